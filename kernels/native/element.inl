@@ -1,0 +1,68 @@
+// Bits and element types. Part of bodies.inl: no includes, everything in its anonymous namespace.
+
+inline float float_of_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline uint32_t bits_of_float(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// a * b + c where fusing cannot change what the caller makes of it (the caller says why). Only where the instruction
+// exists; elsewhere a fused multiply-add is a slow library call.
+inline float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+// Adding 1.5 * 2^23 rounds |x| < 2^22 half to even, and leaves the integer in the low bits (two's complement).
+constexpr float kRound = 12582912.0f;
+
+// Raw is the stored pattern as unsigned, Signed the same width. With the sign bit on top, the largest pattern read as
+// signed is the largest value >= +0, and the largest pattern read as unsigned is the most negative value <= -0; NaN
+// lies beyond infinity on both sides. kInfinity is the pattern of +Inf.
+struct Bf16 {
+    using Raw = uint16_t;
+    using Signed = int16_t;
+    static constexpr Raw kInfinity = 0x7f80;
+    static uint32_t widen_bits(Raw raw) { return static_cast<uint32_t>(raw) << 16; }
+};
+
+struct F16 {
+    using Raw = uint16_t;
+    using Signed = int16_t;
+    static constexpr Raw kInfinity = 0x7c00;
+    // Integer shifts, except that a subnormal m * 2^-24 is (2^-14 + m * 2^-24) - 2^-14: exact, and independent of the
+    // processor's flush-to-zero setting. A NaN keeps its payload and its quiet bit.
+    static uint32_t widen_bits(Raw raw) {
+        const uint32_t magnitude = static_cast<uint32_t>(raw & 0x7fff) << 13;
+        const uint32_t sign = static_cast<uint32_t>(raw & 0x8000) << 16;
+        const uint32_t exponent = magnitude & 0x0f800000u;
+        const uint32_t offset = exponent == 0x0f800000u ? 0x70000000u : 0x38000000u;
+        const uint32_t small = bits_of_float(float_of_bits(magnitude + 0x38800000u) - float_of_bits(0x38800000u));
+        return (exponent == 0 ? small : magnitude + offset) | sign;
+    }
+};
+
+struct F32 {
+    using Raw = uint32_t;
+    using Signed = int32_t;
+    static constexpr Raw kInfinity = 0x7f800000u;
+    static uint32_t widen_bits(Raw raw) { return raw; }
+};
+
+template <class T>
+inline float widen_value(typename T::Raw raw) {
+    return float_of_bits(T::widen_bits(raw));
+}
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

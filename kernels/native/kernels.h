@@ -1,0 +1,54 @@
+// The one list of kernels: what every instruction set implements, and the table that holds them.
+//
+// A body is a plain C++ loop in one of the *.inl files, compiled once per instruction set (isa/*.cpp). Every set returns
+// the same bits. Adding a kernel: one body, one line here, one line in bodies.inl, one binding in module.cpp, one
+// reference in kernels/reference, and its name in kernels/__init__.py.
+//
+// All matrices are row-major and contiguous; sizes were checked by module.cpp. Inputs and outputs never overlap.
+#pragma once
+
+#include <cstdint>
+
+#if !defined(_WIN32) && !defined(_WIN64)
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "shardq reads and writes little-endian streams in place");
+#endif
+
+namespace shardq {
+
+enum class Dtype : int { BF16, F16, F32 };
+
+// A matrix of raw weights: BF16 and F16 as their 16 bits, F32 as float.
+struct Weights {
+    const void* data;
+    Dtype dtype;
+    int64_t rows, cols;
+};
+
+// Integer codes with one scale and zero point per group of columns; the last group of a row may be short.
+struct IntCodes {
+    const uint8_t* codes;  // [rows, cols]
+    const float* scales;   // [rows, groups]
+    const uint8_t* zeros;  // [rows, groups]
+    int64_t rows, cols, group;
+};
+
+struct IntScheme {
+    int bits;  // 2..8
+    int64_t group;
+    bool symmetric;
+};
+
+struct Table {
+    const char* name;
+    void (*widen)(const Weights& src, float* out);
+    void (*group_minmax)(const float* x, int64_t rows, int64_t cols, int64_t group, float* out_min, float* out_max);
+    int64_t (*rtn_int)(const Weights& src, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros);
+    void (*pack_bits)(const uint8_t* codes, int64_t rows, int64_t cols, int bits, uint32_t* out);
+    void (*unpack_bits)(const uint32_t* words, int64_t rows, int64_t cols, int bits, uint8_t* out);
+    void (*transpose_u32)(const uint32_t* src, int64_t rows, int64_t cols, uint32_t* out, int64_t out_cols, int64_t row0);
+    void (*dequantize_int)(const IntCodes& q, float* out);
+    void (*error_int)(const Weights& src, const IntCodes& q, double* stats);
+    uint64_t (*checksum)(const uint8_t* data, int64_t size_bytes);
+};
+
+}  // namespace shardq

@@ -1,0 +1,226 @@
+// Round-to-nearest integer codes, group by group. Part of bodies.inl.
+//
+// The arithmetic is that of auto-round 0.16 (model-free, plain RTN); see kernels.reference.rtn for it as a formula.
+//
+// Division. The codes are RNE(fl(w / s)). For 16-bit sources they are found without dividing. Let q = |w / s|, r = 1 / s
+// rounded, a = RNE(w * r * (1 - e)), b = RNE(w * r * (1 + e)) with e = 6 * 2^-24. The three roundings on the way (r, its
+// factor, the product; one fewer when fused) are below 3.01 * 2^-24 in all, so a sees a number below q and b one above q.
+// - If q = n + 1/2 exactly: {a, b} = {n, n + 1}.
+// - If not: s has 11 significant bits and |2n + 1| <= 513, so (n + 1/2) * s is an odd multiple of some u with at most
+//   2^20.01 u; w is a multiple of u, or of a smaller unit of which it holds less than 2^11. So q differs from every
+//   n + 1/2 by more than 2^-20.02 of itself, which is more than 15 * 2^-24: a = b = RNE(q). The quotient rounded to fp32
+//   differs from q by 2^-24 at most, so it is on the same side too.
+// In both cases the float sum (kRound + a) + (kRound + b) = 2 * (kRound + (a + b) / 2) lies where floats are 2 apart, so its
+// own rounding, half to even, yields twice the even one of {a, b}, and its low bits are RNE(q) as an integer.
+// fp32 sources have too many bits for this and are divided.
+
+constexpr float kSmallestScale = 168.0f / 16777216.0f;  // 1e-5 rounded to fp16
+constexpr float kLargestScale = 65504.0f;
+constexpr int kSpan = 1024;        // columns rounded before they are narrowed to bytes; the buffer stays in L1
+constexpr int kBatch = kSpan / 32;  // groups whose scales are computed at a time
+
+struct GroupScales {
+    int32_t highest[kBatch];  // raw patterns, sign-extended: largest value >= 0, or negative when there is none
+    uint32_t lowest[kBatch];  // raw patterns: most negative value, or positive when there is none
+    float scale[kBatch];
+    float below[kBatch];  // 1 / scale, a little less
+    float above[kBatch];  // 1 / scale, a little more
+    int32_t zero[kBatch];
+    int32_t bad[kBatch];
+};
+
+// To the nearest fp16 value, half to even, kept as a float; x >= 0. Beyond fp16 the result exceeds kLargestScale.
+inline float round_to_fp16(float x) {
+    const uint32_t bits = bits_of_float(x);
+    const float normal = float_of_bits((bits + 0x0fffu + ((bits >> 13) & 1u)) & ~0x1fffu);
+    const float subnormal = (x + 0.5f) - 0.5f;  // floats in [0.5, 1) are 2^-24 apart, as fp16 subnormals are
+    return bits < 0x38800000u ? subnormal : normal;
+}
+
+template <class T>
+inline void find_extremes(const typename T::Raw* SHARDQ_RESTRICT src, int64_t cols, int32_t* highest, uint32_t* lowest) {
+    typename T::Signed high = 0;
+    typename T::Raw low = 0;
+    for (int64_t i = 0; i < cols; i++) {
+        const typename T::Raw raw = src[i];
+        const typename T::Signed value = static_cast<typename T::Signed>(raw);
+        high = value > high ? value : high;
+        low = raw > low ? raw : low;
+    }
+    *highest = high;
+    *lowest = low;
+}
+
+// From the extremes to scale, zero point and brackets, for `count` groups. One loop, so that it vectorises over groups.
+template <class T, bool kSymmetric>
+inline void find_scales(GroupScales& g, int count, int bits) {
+    constexpr uint32_t kSign = uint32_t{1} << (8 * sizeof(typename T::Raw) - 1);
+    const float levels = static_cast<float>((1 << bits) - 1);
+    const float half_levels = static_cast<float>(1 << (bits - 1));
+    const int32_t top = (1 << bits) - 1, middle = 1 << (bits - 1);
+    for (int i = 0; i < count; i++) {
+        const uint32_t low = g.lowest[i] < kSign ? 0u : g.lowest[i] & (kSign - 1u);
+        const uint32_t high = static_cast<uint32_t>(g.highest[i]);
+        const float mx = float_of_bits(T::widen_bits(static_cast<typename T::Raw>(high)));   // max(0, w)
+        const float neg = float_of_bits(T::widen_bits(static_cast<typename T::Raw>(low)));  // -min(0, w)
+        const float extreme = mx < neg ? neg : mx;
+        const float magnitude = round_to_fp16(kSymmetric ? extreme / half_levels : (mx + neg) / levels);
+        const int32_t bad = (high >= T::kInfinity) | (low >= T::kInfinity) | !(magnitude <= kLargestScale);
+        float scale = magnitude < kSmallestScale ? kSmallestScale : magnitude;
+        // auto-round: a positive extreme, and a tie, give a negative scale; a scale that rounded to -0 becomes positive.
+        if (kSymmetric) scale = (!(mx < neg) & (magnitude > 0.0f)) ? -scale : scale;
+        scale = bad ? kSmallestScale : scale;
+        const float inverse = 1.0f / scale;
+        g.scale[i] = scale;
+        g.below[i] = inverse * (1.0f - 6.0f / 16777216.0f);
+        g.above[i] = inverse * (1.0f + 6.0f / 16777216.0f);
+        const float lowest_code = neg / scale + kRound;
+        int32_t zero = static_cast<int32_t>(bits_of_float(lowest_code)) - static_cast<int32_t>(bits_of_float(kRound));
+        zero = zero < top ? zero : top;
+        g.zero[i] = (kSymmetric | bad) ? middle : zero;
+        g.bad[i] = bad;
+    }
+}
+
+// 16-bit sources: the integers of `cols` columns under one scale, zero point added, modulo 2^16. See the note on division.
+inline int32_t bracketed(float w, float below, float above) {
+    const float a = multiply_add(w, below, kRound);
+    const float b = multiply_add(w, above, kRound);
+    return static_cast<int32_t>(bits_of_float(a + b));
+}
+
+template <class T>
+inline void round_columns(const typename T::Raw* SHARDQ_RESTRICT src, int64_t cols, float below, float above, float,
+                          int32_t zero, int16_t* SHARDQ_RESTRICT out) {
+    for (int64_t i = 0; i < cols; i++) {
+        out[i] = static_cast<int16_t>(bracketed(widen_value<T>(src[i]), below, above) + zero);
+    }
+}
+
+// bf16 two at a time: both halves of a 32-bit word widen with one operation each, and nothing changes width.
+template <>
+inline void round_columns<Bf16>(const uint16_t* SHARDQ_RESTRICT src, int64_t cols, float below, float above, float,
+                                int32_t zero, int16_t* SHARDQ_RESTRICT out) {
+    const int64_t pairs = cols / 2;
+    for (int64_t i = 0; i < pairs; i++) {
+        uint32_t raw;
+        std::memcpy(&raw, src + 2 * i, sizeof raw);
+        const int32_t even = bracketed(float_of_bits(raw << 16), below, above) + zero;
+        const int32_t odd = bracketed(float_of_bits(raw & 0xffff0000u), below, above) + zero;
+        const uint32_t both = (static_cast<uint32_t>(even) & 0xffffu) | (static_cast<uint32_t>(odd) << 16);
+        std::memcpy(out + 2 * i, &both, sizeof both);
+    }
+    if (cols % 2 != 0) {
+        out[cols - 1] = static_cast<int16_t>(bracketed(widen_value<Bf16>(src[cols - 1]), below, above) + zero);
+    }
+}
+
+template <>
+inline void round_columns<F32>(const uint32_t* SHARDQ_RESTRICT src, int64_t cols, float, float, float scale,
+                               int32_t zero, int16_t* SHARDQ_RESTRICT out) {
+    for (int64_t i = 0; i < cols; i++) {
+        const float quotient = float_of_bits(src[i]) / scale + kRound;
+        out[i] = static_cast<int16_t>(static_cast<int32_t>(bits_of_float(quotient)) + zero);
+    }
+}
+
+// Known widths let the compiler unroll without a remainder.
+template <class T>
+inline void round_group(const typename T::Raw* src, int64_t cols, const GroupScales& g, int i, int16_t* out) {
+    const float below = g.below[i], above = g.above[i], scale = g.scale[i];
+    const int32_t zero = g.zero[i];
+    if (cols == 128) {
+        round_columns<T>(src, 128, below, above, scale, zero, out);
+    } else if (cols == 64) {
+        round_columns<T>(src, 64, below, above, scale, zero, out);
+    } else if (cols == 32) {
+        round_columns<T>(src, 32, below, above, scale, zero, out);
+    } else {
+        round_columns<T>(src, cols, below, above, scale, zero, out);
+    }
+}
+
+inline void clamp_columns(const int16_t* SHARDQ_RESTRICT src, int64_t cols, int bits, uint8_t* SHARDQ_RESTRICT out) {
+    const int16_t top = static_cast<int16_t>((1 << bits) - 1);
+    for (int64_t i = 0; i < cols; i++) {
+        const int16_t floor = src[i] < 0 ? int16_t{0} : src[i];
+        out[i] = static_cast<uint8_t>(floor > top ? top : floor);
+    }
+}
+
+template <class T>
+inline void find_group_extremes(const typename T::Raw* src, int64_t cols, GroupScales& g, int i) {
+    if (cols == 128) {
+        find_extremes<T>(src, 128, &g.highest[i], &g.lowest[i]);
+    } else if (cols == 32) {
+        find_extremes<T>(src, 32, &g.highest[i], &g.lowest[i]);
+    } else {
+        find_extremes<T>(src, cols, &g.highest[i], &g.lowest[i]);
+    }
+}
+
+// `count` whole groups (the last may be short): at most kBatch groups, and at most kSpan columns unless count is 1.
+template <class T, bool kSymmetric>
+inline int64_t rtn_batch(const typename T::Raw* src, int64_t cols, const IntScheme& scheme, int count, uint8_t* codes,
+                         float* scales, uint8_t* zeros) {
+    GroupScales g;
+    int16_t span[kSpan];
+    const int64_t group = scheme.group;
+    for (int i = 0; i < count; i++) find_group_extremes<T>(src + i * group, least(group, cols - i * group), g, i);
+    find_scales<T, kSymmetric>(g, count, scheme.bits);
+    if (count == 1) {
+        for (int64_t at = 0; at < cols; at += kSpan) {
+            const int64_t width = least(kSpan, cols - at);
+            round_group<T>(src + at, width, g, 0, span);
+            clamp_columns(span, width, scheme.bits, codes + at);
+        }
+    } else {
+        for (int i = 0; i < count; i++) {
+            round_group<T>(src + i * group, least(group, cols - i * group), g, i, span + i * group);
+        }
+        clamp_columns(span, cols, scheme.bits, codes);
+    }
+    int64_t bad = 0;
+    for (int i = 0; i < count; i++) {
+        scales[i] = g.scale[i];
+        zeros[i] = static_cast<uint8_t>(g.zero[i]);
+        bad += g.bad[i];
+    }
+    if (bad != 0) {
+        for (int i = 0; i < count; i++) {
+            if (g.bad[i] == 0) continue;
+            std::memset(codes + i * group, 1 << (scheme.bits - 1), static_cast<size_t>(least(group, cols - i * group)));
+        }
+    }
+    return bad;
+}
+
+template <class T, bool kSymmetric>
+inline int64_t rtn_rows(const Weights& w, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros) {
+    const int64_t groups = ceil_div(w.cols, scheme.group);
+    const int64_t batch = scheme.group >= kSpan ? 1 : least(kBatch, kSpan / scheme.group);
+    const auto* src = static_cast<const typename T::Raw*>(w.data);
+    int64_t bad = 0;
+    for (int64_t row = 0; row < w.rows; row++) {
+        for (int64_t first = 0; first < groups; first += batch) {
+            const int64_t count = least(batch, groups - first);
+            const int64_t at = row * w.cols + first * scheme.group;
+            const int64_t cols = least(count * scheme.group, w.cols - first * scheme.group);
+            bad += rtn_batch<T, kSymmetric>(src + at, cols, scheme, static_cast<int>(count), codes + at,
+                                            scales + row * groups + first, zeros + row * groups + first);
+        }
+    }
+    return bad;
+}
+
+template <class T>
+inline int64_t rtn_any(const Weights& w, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros) {
+    return scheme.symmetric ? rtn_rows<T, true>(w, scheme, codes, scales, zeros)
+                            : rtn_rows<T, false>(w, scheme, codes, scales, zeros);
+}
+
+int64_t rtn_int(const Weights& w, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros) {
+    if (w.dtype == Dtype::BF16) return rtn_any<Bf16>(w, scheme, codes, scales, zeros);
+    if (w.dtype == Dtype::F16) return rtn_any<F16>(w, scheme, codes, scales, zeros);
+    return rtn_any<F32>(w, scheme, codes, scales, zeros);
+}

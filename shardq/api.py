@@ -1,0 +1,70 @@
+"""The functions that scripts call. They return typed values, print nothing, and raise ShardqError."""
+
+from pathlib import Path
+
+from shardq.headers import read_checkpoint, read_dump
+from shardq.inspection import Inspection, inspect_source
+from shardq.limits import Limits
+from shardq.plan import Plan, make_plan
+from shardq.progress import Progress, Report
+from shardq.recipe import Recipe, make_recipe
+from shardq.run import Result, quantize_to_folder
+from shardq.sources import open_source
+from shardq.verify import Verification, verify_folder
+
+
+def quantize(
+    source: str | Path,
+    recipe: str | Recipe = "W4A16",
+    *,
+    output_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    limits: Limits | None = None,
+    restart: bool = False,
+    report: Report | None = None,
+) -> Result:
+    """Quantize a checkpoint into a folder, or resume a run that stopped, or answer that it is done.
+
+    `source`: a folder, "org/name", "org/name@revision", "hf://org/name@revision" or "demo".
+    `recipe`: a scheme's name, which may carry a layout ("W4A16@gptq"), or what `make_recipe` returns.
+    `output_dir`: by default the source's name with the scheme's behind it, in the current folder.
+    `restart`: discard what an earlier run with other parameters left. `report` is called with each step.
+    Raises a ShardqError whose class and message say what is wrong; what is finished is kept, and the same call resumes.
+    """
+    wanted = _recipe(recipe)
+    opened = open_source(str(source), subfolder)
+    out = Path(output_dir) if output_dir else Path(f"{opened.label.rpartition('/')[2]}-{wanted.scheme.name}")
+    return quantize_to_folder(opened, wanted, out, limits or Limits(), restart, report or _silent)
+
+
+def plan(source: str | Path, recipe: str | Recipe = "W4A16", *, subfolder: str | None = None) -> Plan:
+    """What `quantize` would do with the same words, from headers alone. Raises what it raises before it reads a weight."""
+    return make_plan(read_checkpoint(open_source(str(source), subfolder)), _recipe(recipe))
+
+
+def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16") -> Plan:
+    """The plan of a checkpoint of which only a folder with config.json and headers.json.gz ({shard: {tensor: [dtype,
+    shape]}}) or an index is at hand. With an index alone, shapes and bytes are unknown."""
+    return make_plan(read_dump(Path(folder)), _recipe(recipe))
+
+
+def verify(folder: str | Path, *, deep: bool = False, source: str | Path | None = None) -> Verification:
+    """Check a finished output folder against its ledger, index, headers and configuration.
+
+    `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed from
+    the original weights and copies are compared byte for byte. Raises VerifyFailed when there is nothing to check.
+    """
+    return verify_folder(Path(folder), deep, open_source(str(source)) if source is not None else None)
+
+
+def inspect(source: str | Path, *, subfolder: str | None = None) -> Inspection:
+    """Roles, schemes, layout and bits per weight of a repo or folder, from headers alone."""
+    return inspect_source(open_source(str(source), subfolder))
+
+
+def _recipe(recipe: str | Recipe) -> Recipe:
+    return make_recipe(recipe) if isinstance(recipe, str) else recipe
+
+
+def _silent(step: Progress) -> None:
+    """Report nothing."""

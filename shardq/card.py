@@ -1,0 +1,98 @@
+"""The model card: what this is, how it was made, how far it is from its source."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any, Final
+
+import yaml
+
+from shardq.ledger import Errors
+from shardq.plan import Plan
+from shardq.recipe import Recipe
+
+CARRIED: Final = ("license", "license_name", "license_link", "pipeline_tag", "language", "library_name")
+WORST: Final = 5  # modules listed with the largest relative error
+
+
+def make_card(plan: Plan, errors: Mapping[str, Errors], total: Errors, source_card: str | None) -> str:
+    """README.md with the front matter that the Hub reads; the same text for the same plan and output."""
+    c = plan.checkpoint
+    counts = {a: sum(d.action == a for d in plan.decisions) for a in ("quantize", "copy")}
+    command = make_command(plan)
+    front = yaml.safe_dump(_front_matter(plan, source_card), sort_keys=False, allow_unicode=True)
+    worst = sorted(errors.items(), key=lambda kv: (-kv[1].relative, kv[0]))[:WORST]
+    lines = [
+        "---", front.rstrip(), "---", "",
+        f"# {c.label.rpartition('/')[2]}, {plan.recipe.scheme.name}", "",
+        f"Quantized from `{c.label}`{f' at commit `{c.commit}`' if c.commit else ''} with shardq, without calibration data:", "",
+        "```", command, "```", "",
+        f"- {counts['quantize']} weight matrices in {plan.recipe.scheme.name}, layout `{plan.layout.name}`; "
+        f"{counts['copy']} tensors copied unchanged.",
+        f"- {plan.source_bytes / 1e9:.2f} GB became {plan.output_bytes / 1e9:.2f} GB.",
+        f"- Loads in: {plan.layout.loaders}.",
+        f"- Relative error of all quantized weights (root of squared error over squared weight): {total.relative:.5f}.", "",
+        "Largest relative errors:", "", "| tensor | relative error | largest error |", "| --- | --- | --- |",
+        *(f"| `{name}` | {e.relative:.5f} | {e.max_error:.3g} |" for name, e in worst), "",
+        "Every source tensor is accounted for in `shardq-ledger.json.zst`; `shardq verify` checks this folder against it.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def make_command(plan: Plan) -> str:
+    """The command that gives these bytes, with the options that decide them and no others."""
+    return shlex.join(["shardq", "quantize", _source_words(plan), *_options(plan.recipe)])
+
+
+def _source_words(plan: Plan) -> str:
+    c = plan.checkpoint
+    return f"{c.label}@{c.commit}" if c.commit else c.label
+
+
+def _options(r: Recipe) -> list[str]:
+    words = ["--scheme", r.preset, "--format", r.layout]
+    words += ["--bits", str(r.scheme.bits), "--group-size", str(r.scheme.group_size)]
+    words += ["--sym" if r.scheme.symmetric else "--asym"]
+    for p in r.ignore:
+        words += ["--ignore", p.text]
+    if any(p.kind in ("search", "substring") for p in (*r.ignore, *(x.pattern for x in r.layer_rules))):
+        words += ["--ignore-dialect", "auto-round"]
+    for p in r.include:
+        words += ["--include", p.text]
+    if r.layer_rules:
+        words += ["--layer-config", _layer_config(r)]
+    if r.quant_lm_head:
+        words.append("--quant-lm-head")
+    if r.ragged != "refuse":
+        words += ["--ragged", r.ragged]
+    return [*words, "--rtn"]
+
+
+def _layer_config(r: Recipe) -> str:
+    rules: dict[str, dict[str, Any]] = {}
+    for rule in r.layer_rules:
+        values = {"bits": rule.bits, "group_size": rule.group_size, "sym": rule.sym, "scheme": rule.scheme}
+        rules[rule.pattern.text] = {k: v for k, v in values.items() if v is not None}
+    return json.dumps(rules)
+
+
+def _front_matter(plan: Plan, source_card: str | None) -> dict[str, Any]:
+    source = _read_front_matter(source_card or "")
+    front: dict[str, Any] = {}
+    if plan.checkpoint.commit:  # only a Hub repo has a name that others can follow
+        front |= {"base_model": plan.checkpoint.label, "base_model_relation": "quantized"}
+    front |= {k: source[k] for k in CARRIED if k in source}
+    front.setdefault("library_name", "transformers")
+    front["tags"] = ["shardq", plan.layout.name.replace("_", "-"), plan.recipe.scheme.name.lower()]
+    return front
+
+
+def _read_front_matter(card: str) -> dict[str, Any]:
+    """The YAML block at the head of a card; empty when there is none or it is malformed."""
+    if not card.startswith("---"):
+        return {}
+    try:
+        front = yaml.safe_load(card[3:].partition("\n---")[0])
+    except yaml.YAMLError:
+        return {}
+    return front if isinstance(front, dict) else {}

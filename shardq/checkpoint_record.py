@@ -1,0 +1,44 @@
+"""A checkpoint's headers as bytes: kept in the staging folder when source shards are deleted on the way, because a
+resumed run could not read them again."""
+
+import base64
+import json
+from dataclasses import asdict
+from typing import Any
+
+import zstandard
+
+from shardq.checkpoint import Checkpoint, Shard, SideFile, TensorRef
+
+
+def encode_checkpoint(c: Checkpoint) -> bytes:
+    """Compressed JSON."""
+    record = {
+        "label": c.label,
+        "commit": c.commit,
+        "shards": [asdict(s) for s in c.shards],
+        "tensors": [asdict(t) for t in c.tensors.values()],
+        "config": None if c.config_bytes is None else base64.b64encode(c.config_bytes).decode(),
+        "index_name": c.index_name,
+        "side_files": [asdict(f) for f in c.side_files],
+        "warnings": list(c.warnings),
+    }
+    return zstandard.ZstdCompressor().compress(json.dumps(record).encode())
+
+
+def decode_checkpoint(data: bytes) -> Checkpoint:
+    """The inverse of encode_checkpoint."""
+    r: dict[str, Any] = json.loads(zstandard.ZstdDecompressor().decompress(data))
+    config = None if r["config"] is None else base64.b64decode(r["config"])
+    tensors = (TensorRef(**{**t, "shape": None if t["shape"] is None else tuple(t["shape"])}) for t in r["tensors"])
+    return Checkpoint(
+        label=r["label"],
+        commit=r["commit"],
+        shards=tuple(Shard(**s) for s in r["shards"]),
+        tensors={t.name: t for t in tensors},
+        config=None if config is None else json.loads(config),
+        config_bytes=config,
+        index_name=r["index_name"],
+        side_files=tuple(SideFile(**f) for f in r["side_files"]),
+        warnings=tuple(r["warnings"]),
+    )

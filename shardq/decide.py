@@ -1,0 +1,231 @@
+"""Which tensors are quantized, under which scheme, and why: roles, then what the recipe says, then what the layout can hold."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from shardq.checkpoint import Checkpoint, TensorRef
+from shardq.companions import find_companions
+from shardq.errors import (
+    BadGroupSize,
+    BadOption,
+    LayoutRefuses,
+    NothingToQuantize,
+    PatternMatchesNothing,
+    UnknownTensor,
+    UnsupportedSource,
+)
+from shardq.formats import WEIGHT_DTYPES
+from shardq.layouts import find_layout
+from shardq.patterns import LayerRule, Pattern
+from shardq.recipe import Recipe
+from shardq.roles import Role, Verdict, assign_roles
+from shardq.schemes import Scheme, change_scheme, parse_scheme
+
+FITTING_GROUPS = (1024, 512, 256, 128, 64, 32, 16)  # what the loaders' kernels take, largest first
+# Roles whose tensors are plain [out, in] matrices, so that --include and exact --layer-config names may quantize them.
+MATRIX_ROLES = frozenset(
+    {Role.LINEAR, Role.HEAD, Role.ROUTER, Role.MTP, Role.NONTEXT, Role.OUTSIDE_BLOCK, Role.SMALL}
+)
+SHOWN = 6  # names listed in a message before "and N more"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of one source tensor."""
+
+    tensor: TensorRef
+    role: Role
+    rule: str  # what decided: a rule of the role table, or "ignore:PATTERN", "include:PATTERN", "layer_config:PATTERN", "ragged"
+    action: Literal["quantize", "copy"]
+    scheme: Scheme | None  # None when copied
+
+
+def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
+    """One decision for every tensor, in checkpoint order.
+
+    Raises UnsupportedSource, UnknownTensor, PatternMatchesNothing, BadOption, BadGroupSize, LayoutRefuses and
+    NothingToQuantize; all of them before any weight is read.
+    """
+    tensors = tuple(checkpoint.tensors.values())
+    roles = assign_roles(tensors, checkpoint.config)
+    modules = {t.module for t in tensors if _is_weight(t)}
+    _check_patterns(recipe, modules)
+    refuse_quantized_source(checkpoint)
+    exact = {r.pattern.body if r.pattern.kind == "exact" else r.pattern.text: r for r in recipe.layer_rules}
+    decisions = tuple(_decide_one(t, roles[t.name], recipe, exact) for t in tensors)
+    _refuse_unknown(decisions)
+    _check_head(checkpoint, recipe, decisions)
+    decisions = _fit_layout(decisions, recipe)
+    if not any(d.action == "quantize" for d in decisions):
+        raise NothingToQuantize(
+            f"nothing to quantize in {checkpoint.label}: none of its {len(tensors)} tensors is a Linear weight that the "
+            "recipe selects; `shardq inspect` shows the role of each"
+        )
+    return decisions
+
+
+def refuse_quantized_source(checkpoint: Checkpoint) -> None:
+    """Stop at a checkpoint that is quantized already. Raises UnsupportedSource with the kind and the first tensors."""
+    found = find_companions(checkpoint.tensors.values())
+    if found:
+        kinds = sorted({c.kind for c in found})
+        raise UnsupportedSource(
+            f"{checkpoint.label} is quantized already ({', '.join(kinds)}): {len(found)} companion tensors such as "
+            f"{_names([c.name for c in found])}; start from the BF16, FP16 or FP32 checkpoint"
+        )
+
+
+def _is_weight(t: TensorRef) -> bool:
+    return t.name.endswith(".weight") and (t.shape is None or len(t.shape) == 2)
+
+
+def _decide_one(t: TensorRef, verdict: Verdict, recipe: Recipe, exact: Mapping[str, LayerRule]) -> Decision:
+    def keep(rule: str) -> Decision:
+        return Decision(t, verdict.role, rule, "copy", None)
+
+    if not _is_weight(t):
+        ignored = next((p for p in recipe.ignore if p.matches(t.module) or p.matches(t.name)), None)
+        if verdict.role in (Role.UNKNOWN, Role.EXPERT_STACK) and ignored:
+            return keep(f"ignore:{ignored.text}")
+        return keep(verdict.rule)
+    named = exact.get(t.module)
+    if named is None and (hit := _first(recipe.ignore, t.module)):
+        return keep(f"ignore:{hit.text}")
+    included = _first(recipe.include, t.module)
+    wanted = verdict.role is Role.LINEAR or (verdict.role is Role.HEAD and recipe.quant_lm_head)
+    if not wanted and (named or included):
+        if verdict.role not in MATRIX_ROLES:
+            raise BadOption(
+                f"{t.module} cannot be quantized: its role is {verdict.role.value} (rule {verdict.rule}); "
+                "remove it from --include or --layer-config"
+            )
+        wanted = named is None or not named.keeps
+    if not wanted:
+        return keep(verdict.rule)
+    if t.dtype is not None and t.dtype not in WEIGHT_DTYPES:
+        raise UnsupportedSource(
+            f"{t.name} in {t.shard} is {t.dtype}: expected one of {', '.join(WEIGHT_DTYPES)}; keep it with --ignore {t.module}"
+        )
+    rule = named or next((r for r in recipe.layer_rules if r.pattern.matches(t.module)), None)
+    rule = rule or next((r for r in recipe.preset_rules if r.pattern.matches(t.module)), None)
+    if rule is None:
+        return Decision(t, verdict.role, f"include:{included.text}" if included else verdict.rule, "quantize", recipe.scheme)
+    scheme = _apply(rule, recipe.scheme)
+    if scheme is None:
+        return keep(f"layer_config:{rule.pattern.text}")
+    return Decision(t, verdict.role, f"layer_config:{rule.pattern.text}", "quantize", scheme)
+
+
+def _apply(rule: LayerRule, default: Scheme) -> Scheme | None:
+    """The default scheme changed by a rule; None when it says 16 bits."""
+    if rule.keeps:
+        return None
+    base = parse_scheme(rule.scheme).scheme if rule.scheme else default
+    return change_scheme(base, rule.bits, rule.group_size, rule.sym)
+
+
+def _first(patterns: Sequence[Pattern], module: str) -> Pattern | None:
+    return next((p for p in patterns if p.matches(module)), None)
+
+
+def _check_patterns(recipe: Recipe, modules: set[str]) -> None:
+    """Every pattern of the user must hit a module: a typo must not pass silently."""
+    options = (
+        ("--ignore", recipe.ignore),
+        ("--include", recipe.include),
+        ("--layer-config", tuple(r.pattern for r in recipe.layer_rules)),
+    )
+    for option, patterns in options:
+        for p in patterns:
+            if p.kind == "exact" and p.body in modules:
+                continue
+            if not any(p.matches(m) for m in modules):
+                raise PatternMatchesNothing(
+                    f"{option} {p.text!r} matches no module: a bare name is exact, `*` stands for one dotted segment, "
+                    "`**` for any number, `re:` starts a regular expression; `shardq inspect` lists the modules"
+                )
+
+
+def _refuse_unknown(decisions: Sequence[Decision]) -> None:
+    stacks = [d.tensor.name for d in decisions if d.role is Role.EXPERT_STACK and not d.rule.startswith("ignore:")]
+    if stacks:
+        raise UnsupportedSource(
+            f"{len(stacks)} expert stacks (three-dimensional tensors) such as {_names(stacks)}: this version quantizes "
+            "experts only where each has tensors of its own; keep them in source precision with --ignore"
+        )
+    unknown = [d.tensor.name for d in decisions if d.role is Role.UNKNOWN and not d.rule.startswith("ignore:")]
+    if unknown:
+        raise UnknownTensor(
+            f"{len(unknown)} tensors of unknown role: {_names(unknown)}; look at them with `shardq inspect`, and keep "
+            "them in source precision with --ignore NAME if that is right"
+        )
+
+
+def _check_head(checkpoint: Checkpoint, recipe: Recipe, decisions: Sequence[Decision]) -> None:
+    """A tied head has no weights of its own that a loader would read."""
+    heads = [d for d in decisions if d.role is Role.HEAD and d.action == "quantize"]
+    tied = bool((checkpoint.config or {}).get("tie_word_embeddings"))
+    if recipe.quant_lm_head and (tied or not heads):
+        raise BadOption(
+            f"--quant-lm-head: {checkpoint.label} has no head of its own to quantize "
+            + ("(tie_word_embeddings is true: the head is the embedding)" if tied else "")
+        )
+
+
+def _fit_layout(decisions: Sequence[Decision], recipe: Recipe) -> tuple[Decision, ...]:
+    """Apply --ragged where the layout cannot hold a tensor. Raises BadGroupSize or LayoutRefuses with the list."""
+    layout = find_layout(recipe.layout)
+    fitted: list[Decision] = []
+    refused: dict[str, list[Decision]] = {}
+    for d in decisions:
+        if d.scheme is None or d.tensor.shape is None:
+            fitted.append(d)
+            continue
+        rows, columns = d.tensor.shape
+        refusal = layout.refuse(d.scheme, recipe.scheme, rows, columns)
+        if refusal is None:
+            fitted.append(d)
+            continue
+        shrunk = _shrink(d.scheme, columns) if refusal.ragged and recipe.ragged == "shrink" else None
+        if shrunk and layout.refuse(shrunk, recipe.scheme, rows, columns) is None:
+            fitted.append(Decision(d.tensor, d.role, "ragged:shrink", "quantize", shrunk))
+        elif recipe.ragged == "keep" and (refusal.ragged or rows % layout.slab_rows or columns % layout.slab_rows):
+            fitted.append(Decision(d.tensor, d.role, "ragged:keep", "copy", None))
+        else:
+            refused.setdefault(refusal.reason if not refusal.ragged else "", []).append(d)
+    for reason, ds in refused.items():
+        if reason:
+            raise LayoutRefuses(
+                f"layout {layout.name} {reason}: {_listed(ds)}; keep them with --ragged keep or --ignore, or choose another --format"
+            )
+    if ragged := refused.get(""):
+        raise BadGroupSize(_ragged_message(layout.name, ragged))
+    return tuple(fitted)
+
+
+def _shrink(scheme: Scheme, columns: int) -> Scheme | None:
+    """`scheme` with the largest group that divides the columns and that loaders take."""
+    sizes = (g for g in FITTING_GROUPS if g < scheme.group_size and columns % g == 0)
+    size = next(sizes, None)
+    return None if size is None else change_scheme(scheme, group_size=size)
+
+
+def _ragged_message(layout: str, ragged: Sequence[Decision]) -> str:
+    widths = {d.tensor.shape[1] for d in ragged if d.tensor.shape}
+    fits = [str(g) for g in reversed(FITTING_GROUPS) if all(c % g == 0 for c in widths)]
+    sizes = sorted({d.scheme.group_size for d in ragged if d.scheme})
+    advice = f"--group-size {' or '.join(fits)} fits them all; or " if fits else ""
+    return (
+        f"group size {', '.join(map(str, sizes))} does not divide the columns of {_listed(ragged)}, and layout {layout} cannot hold a "
+        f"short group: {advice}--ragged shrink (largest group that fits, per module) or --ragged keep (source precision)"
+    )
+
+
+def _listed(ds: Sequence[Decision]) -> str:
+    return f"{len(ds)} tensors: " + _names([f"{d.tensor.name} {list(d.tensor.shape or ())}" for d in ds])
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

@@ -1,0 +1,1 @@
+"""Executors: where jobs run. All of them speak the protocol of `base.py`."""

@@ -1,0 +1,73 @@
+"""Runs jobs in the caller's process, one per `wait`: for one worker, notebooks and tests."""
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from multiprocessing import connection
+from types import TracebackType
+from typing import Self
+
+from shardq.executors.base import JOBS_QUEUED_PER_WORKER, Job, Outcome, attempt, load_handler
+
+
+class InlineExecutor:
+    """An executor without processes. Only one job is in memory at a time, so it needs no byte
+    budget.
+    """
+
+    def __init__(self, entry: str, context: object) -> None:
+        """Build the handler (see `load_handler`); what that raises, this raises."""
+        self._handler = load_handler(entry, context)
+        self._queue: deque[Job] = deque()
+        self._closed = False
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; see Executor."""
+        if self._closed:
+            raise RuntimeError("the executor is closed")
+        self._queue.append(job)
+
+    def wait(
+        self, timeout_s: float | None, also: Sequence[int | connection.Connection] = ()
+    ) -> list[Outcome]:
+        """Run the next job unless `also` is readable; a job that has begun is not cut short by
+        `timeout_s`.
+        """
+        if also and connection.wait(also, 0 if self._queue else timeout_s):
+            return []
+        if not self._queue:
+            return []
+        job = self._queue.popleft()
+        result, error = attempt(job.name, partial(self._handler, job.work))
+        return [Outcome(job, result, error, os.getpid())]
+
+    def unfinished(self) -> int:
+        """Jobs not run yet."""
+        return len(self._queue)
+
+    def room(self) -> int:
+        """How many more jobs are worth queueing now."""
+        return max(0, JOBS_QUEUED_PER_WORKER - len(self._queue))
+
+    def cancel_queued(self) -> list[Job]:
+        """Take back every job not run yet."""
+        jobs = list(self._queue)
+        self._queue.clear()
+        return jobs
+
+    def close(self) -> None:
+        """Drop what is queued."""
+        self._queue.clear()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,96 @@
+"""One worker process as the supervisor sees it: start it, end it, say why it died."""
+
+import logging
+import multiprocessing
+import signal
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.context import (
+    ForkServerContext,
+    ForkServerProcess,
+    SpawnContext,
+    SpawnProcess,
+)
+from typing import Final
+
+from shardq.executors.base import Job
+from shardq.executors.child import PRELOAD, serve
+
+logger = logging.getLogger(__name__)
+
+EXIT_WAIT_S: Final = 5.0  # for a process that has closed its pipe or has been killed
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """A process, the supervisor's end of its pipe, and what it is doing."""
+
+    process: ForkServerProcess | SpawnProcess
+    pipe: connection.Connection
+    ready: bool = False  # the handler is built
+    job: Job | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id; 0 when it never started."""
+        return self.process.pid or 0
+
+
+def start_context(entry: str) -> ForkServerContext | SpawnContext:
+    """The start method: a fork server that has loaded the entry's module, or spawn where there is
+    none.
+
+    The preload is lost (slower, not wrong) when the program has a fork server running already.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOAD, entry.partition(":")[0]])
+    return context
+
+
+def start_worker(
+    start: ForkServerContext | SpawnContext, name: str, entry: str, context: object
+) -> WorkerProcess:
+    """Start a process that builds the handler and then serves. Raises OSError or EOFError when it
+    cannot.
+    """
+    pipe, far_end = start.Pipe()
+    process = start.Process(target=serve, args=(far_end, entry, context), name=name, daemon=True)
+    try:
+        process.start()
+    except (OSError, EOFError):
+        pipe.close()
+        raise
+    finally:
+        far_end.close()  # so that the pipe ends when the worker does
+    return WorkerProcess(process, pipe)
+
+
+def end_worker(worker: WorkerProcess) -> int:
+    """Wait for a worker that has been killed or whose pipe is at its end; return its exit code.
+
+    One that is still there after EXIT_WAIT_S is killed.
+    """
+    worker.pipe.close()
+    worker.process.join(EXIT_WAIT_S)
+    if worker.process.exitcode is None:
+        logger.warning("worker %d did not leave within %g s: killed", worker.pid, EXIT_WAIT_S)
+        worker.process.kill()
+        worker.process.join()
+    exit_code = worker.process.exitcode
+    assert exit_code is not None
+    worker.process.close()
+    return exit_code
+
+
+def cause_of_death(exit_code: int) -> str:
+    """What an exit code says, as the end of a sentence; negative means a signal."""
+    if exit_code == -signal.SIGKILL:
+        return "was killed (signal 9), likely out of memory: lower --parallel or --max-ram"
+    if exit_code >= 0:
+        return f"left with exit code {exit_code}"
+    text = f"died of signal {-exit_code} ({signal.strsignal(-exit_code)})"
+    if -exit_code in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT):
+        return text + ", a fault in native code: report it; SHARDQ_KERNELS=baseline may avoid it"
+    return text

@@ -1,0 +1,101 @@
+"""Fetches remote shards ahead of the workers, a few at a time, under a cap on staged bytes."""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from shardq.checkpoint import Shard
+from shardq.errors import ShardqError
+from shardq.sources.base import Source
+
+AHEAD: Final = 3  # shards staged or on their way at a time, without a disk cap
+THREADS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A shard that has arrived, or the reason why it has not."""
+
+    shard: Shard
+    sha256: str | None
+    error: ShardqError | None
+
+
+class Fetcher:
+    """Downloads shards in order on background threads. `ready` is a descriptor that becomes readable on arrival."""
+
+    def __init__(
+        self, source: Source, folder: Path, shards: Sequence[Shard], cap_bytes: int | None, on_bytes: Callable[[int], None]
+    ) -> None:
+        self._source, self._folder, self._on_bytes = source, folder, on_bytes
+        self._todo = list(reversed(shards))
+        self._cap = cap_bytes
+        self._staged: dict[str, int] = {}  # shard -> bytes, on their way or here
+        self._change = threading.Condition()
+        self._stop = False
+        self._arrived: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
+        self.ready, self._wake = os.pipe()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(THREADS, len(shards)))]
+        for t in self._threads:
+            t.start()
+
+    def take(self) -> list[Fetched]:
+        """What has arrived since the last call."""
+        arrived: list[Fetched] = []
+        while not self._arrived.empty():
+            arrived.append(self._arrived.get())
+            os.read(self.ready, 1)
+        return arrived
+
+    def free(self, shard: Shard) -> None:
+        """Tell that a staged shard was deleted."""
+        with self._change:
+            self._staged.pop(shard.name, None)  # one that an earlier run staged was never counted
+            self._change.notify_all()
+
+    def close(self) -> None:
+        """Start no more downloads and wait for the running ones to notice."""
+        with self._change:
+            self._stop = True
+            self._change.notify_all()
+        for t in self._threads:
+            t.join()
+        os.close(self.ready)
+        os.close(self._wake)
+
+    def _next(self) -> Shard | None:
+        with self._change:
+            while not self._stop and self._todo:
+                size = self._todo[-1].size_bytes
+                fits = self._cap is None or sum(self._staged.values()) + size <= self._cap
+                if not self._staged or (len(self._staged) < AHEAD and fits):
+                    shard = self._todo.pop()
+                    self._staged[shard.name] = size
+                    return shard
+                self._change.wait()
+        return None
+
+    def _count(self, count: int) -> None:
+        if self._stop:
+            raise _Stopped
+        self._on_bytes(count)
+
+    def _work(self) -> None:
+        while (shard := self._next()) is not None:
+            try:
+                sha256 = self._source.fetch(shard.name, self._folder / shard.name, self._count)
+                got = Fetched(shard, sha256, None)
+            except ShardqError as e:
+                got = Fetched(shard, None, e)
+            except _Stopped:
+                return
+            self._arrived.put(got)
+            os.write(self._wake, b"x")
+
+
+class _Stopped(Exception):
+    """Unwinds a download when the run stops."""

@@ -1,0 +1,1 @@
+"""Files on disk: the safetensors container and writes that appear whole or not at all."""

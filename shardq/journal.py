@@ -1,0 +1,137 @@
+"""The append-only record of finished work: what a run may rely on after a crash.
+
+One event per line:
+
+    +--------------+-------+--------------------------------+---------+
+    | 8 hex digits | space | one JSON object, compact ASCII | newline |
+    +--------------+-------+--------------------------------+---------+
+      CRC-32 of the JSON bytes (zlib.crc32, lower case)
+
+Replay stops at the first line that is short, damaged or not an object, and cuts the file there: a
+torn tail means that the last events did not happen. So an event is written only after what it tells
+is durable itself.
+
+Events, by the key "event". The pipeline writes and reads them; this module knows none of them.
+
+    | event     | other keys                      | durable | tells                                |
+    | --------- | ------------------------------- | ------- | ------------------------------------ |
+    | start     | identity                        | yes     | what the run was asked to make       |
+    | fetched   | shard, size_bytes, sha256       | yes     | a source shard is staged, verified   |
+    | task      | id, checksum, error figures     | no      | a task's output bytes are written    |
+    | file      | name, size_bytes, sha256        | yes     | an output file is complete           |
+    | freed     | shard                           | yes     | a staged source shard may be deleted |
+    | published |                                 | yes     | every file has its final name        |
+
+An event that is not durable becomes so with the next durable one, being in the same file before it;
+but its output bytes do not: whoever replays a task event checks its checksum, or the file event.
+Only one process may have a journal open; the folder's lock sees to that.
+"""
+
+import json
+import logging
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from shardq.files.atomic import pwrite_all, sync_folder, writing
+
+logger = logging.getLogger(__name__)
+
+CRC_DIGITS: Final = 8
+
+
+class Journal:
+    """An open journal file; `open` makes one."""
+
+    def __init__(self, path: Path, fd: int, size_bytes: int) -> None:
+        """Take over descriptor `fd`, whose first `size_bytes` are whole lines."""
+        self._path = path
+        self._fd = fd
+        self._size_bytes = size_bytes
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[Self, list[dict[str, Any]]]:
+        """Open or create the journal; return it with the events it holds, oldest first.
+
+        Cuts a torn tail off, durably. Raises NotWritable or DiskFull.
+        """
+        with writing(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                events, good_bytes = _replay(fd)
+                torn_bytes = os.fstat(fd).st_size - good_bytes
+                if torn_bytes:
+                    logger.warning("%s: cut %d bytes of a torn tail", path, torn_bytes)
+                    os.ftruncate(fd, good_bytes)
+                    os.fsync(fd)
+                if not events:
+                    sync_folder(path.parent)
+            except BaseException:
+                os.close(fd)
+                raise
+        return cls(path, fd, good_bytes), events
+
+    def append(self, event: Mapping[str, object], durable: bool) -> None:
+        """Write one event; with `durable` it and all before it are on the disk on return.
+
+        Raises DiskFull or NotWritable; the event has then not happened, and the next one takes its
+        place. NaN and infinities are written as Python's json does.
+        """
+        line = _line(event)
+        with writing(self._path):
+            # At a fixed offset: what a failed write left behind is overwritten or cut by replay.
+            pwrite_all(self._fd, line, self._size_bytes)
+            if durable:
+                os.fsync(self._fd)
+        self._size_bytes += len(line)
+
+    def close(self) -> None:
+        """Close the file; nothing may be appended after it. May be called again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _line(event: Mapping[str, object]) -> bytes:
+    text = json.dumps(dict(event), separators=(",", ":")).encode("ascii")
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _replay(fd: int) -> tuple[list[dict[str, Any]], int]:
+    """The events of the whole lines at the start of the file, and the bytes of these lines."""
+    events: list[dict[str, Any]] = []
+    good_bytes = 0
+    with os.fdopen(os.dup(fd), "rb") as file:
+        for line in file:
+            event = _event(line)
+            if event is None:
+                break
+            events.append(event)
+            good_bytes += len(line)
+    return events, good_bytes
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """The event of a line, None for a bad one."""
+    text = line[CRC_DIGITS + 1 : -1]
+    if line != b"%08x %s\n" % (zlib.crc32(text), text):
+        return None
+    try:
+        event = json.loads(text)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None

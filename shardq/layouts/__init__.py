@@ -1,0 +1,19 @@
+"""The table of layouts. Adding one is a file, a row here and a folder of golden files; see ADDING.md."""
+
+from typing import Final
+
+from shardq.errors import LayoutRefuses
+from shardq.layouts.auto_round import AutoRound
+from shardq.layouts.base import Layout
+from shardq.layouts.gptq import Gptq
+
+LAYOUTS: Final[tuple[Layout, ...]] = (AutoRound(), Gptq())
+
+
+def find_layout(name: str) -> Layout:
+    """The layout of that name or alias. Raises LayoutRefuses with the names that exist."""
+    wanted = name.strip().lower()
+    for layout in LAYOUTS:
+        if wanted == layout.name or wanted in layout.aliases:
+            return layout
+    raise LayoutRefuses(f"unknown layout {name!r}: expected one of {', '.join(x.name for x in LAYOUTS)}")

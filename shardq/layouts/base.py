@@ -1,0 +1,85 @@
+"""What a layout is: names and bytes on disk for the canonical result of a quantizer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardq.kernels import KernelSet
+from shardq.quantize.quantized import Quantized
+from shardq.schemes import Scheme
+
+Arrays = Mapping[str, NDArray[Any]]  # suffix -> array of the slab
+
+
+@dataclass(frozen=True, slots=True)
+class OutSpec:
+    """One tensor that a layout writes for a module, named `<module>.<suffix>`."""
+
+    suffix: str
+    dtype: str  # safetensors tag
+    shape: tuple[int, ...]  # of the whole tensor
+    slab_axis: Literal[0, 1] | None  # axis along the weight's rows; None: written once, with the first slab
+
+    def slab_range(self, rows: int, row: int, end_row: int) -> tuple[int, int]:
+        """Indices of the slab axis that hold weight rows `row` to `end_row` of `rows`; a slab ends on a whole index."""
+        assert self.slab_axis is not None
+        length = self.shape[self.slab_axis]
+        return row * length // rows, end_row * length // rows
+
+    def slab_shape(self, rows: int, row: int, end_row: int) -> tuple[int, ...]:
+        """Shape of what a slab writes of this tensor; (0,) when it is written with another slab."""
+        if self.slab_axis is None:
+            return self.shape if row == 0 else (0,)
+        begin, end = self.slab_range(rows, row, end_row)
+        return (end - begin, self.shape[1]) if self.slab_axis == 0 else (self.shape[0], end - begin)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a layout cannot hold a tensor."""
+
+    reason: str
+    ragged: bool  # True: another group size may fit
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleChoice:
+    """What the plan decided for one module, as far as a config block tells it."""
+
+    module: str
+    role: str
+    scheme: Scheme | None  # None: kept in source precision
+
+
+class Layout(Protocol):
+    """One way to lay a quantized module on disk. ADDING.md says how to write one."""
+
+    name: str
+    aliases: tuple[str, ...]
+    summary: str
+    loaders: str  # who reads it, one line
+    slab_rows: int  # slabs are cut at multiples of this many rows
+
+    def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
+        """Why this layout cannot hold a [rows, columns] weight under `scheme` beside `default`, or None."""
+
+    def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
+        """The tensors that a [rows, columns] weight becomes."""
+
+    def pack(self, part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: KernelSet) -> None:
+        """Write rows `row`.. of a slab into the slab's arrays."""
+
+    def unpack(self, arrays: Arrays, scheme: Scheme, kernels: KernelSet) -> Quantized:
+        """The inverse of pack, for whole tensors."""
+
+    def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:
+        """The `quantization_config` that the loaders read."""
+
+    def scheme_of(self, config: Mapping[str, Any], module: str) -> Scheme | None:
+        """The scheme that a config block gives a module: what a loader would believe."""
+
+    def config_files(self, block: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """Further JSON files that the loaders read: file name -> content."""

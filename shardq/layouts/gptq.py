@@ -1,0 +1,100 @@
+"""GPTQ layout, for vLLM, SGLang, GPTQModel and transformers (GPTQModel 7.7.0, vLLM 0.32, transformers 5.23).
+
+Version 1 (`checkpoint_format: gptq`, zero - 1 stored) for symmetric schemes, which every reader knows; version 2
+(zero stored) for asymmetric ones, where version 1 cannot say 0. g_idx and qzeros are always written: without them
+transformers fails or silently computes nonsense.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from shardq.kernels import KernelSet
+from shardq.layouts import qweight
+from shardq.layouts.base import Arrays, ModuleChoice, OutSpec, Refusal
+from shardq.layouts.templates import module_regexes
+from shardq.quantize.quantized import Quantized
+from shardq.schemes import Scheme
+
+QUANT_METHOD: Final = "gptq"
+
+
+class Gptq:
+    """quant_method gptq."""
+
+    name = "gptq"
+    aliases = ("auto_gptq",)
+    summary = "GPTQ: qweight, qzeros, scales, g_idx"
+    loaders = "vLLM and SGLang (4 and 8 bits, symmetric), transformers with GPTQModel"
+    slab_rows = qweight.LANES
+
+    def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
+        """See Layout. One config holds one zero-point version, so symmetry must not differ between modules."""
+        if scheme.symmetric != default.symmetric:
+            return Refusal("cannot mix symmetric and asymmetric modules", ragged=False)
+        return qweight.refuse(scheme, rows, columns)
+
+    def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
+        """See Layout."""
+        return qweight.outputs(scheme, rows, columns, g_idx=True)
+
+    def pack(self, part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: KernelSet) -> None:
+        """See Layout."""
+        qweight.pack(part, row, out, scheme, kernels, _zero_offset(scheme))
+
+    def unpack(self, arrays: Arrays, scheme: Scheme, kernels: KernelSet) -> Quantized:
+        """See Layout."""
+        return qweight.unpack(arrays, scheme, kernels, _zero_offset(scheme))
+
+    def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:
+        """See Layout. Kept modules and exceptions go into `dynamic` as anchored regular expressions."""
+        head = next((c for c in choices if c.role == "head" and c.scheme), None)
+        block: dict[str, Any] = {
+            "quant_method": QUANT_METHOD,
+            "bits": default.bits,
+            "group_size": default.group_size,
+            "desc_act": False,
+            "sym": default.symmetric,
+            "lm_head": head is not None,
+            "true_sequential": True,
+            "damp_percent": 0.01,
+            "checkpoint_format": "gptq" if default.symmetric else "gptq_v2",
+            "pack_dtype": "int32",
+            "meta": {"quantizer": [f"shardq:{version}"]},
+        }
+        dynamic = _dynamic(default, choices)
+        return {**block, "dynamic": dynamic} if dynamic else block
+
+    def scheme_of(self, config: Mapping[str, Any], module: str) -> Scheme | None:
+        """See Layout."""
+        bits, group_size = config["bits"], config["group_size"]
+        for rule, values in (config.get("dynamic") or {}).items():
+            if re.match(rule[2:], module):
+                if rule.startswith("-:"):
+                    return None
+                bits, group_size = values.get("bits", bits), values.get("group_size", group_size)
+                break
+        return Scheme(f"int{bits}", group_size, bool(config["sym"]))
+
+    def config_files(self, block: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """See Layout. Older readers look for quantize_config.json only."""
+        return {"quantize_config.json": block}
+
+
+def _zero_offset(scheme: Scheme) -> int:
+    return 1 if scheme.symmetric else 0
+
+
+def _dynamic(default: Scheme, choices: Sequence[ModuleChoice]) -> dict[str, dict[str, int]]:
+    """Readers take the first rule whose regular expression matches from the start of the module's name."""
+    groups: dict[Scheme | None, list[str]] = {}
+    for c in choices:
+        if c.scheme != default and not (c.scheme is None and c.role == "head"):  # `lm_head` says that already
+            groups.setdefault(c.scheme, []).append(c.module)
+    everything = [c.module for c in choices]
+    rules: dict[str, dict[str, int]] = {}
+    for scheme, modules in groups.items():
+        values = {} if scheme is None else {"bits": scheme.bits, "group_size": scheme.group_size}
+        sign = "-" if scheme is None else "+"
+        rules |= {f"{sign}:{regex}": dict(values) for regex in module_regexes(modules, everything)}
+    return rules

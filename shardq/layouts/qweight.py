@@ -1,0 +1,79 @@
+"""The tensors of the GPTQ family: qweight, qzeros, scales, and g_idx where the loader wants it.
+
+Facts (GPTQModel 7.7.0 `pack_original`, auto-round 0.16.1 `qlinear_torch[_zp]`): qweight int32 [columns*bits/32, rows] holds, for each
+output row of the weight, the codes along its columns as one little-endian bit stream, least significant bit first;
+qzeros int32 [G, rows*bits/32] is the same stream along the rows; scales fp16 [G, rows]; g_idx int32 [columns].
+Readers of version 1 add one to every stored zero point, so `zero - 1` is stored (0 cannot be: it would wrap).
+"""
+
+import numpy as np
+
+from shardq.kernels import KernelSet
+from shardq.layouts.base import Arrays, OutSpec, Refusal
+from shardq.quantize.quantized import Quantized
+from shardq.schemes import WIDTHS, Scheme
+
+LANES = 32  # rows and columns must be multiples: the loaders size qweight and qzeros by whole words
+
+
+def refuse(scheme: Scheme, rows: int, columns: int) -> Refusal | None:
+    """Why no loader of this family would read a [rows, columns] weight under `scheme`, or None."""
+    if not scheme.format.is_integer or scheme.bits not in WIDTHS:
+        return Refusal(f"holds integers of {', '.join(map(str, WIDTHS))} bits, not {scheme.element}", ragged=False)
+    if rows % LANES or columns % LANES:
+        return Refusal(f"needs rows and columns to be multiples of {LANES}", ragged=False)
+    if columns % scheme.group_columns(columns) or scheme.group_size > columns:
+        return Refusal(f"group size {scheme.group_size} does not divide {columns} columns", ragged=True)
+    return None
+
+
+def outputs(scheme: Scheme, rows: int, columns: int, g_idx: bool) -> tuple[OutSpec, ...]:
+    """The tensors of one module."""
+    groups = scheme.groups(columns)
+    specs = (
+        OutSpec("qweight", "I32", (columns * scheme.bits // 32, rows), slab_axis=1),
+        OutSpec("qzeros", "I32", (groups, rows * scheme.bits // 32), slab_axis=1),
+        OutSpec("scales", "F16", (groups, rows), slab_axis=1),
+    )
+    return (*specs, OutSpec("g_idx", "I32", (columns,), slab_axis=None)) if g_idx else specs
+
+
+def pack(part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: KernelSet, zero_offset: int) -> None:
+    """Write the rows of `part`, a multiple of 32, into a slab's arrays from slab row `row` on.
+
+    `zero_offset` is subtracted from every zero point before it is stored (1 for version 1, else 0).
+    """
+    rows, columns = part.codes.shape
+    bits = scheme.bits
+    words = np.empty((rows, columns * bits // 32), np.uint32)
+    kernels.pack_bits(part.codes, bits, words)
+    kernels.transpose_u32(words, out["qweight"].view(np.uint32), row)
+    out["scales"][:, row : row + rows] = part.scales.T
+    first = row * bits // 32
+    zero_words = out["qzeros"].view(np.uint32)[:, first : first + rows * bits // 32]
+    if scheme.symmetric:  # one constant: no need to transpose and pack it group by group
+        lanes = np.full((1, LANES), (1 << (bits - 1)) - zero_offset, np.uint8)
+        pattern = np.empty((1, bits), np.uint32)
+        kernels.pack_bits(lanes, bits, pattern)
+        zero_words[:] = np.tile(pattern, rows // LANES)
+    else:
+        zeros = np.ascontiguousarray(part.zeros.T)
+        zeros -= np.minimum(zeros, zero_offset).astype(np.uint8)
+        packed = np.empty(zero_words.shape, np.uint32)
+        kernels.pack_bits(zeros, bits, packed)
+        zero_words[:] = packed
+    if "g_idx" in out and row == 0:
+        out["g_idx"][:] = np.arange(columns) // scheme.group_columns(columns)
+
+
+def unpack(arrays: Arrays, scheme: Scheme, kernels: KernelSet, zero_offset: int) -> Quantized:
+    """Codes, scales and zero points of a whole module; `zero_offset` is added back (wrapping at the width)."""
+    qweight, qzeros, scales = (arrays[k] for k in ("qweight", "qzeros", "scales"))
+    rows, groups = scales.shape[1], scales.shape[0]
+    columns = qweight.shape[0] * 32 // scheme.bits
+    codes = np.empty((rows, columns), np.uint8)
+    kernels.unpack_bits(np.ascontiguousarray(qweight.view(np.uint32).T), scheme.bits, codes)
+    zeros = np.empty((groups, rows), np.uint8)
+    kernels.unpack_bits(np.ascontiguousarray(qzeros.view(np.uint32)), scheme.bits, zeros)
+    zeros = np.ascontiguousarray(((zeros.T + zero_offset) & ((1 << scheme.bits) - 1)).astype(np.uint8))
+    return Quantized(codes, np.ascontiguousarray(scales.T.astype(np.float32)), zeros)

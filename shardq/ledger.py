@@ -1,0 +1,104 @@
+"""The final account of every source tensor: what became of it, under which names, with which error."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import zstandard
+
+from shardq.decide import Decision
+from shardq.plan import Plan, output_names
+from shardq.tasks import Done, QuantizeTask
+
+LEDGER: Final = "shardq-ledger.json.zst"
+OUTCOMES: Final = {"quantize": "quantized", "copy": "copied"}  # action of the plan -> outcome of the ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """How far dequantized weights are from their source, over one tensor or many."""
+
+    squared_error: float  # sum of (weight - dequantized)**2
+    squared_weight: float  # sum of weight**2
+    max_error: float  # largest |weight - dequantized|
+    weights: int
+
+    @property
+    def mse(self) -> float:
+        """Mean squared error; 0 for no weights."""
+        return self.squared_error / self.weights if self.weights else 0.0
+
+    @property
+    def relative(self) -> float:
+        """Root of squared error over squared weight; 0 for all-zero weights."""
+        return math.sqrt(self.squared_error / self.squared_weight) if self.squared_weight else 0.0
+
+
+def merge(parts: Iterable[Errors]) -> Errors:
+    """Errors over several tensors or slabs; sums are exactly rounded, so their order does not matter."""
+    all_parts = tuple(parts)
+    return Errors(
+        math.fsum(p.squared_error for p in all_parts),
+        math.fsum(p.squared_weight for p in all_parts),
+        max((p.max_error for p in all_parts), default=0.0),
+        sum(p.weights for p in all_parts),
+    )
+
+
+def tensor_errors(plan: Plan, done: Mapping[int, Done]) -> dict[str, Errors]:
+    """Error of each quantized tensor, from the reports of its slabs."""
+    slabs: dict[str, list[Errors]] = {}
+    for task in plan.tasks:
+        if isinstance(task, QuantizeTask):
+            d = done[task.id]
+            weights = (task.end_row - task.row) * task.columns
+            slabs.setdefault(task.tensor, []).append(
+                Errors(d.squared_error, d.squared_weight, d.max_error, weights)
+            )
+    return {name: merge(parts) for name, parts in slabs.items()}
+
+
+def make_ledger(plan: Plan, errors: Mapping[str, Errors]) -> dict[str, Any]:
+    """The ledger as plain values; equal for equal plans and outputs."""
+    return {
+        "format": 1,
+        "fingerprint": plan.fingerprint,
+        "tensors": {d.tensor.name: _entry(plan, d, errors.get(d.tensor.name)) for d in plan.decisions},
+    }
+
+
+def _entry(plan: Plan, d: Decision, errors: Errors | None) -> dict[str, Any]:
+    t = d.tensor
+    entry: dict[str, Any] = {
+        "outcome": OUTCOMES[d.action],
+        "role": d.role.value,
+        "rule": d.rule,
+        "shard": t.shard,
+        "dtype": t.dtype,
+        "shape": list(t.shape or ()),
+        "outputs": list(output_names(d, plan.layout)),
+        "file": t.shard,
+    }
+    if d.scheme and errors:
+        entry |= {
+            "scheme": d.scheme.name,
+            "squared_error": errors.squared_error,
+            "squared_weight": errors.squared_weight,
+            "max_error": errors.max_error,
+            "relative_error": errors.relative,
+        }
+    return entry
+
+
+def encode_ledger(ledger: Mapping[str, Any]) -> bytes:
+    """Compressed JSON; the same bytes for the same ledger and zstandard release."""
+    text = json.dumps(ledger, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return zstandard.ZstdCompressor(level=9).compress(text.encode())
+
+
+def decode_ledger(data: bytes) -> dict[str, Any]:
+    """The inverse of encode_ledger."""
+    ledger: dict[str, Any] = json.loads(zstandard.ZstdDecompressor().decompress(data))
+    return ledger

@@ -1,0 +1,41 @@
+"""Limits: how fast and where a run works. Nothing here changes an output byte."""
+
+import os
+from dataclasses import dataclass, field
+
+from shardq.errors import BadOption, BudgetTooSmall
+
+BASE_BYTES = 120 << 20  # the supervisor with its plan's records, measured
+WORKER_BYTES = 24 << 20  # one worker before its first task, measured
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run may use."""
+
+    parallel: int = field(default_factory=_cores)  # worker processes; 1 works in the calling process
+    max_ram_bytes: int | None = None  # of the whole process tree
+    max_disk_bytes: int | None = None  # of output and staged source shards together
+    delete_source: bool = False  # delete a local source shard as soon as its output is durable
+
+    def __post_init__(self) -> None:
+        """Raises BadOption."""
+        if self.parallel < 1:
+            raise BadOption(f"--parallel {self.parallel}: expected at least 1 worker")
+
+    def task_bytes(self, largest_task_bytes: int) -> int | None:
+        """Memory that running tasks may take together; None without a cap. Raises BudgetTooSmall."""
+        if self.max_ram_bytes is None:
+            return None
+        left = self.max_ram_bytes - BASE_BYTES - self.parallel * WORKER_BYTES
+        if left < largest_task_bytes:
+            need = largest_task_bytes + BASE_BYTES + self.parallel * WORKER_BYTES
+            raise BudgetTooSmall(
+                f"--max-ram {self.max_ram_bytes / 1e6:.0f} MB is too small for {self.parallel} workers: the largest task needs "
+                f"{largest_task_bytes / 1e6:.0f} MB; expected at least {need / 1e6:.0f} MB, or fewer workers with --parallel"
+            )
+        return left

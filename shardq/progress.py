@@ -1,0 +1,23 @@
+"""What a run tells while it goes on; the command line draws it, scripts may."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["start", "fetch", "work", "file", "publish", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step of a run."""
+
+    stage: Stage
+    item: str  # shard or file that the step is about; empty for the whole run
+    done_bytes: int  # source bytes finished, those of an earlier run included
+    total_bytes: int
+    resumed_bytes: int  # of done_bytes, those that an earlier run had finished
+    done_files: int
+    total_files: int
+
+
+Report = Callable[[Progress], None]

@@ -1,0 +1,119 @@
+"""Makes the finished shards a checkpoint: side files, card, ledger, index and configuration, all at once.
+
+Everything is first written into the staging folder; the last step renames it into the output folder, config.json last,
+so that no half-done folder loads.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from shardq.card import make_card, make_command
+from shardq.config_json import dump, set_key
+from shardq.errors import ShardqError
+from shardq.files.atomic import sync_folder, write_atomic, writing
+from shardq.ledger import LEDGER, Errors, encode_ledger, make_ledger, merge, tensor_errors
+from shardq.pipeline import Finished
+from shardq.plan import Plan
+from shardq.side_files import select_side_files
+from shardq.sources.base import Source
+from shardq.staging import PROVENANCE, Staging
+from shardq.version import VERSION
+
+CONFIG: Final = "config.json"
+README: Final = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the output folder holds."""
+
+    errors: Errors  # over all quantized weights
+    files: tuple[str, ...]
+
+
+def publish(plan: Plan, source: Source, staging: Staging, finished: Finished) -> Published:
+    """Write what is missing and move everything into place. May be repeated after a crash."""
+    errors = tensor_errors(plan, finished.done)
+    total = merge(errors.values())
+    extra = dict(_side_files(plan, source))
+    extra[README] = make_card(plan, errors, total, _source_card(plan, source)).encode()
+    extra[LEDGER] = encode_ledger(make_ledger(plan, errors))
+    block = plan.layout.config_block(plan.recipe.scheme, plan.choices(), VERSION)
+    for name, content in plan.layout.config_files(block).items():
+        extra[name] = dump(content)
+    extra[PROVENANCE] = dump(_provenance(plan, finished, total))
+    if plan.checkpoint.index_name:
+        extra[plan.checkpoint.index_name] = dump(_index(plan))
+    extra[CONFIG] = _config(plan, block)
+    for name, data in extra.items():
+        write_atomic(staging.ready / name, data)
+    order = (*finished.sealed, *extra)
+    for name in order:
+        _move(staging, name)
+    for folder in {(staging.out / name).parent for name in order}:
+        sync_folder(folder)
+    staging.remove()
+    return Published(total, order)
+
+
+def _side_files(plan: Plan, source: Source) -> Mapping[str, bytes]:
+    return {f.name: source.read(f.name, 0, f.size_bytes) for f in select_side_files(plan.checkpoint.side_files)}
+
+
+def _source_card(plan: Plan, source: Source) -> str | None:
+    for f in plan.checkpoint.side_files:
+        if f.name == README:
+            return source.read(f.name, 0, f.size_bytes).decode(errors="replace")
+    return None
+
+
+def _provenance(plan: Plan, finished: Finished, total: Errors) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "shardq": VERSION,
+        "fingerprint": plan.fingerprint,
+        "command": make_command(plan),
+        "identity": plan.identity(),
+        "errors": {"relative": total.relative, "max": total.max_error, "weights": total.weights},
+        "files": {name: {"sha256": sha, "size": size} for name, (sha, size) in sorted(finished.sealed.items())},
+    }
+
+
+def _index(plan: Plan) -> dict[str, Any]:
+    """Totals counted from the headers that were written."""
+    weight_map = {name: f.name for f in plan.files for name in f.specs}
+    data = sum(end - begin for f in plan.files for begin, end in f.offsets.values())
+    parameters = sum(t.numel for t in plan.checkpoint.tensors.values())
+    return {
+        "metadata": {"total_parameters": parameters, "total_size": data},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+
+
+def _config(plan: Plan, block: Mapping[str, Any]) -> bytes:
+    """The source's own bytes and our block; a checkpoint without config.json gets one that holds only the block."""
+    text = (plan.checkpoint.config_bytes or b"{\n}\n").decode()
+    return set_key(text, "quantization_config", block).encode()
+
+
+def _move(staging: Staging, name: str) -> None:
+    source, target = staging.ready / name, staging.out / name
+    with writing(target):
+        if source.exists():  # else an interrupted publish has moved it
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+
+
+def finished_identity(out: Path) -> dict[str, Any] | None:
+    """Identity of a complete output folder, None if it is not complete. Raises nothing: a damaged record is no record."""
+    try:
+        record = json.loads((out / PROVENANCE).read_bytes())
+        complete = all((out / n).stat().st_size == f["size"] for n, f in record["files"].items())
+        identity: dict[str, Any] = record["identity"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ShardqError):
+        return None
+    return identity if complete and (out / CONFIG).exists() else None

@@ -1,0 +1,1 @@
+"""Quantizers: float rows and a scheme in, canonical codes and scales out. They know no layout."""

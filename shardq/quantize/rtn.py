@@ -1,0 +1,41 @@
+"""Plain round-to-nearest on the minimum and maximum of each group.
+
+Numerics: auto-round 0.16.1 model-free integers (full-range symmetric with a signed scale; asymmetric in float32), as
+the kernel `rtn_int` documents.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardq.arena import Arena
+from shardq.kernels import KernelSet
+from shardq.quantize.quantized import Quantized
+from shardq.schemes import Scheme
+
+
+def take_buffers(arena: Arena, rows: int, columns: int, scheme: Scheme) -> Quantized:
+    """Room for the result of up to `rows` rows."""
+    groups = scheme.groups(columns)
+    return Quantized(
+        arena.take((rows, columns), np.uint8),
+        arena.take((rows, groups), np.float32),
+        arena.take((rows, groups), np.uint8),
+    )
+
+
+def quantize_rows(
+    source: NDArray[Any], dtype: str, scheme: Scheme, buffers: Quantized, kernels: KernelSet
+) -> tuple[Quantized, int]:
+    """Quantize [rows, columns] weights (uint16 bit views for BF16 and F16, float32 for F32) into `buffers`.
+
+    Returns the result, which lies in the buffers, and the number of groups that hold NaN or infinity or whose scale
+    overflows the scale format; such groups have no meaning and must not be written.
+    """
+    rows, columns = source.shape
+    part = Quantized(buffers.codes[:rows], buffers.scales[:rows], buffers.zeros[:rows])
+    bad = kernels.rtn_int(
+        source, dtype, scheme.bits, scheme.group_columns(columns), scheme.symmetric, part.codes, part.scales, part.zeros
+    )
+    return part, bad

@@ -1,0 +1,99 @@
+"""Recipe: what the user wants, as one frozen value that decides every output byte.
+
+What only decides how fast or where (workers, memory caps, folders) is not here but in `limits.Limits`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from shardq.errors import BadOption
+from shardq.layouts import find_layout
+from shardq.patterns import Dialect, LayerRule, Pattern, parse_layer_config, parse_pattern
+from shardq.schemes import Scheme, change_scheme, parse_scheme
+
+Ragged = Literal["refuse", "keep", "shrink"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Default scheme, exceptions, layout."""
+
+    preset: str  # name of the preset that the default scheme started from
+    scheme: Scheme  # default scheme, after --bits, --group-size and --sym
+    layout: str  # key of layouts.LAYOUTS
+    preset_rules: tuple[LayerRule, ...]  # the preset's own exceptions; a user's rule for the same module wins
+    layer_rules: tuple[LayerRule, ...]  # from --layer-config; an exact name wins over a pattern, else the first hit
+    ignore: tuple[Pattern, ...]  # modules kept in source precision
+    include: tuple[Pattern, ...]  # modules quantized although the default rule keeps them
+    quant_lm_head: bool
+    ragged: Ragged  # what to do with columns that the group size does not divide, in a layout that needs it
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for the fingerprint, shardq.json and the message that names differing keys."""
+        return {
+            "preset": self.preset,
+            "scheme": _scheme_dict(self.scheme),
+            "layout": self.layout,
+            "layer_config": {
+                r.pattern.text: {k: v for k, v in _rule_values(r).items() if v is not None}
+                for r in (*self.layer_rules, *self.preset_rules)
+            },
+            "ignore": [f"{p.kind}:{p.text}" for p in self.ignore],
+            "include": [f"{p.kind}:{p.text}" for p in self.include],
+            "quant_lm_head": self.quant_lm_head,
+            "ragged": self.ragged,
+        }
+
+
+def make_recipe(
+    scheme: str,
+    *,
+    layout: str | None = None,
+    bits: int | None = None,
+    group_size: int | None = None,
+    symmetric: bool | None = None,
+    layer_config: str | Mapping[str, Any] | None = None,
+    ignore: Sequence[str] = (),
+    include: Sequence[str] = (),
+    ignore_dialect: Dialect = "shardq",
+    quant_lm_head: bool = False,
+    ragged: Ragged = "refuse",
+) -> Recipe:
+    """A Recipe from the words that the command line and scripts use.
+
+    `scheme` may carry its layout, as in "W4A16@gptq". Raises BadOption, UnknownScheme, BadGroupSize, LayoutRefuses.
+    """
+    scheme_name, _, layout_name = scheme.partition("@")
+    if layout and layout_name and find_layout(layout) is not find_layout(layout_name):
+        raise BadOption(f"two layouts: --scheme says {layout_name!r} and --format says {layout!r}; give one")
+    preset = parse_scheme(scheme_name)
+    if ragged not in get_args(Ragged):
+        raise BadOption(f"--ragged {ragged!r}: expected one of {', '.join(get_args(Ragged))}")
+    if ignore_dialect not in get_args(Dialect):
+        raise BadOption(f"--ignore-dialect {ignore_dialect!r}: expected one of {', '.join(get_args(Dialect))}")
+    return Recipe(
+        preset=preset.name,
+        scheme=change_scheme(preset.scheme, bits, group_size, symmetric),
+        layout=find_layout(layout or layout_name or "auto_round").name,
+        preset_rules=parse_layer_config({k: {"bits": b} for k, b in preset.bits_of.items()}, "shardq"),
+        layer_rules=parse_layer_config(layer_config, ignore_dialect) if layer_config else (),
+        ignore=tuple(parse_pattern(t, ignore_dialect) for t in ignore),
+        include=tuple(parse_pattern(t, "shardq") for t in include),
+        quant_lm_head=quant_lm_head,
+        ragged=ragged,
+    )
+
+
+def _scheme_dict(scheme: Scheme) -> dict[str, Any]:
+    return {
+        "element": scheme.element,
+        "group_size": scheme.group_size,
+        "symmetric": scheme.symmetric,
+        "scale": scheme.scale,
+        "search": scheme.search,
+    }
+
+
+def _rule_values(rule: LayerRule) -> dict[str, Any]:
+    return {"bits": rule.bits, "group_size": rule.group_size, "sym": rule.sym, "scheme": rule.scheme}

@@ -1,0 +1,56 @@
+"""Plain values of a plan for --json and for scripts."""
+
+from collections import Counter
+from typing import Any
+
+from shardq.plan import Plan
+
+
+def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
+    """Counts, bytes and, unless `tensors` is false, every tensor with its role, deciding rule, action and scheme.
+
+    Byte counts are None when only an index is known.
+    """
+    c = plan.checkpoint
+    known = bool(plan.files)
+    actions = Counter(d.action for d in plan.decisions)
+    roles = Counter(d.role.value for d in plan.decisions)
+    matrices = [d for d in plan.decisions if d.tensor.name.endswith(".weight") and d.role.value not in ("norm", "vector")]
+    described: dict[str, Any] = {
+        "source": c.label,
+        "commit": c.commit,
+        "fingerprint": plan.fingerprint,
+        "recipe": plan.recipe.as_dict(),
+        "layout": plan.layout.name,
+        "loaders": plan.layout.loaders,
+        "counts": {
+            "tensors": len(plan.decisions),
+            "quantized_modules": actions["quantize"],
+            "kept_modules": sum(d.action == "copy" for d in matrices),
+            "shards": len(c.shards),
+            "tasks": len(plan.tasks),
+            "roles": dict(sorted(roles.items())),
+        },
+        "bytes": {
+            "source": plan.source_bytes if known else None,
+            "output": plan.output_bytes if known else None,
+            "largest_task": plan.largest_task_bytes if known else None,
+            "quantized_source": sum(d.tensor.size_bytes for d in plan.decisions if d.scheme) if known else None,
+        },
+        "warnings": list(c.warnings),
+    }
+    if tensors:
+        described["tensors"] = [
+            {
+                "name": d.tensor.name,
+                "role": d.role.value,
+                "rule": d.rule,
+                "action": d.action,
+                "scheme": d.scheme.name if d.scheme else None,
+                "shard": d.tensor.shard,
+                "dtype": d.tensor.dtype,
+                "shape": list(d.tensor.shape) if d.tensor.shape is not None else None,
+            }
+            for d in plan.decisions
+        ]
+    return described

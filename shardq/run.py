@@ -1,0 +1,110 @@
+"""Make a quantized checkpoint in a folder: plan, run and publish, or resume, or answer that it is done."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from shardq.budget import ByteBudget
+from shardq.checkpoint import Checkpoint
+from shardq.checkpoint_record import decode_checkpoint, encode_checkpoint
+from shardq.errors import RecipeChanged
+from shardq.executors.base import Executor
+from shardq.executors.inline import InlineExecutor
+from shardq.executors.processes import ProcessExecutor
+from shardq.files.atomic import write_atomic
+from shardq.headers import read_checkpoint
+from shardq.ledger import Errors
+from shardq.limits import Limits
+from shardq.lock import FolderLock
+from shardq.pipeline import Pipeline, source_paths
+from shardq.plan import Plan, make_plan
+from shardq.progress import Report
+from shardq.publish import finished_identity, publish
+from shardq.recipe import Recipe
+from shardq.sources.base import Source
+from shardq.staging import Staging, changed_message, check_folder
+from shardq.worker import Workplace
+
+ENTRY: Final = "shardq.worker:start"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a call of `quantize` did."""
+
+    output: Path
+    fingerprint: str
+    already_done: bool  # the folder was complete; no weight was read
+    quantized: int  # source tensors
+    copied: int
+    source_bytes: int
+    output_bytes: int
+    errors: Errors | None  # over all quantized weights; None when already done
+    seconds: float
+
+
+def quantize_to_folder(
+    source: Source, recipe: Recipe, out: Path, limits: Limits, restart: bool, report: Report
+) -> Result:
+    """Make a quantized checkpoint of `source` in `out`, or finish one that was begun. Raises any ShardqError."""
+    began = time.perf_counter()
+    staging = Staging(out)
+    check_folder(out, _folder(source))
+    plan = make_plan(_checkpoint(source, staging, limits), recipe)
+    if not staging.work.exists() and not restart and (done := finished_identity(out)):
+        if done != plan.identity():
+            raise RecipeChanged(changed_message(out, done, plan.identity()))
+        return _result(plan, out, True, None, began)
+    task_bytes = limits.task_bytes(plan.largest_task_bytes)
+    staging.make()
+    with FolderLock(staging.work / "lock"):
+        journal, before = staging.open(plan.identity(), restart)
+        try:
+            if limits.delete_source:
+                write_atomic(staging.source_record, encode_checkpoint(plan.checkpoint))
+            run = Pipeline(plan, source, staging, journal, before, limits, report)
+            workplace = Workplace(source_paths(plan, source, staging), str(staging.part))
+            with make_executor(limits.parallel, workplace, task_bytes) as executor:
+                finished = run.run(executor)
+            published = publish(plan, source, staging, finished)
+        finally:
+            journal.close()
+    return _result(plan, out, False, published.errors, began)
+
+
+def make_executor(parallel: int, workplace: Workplace, task_bytes: int | None) -> Executor:
+    """Worker processes; a single worker works in the calling process."""
+    if parallel == 1:
+        return InlineExecutor(ENTRY, workplace)
+    return ProcessExecutor(ENTRY, workplace, parallel, ByteBudget(task_bytes))
+
+
+def _checkpoint(source: Source, staging: Staging, limits: Limits) -> Checkpoint:
+    """The source's headers; those of the first run when its shards are being deleted on the way."""
+    if limits.delete_source and staging.source_record.exists():
+        return decode_checkpoint(staging.source_record.read_bytes())
+    return read_checkpoint(source)
+
+
+def _folder(source: Source) -> Path | None:
+    """The folder that a local source reads."""
+    if source.remote or not (files := source.files()):
+        return None
+    path = source.local_path(files[0].name)
+    return None if path is None else Path(str(path).removesuffix(files[0].name))
+
+
+def _result(plan: Plan, out: Path, already: bool, errors: Errors | None, began: float) -> Result:
+    quantized = sum(d.action == "quantize" for d in plan.decisions)
+    return Result(
+        output=out,
+        fingerprint=plan.fingerprint,
+        already_done=already,
+        quantized=quantized,
+        copied=len(plan.decisions) - quantized,
+        source_bytes=plan.source_bytes,
+        output_bytes=plan.output_bytes,
+        errors=errors,
+        seconds=time.perf_counter() - began,
+    )

@@ -1,0 +1,159 @@
+"""The working folder of a run, and what an earlier run left in it.
+
+    OUT/.shardq/lock            held while a run lives (see lock.py)
+    OUT/.shardq/journal.jsonl   what is done (see journal.py)
+    OUT/.shardq/source.json.zst the checkpoint's headers, kept only when source shards are deleted on the way
+    OUT/.shardq/src/            fetched source shards
+    OUT/.shardq/part/           output files being written
+    OUT/.shardq/ready/          output files that are complete, durable and hashed
+
+Output files reach OUT itself only when all are ready, the index and config.json last; then .shardq goes away. So a
+folder without config.json is unfinished, and one with shardq.json and without .shardq is finished.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from shardq.errors import OutputOccupied, RecipeChanged
+from shardq.files.atomic import sync_folder, writing
+from shardq.journal import Journal
+from shardq.tasks import Done
+
+WORK: Final = ".shardq"
+PROVENANCE: Final = "shardq.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """What the journal of an earlier run says, nothing if there was none."""
+
+    tasks: Mapping[int, Done]
+    sealed: Mapping[str, tuple[str, int]]  # file -> sha256, size
+    freed: frozenset[str]  # source shards deleted
+
+
+class Staging:
+    """Paths and journal of one output folder. Use only while its lock is held."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.work = out / WORK
+        self.part = self.work / "part"
+        self.ready = self.work / "ready"
+        self.src = self.work / "src"
+        self.source_record = self.work / "source.json.zst"
+
+    def make(self) -> None:
+        """Make the folders. Raises NotWritable, DiskFull."""
+        with writing(self.work):
+            for folder in (self.part, self.ready, self.src):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def open(self, identity: Mapping[str, Any], restart: bool) -> tuple[Journal, Progressed]:
+        """Replay the journal, or begin one.
+
+        Raises RecipeChanged, with the differing keys, when an earlier run had another identity and `restart` is false.
+        """
+        journal, events = Journal.open(self.work / "journal.jsonl")
+        if events and events[0]["identity"] != identity:
+            if not restart:
+                journal.close()
+                raise RecipeChanged(changed_message(self.out, events[0]["identity"], identity))
+            events = []
+        if restart or not events:
+            journal.close()
+            self.discard()
+            journal, _ = Journal.open(self.work / "journal.jsonl")
+            journal.append({"event": "start", "identity": identity}, durable=True)
+            events = []
+        return journal, self._progress(events)
+
+    def discard(self) -> None:
+        """Remove everything that an earlier run left, except its lock."""
+        for folder in (self.part, self.ready, self.src):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        for file in (self.work / "journal.jsonl", self.source_record):
+            file.unlink(missing_ok=True)
+        sync_folder(self.work)
+
+    def settle(self, file: str) -> None:
+        """Move a finished part into `ready`; durable when this returns."""
+        source, target = self.part / file, self.ready / file
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+            sync_folder(target.parent)
+            sync_folder(source.parent)
+
+    def remove(self) -> None:
+        """Remove the working folder: the output is complete."""
+        shutil.rmtree(self.work)
+        sync_folder(self.out)
+
+    def _progress(self, events: list[dict[str, Any]]) -> Progressed:
+        tasks: dict[int, Done] = {}
+        sealed: dict[str, tuple[str, int]] = {}
+        freed: set[str] = set()
+        for e in events:
+            if e["event"] == "task":
+                tasks[e["id"]] = Done(e["id"], e["checksum"], e["sse"], e["ssw"], e["max"], 0.0, reused=True)
+            elif e["event"] == "sealed" and self._intact(e["file"], e["size"]):
+                sealed[e["file"]] = (e["sha256"], e["size"])
+            elif e["event"] == "freed":
+                freed.add(e["shard"])
+        for path in (p for p in self.ready.rglob("*") if p.is_file()):  # renamed, but the journal line was lost
+            name = path.relative_to(self.ready).as_posix()
+            if name not in sealed:
+                (self.part / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, self.part / name)
+        return Progressed(tasks, sealed, frozenset(freed))
+
+    def _intact(self, file: str, size: int) -> bool:
+        """True if a sealed file is there, in `ready` or already in its place."""
+        for path in (self.ready / file, self.out / file):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_size == size:
+                    return True
+        return False
+
+
+def check_folder(out: Path, source: Path | None) -> None:
+    """Refuse an output folder that holds something else, or that is the source. Raises OutputOccupied, NotWritable."""
+    if source is not None:
+        real, there = out.resolve(), source.resolve()
+        if real == there or there in real.parents or real in there.parents:
+            raise OutputOccupied(
+                f"output folder {out} is, holds or lies in the source folder {source}: choose another --output-dir"
+            )
+    with writing(out):
+        if out.exists() and not out.is_dir():
+            raise OutputOccupied(f"{out} is a file: choose another --output-dir")
+        names = sorted(p.name for p in out.iterdir()) if out.exists() else []
+    if names and WORK not in names and PROVENANCE not in names:
+        raise OutputOccupied(
+            f"output folder {out} holds something else ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''}): "
+            "choose another --output-dir or empty it"
+        )
+
+
+def changed_message(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The message of RecipeChanged for a folder whose identity is `old`."""
+    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    return (
+        f"{out} holds a run with other parameters; these differ: {_diff(keys, old, new)}. Repeat the earlier command to "
+        "resume it, use --restart to discard it, or choose another --output-dir"
+    )
+
+
+def _diff(keys: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    def short(value: object) -> str:
+        text = repr(value)
+        return text if len(text) <= 60 else text[:57] + "..."
+
+    return "; ".join(f"{k} (was {short(old.get(k))}, now {short(new.get(k))})" for k in keys)

@@ -1,0 +1,226 @@
+"""Worker: turns one task into bytes at planned offsets of an output file. numpy and native kernels only.
+
+Inputs and outputs are files; only the small records of `tasks` cross the process border. Memory is one arena that is
+reused from task to task, because fresh pages cost more than the arithmetic.
+"""
+
+import hashlib
+import math
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardq.arena import Arena, reserve
+from shardq.descriptors import Descriptors
+from shardq.errors import KernelUnavailable, NonFiniteWeight
+from shardq.files.atomic import pread_exact, pwrite_all, writing
+from shardq.files.writeback import start_writeback
+from shardq.kernels import KernelChoiceError, KernelSet, load
+from shardq.layouts import find_layout
+from shardq.layouts.base import OutSpec
+from shardq.quantize.quantized import Quantized
+from shardq.quantize.rtn import quantize_rows, take_buffers
+from shardq.tasks import TILE_BYTES, Checked, CopyTask, Done, QuantizeTask, Sealed, SealTask, Task
+
+WEIGHT_ARRAYS: Final[Mapping[str, type]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
+TARGET_ARRAYS: Final[Mapping[str, type]] = {"I32": np.int32, "F16": np.float16}
+HASH_BYTES: Final = 8 << 20  # hashed at once
+FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
+Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the output file
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where a run's files are; the same for all its tasks."""
+
+    sources: Mapping[str, str]  # shard -> path of a readable file
+    part: str  # folder of unfinished output files
+
+
+def start(workplace: Workplace) -> Callable[[object], Done | Sealed]:
+    """The task handler of one worker process. Raises KernelUnavailable."""
+    try:
+        kernels = load()
+    except KernelChoiceError as e:
+        raise KernelUnavailable(str(e)) from e
+    return Worker(workplace, kernels).run
+
+
+class Worker:
+    """Runs tasks one at a time."""
+
+    def __init__(self, workplace: Workplace, kernels: KernelSet) -> None:
+        self._place = workplace
+        self._kernels = kernels
+        self._arena = Arena()
+        self._sources = Descriptors(os.O_RDONLY)
+        self._parts = Descriptors(os.O_RDWR)
+
+    def run(self, work: object) -> Done | Sealed:
+        """Do one task. Raises CorruptShard, NonFiniteWeight, SourceUnreadable, DiskFull."""
+        began = time.perf_counter()
+        match work:
+            case QuantizeTask():
+                done: Done | Sealed = self._quantize(work)
+            case CopyTask():
+                done = self._copy(work)
+            case Checked():
+                done = self._check(work)
+            case SealTask():
+                done = self._seal(work)
+            case _:
+                raise TypeError(f"not a task: {work!r}")
+        return replace(done, seconds=time.perf_counter() - began)
+
+    # --- quantize ------------------------------------------------------------------------------------------------
+
+    def _quantize(self, task: QuantizeTask) -> Done:
+        layout = find_layout(task.layout)
+        specs = layout.outputs(task.scheme, task.rows, task.columns)
+        rows = min(task.tile_rows, task.end_row - task.row)
+        source, buffers, stats, out = self._take(task, specs, rows)
+        for row in range(task.row, task.end_row, rows):
+            tile = source[: min(rows, task.end_row - row)]
+            self._read(task.shard, tile, task.begin + row * task.row_bytes, task.tensor)
+            part, bad = quantize_rows(tile, task.dtype, task.scheme, buffers, self._kernels)
+            if bad:
+                raise self._non_finite(task, tile, row)
+            group = task.scheme.group_columns(task.columns)
+            into = stats[row - task.row : row - task.row + len(tile)]
+            self._kernels.error_int(tile, task.dtype, part.codes, part.scales, part.zeros, group, into)
+            layout.pack(part, row - task.row, out, task.scheme, self._kernels)
+        extents = list(_extents(task, specs, out))
+        with writing(self._part(task.file)):
+            for data, offset in extents:
+                pwrite_all(self._parts.get(self._part(task.file)), data.data, offset)
+        squared_error, squared_weight = math.fsum(stats[:, 0].tolist()), math.fsum(stats[:, 1].tolist())
+        return Done(task.id, self._checksum(out), squared_error, squared_weight, float(stats[:, 2].max()), 0.0, False)
+
+    def _take(
+        self, task: QuantizeTask, specs: tuple[OutSpec, ...], rows: int
+    ) -> tuple[NDArray[Any], Quantized, NDArray[np.float64], dict[str, NDArray[Any]]]:
+        """All arrays of a task, from the arena."""
+        kind, groups, slab_rows = WEIGHT_ARRAYS[task.dtype], task.scheme.groups(task.columns), task.end_row - task.row
+        slabs = {s.suffix: (s.slab_shape(task.rows, task.row, task.end_row), TARGET_ARRAYS[s.dtype]) for s in specs}
+        tile = ((rows, task.columns), kind), ((rows, task.columns), np.uint8)
+        scales = ((rows, groups), np.float32), ((rows, groups), np.uint8), ((slab_rows, 3), np.float64)
+        self._arena.reset(reserve(*tile, *scales, *slabs.values()))
+        source = self._arena.take((rows, task.columns), kind)
+        buffers = take_buffers(self._arena, rows, task.columns, task.scheme)
+        stats = self._arena.take((slab_rows, 3), np.float64)
+        return source, buffers, stats, {k: self._arena.take(shape, dtype) for k, (shape, dtype) in slabs.items()}
+
+    def _non_finite(self, task: QuantizeTask, tile: NDArray[Any], row: int) -> NonFiniteWeight:
+        """Say where the first value lies that cannot be quantized."""
+        wide = np.empty(tile.shape, np.float32)
+        self._kernels.widen(tile, task.dtype, wide)
+        where = np.argwhere(~np.isfinite(wide))
+        if len(where):
+            r, c = (int(x) for x in where[0])
+            what = f"holds {wide[r, c]} at row {row + r}, column {c}"
+        else:
+            r = int(np.abs(wide).max(axis=1).argmax())
+            what = f"holds {float(np.abs(wide[r]).max()):g} in row {row + r}, whose scale overflows {task.scheme.scale}"
+        return NonFiniteWeight(
+            f"{task.tensor} in {task.shard} {what}: expected finite weights; the checkpoint may be damaged, or keep this "
+            f"tensor in source precision with --ignore {task.tensor.removesuffix('.weight')}"
+        )
+
+    # --- copy, check, seal -----------------------------------------------------------------------------------------
+
+    def _copy(self, task: CopyTask) -> Done:
+        self._arena.reset(TILE_BYTES)
+        tile = self._arena.take((TILE_BYTES,), np.uint8)
+        checksum = 0
+        for piece in task.pieces:
+            for at in range(0, piece.size_bytes, TILE_BYTES):
+                part = tile[: min(TILE_BYTES, piece.size_bytes - at)]
+                self._read(task.shard, part, piece.begin + at, piece.tensor)
+                with writing(self._part(task.file)):
+                    pwrite_all(self._parts.get(self._part(task.file)), part.data, piece.target + at)
+                checksum = _fold(checksum, self._kernels.checksum(part))
+        return Done(task.id, checksum, 0.0, 0.0, 0.0, 0.0, False)
+
+    def _check(self, work: Checked) -> Done:
+        """Compare what an interrupted run wrote with its checksum, and do the task again when they differ."""
+        if self._written(work.task) == work.done.checksum:
+            return replace(work.done, reused=True)
+        return self._quantize(work.task) if isinstance(work.task, QuantizeTask) else self._copy(work.task)
+
+    def _written(self, task: Task) -> int:
+        """Checksum of a task's bytes in the output file."""
+        fd = self._parts.get(self._part(task.file))
+        if isinstance(task, QuantizeTask):
+            specs = find_layout(task.layout).outputs(task.scheme, task.rows, task.columns)
+            *_, out = self._take(task, specs, min(task.tile_rows, task.end_row - task.row))
+            for data, offset in _extents(task, specs, out):
+                pread_exact(fd, data.data, offset, task.file)
+            return self._checksum(out)
+        self._arena.reset(TILE_BYTES)
+        tile = self._arena.take((TILE_BYTES,), np.uint8)
+        checksum = 0
+        for piece in task.pieces:
+            for at in range(0, piece.size_bytes, TILE_BYTES):
+                part = tile[: min(TILE_BYTES, piece.size_bytes - at)]
+                pread_exact(fd, part.data, piece.target + at, task.file)
+                checksum = _fold(checksum, self._kernels.checksum(part))
+        return checksum
+
+    def _seal(self, task: SealTask) -> Sealed:
+        """fsync and sha256 of a finished file; the disk writes while the hash runs."""
+        path = self._part(task.file)
+        self._parts.close()
+        digest = hashlib.sha256()
+        fd = os.open(path, os.O_RDWR)
+        try:
+            start_writeback(fd)
+            with mmap.mmap(fd, task.size_bytes, access=mmap.ACCESS_READ) as pages, memoryview(pages) as view:
+                for at in range(0, task.size_bytes, HASH_BYTES):
+                    digest.update(view[at : at + HASH_BYTES])
+            with writing(path):
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        return Sealed(task.file, digest.hexdigest(), 0.0)
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    def _part(self, file: str) -> str:
+        return os.path.join(self._place.part, file)
+
+    def _read(self, shard: str, into: NDArray[Any], offset: int, tensor: str) -> None:
+        fd = self._sources.get(self._place.sources[shard])
+        pread_exact(fd, into.reshape(-1).view(np.uint8).data, offset, f"{tensor} in {shard}")
+
+    def _checksum(self, out: Mapping[str, NDArray[Any]]) -> int:
+        checksum = 0
+        for array in out.values():
+            if array.size:
+                checksum = _fold(checksum, self._kernels.checksum(array.reshape(-1).view(np.uint8)))
+        return checksum
+
+
+def _fold(checksum: int, more: int) -> int:
+    return (checksum * FOLD + more) & 0xFFFFFFFFFFFFFFFF
+
+
+def _extents(task: QuantizeTask, specs: tuple[OutSpec, ...], out: Mapping[str, NDArray[Any]]) -> Iterator[Extent]:
+    """The runs of bytes that a slab occupies in its file: one for a whole tensor, one a row where rows are columns."""
+    for spec, target in zip(specs, task.targets, strict=True):
+        array = out[spec.suffix]
+        if array.size == 0:
+            continue
+        whole = array.shape == spec.shape
+        if whole or spec.slab_axis == 0:
+            first = 0 if whole else spec.slab_range(task.rows, task.row, task.end_row)[0]
+            yield array.reshape(-1).view(np.uint8), target.begin + first * array[0].nbytes
+            continue
+        first = spec.slab_range(task.rows, task.row, task.end_row)[0]
+        for i, line in enumerate(array):
+            yield line.view(np.uint8), target.begin + (i * spec.shape[1] + first) * array.itemsize
