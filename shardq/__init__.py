@@ -5,18 +5,41 @@
 
 With more than one worker the work is done in processes; as with any use of multiprocessing, a script then calls this below
 `if __name__ == "__main__":`.
+
+Names are imported when they are first used: a worker process imports this package too, and must stay light.
 """
 
-from shardq.api import inspect, plan, plan_headers, quantize, verify
-from shardq.errors import ShardqError
-from shardq.inspection import Inspection
-from shardq.limits import Limits
-from shardq.plan import Plan
-from shardq.progress import Progress
-from shardq.recipe import Recipe, make_recipe
-from shardq.run import Result
-from shardq.verify import Verification
-from shardq.version import VERSION as __version__
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from shardq.api import inspect, plan, plan_headers, quantize, verify
+    from shardq.errors import ShardqError
+    from shardq.inspection import Inspection
+    from shardq.limits import Limits
+    from shardq.plans import Plan
+    from shardq.progress import Progress
+    from shardq.recipe import Recipe, make_recipe
+    from shardq.run import Result
+    from shardq.verification import Verification
+    from shardq.version import VERSION as __version__
+
+_HOMES: Final = {
+    "Inspection": "shardq.inspection",
+    "Limits": "shardq.limits",
+    "Plan": "shardq.plans",
+    "Progress": "shardq.progress",
+    "Recipe": "shardq.recipe",
+    "Result": "shardq.run",
+    "ShardqError": "shardq.errors",
+    "Verification": "shardq.verification",
+    "inspect": "shardq.api",
+    "make_recipe": "shardq.recipe",
+    "plan": "shardq.api",
+    "plan_headers": "shardq.api",
+    "quantize": "shardq.api",
+    "verify": "shardq.api",
+}
 
 __all__ = [
     "Inspection",
@@ -35,3 +58,11 @@ __all__ = [
     "quantize",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("shardq.version").VERSION
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shardq' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -5,12 +5,12 @@ from pathlib import Path
 from shardq.headers import read_checkpoint, read_dump
 from shardq.inspection import Inspection, inspect_source
 from shardq.limits import Limits
-from shardq.plan import Plan, make_plan
+from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
 from shardq.run import Result, quantize_to_folder
 from shardq.sources import open_source
-from shardq.verify import Verification, verify_folder
+from shardq.verification import Verification, verify_folder
 
 
 def quantize(

@@ -8,7 +8,7 @@ from typing import Any, Final
 import yaml
 
 from shardq.ledger import Errors
-from shardq.plan import Plan
+from shardq.plans import Plan
 from shardq.recipe import Recipe
 
 CARRIED: Final = ("license", "license_name", "license_link", "pipeline_tag", "language", "library_name")

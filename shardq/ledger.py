@@ -9,7 +9,7 @@ from typing import Any, Final
 import zstandard
 
 from shardq.decide import Decision
-from shardq.plan import Plan, output_names
+from shardq.plans import Plan, output_names
 from shardq.tasks import Done, QuantizeTask
 
 LEDGER: Final = "shardq-ledger.json.zst"

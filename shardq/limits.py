@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 from shardq.errors import BadOption, BudgetTooSmall
+from shardq.logs import LogConfig
 
 BASE_BYTES = 120 << 20  # the supervisor with its plan's records, measured
 WORKER_BYTES = 24 << 20  # one worker before its first task, measured
@@ -21,6 +22,7 @@ class Limits:
     max_ram_bytes: int | None = None  # of the whole process tree
     max_disk_bytes: int | None = None  # of output and staged source shards together
     delete_source: bool = False  # delete a local source shard as soon as its output is durable
+    log: LogConfig | None = None  # where workers log; None: nowhere of their own
 
     def __post_init__(self) -> None:
         """Raises BadOption."""

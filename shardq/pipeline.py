@@ -22,7 +22,7 @@ from shardq.fetcher import Fetcher
 from shardq.files.atomic import preallocate, pwrite_all, writing
 from shardq.journal import Journal
 from shardq.limits import Limits
-from shardq.plan import OutputFile, Plan
+from shardq.plans import OutputFile, Plan
 from shardq.progress import Progress, Report, Stage
 from shardq.signals import StopFlag
 from shardq.sources.base import Source

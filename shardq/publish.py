@@ -17,7 +17,7 @@ from shardq.errors import ShardqError
 from shardq.files.atomic import sync_folder, write_atomic, writing
 from shardq.ledger import LEDGER, Errors, encode_ledger, make_ledger, merge, tensor_errors
 from shardq.pipeline import Finished
-from shardq.plan import Plan
+from shardq.plans import Plan
 from shardq.side_files import select_side_files
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE, Staging

@@ -76,7 +76,7 @@ def make_recipe(
         preset=preset.name,
         scheme=change_scheme(preset.scheme, bits, group_size, symmetric),
         layout=find_layout(layout or layout_name or "auto_round").name,
-        preset_rules=parse_layer_config({k: {"bits": b} for k, b in preset.bits_of.items()}, "shardq"),
+        preset_rules=parse_layer_config({k: {"bits": b} for k, b in preset.bits_of}, "shardq"),
         layer_rules=parse_layer_config(layer_config, ignore_dialect) if layer_config else (),
         ignore=tuple(parse_pattern(t, ignore_dialect) for t in ignore),
         include=tuple(parse_pattern(t, "shardq") for t in include),

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from shardq.plan import Plan
+from shardq.plans import Plan
 
 
 def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from shardq.ledger import Errors
 from shardq.limits import Limits
 from shardq.lock import FolderLock
 from shardq.pipeline import Pipeline, source_paths
-from shardq.plan import Plan, make_plan
+from shardq.plans import Plan, make_plan
 from shardq.progress import Report
 from shardq.publish import finished_identity, publish
 from shardq.recipe import Recipe
@@ -64,7 +64,7 @@ def quantize_to_folder(
             if limits.delete_source:
                 write_atomic(staging.source_record, encode_checkpoint(plan.checkpoint))
             run = Pipeline(plan, source, staging, journal, before, limits, report)
-            workplace = Workplace(source_paths(plan, source, staging), str(staging.part))
+            workplace = Workplace(source_paths(plan, source, staging), str(staging.part), limits.log)
             with make_executor(limits.parallel, workplace, task_bytes) as executor:
                 finished = run.run(executor)
             published = publish(plan, source, staging, finished)

@@ -7,7 +7,7 @@ that a command line written for it means the same here.
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -69,7 +69,7 @@ class Preset:
     name: str
     scheme: Scheme
     summary: str
-    bits_of: Mapping[str, int] = MappingProxyType({})  # module pattern -> bits, first match wins
+    bits_of: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # module pattern -> bits, first match wins
 
 
 def _int_preset(bits: int, group_size: int = 128) -> Preset:
@@ -95,7 +95,7 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
                 "W4A16_MIXED",
                 Scheme("int8", 128, symmetric=True),
                 "8-bit integers, with 4 bits for routed experts (auto-round's mixture)",
-                MappingProxyType({r"re:.*\.(experts|moe)\.": 4}),
+                ((r"re:.*\.(experts|moe)\.", 4),),
             ),
         )
     }

@@ -15,7 +15,7 @@ from shardq.files.safetensors import Header, HeaderTensor
 from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet, load
 from shardq.layouts.base import Layout
-from shardq.quantize.quantized import Quantized
+from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme, parse_name
 from shardq.sources.base import Source
 from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS

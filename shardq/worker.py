@@ -24,8 +24,9 @@ from shardq.files.writeback import start_writeback
 from shardq.kernels import KernelChoiceError, KernelSet, load
 from shardq.layouts import find_layout
 from shardq.layouts.base import OutSpec
-from shardq.quantize.quantized import Quantized
-from shardq.quantize.rtn import quantize_rows, take_buffers
+from shardq.logs import LogConfig
+from shardq.quantizers.quantized import Quantized
+from shardq.quantizers.rtn import quantize_rows, take_buffers
 from shardq.tasks import TILE_BYTES, Checked, CopyTask, Done, QuantizeTask, Sealed, SealTask, Task
 
 WEIGHT_ARRAYS: Final[Mapping[str, type]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
@@ -41,10 +42,13 @@ class Workplace:
 
     sources: Mapping[str, str]  # shard -> path of a readable file
     part: str  # folder of unfinished output files
+    log: LogConfig | None
 
 
 def start(workplace: Workplace) -> Callable[[object], Done | Sealed]:
     """The task handler of one worker process. Raises KernelUnavailable."""
+    if workplace.log:
+        workplace.log.apply()
     try:
         kernels = load()
     except KernelChoiceError as e:

@@ -32,7 +32,7 @@ struct Bf16 {
     using Raw = uint16_t;
     using Signed = int16_t;
     static constexpr Raw kInfinity = 0x7f80;
-    static uint32_t widen_bits(Raw raw) { return static_cast<uint32_t>(raw) << 16; }
+    static uint32_t widen_bits(uint32_t raw) { return raw << 16; }
 };
 
 struct F16 {
@@ -41,9 +41,9 @@ struct F16 {
     static constexpr Raw kInfinity = 0x7c00;
     // Integer shifts, except that a subnormal m * 2^-24 is (2^-14 + m * 2^-24) - 2^-14: exact, and independent of the
     // processor's flush-to-zero setting. A NaN keeps its payload and its quiet bit.
-    static uint32_t widen_bits(Raw raw) {
-        const uint32_t magnitude = static_cast<uint32_t>(raw & 0x7fff) << 13;
-        const uint32_t sign = static_cast<uint32_t>(raw & 0x8000) << 16;
+    static uint32_t widen_bits(uint32_t raw) {
+        const uint32_t magnitude = (raw & 0x7fffu) << 13;
+        const uint32_t sign = (raw & 0x8000u) << 16;
         const uint32_t exponent = magnitude & 0x0f800000u;
         const uint32_t offset = exponent == 0x0f800000u ? 0x70000000u : 0x38000000u;
         const uint32_t small = bits_of_float(float_of_bits(magnitude + 0x38800000u) - float_of_bits(0x38800000u));
@@ -55,7 +55,7 @@ struct F32 {
     using Raw = uint32_t;
     using Signed = int32_t;
     static constexpr Raw kInfinity = 0x7f800000u;
-    static uint32_t widen_bits(Raw raw) { return raw; }
+    static uint32_t widen_bits(uint32_t raw) { return raw; }
 };
 
 template <class T>

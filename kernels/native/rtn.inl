@@ -54,15 +54,15 @@ inline void find_extremes(const typename T::Raw* SHARDQ_RESTRICT src, int64_t co
 // From the extremes to scale, zero point and brackets, for `count` groups. One loop, so that it vectorises over groups.
 template <class T, bool kSymmetric>
 inline void find_scales(GroupScales& g, int count, int bits) {
-    constexpr uint32_t kSign = uint32_t{1} << (8 * sizeof(typename T::Raw) - 1);
+    constexpr int kSignBit = 8 * sizeof(typename T::Raw) - 1;
     const float levels = static_cast<float>((1 << bits) - 1);
     const float half_levels = static_cast<float>(1 << (bits - 1));
     const int32_t top = (1 << bits) - 1, middle = 1 << (bits - 1);
     for (int i = 0; i < count; i++) {
-        const uint32_t low = g.lowest[i] < kSign ? 0u : g.lowest[i] & (kSign - 1u);
+        const uint32_t low = (0u - (g.lowest[i] >> kSignBit)) & g.lowest[i] & ((1u << kSignBit) - 1u);
         const uint32_t high = static_cast<uint32_t>(g.highest[i]);
-        const float mx = float_of_bits(T::widen_bits(static_cast<typename T::Raw>(high)));   // max(0, w)
-        const float neg = float_of_bits(T::widen_bits(static_cast<typename T::Raw>(low)));  // -min(0, w)
+        const float mx = float_of_bits(T::widen_bits(high));  // max(0, w)
+        const float neg = float_of_bits(T::widen_bits(low));  // -min(0, w)
         const float extreme = mx < neg ? neg : mx;
         const float magnitude = round_to_fp16(kSymmetric ? extreme / half_levels : (mx + neg) / levels);
         const int32_t bad = (high >= T::kInfinity) | (low >= T::kInfinity) | !(magnitude <= kLargestScale);
@@ -82,69 +82,79 @@ inline void find_scales(GroupScales& g, int count, int bits) {
     }
 }
 
-// 16-bit sources: the integers of `cols` columns under one scale, zero point added, modulo 2^16. See the note on division.
-inline int32_t bracketed(float w, float below, float above) {
-    const float a = multiply_add(w, below, kRound);
-    const float b = multiply_add(w, above, kRound);
-    return static_cast<int32_t>(bits_of_float(a + b));
+// Rounding leaves code + kBias as 16 bits: never negative, and a multiple of 256, so that truncation to a byte removes it.
+constexpr int32_t kBias = 512;
+
+// 16-bit sources; see the note on division. `base` is kRound plus an even integer; the result is its low bits plus RNE(w / s).
+inline uint32_t bracketed(float w, float below, float above, float base) {
+    return bits_of_float(multiply_add(w, below, base) + multiply_add(w, above, base));
 }
 
+struct Rounding {
+    float below, above, scale;
+    int32_t zero;
+};
+
 template <class T>
-inline void round_columns(const typename T::Raw* SHARDQ_RESTRICT src, int64_t cols, float below, float above, float,
-                          int32_t zero, int16_t* SHARDQ_RESTRICT out) {
+inline void round_columns(const typename T::Raw* SHARDQ_RESTRICT src, int64_t cols, Rounding r, int16_t* SHARDQ_RESTRICT out) {
+    const int32_t offset = r.zero + kBias;
     for (int64_t i = 0; i < cols; i++) {
-        out[i] = static_cast<int16_t>(bracketed(widen_value<T>(src[i]), below, above) + zero);
+        const uint32_t level = bracketed(widen_value<T>(src[i]), r.below, r.above, kRound);
+        out[i] = static_cast<int16_t>(static_cast<int32_t>(level) + offset);
     }
 }
 
-// bf16 two at a time: both halves of a 32-bit word widen with one operation each, and nothing changes width.
+// bf16 two at a time: both halves of a 32-bit word widen with one operation each, and both levels fit in one again.
+// The upper bits of the even level, those of 2 * kRound, are taken off the odd one beforehand.
 template <>
-inline void round_columns<Bf16>(const uint16_t* SHARDQ_RESTRICT src, int64_t cols, float below, float above, float,
-                                int32_t zero, int16_t* SHARDQ_RESTRICT out) {
+inline void round_columns<Bf16>(const uint16_t* SHARDQ_RESTRICT src, int64_t cols, Rounding r, int16_t* SHARDQ_RESTRICT out) {
+    const float even_base = kRound + static_cast<float>((r.zero & ~1) + kBias);
+    const float odd_base = even_base - static_cast<float>(0x4bc0);
+    const uint32_t odd_zero = (r.zero & 1) != 0 ? 0x00010001u : 0u;
     const int64_t pairs = cols / 2;
     for (int64_t i = 0; i < pairs; i++) {
         uint32_t raw;
         std::memcpy(&raw, src + 2 * i, sizeof raw);
-        const int32_t even = bracketed(float_of_bits(raw << 16), below, above) + zero;
-        const int32_t odd = bracketed(float_of_bits(raw & 0xffff0000u), below, above) + zero;
-        const uint32_t both = (static_cast<uint32_t>(even) & 0xffffu) | (static_cast<uint32_t>(odd) << 16);
+        const uint32_t even = bracketed(float_of_bits(raw << 16), r.below, r.above, even_base);
+        const uint32_t odd = bracketed(float_of_bits(raw & 0xffff0000u), r.below, r.above, odd_base);
+        const uint32_t both = even + (odd << 16) + odd_zero;
         std::memcpy(out + 2 * i, &both, sizeof both);
     }
     if (cols % 2 != 0) {
-        out[cols - 1] = static_cast<int16_t>(bracketed(widen_value<Bf16>(src[cols - 1]), below, above) + zero);
+        const uint32_t last = bracketed(widen_value<Bf16>(src[cols - 1]), r.below, r.above, even_base);
+        out[cols - 1] = static_cast<int16_t>(last + odd_zero);
     }
 }
 
 template <>
-inline void round_columns<F32>(const uint32_t* SHARDQ_RESTRICT src, int64_t cols, float, float, float scale,
-                               int32_t zero, int16_t* SHARDQ_RESTRICT out) {
+inline void round_columns<F32>(const uint32_t* SHARDQ_RESTRICT src, int64_t cols, Rounding r, int16_t* SHARDQ_RESTRICT out) {
+    const int32_t offset = r.zero + kBias;
     for (int64_t i = 0; i < cols; i++) {
-        const float quotient = float_of_bits(src[i]) / scale + kRound;
-        out[i] = static_cast<int16_t>(static_cast<int32_t>(bits_of_float(quotient)) + zero);
+        const float level = float_of_bits(src[i]) / r.scale + kRound;
+        out[i] = static_cast<int16_t>(static_cast<int32_t>(bits_of_float(level)) + offset);
     }
 }
 
 // Known widths let the compiler unroll without a remainder.
 template <class T>
 inline void round_group(const typename T::Raw* src, int64_t cols, const GroupScales& g, int i, int16_t* out) {
-    const float below = g.below[i], above = g.above[i], scale = g.scale[i];
-    const int32_t zero = g.zero[i];
+    const Rounding r{g.below[i], g.above[i], g.scale[i], g.zero[i]};
     if (cols == 128) {
-        round_columns<T>(src, 128, below, above, scale, zero, out);
+        round_columns<T>(src, 128, r, out);
     } else if (cols == 64) {
-        round_columns<T>(src, 64, below, above, scale, zero, out);
+        round_columns<T>(src, 64, r, out);
     } else if (cols == 32) {
-        round_columns<T>(src, 32, below, above, scale, zero, out);
+        round_columns<T>(src, 32, r, out);
     } else {
-        round_columns<T>(src, cols, below, above, scale, zero, out);
+        round_columns<T>(src, cols, r, out);
     }
 }
 
 inline void clamp_columns(const int16_t* SHARDQ_RESTRICT src, int64_t cols, int bits, uint8_t* SHARDQ_RESTRICT out) {
-    const int16_t top = static_cast<int16_t>((1 << bits) - 1);
+    const int16_t low = static_cast<int16_t>(kBias), high = static_cast<int16_t>(kBias + (1 << bits) - 1);
     for (int64_t i = 0; i < cols; i++) {
-        const int16_t floor = src[i] < 0 ? int16_t{0} : src[i];
-        out[i] = static_cast<uint8_t>(floor > top ? top : floor);
+        const int16_t raised = src[i] < low ? low : src[i];
+        out[i] = static_cast<uint8_t>(raised > high ? high : raised);
     }
 }
 

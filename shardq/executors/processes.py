@@ -33,7 +33,7 @@ from shardq.executors.worker_process import (
 logger = logging.getLogger(__name__)
 
 RETRIES: Final = 2  # of a job whose worker died
-START_ATTEMPTS: Final = 3  # deaths by a signal in a row, before any handler is built
+START_ATTEMPTS: Final = 3  # failed starts in a row, where trying again may help
 
 
 class ProcessExecutor:
@@ -141,7 +141,10 @@ class ProcessExecutor:
             try:
                 worker = start_worker(self._start, name, self._entry, self._context)
             except (OSError, EOFError) as error:
-                self._give_up_start(TaskFailed(f"worker processes cannot be started: {error}"))
+                self._failed_starts += 1  # tried again: a dying fork server is replaced by then
+                if self._failed_starts >= START_ATTEMPTS:
+                    message = f"worker processes cannot be started: {error!r}; lower --parallel"
+                    self._give_up_start(TaskFailed(message))
             else:
                 self._workers.append(worker)
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from shardq.kernels import KernelSet
 from shardq.layouts import qweight
 from shardq.layouts.base import Arrays, ModuleChoice, OutSpec, Refusal
-from shardq.quantize.quantized import Quantized
+from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
 
 QUANT_METHOD: Final = "auto-round"

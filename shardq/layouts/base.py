@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.kernels import KernelSet
-from shardq.quantize.quantized import Quantized
+from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
 
 Arrays = Mapping[str, NDArray[Any]]  # suffix -> array of the slab

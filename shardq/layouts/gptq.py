@@ -13,7 +13,7 @@ from shardq.kernels import KernelSet
 from shardq.layouts import qweight
 from shardq.layouts.base import Arrays, ModuleChoice, OutSpec, Refusal
 from shardq.layouts.templates import module_regexes
-from shardq.quantize.quantized import Quantized
+from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
 
 QUANT_METHOD: Final = "gptq"

@@ -10,7 +10,7 @@ import numpy as np
 
 from shardq.kernels import KernelSet
 from shardq.layouts.base import Arrays, OutSpec, Refusal
-from shardq.quantize.quantized import Quantized
+from shardq.quantizers.quantized import Quantized
 from shardq.schemes import WIDTHS, Scheme
 
 LANES = 32  # rows and columns must be multiples: the loaders size qweight and qzeros by whole words

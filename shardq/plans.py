@@ -112,7 +112,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         files.append(file)
         made: list[Task] = [*_quantize_tasks(ds, file, layout), *_copy_tasks(ds, file)]
         made.sort(key=lambda t: t.source_bytes, reverse=True)  # big first: no giant at the tail
-        tasks.extend(replace(t, id=len(tasks) + i) for i, t in enumerate(made))
+        first = len(tasks)
+        tasks.extend(replace(t, id=first + i) for i, t in enumerate(made))
     return Plan(checkpoint, recipe, decisions, tuple(files), tuple(tasks))
 
 

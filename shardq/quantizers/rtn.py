@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shardq.arena import Arena
 from shardq.kernels import KernelSet
-from shardq.quantize.quantized import Quantized
+from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
 
 
