@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 _NUMBER: Final = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole segment
+_PLACE: Final = "\0"  # of a number, in no name
 
 
 def collapse(names: Iterable[str]) -> dict[str, int]:
@@ -15,7 +16,7 @@ def collapse(names: Iterable[str]) -> dict[str, int]:
     numbers: dict[str, list[set[int]]] = {}
     counts: dict[str, int] = {}
     for name in names:
-        shape = _NUMBER.sub("#", name)
+        shape = _NUMBER.sub(_PLACE, name)
         found = [int(n) for n in _NUMBER.findall(name)]
         seen = numbers.setdefault(shape, [set() for _ in found])
         for numbers_here, number in zip(seen, found, strict=True):
@@ -26,7 +27,7 @@ def collapse(names: Iterable[str]) -> dict[str, int]:
 
 def _fill(shape: str, numbers: list[set[int]]) -> str:
     ranges = iter(_ranges(sorted(ns)) for ns in numbers)
-    return ".".join(next(ranges) if segment == "#" else segment for segment in shape.split("."))
+    return ".".join(next(ranges) if segment == _PLACE else segment for segment in shape.split("."))
 
 
 def _ranges(numbers: list[int]) -> str:

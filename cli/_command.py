@@ -15,12 +15,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def output_options(function: F) -> F:
     """The options that ShardqCommand takes for itself; the command gets a Console (click.pass_obj) in their place."""
-    log_file = click.option(
-        "--log-file", type=click.Path(dir_okay=False, path_type=Path), help="Log to this file too; it is rotated at 16 MiB."
-    )
+    path = click.Path(dir_okay=False, path_type=Path)
+    log_file = click.option("--log-file", type=path, help="Log to this file, rotated at 16 MiB; stderr gets warnings.")
     quiet = click.option("-q", "--quiet", is_flag=True, help="Print errors and the result only.")
     verbose = click.option("-v", "--verbose", count=True, help="Log more to stderr; -vv: everything.")
-    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, errors included.")
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, errors too.")
     return as_json(verbose(quiet(log_file(function))))
 
 
@@ -38,17 +37,19 @@ class ShardqCommand(click.Command):
             print_json({"error": describe_error("UsageError", e.format_message(), e.exit_code)})
             ctx.exit(e.exit_code)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a ShardqError becomes a line and its exit code, anything else is a bug and is let through."""
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command; a ShardqError becomes a line and its exit code, anything else is a bug and passes."""
         console = _take_console(ctx.params)
         ctx.obj = console
         try:
             console.log.apply()
-            return super().invoke(ctx)
+            super().invoke(ctx)
         except ShardqError as e:
-            error = e
+            error: ShardqError = e
         except KeyboardInterrupt:  # before the run catches signals, or a second one during its orderly end
             error = Interrupted("interrupted: run the same command again to go on")
+        else:
+            return
         console.fail(error)
         ctx.exit(error.exit_code)
 

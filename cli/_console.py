@@ -55,11 +55,17 @@ def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
         click.echo(f"{name:<{width}}  {value}")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | int]]) -> None:
-    """A table behind an empty line; columns of whole numbers are set to the right. Nothing without rows."""
+def print_section(columns: Sequence[str], rows: Iterable[Sequence[str | int]]) -> None:
+    """A table behind an empty line; nothing at all without rows."""
     cells = tuple(rows)
-    if not cells:
-        return
+    if cells:
+        click.echo()
+        print_table(columns, cells)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | int]]) -> None:
+    """A table with at least one row; columns of whole numbers are set to the right."""
+    cells = tuple(rows)
     from rich.console import Console as RichConsole
     from rich.table import Table
 
@@ -72,7 +78,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | int]]) -> 
     console = RichConsole(markup=False, emoji=False, highlight=False, width=width)
     with console.capture() as captured:
         console.print(table)
-    click.echo()
     for line in captured.get().splitlines():
         click.echo(line.rstrip())
 

@@ -62,9 +62,10 @@ def epilog(examples: Sequence[str], errors: Iterable[type[ShardqError]] = ()) ->
 
 def exit_codes(errors: Iterable[type[ShardqError]]) -> str:
     """The table of exit codes: those that any command can give, and those of `errors`."""
-    classes = {*errors, Interrupted, Terminated}
+    classes: set[type[ShardqError]] = {*errors, Interrupted, Terminated}
     known = (*_GENERAL, *((e.exit_code, f"{e.__name__}: {e.__doc__}") for e in classes))
-    lines = [
-        textwrap.fill(text, _WIDTH, initial_indent=f"  {code:>3}  ", subsequent_indent=" " * 7) for code, text in sorted(known)
-    ]
-    return "\n".join(("\b", "Exit codes:", *lines))
+    return "\n".join(("\b", "Exit codes:", *(_row(code, text) for code, text in sorted(known))))
+
+
+def _row(code: int, text: str) -> str:
+    return textwrap.fill(text, _WIDTH, initial_indent=f"  {code:>3}  ", subsequent_indent=" " * 7)

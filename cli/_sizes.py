@@ -22,4 +22,4 @@ def parse_size(text: str | None, option: str) -> int | None:
         size_bytes = int(float(found[1]) * base ** _POWERS[found[2].upper()])
         if size_bytes > 0:
             return size_bytes
-    raise BadOption(f"{option} {text!r} is not a size: expected a positive number of bytes, as 500M, 6G, 6GiB or 6000000000")
+    raise BadOption(f"{option} {text!r} is not a size: expected a positive number, as 500M, 6G, 6GiB or 6000000000")

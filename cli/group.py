@@ -27,8 +27,9 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
     epilog=exit_codes(ShardqError.__subclasses__()),
 )
 @click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version and exit."
-)
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version,
+    help="Print the version and exit.",
+)  # fmt: skip
 def commands() -> None:
     """Quantize model checkpoints of any size, shard by shard, without a GPU, without model code, in constant memory.
 

@@ -3,8 +3,8 @@
     import shardq
     result = shardq.quantize("org/name", "W4A16", output_dir="name-W4A16", limits=shardq.Limits(parallel=4))
 
-With more than one worker the work is done in processes; as with any use of multiprocessing, a script then calls this below
-`if __name__ == "__main__":`.
+With more than one worker the work is done in processes; as with any use of multiprocessing, a script then calls this
+below `if __name__ == "__main__":`.
 
 Names are imported when they are first used: a worker process imports this package too, and must stay light.
 """
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from shardq.recipe import Recipe, make_recipe
     from shardq.run import Result
     from shardq.verification import Verification
-    from shardq.version import VERSION as __version__
+
+    __version__: str
 
 _HOMES: Final = {
     "Inspection": "shardq.inspection",

@@ -38,7 +38,7 @@ def quantize(
 
 
 def plan(source: str | Path, recipe: str | Recipe = "W4A16", *, subfolder: str | None = None) -> Plan:
-    """What `quantize` would do with the same words, from headers alone. Raises what it raises before it reads a weight."""
+    """What `quantize` would do with the same words, from headers alone; raises what it raises before that."""
     return make_plan(read_checkpoint(open_source(str(source), subfolder)), _recipe(recipe))
 
 
@@ -51,8 +51,8 @@ def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16") -> Plan:
 def verify(folder: str | Path, *, deep: bool = False, source: str | Path | None = None) -> Verification:
     """Check a finished output folder against its ledger, index, headers and configuration.
 
-    `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed from
-    the original weights and copies are compared byte for byte. Raises VerifyFailed when there is nothing to check.
+    `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed
+    from the original weights and copies are compared byte for byte. Raises VerifyFailed when nothing can be checked.
     """
     return verify_folder(Path(folder), deep, open_source(str(source)) if source is not None else None)
 

@@ -44,8 +44,7 @@ class ByteBudget:
         """Mark bytes as used. Raises ValueError for a negative cost or one not admitted."""
         if cost_bytes < 0 or not self.admits(cost_bytes):
             raise ValueError(
-                f"byte budget: cannot take {cost_bytes} bytes, "
-                f"{self._used_bytes} of {self._limit_bytes} are in use"
+                f"byte budget: cannot take {cost_bytes} bytes, {self._used_bytes} of {self._limit_bytes} are in use"
             )
         self._used_bytes += cost_bytes
         self._peak_bytes = max(self._peak_bytes, self._used_bytes)
@@ -53,7 +52,5 @@ class ByteBudget:
     def give(self, cost_bytes: int) -> None:
         """Return what was taken. Raises ValueError for more than is in use."""
         if not 0 <= cost_bytes <= self._used_bytes:
-            raise ValueError(
-                f"byte budget: cannot give back {cost_bytes} bytes, {self._used_bytes} are in use"
-            )
+            raise ValueError(f"byte budget: cannot give back {cost_bytes} bytes, {self._used_bytes} are in use")
         self._used_bytes -= cost_bytes

@@ -11,7 +11,14 @@ from shardq.ledger import Errors
 from shardq.plans import Plan
 from shardq.recipe import Recipe
 
-CARRIED: Final = ("license", "license_name", "license_link", "pipeline_tag", "language", "library_name")
+CARRIED: Final = (
+    "license",
+    "license_name",
+    "license_link",
+    "pipeline_tag",
+    "language",
+    "library_name",
+)
 WORST: Final = 5  # modules listed with the largest relative error
 
 
@@ -22,19 +29,19 @@ def make_card(plan: Plan, errors: Mapping[str, Errors], total: Errors, source_ca
     command = make_command(plan)
     front = yaml.safe_dump(_front_matter(plan, source_card), sort_keys=False, allow_unicode=True)
     worst = sorted(errors.items(), key=lambda kv: (-kv[1].relative, kv[0]))[:WORST]
+    at = f" at commit `{c.commit}`" if c.commit else ""
     lines = [
         "---", front.rstrip(), "---", "",
         f"# {c.label.rpartition('/')[2]}, {plan.recipe.scheme.name}", "",
-        f"Quantized from `{c.label}`{f' at commit `{c.commit}`' if c.commit else ''} with shardq, without calibration data:", "",
+        f"Quantized from `{c.label}`{at} with shardq, without calibration data:", "",
         "```", command, "```", "",
-        f"- {counts['quantize']} weight matrices in {plan.recipe.scheme.name}, layout `{plan.layout.name}`; "
-        f"{counts['copy']} tensors copied unchanged.",
+        f"- {counts['quantize']} weight matrices quantized, layout `{plan.layout.name}`; {counts['copy']} tensors copied.",
         f"- {plan.source_bytes / 1e9:.2f} GB became {plan.output_bytes / 1e9:.2f} GB.",
         f"- Loads in: {plan.layout.loaders}.",
-        f"- Relative error of all quantized weights (root of squared error over squared weight): {total.relative:.5f}.", "",
+        f"- Relative error of all quantized weights (root of squared error over square): {total.relative:.5f}.", "",
         "Largest relative errors:", "", "| tensor | relative error | largest error |", "| --- | --- | --- |",
         *(f"| `{name}` | {e.relative:.5f} | {e.max_error:.3g} |" for name, e in worst), "",
-        "Every source tensor is accounted for in `shardq-ledger.json.zst`; `shardq verify` checks this folder against it.", "",
+        "Every source tensor is accounted for in `shardq-ledger.json.zst`; `shardq verify` checks it.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -71,7 +78,12 @@ def _options(r: Recipe) -> list[str]:
 def _layer_config(r: Recipe) -> str:
     rules: dict[str, dict[str, Any]] = {}
     for rule in r.layer_rules:
-        values = {"bits": rule.bits, "group_size": rule.group_size, "sym": rule.sym, "scheme": rule.scheme}
+        values = {
+            "bits": rule.bits,
+            "group_size": rule.group_size,
+            "sym": rule.sym,
+            "scheme": rule.scheme,
+        }
         rules[rule.pattern.text] = {k: v for k, v in values.items() if v is not None}
     return json.dumps(rules)
 

@@ -76,9 +76,7 @@ def _fits(ref: TensorRef, kind: SourceKind, refs: Mapping[str, TensorRef]) -> bo
     return kind.grid == "any" or _grid_fits(ref.shape, scale.shape, kind)
 
 
-def _grid_fits(
-    codes: tuple[int, ...] | None, scale: tuple[int, ...] | None, kind: SourceKind
-) -> bool:
+def _grid_fits(codes: tuple[int, ...] | None, scale: tuple[int, ...] | None, kind: SourceKind) -> bool:
     if codes is None or scale is None or not codes:
         return False
     match kind.grid:
@@ -102,9 +100,7 @@ def _add(
 ) -> None:
     base = ref.name[: len(ref.name) - len(kind.codes)]
     weight = f"{base}.weight" if kind.codes.startswith(".") else base
-    found[ref.name] = Companion(
-        ref.name, kind.id, "codes", weight, paired=True, shape=_row_shape(ref, kind)
-    )
+    found[ref.name] = Companion(ref.name, kind.id, "codes", weight, paired=True, shape=_row_shape(ref, kind))
     for suffix in (kind.scale, *kind.requires, *kind.parts):
         name = base + suffix
         if name in refs:

@@ -9,8 +9,8 @@ from shardq.errors import SourceUnreadable
 def set_key(text: str, key: str, value: object) -> str:
     """`text`, a JSON object, with `key` set to `value`: replaced where it stands, else added at the end.
 
-    All other bytes stay as they are: loaders read keys that other tools would rename. Raises SourceUnreadable when `text`
-    is not a JSON object.
+    All other bytes stay as they are: loaders read keys that other tools would rename. Raises SourceUnreadable when
+    `text` is not a JSON object.
     """
     members, end = _members(text)
     indent = _indent(text)

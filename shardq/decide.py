@@ -1,4 +1,4 @@
-"""Which tensors are quantized, under which scheme, and why: roles, then what the recipe says, then what the layout can hold."""
+"""Which tensors are quantized, under which scheme, and why: roles, then the recipe, then what the layout can hold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,7 @@ from shardq.schemes import Scheme, change_scheme, parse_scheme
 
 FITTING_GROUPS = (1024, 512, 256, 128, 64, 32, 16)  # what the loaders' kernels take, largest first
 # Roles whose tensors are plain [out, in] matrices, so that --include and exact --layer-config names may quantize them.
-MATRIX_ROLES = frozenset(
-    {Role.LINEAR, Role.HEAD, Role.ROUTER, Role.MTP, Role.NONTEXT, Role.OUTSIDE_BLOCK, Role.SMALL}
-)
+MATRIX_ROLES = frozenset({Role.LINEAR, Role.HEAD, Role.ROUTER, Role.MTP, Role.NONTEXT, Role.OUTSIDE_BLOCK, Role.SMALL})
 SHOWN = 6  # names listed in a message before "and N more"
 
 
@@ -36,7 +34,7 @@ class Decision:
 
     tensor: TensorRef
     role: Role
-    rule: str  # what decided: a rule of the role table, or "ignore:PATTERN", "include:PATTERN", "layer_config:PATTERN", "ragged"
+    rule: str  # what decided: a rule of the role table, "ragged:...", or the option with its pattern, as "ignore:..."
     action: Literal["quantize", "copy"]
     scheme: Scheme | None  # None when copied
 
@@ -59,8 +57,8 @@ def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
     decisions = _fit_layout(decisions, recipe)
     if not any(d.action == "quantize" for d in decisions):
         raise NothingToQuantize(
-            f"nothing to quantize in {checkpoint.label}: none of its {len(tensors)} tensors is a Linear weight that the "
-            "recipe selects; `shardq inspect` shows the role of each"
+            f"nothing to quantize in {checkpoint.label}: none of its {len(tensors)} tensors is a Linear weight that "
+            "the recipe selects; `shardq inspect` shows the role of each"
         )
     return decisions
 
@@ -80,6 +78,11 @@ def _is_weight(t: TensorRef) -> bool:
     return t.name.endswith(".weight") and (t.shape is None or len(t.shape) == 2)
 
 
+def _is_head(t: TensorRef, verdict: Verdict) -> bool:
+    """A head of the whole model; inside numbered blocks the same names mean something else (`attention.output`)."""
+    return verdict.role is Role.HEAD and not any(part.isdigit() for part in t.module.split("."))
+
+
 def _decide_one(t: TensorRef, verdict: Verdict, recipe: Recipe, exact: Mapping[str, LayerRule]) -> Decision:
     def keep(rule: str) -> Decision:
         return Decision(t, verdict.role, rule, "copy", None)
@@ -93,7 +96,7 @@ def _decide_one(t: TensorRef, verdict: Verdict, recipe: Recipe, exact: Mapping[s
     if named is None and (hit := _first(recipe.ignore, t.module)):
         return keep(f"ignore:{hit.text}")
     included = _first(recipe.include, t.module)
-    wanted = verdict.role is Role.LINEAR or (verdict.role is Role.HEAD and recipe.quant_lm_head)
+    wanted = verdict.role is Role.LINEAR or (recipe.quant_lm_head and _is_head(t, verdict))
     if not wanted and (named or included):
         if verdict.role not in MATRIX_ROLES:
             raise BadOption(
@@ -105,12 +108,19 @@ def _decide_one(t: TensorRef, verdict: Verdict, recipe: Recipe, exact: Mapping[s
         return keep(verdict.rule)
     if t.dtype is not None and t.dtype not in WEIGHT_DTYPES:
         raise UnsupportedSource(
-            f"{t.name} in {t.shard} is {t.dtype}: expected one of {', '.join(WEIGHT_DTYPES)}; keep it with --ignore {t.module}"
+            f"{t.name} in {t.shard} is {t.dtype}: expected one of {', '.join(WEIGHT_DTYPES)}; keep it with "
+            f"--ignore {t.module}"
         )
     rule = named or next((r for r in recipe.layer_rules if r.pattern.matches(t.module)), None)
     rule = rule or next((r for r in recipe.preset_rules if r.pattern.matches(t.module)), None)
     if rule is None:
-        return Decision(t, verdict.role, f"include:{included.text}" if included else verdict.rule, "quantize", recipe.scheme)
+        return Decision(
+            t,
+            verdict.role,
+            f"include:{included.text}" if included else verdict.rule,
+            "quantize",
+            recipe.scheme,
+        )
     scheme = _apply(rule, recipe.scheme)
     if scheme is None:
         return keep(f"layer_config:{rule.pattern.text}")
@@ -197,7 +207,8 @@ def _fit_layout(decisions: Sequence[Decision], recipe: Recipe) -> tuple[Decision
     for reason, ds in refused.items():
         if reason:
             raise LayoutRefuses(
-                f"layout {layout.name} {reason}: {_listed(ds)}; keep them with --ragged keep or --ignore, or choose another --format"
+                f"layout {layout.name} {reason}: {_listed(ds)}; keep them with --ragged keep or "
+                "--ignore, or choose another --format"
             )
     if ragged := refused.get(""):
         raise BadGroupSize(_ragged_message(layout.name, ragged))
@@ -217,8 +228,9 @@ def _ragged_message(layout: str, ragged: Sequence[Decision]) -> str:
     sizes = sorted({d.scheme.group_size for d in ragged if d.scheme})
     advice = f"--group-size {' or '.join(fits)} fits them all; or " if fits else ""
     return (
-        f"group size {', '.join(map(str, sizes))} does not divide the columns of {_listed(ragged)}, and layout {layout} cannot hold a "
-        f"short group: {advice}--ragged shrink (largest group that fits, per module) or --ragged keep (source precision)"
+        f"group size {', '.join(map(str, sizes))} does not divide the columns of {_listed(ragged)}, and layout {layout} "
+        f"cannot hold a short group: {advice}--ragged shrink (largest group that fits, per module) or --ragged "
+        "keep (source precision)"
     )
 
 

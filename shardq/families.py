@@ -115,12 +115,8 @@ def parse_families(text: str) -> Families:
     return Families(
         names=_names(table["names"]),
         config=_config(table["config"]),
-        experts=ExpertRules(
-            re.compile(table["experts"]["container"]), frozenset(table["experts"]["projections"])
-        ),
-        keep_3d=tuple(
-            Keep3D(row["id"], re.compile(row["pattern"]), row["role"]) for row in table["keep_3d"]
-        ),
+        experts=ExpertRules(re.compile(table["experts"]["container"]), frozenset(table["experts"]["projections"])),
+        keep_3d=tuple(Keep3D(row["id"], re.compile(row["pattern"]), row["role"]) for row in table["keep_3d"]),
         families=tuple(_family(row) for row in table["family"]),
         sources=tuple(_source(row) for row in table["source"]),
         lone=MappingProxyType(table["lone"]),

@@ -29,7 +29,12 @@ class Fetcher:
     """Downloads shards in order on background threads. `ready` is a descriptor that becomes readable on arrival."""
 
     def __init__(
-        self, source: Source, folder: Path, shards: Sequence[Shard], cap_bytes: int | None, on_bytes: Callable[[int], None]
+        self,
+        source: Source,
+        folder: Path,
+        shards: Sequence[Shard],
+        cap_bytes: int | None,
+        on_bytes: Callable[[int], None],
     ) -> None:
         self._source, self._folder, self._on_bytes = source, folder, on_bytes
         self._todo = list(reversed(shards))

@@ -17,7 +17,7 @@ class StorageType:
     floating: bool  # a real number on its own; False for integers, booleans and bare exponents
 
 
-# In the order in which the safetensors writer sorts tensors (low alignment first); the writer puts high alignment first.
+# In the order by which the safetensors writer sorts tensors, low alignment first; a file has high alignment first.
 STORAGE_TYPES: Final[tuple[StorageType, ...]] = (
     StorageType("BOOL", 8, False),
     StorageType("F4", 4, True),

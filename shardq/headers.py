@@ -1,9 +1,7 @@
-"""A source's headers -> Checkpoint: everything that can be known before a weight is read, checked
-both ways.
+"""A source's headers -> Checkpoint: everything that can be known before a weight is read, checked both ways.
 
-Kept: every tensor of every shard of the weight set. Refused: whatever the index and the headers
-disagree on in a way that loses a tensor. One of two copies of a tensor is taken only when the index
-says which.
+Kept: every tensor of every shard of the weight set. Refused: whatever the index and the headers disagree on in a way
+that loses a tensor. One of two copies of a tensor is taken only when the index says which.
 """
 
 import gzip
@@ -32,6 +30,7 @@ from shardq.weight_set import Index, choose_weights, parse_index
 
 CONFIG_NAME: Final = "config.json"
 _DUMP_HEADERS: Final = "headers.json.gz"
+_NO_CONFIG: Final = "No config.json: roles of tensors are judged by their names alone."
 _FIRST_READ_BYTES: Final = 256 * 1024  # most headers fit, so that one request does
 _REMOTE_READERS: Final = 8
 _MAX_JSON_FILE_BYTES: Final = 1 << 29
@@ -40,9 +39,9 @@ _MAX_JSON_FILE_BYTES: Final = 1 << 29
 def read_checkpoint(source: Source) -> Checkpoint:
     """Read all headers of a source and check them against its index.
 
-    Raises SourceUnreadable (nothing to read, several candidates, malformed index or config),
-    UnsupportedSource, CheckpointIncomplete (a shard or tensor that the index names is missing),
-    CorruptShard, UnknownDtype, and for the Hub HubAccess and HubTransfer.
+    Raises SourceUnreadable (nothing to read, several candidates, malformed index or config), UnsupportedSource,
+    CheckpointIncomplete (a shard or tensor that the index names is missing), CorruptShard, UnknownDtype, and for the
+    Hub HubAccess and HubTransfer.
     """
     files = {f.name: f for f in source.files()}
     chosen = choose_weights(tuple(files), source.label)
@@ -50,9 +49,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
     shard_names = chosen.shard_names
     warnings = list(chosen.warnings)
     if chosen.index_name is not None:
-        index = parse_index(
-            _read_all(source, files[chosen.index_name]), f"{source.label}, {chosen.index_name}"
-        )
+        index = parse_index(_read_all(source, files[chosen.index_name]), f"{source.label}, {chosen.index_name}")
         shard_names = index.shard_names
         warnings += index.warnings
         _check_shards_exist(index, files, source.label)
@@ -62,21 +59,17 @@ def read_checkpoint(source: Source) -> Checkpoint:
     warnings += notes
     config, config_bytes = _read_config(source, files)
     if config is None:
-        warnings.append("No config.json: roles of tensors are judged by their names alone.")
+        warnings.append(_NO_CONFIG)
     known = {*shard_names, CONFIG_NAME, chosen.index_name}
     return Checkpoint(
         label=source.label,
         commit=source.commit,
-        shards=tuple(
-            Shard(n, files[n].size_bytes, files[n].sha256, headers[n].sha256) for n in shard_names
-        ),
+        shards=tuple(Shard(n, files[n].size_bytes, files[n].sha256, headers[n].sha256) for n in shard_names),
         tensors=tensors,
         config=config,
         config_bytes=config_bytes,
         index_name=chosen.index_name,
-        side_files=tuple(
-            SideFile(f.name, f.size_bytes) for f in files.values() if f.name not in known
-        ),
+        side_files=tuple(SideFile(f.name, f.size_bytes) for f in files.values() if f.name not in known),
         warnings=tuple(warnings),
     )
 
@@ -88,18 +81,14 @@ def _check_shards_exist(index: Index, files: Mapping[str, SourceFile], label: st
     tensor = next(t for t, s in index.weight_map.items() if s == missing[0])
     more = f" ({len(missing)} shards are missing in all)" if len(missing) > 1 else ""
     raise CheckpointIncomplete(
-        f"{label}: shard {missing[0]} is missing, which the index names for tensor "
-        f"{tensor!r}{more}; "
+        f"{label}: shard {missing[0]} is missing, which the index names for tensor {tensor!r}{more}; "
         "get the missing files"
     )
 
 
 def _warn_of_extra_files(files: Mapping[str, SourceFile], shard_names: Sequence[str]) -> list[str]:
-    extra = sorted(
-        n
-        for n in files
-        if n.endswith(".safetensors") and "/" not in n and n not in set(shard_names)
-    )
+    listed = set(shard_names)
+    extra = [n for n in files if n.endswith(".safetensors") and "/" not in n and n not in listed]
     if not extra:
         return []
     more = f" and {len(extra) - 4} more" if len(extra) > 4 else ""
@@ -147,31 +136,23 @@ def _merge(
                 continue
             if t.name in tensors:
                 raise CorruptShard(
-                    f"tensor {t.name!r} is in {tensors[t.name].shard} and in {shard}, and no index "
-                    "says which one "
+                    f"tensor {t.name!r} is in {tensors[t.name].shard} and in {shard}, and no index says which one "
                     "counts; remove one of the files"
                 )
             tensors[t.name] = TensorRef(t.name, shard, t.dtype, t.shape, t.begin, t.end)
     for name, shard in (weight_map or {}).items():
         if name not in tensors:
-            elsewhere = next(
-                (s for s, h in headers.items() if any(t.name == name for t in h.tensors)), None
-            )
+            elsewhere = next((s for s, h in headers.items() if any(t.name == name for t in h.tensors)), None)
             found = f", but is in {elsewhere}" if elsewhere else " nor in any other"
             raise CheckpointIncomplete(
-                f"tensor {name!r} is not in shard {shard}, where the index has it{found}; get "
-                "shard and index again"
+                f"tensor {name!r} is not in shard {shard}, where the index has it{found}; get shard and index again"
             )
     notes: list[str] = []
     if unlisted:
-        notes.append(
-            f"{len(unlisted)} tensors are in shards but not in the index and were taken: "
-            f"{unlisted[0]}, ..."
-        )
+        notes.append(f"{len(unlisted)} tensors are in shards but not in the index and were taken: {unlisted[0]}, ...")
     if copies:
         notes.append(
-            f"{len(copies)} tensors are also in shards that the index does not name for them; "
-            "those copies were left "
+            f"{len(copies)} tensors are also in shards that the index does not name for them; those copies were left "
             f"out: {copies[0]}, ..."
         )
     return tensors, notes
@@ -186,9 +167,7 @@ def _read_all(source: Source, file: SourceFile) -> bytes:
     return source.read(file.name, 0, file.size_bytes)
 
 
-def _read_config(
-    source: Source, files: Mapping[str, SourceFile]
-) -> tuple[Mapping[str, Any] | None, bytes | None]:
+def _read_config(source: Source, files: Mapping[str, SourceFile]) -> tuple[Mapping[str, Any] | None, bytes | None]:
     if CONFIG_NAME not in files:
         return None, None
     raw = _read_all(source, files[CONFIG_NAME])
@@ -199,9 +178,7 @@ def _parse_object(raw: bytes, where: str) -> Mapping[str, Any]:
     try:
         value = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise SourceUnreadable(
-            f"{where} is not valid JSON ({error}); repair it or get it again"
-        ) from error
+        raise SourceUnreadable(f"{where} is not valid JSON ({error}); repair it or get it again") from error
     if not isinstance(value, dict):
         raise SourceUnreadable(f"{where} is not a JSON object; repair it or get it again")
     return value
@@ -210,11 +187,10 @@ def _parse_object(raw: bytes, where: str) -> Mapping[str, Any]:
 def read_dump(folder: Path) -> Checkpoint:
     """A checkpoint from recorded headers, to plan without having the weights.
 
-    `folder` holds headers.json.gz ({shard: {tensor: [dtype, shape]}}; offsets are those of the
-    reference writer), or an index (`*index.json` or `*index.json.gz`, the safetensors one first;
-    then dtypes and shapes are None, offsets -1 and shard sizes 0), and optionally config.json (or
-    the only `*__config.json`). Raises SourceUnreadable, UnsupportedSource, UnknownDtype,
-    CorruptShard.
+    `folder` holds headers.json.gz ({shard: {tensor: [dtype, shape]}}; offsets are those of the reference writer), or an
+    index (`*index.json` or `*index.json.gz`, the safetensors one first; then dtypes and shapes are None, offsets -1 and
+    shard sizes 0), and optionally config.json (or the only `*__config.json`). Raises SourceUnreadable,
+    UnsupportedSource, UnknownDtype, CorruptShard.
     """
     label = folder.absolute().name
     with reading(folder):
@@ -234,19 +210,17 @@ def read_dump(folder: Path) -> Checkpoint:
             f"{folder} holds neither recorded headers ({_DUMP_HEADERS}) nor an index "
             "(*index.json[.gz]): nothing to plan from"
         )
-    configs = [n for n in names if n == CONFIG_NAME] or [
-        n for n in names if n.endswith(f"__{CONFIG_NAME}")
-    ]
+    configs = [n for n in names if n == CONFIG_NAME] or [n for n in names if n.endswith(f"__{CONFIG_NAME}")]
     config_bytes = _read_packed(folder / configs[0]) if len(configs) == 1 else None
+    if config_bytes is None:
+        warnings = (*warnings, _NO_CONFIG)
     known = {_DUMP_HEADERS, index_name, *configs}
     return Checkpoint(
         label=label,
         commit=None,
         shards=shards,
         tensors=tensors,
-        config=None
-        if config_bytes is None
-        else _parse_object(config_bytes, f"{label}, {configs[0]}"),
+        config=None if config_bytes is None else _parse_object(config_bytes, f"{label}, {configs[0]}"),
         config_bytes=config_bytes,
         index_name=index_name.removesuffix(".gz") if index_name else None,
         side_files=tuple(SideFile(n, sizes[n]) for n in names if n not in known),
@@ -256,13 +230,7 @@ def read_dump(folder: Path) -> Checkpoint:
 
 def _dump_index(names: Sequence[str]) -> str | None:
     indexes = [n for n in names if n.endswith(("index.json", "index.json.gz"))]
-    indexes.sort(
-        key=lambda n: (
-            not n.startswith("model.safetensors.index.json"),
-            ".safetensors." not in n,
-            n,
-        )
-    )
+    indexes.sort(key=lambda n: (not n.startswith("model.safetensors."), ".safetensors." not in n, n))
     return indexes[0] if indexes else None
 
 
@@ -276,9 +244,7 @@ def _read_packed(path: Path) -> bytes:
             raise SourceUnreadable(f"{path} is damaged ({error}); get the file again") from error
 
 
-def _recorded_shards(
-    recorded: Mapping[str, Any], where: str
-) -> tuple[tuple[Shard, ...], dict[str, TensorRef]]:
+def _recorded_shards(recorded: Mapping[str, Any], where: str) -> tuple[tuple[Shard, ...], dict[str, TensorRef]]:
     shards: list[Shard] = []
     tensors: dict[str, TensorRef] = {}
     for shard, entries in recorded.items():
@@ -289,15 +255,11 @@ def _recorded_shards(
                 f"{where}, shard {shard}: unknown dtype {error}; known are {', '.join(STORAGE)}"
             ) from error
         except (AttributeError, TypeError, ValueError) as error:
-            raise SourceUnreadable(
-                f"{where}, shard {shard}: expected {{tensor: [dtype, shape]}} ({error})"
-            ) from error
+            raise SourceUnreadable(f"{where}, shard {shard}: expected {{tensor: [dtype, shape]}} ({error})") from error
         shards.append(Shard(shard, plan.size_bytes, None, None))
         for name, (begin, end) in plan.offsets.items():
             if name in tensors:
-                raise CorruptShard(
-                    f"{where}: tensor {name!r} is in {tensors[name].shard} and in {shard}"
-                )
+                raise CorruptShard(f"{where}: tensor {name!r} is in {tensors[name].shard} and in {shard}")
             dtype, shape = entries[name]
             tensors[name] = TensorRef(name, shard, dtype, tuple(shape), begin, end)
     return tuple(shards), tensors
@@ -307,7 +269,5 @@ def _indexed_shards(index: Index) -> tuple[tuple[Shard, ...], dict[str, TensorRe
     by_shard: dict[str, list[str]] = {name: [] for name in index.shard_names}
     for tensor, shard in index.weight_map.items():
         by_shard[shard].append(tensor)
-    tensors = {
-        t: TensorRef(t, s, None, None, -1, -1) for s, names in by_shard.items() for t in names
-    }
+    tensors = {t: TensorRef(t, s, None, None, -1, -1) for s, names in by_shard.items() for t in names}
     return tuple(Shard(name, 0, None, None) for name in by_shard), tensors

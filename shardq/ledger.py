@@ -13,7 +13,10 @@ from shardq.plans import Plan, output_names
 from shardq.tasks import Done, QuantizeTask
 
 LEDGER: Final = "shardq-ledger.json.zst"
-OUTCOMES: Final = {"quantize": "quantized", "copy": "copied"}  # action of the plan -> outcome of the ledger
+OUTCOMES: Final = {
+    "quantize": "quantized",
+    "copy": "copied",
+}  # action of the plan -> outcome of the ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,7 @@ def tensor_errors(plan: Plan, done: Mapping[int, Done]) -> dict[str, Errors]:
         if isinstance(task, QuantizeTask):
             d = done[task.id]
             weights = (task.end_row - task.row) * task.columns
-            slabs.setdefault(task.tensor, []).append(
-                Errors(d.squared_error, d.squared_weight, d.max_error, weights)
-            )
+            slabs.setdefault(task.tensor, []).append(Errors(d.squared_error, d.squared_weight, d.max_error, weights))
     return {name: merge(parts) for name, parts in slabs.items()}
 
 

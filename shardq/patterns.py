@@ -84,9 +84,7 @@ def parse_pattern(text: str, dialect: Dialect) -> Pattern:
         try:
             _compile(pattern.body)
         except re.error as error:
-            raise BadOption(
-                f"pattern {text!r} is no valid regular expression ({error}): correct it"
-            ) from error
+            raise BadOption(f"pattern {text!r} is no valid regular expression ({error}): correct it") from error
     return pattern
 
 
@@ -121,9 +119,7 @@ def _compile(expression: str) -> re.Pattern[str]:
 # --- rules for single layers -----------------------------------------------------------------
 
 
-def parse_layer_config(
-    source: str | Path | Mapping[str, object], dialect: Dialect
-) -> tuple[LayerRule, ...]:
+def parse_layer_config(source: str | Path | Mapping[str, object], dialect: Dialect) -> tuple[LayerRule, ...]:
     """Rules in the order given, from JSON text, the path of a .json or .toml file, or a mapping.
 
     The form is {pattern: {"bits": int, "group_size": int, "sym": bool, "scheme": str}}, every key
@@ -139,9 +135,7 @@ def _read_table(source: str | Path) -> Mapping[str, object]:
         return _parse_json(source, "the text given")
     path = Path(source)
     if path.suffix not in (".json", ".toml"):
-        raise BadOption(
-            f"layer config {str(source)!r} is neither JSON text ({{...}}) nor a .json or .toml file"
-        )
+        raise BadOption(f"layer config {str(source)!r} is neither JSON text ({{...}}) nor a .json or .toml file")
     try:
         text = path.read_text(encoding="utf-8")
         return tomllib.loads(text) if path.suffix == ".toml" else _parse_json(text, str(path))
@@ -180,24 +174,16 @@ def _parse_rule(text: object, values: object, dialect: Dialect) -> LayerRule:
         )
     for key, value in table.items():
         _check_value(text, key, value)
-    return LayerRule(
-        pattern, table.get("bits"), table.get("group_size"), table.get("sym"), table.get("scheme")
-    )
+    return LayerRule(pattern, table.get("bits"), table.get("group_size"), table.get("sym"), table.get("scheme"))
 
 
 def _check_value(text: str, key: object, value: object) -> None:
     if not isinstance(key, str) or key not in _RULE_TYPES:
-        raise BadOption(
-            f"layer config, {text!r}: unknown key {key!r}; allowed are {', '.join(_RULE_TYPES)}"
-        )
+        raise BadOption(f"layer config, {text!r}: unknown key {key!r}; allowed are {', '.join(_RULE_TYPES)}")
     expected = _RULE_TYPES[key]
     if type(value) is not expected:  # an isinstance test would take True for an int
-        raise BadOption(
-            f"layer config, {text!r}: {key} must be {expected.__name__}, found {value!r:.60}"
-        )
+        raise BadOption(f"layer config, {text!r}: {key} must be {expected.__name__}, found {value!r:.60}")
     if key == "bits" and value not in (*range(2, 9), KEEP_BITS):
-        raise BadOption(
-            f"layer config, {text!r}: bits must be 2 to 8, or 16 to keep, found {value}"
-        )
+        raise BadOption(f"layer config, {text!r}: bits must be 2 to 8, or 16 to keep, found {value}")
     if value == "":
         raise BadOption(f"layer config, {text!r}: the scheme's name is empty")

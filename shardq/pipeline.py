@@ -1,7 +1,7 @@
-"""Runs a plan: bring source shards, hand tasks to workers, seal finished files, free source shards, publish.
+"""Runs a plan: bring source shards, hand tasks to workers, seal finished files, free source shards.
 
-Order of events for an output file: all its tasks -> fsync and hash in `part` -> rename to `ready` -> fsync of the folder
--> journal line, fsync -> only then is its source shard freed. A crash anywhere loses at most unjournaled tasks.
+Order of events for an output file: all its tasks -> fsync and hash in `part` -> rename to `ready` -> fsync of the
+folder -> journal line, fsync -> only then is its source shard freed. A crash loses at most unjournaled tasks.
 """
 
 import errno
@@ -27,7 +27,7 @@ from shardq.progress import Progress, Report, Stage
 from shardq.signals import StopFlag
 from shardq.sources.base import Source
 from shardq.staging import Progressed, Staging
-from shardq.tasks import Checked, CopyTask, Done, QuantizeTask, Sealed, SealTask, Task
+from shardq.tasks import Checked, Done, Sealed, SealTask, Task
 
 logger = logging.getLogger(__name__)
 POLL_S: Final = 1.0  # longest wait without looking at the stop flag
@@ -46,7 +46,14 @@ class Pipeline:
     """One run of one plan in one staging folder."""
 
     def __init__(
-        self, plan: Plan, source: Source, staging: Staging, journal: Journal, before: Progressed, limits: Limits, report: Report
+        self,
+        plan: Plan,
+        source: Source,
+        staging: Staging,
+        journal: Journal,
+        before: Progressed,
+        limits: Limits,
+        report: Report,
     ) -> None:
         self._plan, self._source, self._staging = plan, source, staging
         self._journal, self._limits, self._report = journal, limits, report
@@ -54,7 +61,7 @@ class Pipeline:
         self._tasks: dict[str, list[Task]] = {f.name: [] for f in plan.files}
         for task in plan.tasks:
             self._tasks[task.file].append(task)
-        self._done: dict[int, Done] = {i: d for i, d in before.tasks.items()}
+        self._done: dict[int, Done] = dict(before.tasks)
         self._sealed: dict[str, tuple[str, int]] = dict(before.sealed)
         self._left = {f: len(ts) for f, ts in self._tasks.items()}  # tasks of this run still to finish, by file
         self._todo: deque[Task | Checked | SealTask] = deque()
@@ -91,7 +98,10 @@ class Pipeline:
                 if got.error:
                     self._error = self._error or got.error
                 else:
-                    self._journal.append({"event": "fetched", "shard": got.shard.name, "sha256": got.sha256}, durable=False)
+                    self._journal.append(
+                        {"event": "fetched", "shard": got.shard.name, "sha256": got.sha256},
+                        durable=False,
+                    )
                     self._tell("fetch", got.shard.name)
                     self._enqueue(got.shard.name)
 
@@ -149,7 +159,13 @@ class Pipeline:
         file = self._files[sealed.file]
         self._staging.settle(sealed.file)
         self._journal.append(
-            {"event": "sealed", "file": sealed.file, "sha256": sealed.sha256, "size": file.size_bytes}, durable=True
+            {
+                "event": "sealed",
+                "file": sealed.file,
+                "sha256": sealed.sha256,
+                "size": file.size_bytes,
+            },
+            durable=True,
         )
         self._sealed[sealed.file] = (sealed.sha256, file.size_bytes)
         self._free(file.shard)
@@ -171,7 +187,7 @@ class Pipeline:
             cap = self._limits.max_disk_bytes
             self._fetcher = Fetcher(
                 self._source, self._staging.src, missing,
-                None if cap is None else cap - self._plan.output_bytes, lambda count: None,
+                None if cap is None else cap - self._plan.output_bytes, lambda _count: None,
             )  # fmt: skip
 
     def _staged(self, shard: Shard) -> Path:
@@ -219,20 +235,26 @@ class Pipeline:
         free = shutil.disk_usage(self._staging.work).free
         if need > free:
             raise DiskFull(
-                f"{self._staging.out} needs {need / 1e9:.2f} GB more and its disk has {free / 1e9:.2f} GB free: free some "
-                "space or choose another --output-dir"
+                f"{self._staging.out} needs {need / 1e9:.2f} GB more and its disk has {free / 1e9:.2f} GB free: free "
+                "some space or choose another --output-dir"
             )
 
     def _missing(self) -> Iterator[Shard]:
         for shard in self._plan.checkpoint.shards:
-            if shard.name not in self._sealed and not self._source.local_path(shard.name):
-                if not self._staged(shard).exists():
-                    yield shard
+            here = self._source.local_path(shard.name) or self._staged(shard).exists()
+            if shard.name not in self._sealed and not here:
+                yield shard
 
     def _tell(self, stage: Stage, item: str) -> None:
         self._report(
             Progress(
-                stage, item, self._done_bytes, self._plan.source_bytes, self._resumed_bytes, len(self._sealed), len(self._files)
+                stage,
+                item,
+                self._done_bytes,
+                self._plan.source_bytes,
+                self._resumed_bytes,
+                len(self._sealed),
+                len(self._files),
             )
         )
 

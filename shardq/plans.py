@@ -73,7 +73,15 @@ class Plan:
     def choices(self) -> tuple[ModuleChoice, ...]:
         """Every module that a loader may believe to be quantized: the quantized ones, and kept 2-D matrices that are
         Linear layers to a loader (embeddings, norms and convolutions are not)."""
-        loader_ignores = (Role.EMBEDDING, Role.NORM, Role.CONV, Role.VECTOR, Role.BUFFER, Role.EXPERT_STACK, Role.UNKNOWN)
+        loader_ignores = (
+            Role.EMBEDDING,
+            Role.NORM,
+            Role.CONV,
+            Role.VECTOR,
+            Role.BUFFER,
+            Role.EXPERT_STACK,
+            Role.UNKNOWN,
+        )
         return tuple(
             ModuleChoice(d.tensor.module, d.role.value, d.scheme)
             for d in self.decisions
@@ -138,7 +146,12 @@ def _output_file(shard: str, ds: Sequence[Decision], layout: Layout) -> OutputFi
     specs = [s for d in ds for s in _specs(d, layout)]
     planned: FilePlan = plan_file(specs, {"format": "pt"})
     return OutputFile(
-        shard, shard, planned.header, planned.size_bytes, planned.offsets, {s.name: s for s in specs}
+        shard,
+        shard,
+        planned.header,
+        planned.size_bytes,
+        planned.offsets,
+        {s.name: s for s in specs},
     )
 
 
@@ -178,10 +191,11 @@ def _copy_tasks(ds: Sequence[Decision], file: OutputFile) -> Iterator[CopyTask]:
         target = file.offsets[t.name][0]
         for at in range(0, t.size_bytes, SLAB_BYTES):
             piece = Piece(t.name, t.begin + at, target + at, min(SLAB_BYTES, t.size_bytes - at))
-            if batch and (len(batch) == COPY_PIECES or sum(p.size_bytes for p in batch) + piece.size_bytes > SLAB_BYTES):
+            if batch and (
+                len(batch) == COPY_PIECES or sum(p.size_bytes for p in batch) + piece.size_bytes > SLAB_BYTES
+            ):
                 yield CopyTask(-1, t.shard, file.name, tuple(batch))
                 batch = []
             batch.append(piece)
     if batch:
         yield CopyTask(-1, ds[0].tensor.shard, file.name, tuple(batch))
-

@@ -109,7 +109,7 @@ def _move(staging: Staging, name: str) -> None:
 
 
 def finished_identity(out: Path) -> dict[str, Any] | None:
-    """Identity of a complete output folder, None if it is not complete. Raises nothing: a damaged record is no record."""
+    """Identity of a complete output folder, None if it is not complete or its record is damaged."""
     try:
         record = json.loads((out / PROVENANCE).read_bytes())
         complete = all((out / n).stat().st_size == f["size"] for n, f in record["files"].items())

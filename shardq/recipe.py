@@ -96,4 +96,9 @@ def _scheme_dict(scheme: Scheme) -> dict[str, Any]:
 
 
 def _rule_values(rule: LayerRule) -> dict[str, Any]:
-    return {"bits": rule.bits, "group_size": rule.group_size, "sym": rule.sym, "scheme": rule.scheme}
+    return {
+        "bits": rule.bits,
+        "group_size": rule.group_size,
+        "sym": rule.sym,
+        "scheme": rule.scheme,
+    }

@@ -15,7 +15,9 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
     known = bool(plan.files)
     actions = Counter(d.action for d in plan.decisions)
     roles = Counter(d.role.value for d in plan.decisions)
-    matrices = [d for d in plan.decisions if d.tensor.name.endswith(".weight") and d.role.value not in ("norm", "vector")]
+    matrices = [
+        d for d in plan.decisions if d.tensor.name.endswith(".weight") and d.role.value not in ("norm", "vector")
+    ]
     described: dict[str, Any] = {
         "source": c.label,
         "commit": c.commit,

@@ -71,9 +71,7 @@ class _Subject:
     beyond: bool  # its layer index is not below the number of layers
 
 
-def assign_roles(
-    tensors: Iterable[TensorRef], config: Mapping[str, Any] | None
-) -> dict[str, Verdict]:
+def assign_roles(tensors: Iterable[TensorRef], config: Mapping[str, Any] | None) -> dict[str, Verdict]:
     """Role of every tensor, in the order given.
 
     Where shape or dtype is None (an index without headers) the tests on sizes and dtypes are
@@ -108,9 +106,7 @@ def _companion_verdict(companion: Companion) -> Verdict:
     return Verdict(Role.UNKNOWN, "dtype")
 
 
-def _subject(
-    ref: TensorRef, codes: Companion | None, facts: _Facts, families: Families
-) -> _Subject:
+def _subject(ref: TensorRef, codes: Companion | None, facts: _Facts, families: Families) -> _Subject:
     name = codes.weight if codes is not None else ref.name
     shape = codes.shape if codes is not None else ref.shape
     module, _, leaf = name.rpartition(".")
@@ -167,10 +163,7 @@ def _is_expert_projection(subject: _Subject, families: Families) -> bool:
         projection, container = subject.seg, subject.parent
     else:
         projection, container = subject.leaf.removesuffix("_weight"), subject.module
-    return (
-        projection in families.experts.projections
-        and families.experts.container.search(container) is not None
-    )
+    return projection in families.experts.projections and families.experts.container.search(container) is not None
 
 
 def _decide_by_segment(subject: _Subject, facts: _Facts, families: Families) -> Verdict | None:
@@ -228,9 +221,7 @@ def _decide_linear(subject: _Subject, facts: _Facts, families: Families) -> Verd
 # --- facts -----------------------------------------------------------------------------------
 
 
-def _read_facts(
-    config: Mapping[str, Any] | None, refs: tuple[TensorRef, ...], families: Families
-) -> _Facts:
+def _read_facts(config: Mapping[str, Any] | None, refs: tuple[TensorRef, ...], families: Families) -> _Facts:
     vocab_sizes: set[int] = set()
     expert_counts: set[int] = set()
     model_types: set[str] = set()
@@ -260,31 +251,23 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _text_layers(
-    layers: Mapping[tuple[str, ...], int], keys: ConfigKeys, families: Families
-) -> int | None:
+def _text_layers(layers: Mapping[tuple[str, ...], int], keys: ConfigKeys, families: Families) -> int | None:
     """Layers of the text model: by its own config, else the top level, else the most elsewhere."""
     for place, count in layers.items():
         if place and place[-1] in keys.text and not _is_nontext_place(place, families):
             return count
     if () in layers:
         return layers[()]
-    return max(
-        (n for place, n in layers.items() if not _is_nontext_place(place, families)), default=None
-    )
+    return max((n for place, n in layers.items() if not _is_nontext_place(place, families)), default=None)
 
 
 def _is_nontext_place(place: tuple[str, ...], families: Families) -> bool:
     return any(families.names.nontext.search(key.removesuffix("_config")) for key in place)
 
 
-def _find_family(
-    model_types: set[str], refs: tuple[TensorRef, ...], families: Families
-) -> Family | None:
+def _find_family(model_types: set[str], refs: tuple[TensorRef, ...], families: Families) -> Family | None:
     for family in families.families:
-        if not model_types.isdisjoint(family.model_types) or any(
-            _is_wide(ref, family) for ref in refs
-        ):
+        if not model_types.isdisjoint(family.model_types) or any(_is_wide(ref, family) for ref in refs):
             return family
     return None
 

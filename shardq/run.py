@@ -42,6 +42,7 @@ class Result:
     output_bytes: int
     errors: Errors | None  # over all quantized weights; None when already done
     seconds: float
+    warnings: tuple[str, ...]  # what is odd but harmless about the checkpoint
 
 
 def quantize_to_folder(
@@ -107,4 +108,5 @@ def _result(plan: Plan, out: Path, already: bool, errors: Errors | None, began: 
         output_bytes=plan.output_bytes,
         errors=errors,
         seconds=time.perf_counter() - began,
+        warnings=plan.checkpoint.warnings,
     )

@@ -34,7 +34,8 @@ class Scheme:
             raise BadOption(f"unknown element format {self.element!r} or scale format {self.scale!r}")
         if self.group_size != WHOLE_ROW and self.group_size < 1:
             raise BadGroupSize(
-                f"group size {self.group_size} is impossible: expected a positive number of columns, or -1 for the whole row"
+                f"group size {self.group_size} is impossible: expected a positive number of columns, or -1 for "
+                "the whole row"
             )
 
     @property
@@ -69,7 +70,9 @@ class Preset:
     name: str
     scheme: Scheme
     summary: str
-    bits_of: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # module pattern -> bits, first match wins
+    bits_of: Mapping[str, int] = field(
+        default_factory=lambda: MappingProxyType({})
+    )  # module pattern -> bits, first match wins
 
 
 def _int_preset(bits: int, group_size: int = 128) -> Preset:
@@ -122,7 +125,10 @@ def parse_name(name: str) -> Scheme:
 
 
 def change_scheme(
-    scheme: Scheme, bits: int | None = None, group_size: int | None = None, symmetric: bool | None = None
+    scheme: Scheme,
+    bits: int | None = None,
+    group_size: int | None = None,
+    symmetric: bool | None = None,
 ) -> Scheme:
     """`scheme` with the given fields replaced. Raises BadOption, BadGroupSize."""
     if bits is not None and bits not in WIDTHS:

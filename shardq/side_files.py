@@ -19,8 +19,8 @@ WANTED: Final = (
 )  # fmt: skip
 UNWANTED: Final = (
     "*.safetensors*", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx*", "*.h5", "*.msgpack", "*.ckpt", "*.index.json",
-    "quantize_config.json", "quantization_config.json", "quant_config.json", "hf_quant_config.json", "readme.md", "config.json",
-    "shardq*", ".*",
+    "quantize_config.json", "quantization_config.json", "quant_config.json", "hf_quant_config.json", "readme.md",
+    "config.json", "shardq*", ".*",
 )  # fmt: skip
 LARGEST_BYTES: Final = 256 << 20  # a "tokenizer" above this is a weight file under a wrong name
 

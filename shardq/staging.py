@@ -146,8 +146,8 @@ def changed_message(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -
     """The message of RecipeChanged for a folder whose identity is `old`."""
     keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     return (
-        f"{out} holds a run with other parameters; these differ: {_diff(keys, old, new)}. Repeat the earlier command to "
-        "resume it, use --restart to discard it, or choose another --output-dir"
+        f"{out} holds a run with other parameters; these differ: {_diff(keys, old, new)}. Repeat the earlier command "
+        "to resume it, use --restart to discard it, or choose another --output-dir"
     )
 
 

@@ -23,7 +23,9 @@ from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS
 TILE_ROWS: Final = 512
 
 
-def read_module(path: Path, header: Header, module: str, layout: Layout, scheme: Scheme, kernels: KernelSet) -> Quantized:
+def read_module(
+    path: Path, header: Header, module: str, layout: Layout, scheme: Scheme, kernels: KernelSet
+) -> Quantized:
     """Codes, scales and zero points of one module of a shard. Raises SourceUnreadable, CorruptShard."""
     prefix = module + "."
     wanted = {t.name.removeprefix(prefix): t for t in header.tensors if t.name.startswith(prefix)}
@@ -37,8 +39,8 @@ def read_module(path: Path, header: Header, module: str, layout: Layout, scheme:
 
 
 def check_module(name: str, entry: Mapping[str, Any], path: Path, header: Header, layout: Layout) -> Iterator[str]:
-    """Problems of a quantized tensor that show without its source: scales that are zero, NaN or infinite, and bytes that
-    do not survive unpacking and packing again."""
+    """Problems of a quantized tensor that show without its source: a wrong shape after unpacking, scales that are zero,
+    NaN or infinite, zero points that its scheme does not have."""
     kernels = load()
     scheme = parse_name(entry["scheme"])
     rows, columns = entry["shape"]
@@ -53,7 +55,11 @@ def check_module(name: str, entry: Mapping[str, Any], path: Path, header: Header
 
 
 def check_against_source(
-    ledger: Mapping[str, Mapping[str, Any]], source: Source, layout: Layout, headers: Mapping[str, Header], folder: Path
+    ledger: Mapping[str, Mapping[str, Any]],
+    source: Source,
+    layout: Layout,
+    headers: Mapping[str, Header],
+    folder: Path,
 ) -> tuple[list[str], int]:
     """Problems, and how many tensors were compared: error figures are recomputed from the source's weights and the
     unpacked output, copies are compared byte for byte."""
@@ -62,7 +68,13 @@ def check_against_source(
     problems: list[str] = []
     for name, entry in ledger.items():
         ref = checkpoint.tensors.get(name)
-        if ref is None or ref.shape is None or ref.dtype is None or list(ref.shape) != entry["shape"] or ref.dtype != entry["dtype"]:
+        if (
+            ref is None
+            or ref.shape is None
+            or ref.dtype is None
+            or list(ref.shape) != entry["shape"]
+            or ref.dtype != entry["dtype"]
+        ):
             problems.append(f"{name} is not in the source as the ledger has it")
             continue
         raw = np.frombuffer(source.read(ref.shard, ref.begin, ref.end), np.uint8)
@@ -87,15 +99,19 @@ def check_against_source(
 def measure(
     weights: NDArray[Any], dtype: str, q: Quantized, scheme: Scheme, kernels: KernelSet
 ) -> tuple[float, float, float]:
-    """Sum of squared errors, sum of squared weights and largest error of `q` against [rows, columns] weights, with the same
-    kernel and the same exactly rounded sums as the worker."""
+    """Sum of squared errors, sum of squared weights and largest error of `q` against [rows, columns] weights, with the
+    same kernel and the same exactly rounded sums as the worker."""
     rows, columns = weights.shape
     stats = np.empty((rows, 3), np.float64)
     group = scheme.group_columns(columns)
     for row in range(0, rows, TILE_ROWS):
         part = slice(row, min(rows, row + TILE_ROWS))
         kernels.error_int(weights[part], dtype, q.codes[part], q.scales[part], q.zeros[part], group, stats[part])
-    return math.fsum(stats[:, 0].tolist()), math.fsum(stats[:, 1].tolist()), float(stats[:, 2].max())
+    return (
+        math.fsum(stats[:, 0].tolist()),
+        math.fsum(stats[:, 1].tolist()),
+        float(stats[:, 2].max()),
+    )
 
 
 def _read(fd: int, t: HeaderTensor, file: str) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Check an output folder against its own ledger, index, headers and hashes, and against its source where that is at hand."""
+"""Check an output folder against its own ledger, index, headers and hashes, and against its source if at hand."""
 
 import hashlib
 import json
@@ -79,7 +79,8 @@ def _open(folder: Path) -> Output:
         files = provenance["files"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise VerifyFailed(
-            f"{folder} has no readable {PROVENANCE}, {LEDGER} and {CONFIG} ({e}): expected the output of `shardq quantize`"
+            f"{folder} has no readable {PROVENANCE}, {LEDGER} and {CONFIG} ({e}): expected the output of "
+            "`shardq quantize`"
         ) from e
     headers: dict[str, Header] = {}
     for name, record in files.items():
@@ -169,7 +170,8 @@ def _check_config(output: Output) -> Iterator[str]:
     for name, entry in _quantized(output):
         scheme = believed_scheme(output, name)
         if scheme is None or scheme.name != entry["scheme"]:
-            yield f"{CONFIG} says {scheme.name if scheme else 'not quantized'} for {name}: the ledger says {entry['scheme']}"
+            believed = scheme.name if scheme else "not quantized"
+            yield f"{CONFIG} says {believed} for {name}: the ledger says {entry['scheme']}"
 
 
 def _check_hashes(output: Output) -> Iterator[str]:

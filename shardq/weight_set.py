@@ -1,14 +1,14 @@
-"""Which files of a source are the model's weights: an index, a single file, or a numbered set
-without an index.
+"""Which files of a source are the model's weights: an index, a single file, or a numbered set without an index.
 
-Only the top of a source is looked at: what lies in subfolders (`original/`, `onnx/`, parts of a
-pipeline) is another set, unless the index names it.
+Only the top of a source is looked at: what lies in subfolders (`original/`, `onnx/`, parts of a pipeline) is another
+set, unless the index names it.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Final
 
 from shardq.errors import CheckpointIncomplete, SourceUnreadable, UnsupportedSource
@@ -16,9 +16,7 @@ from shardq.errors import CheckpointIncomplete, SourceUnreadable, UnsupportedSou
 _PREFERRED: Final = ("model", "diffusion_pytorch_model")
 _INDEX: Final = re.compile(r".*\.safetensors\.index\.json")
 # model-00001-of-00002, model-1-of-61, model_00001-of-00072, model.safetensors-00001-of-00003
-_NUMBERED: Final = re.compile(
-    r"(?P<stem>.*?)[-_]?(?P<k>\d+)-of-(?P<n>\d+)(?P<rest>.*)\.safetensors"
-)
+_NUMBERED: Final = re.compile(r"(?P<stem>.*?)[-_]?(?P<k>\d{1,9})-of-(?P<n>\d{1,9})(?P<rest>.*)\.safetensors")
 _FOREIGN: Final = {
     ".bin": "pickle files",
     ".pt": "pickle files",
@@ -49,32 +47,25 @@ class Index:
 
     @property
     def shard_names(self) -> tuple[str, ...]:
-        """Shards in the order of their names, numbers by value; the index itself is sorted by
-        tensor name.
-        """
+        """Shards in the order of their names, numbers by value; the index itself is sorted by tensor name."""
         return tuple(sorted(set(self.weight_map.values()), key=_natural))
 
 
 def choose_weights(names: Sequence[str], label: str) -> WeightSet:
     """Pick the weights among all file names of a source.
 
-    Order: the index of `model`, of `diffusion_pytorch_model`, or the only one; the single file of
-    the same names, or the only one; one complete numbered set. Anything else is refused, never
-    guessed: UnsupportedSource (adapters, other file formats), CheckpointIncomplete (numbers
-    missing), SourceUnreadable (nothing there, or several candidates).
+    Order: the index of `model`, of `diffusion_pytorch_model`, or the only one; the single file of the same names, or
+    the only one; one complete numbered set. Anything else is refused, never guessed: UnsupportedSource (adapters, other
+    file formats), CheckpointIncomplete (numbers missing), SourceUnreadable (nothing there, or several candidates).
     """
     top = sorted(n for n in names if "/" not in n)
     indexes = [n for n in top if _INDEX.fullmatch(n)]
     if indexes:
         index = _preferred(indexes, ".safetensors.index.json")
         if index is None:
-            raise SourceUnreadable(
-                f"{label} has several indexes and none is preferred: {_listed(indexes)}; keep one"
-            )
+            raise SourceUnreadable(f"{label} has several indexes and none is preferred: {_listed(indexes)}; keep one")
         others = [n for n in indexes if n != index]
-        notes = (
-            (f"{index} is the index; others are left out: {_listed(others)}.",) if others else ()
-        )
+        notes = (f"{index} is the index; others are left out: {_listed(others)}.",) if others else ()
         return WeightSet(index, (), notes)
     files = [n for n in top if n.endswith(".safetensors")]
     own = [n for n in files if not n.startswith(("adapter_", "consolidated"))]
@@ -83,9 +74,7 @@ def choose_weights(names: Sequence[str], label: str) -> WeightSet:
     single = _preferred(own, ".safetensors")
     if single is not None:
         others = [n for n in own if n != single]
-        notes = (
-            (f"{single} is the model; others are left out: {_listed(others)}.",) if others else ()
-        )
+        notes = (f"{single} is the model; others are left out: {_listed(others)}.",) if others else ()
         return WeightSet(None, (single,), notes)
     return _numbered_set(own, label)
 
@@ -112,39 +101,29 @@ def _numbered_set(names: Sequence[str], label: str) -> WeightSet:
         raise _ambiguous(names, label)
     # Writers count 1..n; some count 0..n, so that n files from 0 may lack their last one.
     first = 0 if 0 in by_number else 1
-    missing = (k for k in range(first, count + 1) if k not in by_number)
-    gap = next(missing, None)
+    gap = next((k for k in range(first, count + 1) if k not in by_number), None)
     if gap is not None or max(by_number) > count:
+        wrong = f"{max(by_number)} is one too many" if gap is None else f"{gap} is missing"
         raise CheckpointIncomplete(
-            f"{label} has no index, and its {len(by_number)} shards ({names[0]}, ...) are not a "
-            f"whole set of {count}: "
-            f"number {gap if gap is not None else max(by_number)} is "
-            f"{'missing' if gap is not None else 'one too many'}; get the missing files, or the "
-            "index"
+            f"{label} has no index, and its {len(by_number)} shards ({names[0]}, ...) are not a whole set of {count}: "
+            f"number {wrong}; get the missing files, or the index"
         )
     ordered = tuple(by_number[k] for k in sorted(by_number))
-    return WeightSet(
-        None,
-        ordered,
-        (f"No index: the {len(ordered)} numbered shards are taken as the whole model.",),
-    )
+    note = f"No index: the {len(ordered)} numbered shards are taken as the whole model."
+    return WeightSet(None, ordered, (note,))
 
 
 def _ambiguous(names: Sequence[str], label: str) -> SourceUnreadable:
     return SourceUnreadable(
-        f"{label} has no index and several weight files, and which ones are the model is not "
-        f"clear: {_listed(names)}; "
+        f"{label} has no index and several weight files, and which ones are the model is not clear: {_listed(names)}; "
         "keep one set, or add model.safetensors.index.json"
     )
 
 
-def _no_weights(
-    names: Sequence[str], top_files: Sequence[str], label: str
-) -> UnsupportedSource | SourceUnreadable:
+def _no_weights(names: Sequence[str], top_files: Sequence[str], label: str) -> UnsupportedSource | SourceUnreadable:
     if any(n.startswith("adapter_") for n in top_files):
         return UnsupportedSource(
-            f"{label} holds an adapter ({_listed(top_files)}), not a model; merge it into its base "
-            "model first"
+            f"{label} holds an adapter ({_listed(top_files)}), not a model; merge it into its base model first"
         )
     if top_files:
         return UnsupportedSource(
@@ -154,20 +133,16 @@ def _no_weights(
     folders = sorted({n.rpartition("/")[0] for n in names if n.endswith(".safetensors")})
     if folders:
         return SourceUnreadable(
-            f"{label} has no weights at its top, but in subfolders: {_listed(folders)}; choose one "
-            "with --subfolder"
+            f"{label} has no weights at its top, but in subfolders: {_listed(folders)}; choose one with --subfolder"
         )
-    foreign = [n for n in names if n[n.rfind(".") :] in _FOREIGN]
+    foreign = [n for n in names if PurePosixPath(n).suffix in _FOREIGN]
     if foreign:
-        kind = _FOREIGN[foreign[0][foreign[0].rfind(".") :]]
+        kind = _FOREIGN[PurePosixPath(foreign[0]).suffix]
         return UnsupportedSource(
-            f"{label} has no safetensors weights, only {kind} ({_listed(foreign)}); convert them "
-            "first: load the model "
-            "where you trust it and save it with safe serialization"
+            f"{label} has no safetensors weights, only {kind} ({_listed(foreign)}); convert them first: load the model "
+            "where you trust it and save it as safetensors"
         )
-    return SourceUnreadable(
-        f"{label} has no weight files: not a checkpoint; check the path or repo"
-    )
+    return SourceUnreadable(f"{label} has no weight files: not a checkpoint; check the path or repo")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -176,45 +151,37 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def parse_index(raw: bytes, where: str) -> Index:
-    """Read an index file. Text behind a complete first document is ignored with a warning:
-    published indexes have it, and the headers are checked anyway. Raises SourceUnreadable,
-    UnsupportedSource.
+    """Read an index file. Text behind a complete first document is ignored with a warning: published indexes have it,
+    and the headers are checked anyway. Raises SourceUnreadable, UnsupportedSource.
     """
     try:
         text = raw.decode("utf-8").lstrip()
         document, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError) as error:
-        raise SourceUnreadable(
-            f"{where} is not valid JSON ({error}); get the file again"
-        ) from error
+        raise SourceUnreadable(f"{where} is not valid JSON ({error}); get the file again") from error
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise SourceUnreadable(
-            f"{where} has no weight_map with tensors in it: not an index; get the file again"
-        )
+        raise SourceUnreadable(f"{where} has no weight_map with tensors in it: not an index; get the file again")
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not _stays_inside(shard):
             raise SourceUnreadable(
-                f"{where}: tensor {tensor!r} is mapped to {shard!r}, which is no file of this "
-                "folder"
+                f"{where}: tensor {tensor!r} is mapped to {shard!r}, which is no file of this folder"
             )
         if not shard.endswith(".safetensors"):
             raise UnsupportedSource(
-                f"{where}: tensor {tensor!r} is in {shard!r}, which is not a safetensors file; "
-                "convert the model first"
+                f"{where}: tensor {tensor!r} is in {shard!r}, which is not a safetensors file; convert the model first"
             )
-    warnings = (
-        (f"{where}: text behind the end of the index was ignored.",) if text[end:].strip() else ()
-    )
+    warnings = (f"{where}: text behind the end of the index was ignored.",) if text[end:].strip() else ()
     return Index(weight_map, warnings)
 
 
 def _stays_inside(name: str) -> bool:
     parts = name.split("/")
-    return bool(name) and not {"", ".", ".."} & set(parts) and "\\" not in name and "\0" not in name
+    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
 
 
 def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
-    # Digits by value: model-10 behind model-9. The name itself settles 01 against 1.
-    parts = [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", name)]
+    # Digits by value, that is, without leading zeros first by length: model-10 behind model-9. The name settles ties.
+    pieces = re.split(r"(\d+)", name)
+    parts = [(len(p.lstrip("0")), p.lstrip("0")) if p.isdecimal() else (-1, p) for p in pieces]
     return parts, name

@@ -103,22 +103,46 @@ class Worker:
         with writing(self._part(task.file)):
             for data, offset in extents:
                 pwrite_all(self._parts.get(self._part(task.file)), data.data, offset)
-        squared_error, squared_weight = math.fsum(stats[:, 0].tolist()), math.fsum(stats[:, 1].tolist())
-        return Done(task.id, self._checksum(out), squared_error, squared_weight, float(stats[:, 2].max()), 0.0, False)
+        squared_error, squared_weight = (
+            math.fsum(stats[:, 0].tolist()),
+            math.fsum(stats[:, 1].tolist()),
+        )
+        return Done(
+            task.id,
+            self._checksum(out),
+            squared_error,
+            squared_weight,
+            float(stats[:, 2].max()),
+            0.0,
+            False,
+        )
 
     def _take(
         self, task: QuantizeTask, specs: tuple[OutSpec, ...], rows: int
     ) -> tuple[NDArray[Any], Quantized, NDArray[np.float64], dict[str, NDArray[Any]]]:
         """All arrays of a task, from the arena."""
-        kind, groups, slab_rows = WEIGHT_ARRAYS[task.dtype], task.scheme.groups(task.columns), task.end_row - task.row
+        kind, groups, slab_rows = (
+            WEIGHT_ARRAYS[task.dtype],
+            task.scheme.groups(task.columns),
+            task.end_row - task.row,
+        )
         slabs = {s.suffix: (s.slab_shape(task.rows, task.row, task.end_row), TARGET_ARRAYS[s.dtype]) for s in specs}
         tile = ((rows, task.columns), kind), ((rows, task.columns), np.uint8)
-        scales = ((rows, groups), np.float32), ((rows, groups), np.uint8), ((slab_rows, 3), np.float64)
+        scales = (
+            ((rows, groups), np.float32),
+            ((rows, groups), np.uint8),
+            ((slab_rows, 3), np.float64),
+        )
         self._arena.reset(reserve(*tile, *scales, *slabs.values()))
         source = self._arena.take((rows, task.columns), kind)
         buffers = take_buffers(self._arena, rows, task.columns, task.scheme)
         stats = self._arena.take((slab_rows, 3), np.float64)
-        return source, buffers, stats, {k: self._arena.take(shape, dtype) for k, (shape, dtype) in slabs.items()}
+        return (
+            source,
+            buffers,
+            stats,
+            {k: self._arena.take(shape, dtype) for k, (shape, dtype) in slabs.items()},
+        )
 
     def _non_finite(self, task: QuantizeTask, tile: NDArray[Any], row: int) -> NonFiniteWeight:
         """Say where the first value lies that cannot be quantized."""
@@ -132,8 +156,8 @@ class Worker:
             r = int(np.abs(wide).max(axis=1).argmax())
             what = f"holds {float(np.abs(wide[r]).max()):g} in row {row + r}, whose scale overflows {task.scheme.scale}"
         return NonFiniteWeight(
-            f"{task.tensor} in {task.shard} {what}: expected finite weights; the checkpoint may be damaged, or keep this "
-            f"tensor in source precision with --ignore {task.tensor.removesuffix('.weight')}"
+            f"{task.tensor} in {task.shard} {what}: expected finite weights; the checkpoint may be damaged, or keep "
+            f"this tensor in source precision with --ignore {task.tensor.removesuffix('.weight')}"
         )
 
     # --- copy, check, seal -----------------------------------------------------------------------------------------
@@ -184,7 +208,10 @@ class Worker:
         fd = os.open(path, os.O_RDWR)
         try:
             start_writeback(fd)
-            with mmap.mmap(fd, task.size_bytes, access=mmap.ACCESS_READ) as pages, memoryview(pages) as view:
+            with (
+                mmap.mmap(fd, task.size_bytes, access=mmap.ACCESS_READ) as pages,
+                memoryview(pages) as view,
+            ):
                 for at in range(0, task.size_bytes, HASH_BYTES):
                     digest.update(view[at : at + HASH_BYTES])
             with writing(path):

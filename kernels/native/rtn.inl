@@ -16,8 +16,11 @@
 
 constexpr float kSmallestScale = 168.0f / 16777216.0f;  // 1e-5 rounded to fp16
 constexpr float kLargestScale = 65504.0f;
-constexpr int kSpan = 1024;        // columns rounded before they are narrowed to bytes; the buffer stays in L1
-constexpr int kBatch = kSpan / 32;  // groups whose scales are computed at a time
+constexpr int kSpan = 2048;  // columns rounded before they are narrowed to bytes; the buffer stays in L1
+constexpr int kBatch = 64;   // groups whose scales are computed at a time
+
+// Rounding leaves code + kBias as 16 bits: never negative, and a multiple of 256, so that truncation to a byte removes it.
+constexpr int32_t kBias = 512;
 
 struct GroupScales {
     int32_t highest[kBatch];  // raw patterns, sign-extended: largest value >= 0, or negative when there is none
@@ -26,6 +29,7 @@ struct GroupScales {
     float below[kBatch];  // 1 / scale, a little less
     float above[kBatch];  // 1 / scale, a little more
     int32_t zero[kBatch];
+    float base[kBatch];  // kRound plus kBias plus the even part of zero
     int32_t bad[kBatch];
 };
 
@@ -77,13 +81,12 @@ inline void find_scales(GroupScales& g, int count, int bits) {
         const float lowest_code = neg / scale + kRound;
         int32_t zero = static_cast<int32_t>(bits_of_float(lowest_code)) - static_cast<int32_t>(bits_of_float(kRound));
         zero = zero < top ? zero : top;
-        g.zero[i] = (kSymmetric | bad) ? middle : zero;
+        zero = (kSymmetric | bad) ? middle : zero;
+        g.zero[i] = zero;
+        g.base[i] = kRound + static_cast<float>((zero & ~1) + kBias);
         g.bad[i] = bad;
     }
 }
-
-// Rounding leaves code + kBias as 16 bits: never negative, and a multiple of 256, so that truncation to a byte removes it.
-constexpr int32_t kBias = 512;
 
 // 16-bit sources; see the note on division. `base` is kRound plus an even integer; the result is its low bits plus RNE(w / s).
 inline uint32_t bracketed(float w, float below, float above, float base) {
@@ -91,7 +94,7 @@ inline uint32_t bracketed(float w, float below, float above, float base) {
 }
 
 struct Rounding {
-    float below, above, scale;
+    float below, above, base, scale;
     int32_t zero;
 };
 
@@ -108,20 +111,19 @@ inline void round_columns(const typename T::Raw* SHARDQ_RESTRICT src, int64_t co
 // The upper bits of the even level, those of 2 * kRound, are taken off the odd one beforehand.
 template <>
 inline void round_columns<Bf16>(const uint16_t* SHARDQ_RESTRICT src, int64_t cols, Rounding r, int16_t* SHARDQ_RESTRICT out) {
-    const float even_base = kRound + static_cast<float>((r.zero & ~1) + kBias);
-    const float odd_base = even_base - static_cast<float>(0x4bc0);
-    const uint32_t odd_zero = (r.zero & 1) != 0 ? 0x00010001u : 0u;
+    const float odd_base = r.base - static_cast<float>(0x4bc0);
+    const uint32_t odd_zero = static_cast<uint32_t>(r.zero & 1) * 0x00010001u;
     const int64_t pairs = cols / 2;
     for (int64_t i = 0; i < pairs; i++) {
         uint32_t raw;
         std::memcpy(&raw, src + 2 * i, sizeof raw);
-        const uint32_t even = bracketed(float_of_bits(raw << 16), r.below, r.above, even_base);
+        const uint32_t even = bracketed(float_of_bits(raw << 16), r.below, r.above, r.base);
         const uint32_t odd = bracketed(float_of_bits(raw & 0xffff0000u), r.below, r.above, odd_base);
         const uint32_t both = even + (odd << 16) + odd_zero;
         std::memcpy(out + 2 * i, &both, sizeof both);
     }
     if (cols % 2 != 0) {
-        const uint32_t last = bracketed(widen_value<Bf16>(src[cols - 1]), r.below, r.above, even_base);
+        const uint32_t last = bracketed(widen_value<Bf16>(src[cols - 1]), r.below, r.above, r.base);
         out[cols - 1] = static_cast<int16_t>(last + odd_zero);
     }
 }
@@ -138,7 +140,7 @@ inline void round_columns<F32>(const uint32_t* SHARDQ_RESTRICT src, int64_t cols
 // Known widths let the compiler unroll without a remainder.
 template <class T>
 inline void round_group(const typename T::Raw* src, int64_t cols, const GroupScales& g, int i, int16_t* out) {
-    const Rounding r{g.below[i], g.above[i], g.scale[i], g.zero[i]};
+    const Rounding r{g.below[i], g.above[i], g.base[i], g.scale[i], g.zero[i]};
     if (cols == 128) {
         round_columns<T>(src, 128, r, out);
     } else if (cols == 64) {
@@ -159,13 +161,20 @@ inline void clamp_columns(const int16_t* SHARDQ_RESTRICT src, int64_t cols, int 
 }
 
 template <class T>
-inline void find_group_extremes(const typename T::Raw* src, int64_t cols, GroupScales& g, int i) {
-    if (cols == 128) {
-        find_extremes<T>(src, 128, &g.highest[i], &g.lowest[i]);
-    } else if (cols == 32) {
-        find_extremes<T>(src, 32, &g.highest[i], &g.lowest[i]);
-    } else {
-        find_extremes<T>(src, cols, &g.highest[i], &g.lowest[i]);
+inline void find_group_extremes(const typename T::Raw* src, int64_t cols, int64_t group, GroupScales& g, int count) {
+    int i = 0;
+#ifdef SHARDQ_EXTREMES_OF_FOUR
+    if (sizeof(typename T::Raw) == 2 && group < 128 && group % 8 == 0) {
+        for (; (i + 4) * group <= cols; i += 4) {
+            extremes_of_four(reinterpret_cast<const uint16_t*>(src + i * group), group, g.highest + i, g.lowest + i);
+        }
+    }
+#endif
+    if (group == 128) {
+        for (; (i + 1) * 128 <= cols; i++) find_extremes<T>(src + i * 128, 128, g.highest + i, g.lowest + i);
+    }
+    for (; i < count; i++) {
+        find_extremes<T>(src + i * group, least(group, cols - i * group), g.highest + i, g.lowest + i);
     }
 }
 
@@ -176,7 +185,7 @@ inline int64_t rtn_batch(const typename T::Raw* src, int64_t cols, const IntSche
     GroupScales g;
     int16_t span[kSpan];
     const int64_t group = scheme.group;
-    for (int i = 0; i < count; i++) find_group_extremes<T>(src + i * group, least(group, cols - i * group), g, i);
+    find_group_extremes<T>(src, cols, group, g, count);
     find_scales<T, kSymmetric>(g, count, scheme.bits);
     if (count == 1) {
         for (int64_t at = 0; at < cols; at += kSpan) {
@@ -190,12 +199,10 @@ inline int64_t rtn_batch(const typename T::Raw* src, int64_t cols, const IntSche
         }
         clamp_columns(span, cols, scheme.bits, codes);
     }
-    int64_t bad = 0;
-    for (int i = 0; i < count; i++) {
-        scales[i] = g.scale[i];
-        zeros[i] = static_cast<uint8_t>(g.zero[i]);
-        bad += g.bad[i];
-    }
+    std::memcpy(scales, g.scale, static_cast<size_t>(count) * sizeof *scales);
+    for (int i = 0; i < count; i++) zeros[i] = static_cast<uint8_t>(g.zero[i]);
+    int32_t bad = 0;
+    for (int i = 0; i < count; i++) bad += g.bad[i];
     if (bad != 0) {
         for (int i = 0; i < count; i++) {
             if (g.bad[i] == 0) continue;

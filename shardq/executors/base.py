@@ -84,9 +84,7 @@ class Executor(Protocol):
 def load_handler(entry: str, context: object) -> Handler:
     """Import "package.module:function", call it with `context`, return the handler it gives."""
     module_name, _, function_name = entry.partition(":")
-    make_handler: Callable[[object], Handler] = getattr(
-        importlib.import_module(module_name), function_name
-    )
+    make_handler: Callable[[object], Handler] = getattr(importlib.import_module(module_name), function_name)
     return make_handler(context)
 
 

@@ -4,6 +4,7 @@ The first reply tells whether the handler could be built; then comes one for eac
 """
 
 import ctypes
+import importlib
 import logging
 import multiprocessing
 import os
@@ -11,7 +12,6 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection
@@ -22,13 +22,7 @@ from shardq.executors.base import Handler, attempt, load_handler
 
 logger = logging.getLogger(__name__)
 
-# The numeric libraries read these when they are loaded: one thread per worker.
-ONE_THREAD: Final[Mapping[str, str]] = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "VECLIB_MAXIMUM_THREADS": "1",
-}
+PRELOAD: Final = "shardq.executors.preload"
 PR_SET_PDEATHSIG: Final = 1  # from linux/prctl.h
 EXIT_ORPHANED: Final = 3
 
@@ -59,7 +53,7 @@ def serve(pipe: connection.Connection, entry: str, context: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_fork_server()
     _die_with_caller()
-    os.environ.update(ONE_THREAD)  # set already where our fork server made this process
+    importlib.import_module(PRELOAD)  # known already where our fork server made this process
     handler, error = attempt("worker start", partial(load_handler, entry, context))
     try:
         pipe.send(Reply(None, error))

@@ -28,9 +28,7 @@ class InlineExecutor:
             raise RuntimeError("the executor is closed")
         self._queue.append(job)
 
-    def wait(
-        self, timeout_s: float | None, also: Sequence[int | connection.Connection] = ()
-    ) -> list[Outcome]:
+    def wait(self, timeout_s: float | None, also: Sequence[int | connection.Connection] = ()) -> list[Outcome]:
         """Run the next job unless `also` is readable; a job that has begun is not cut short by
         `timeout_s`.
         """

@@ -70,9 +70,7 @@ class ProcessExecutor:
         self._queue.append(job)
         self._dispatch()
 
-    def wait(
-        self, timeout_s: float | None, also: Sequence[int | connection.Connection] = ()
-    ) -> list[Outcome]:
+    def wait(self, timeout_s: float | None, also: Sequence[int | connection.Connection] = ()) -> list[Outcome]:
         """Outcomes, or nothing when `also` is readable or the time is up; see Executor."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while also or self.unfinished():
@@ -212,9 +210,7 @@ class ProcessExecutor:
         elif not worker.ready:
             self._failed_starts += 1
             if exit_code >= 0 or self._failed_starts >= START_ATTEMPTS:
-                message = (
-                    f"no worker process gets ready: the last one {cause}; see stderr; a script"
-                )
+                message = f"no worker process gets ready: the last one {cause}; see stderr; a script"
                 message += ' must call shardq under `if __name__ == "__main__":`'
                 self._give_up_start(TaskFailed(message))
         self._fill()

@@ -2,12 +2,9 @@
 
 import logging
 import multiprocessing
-import os
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver
+from multiprocessing import connection
 from multiprocessing.context import (
     ForkServerContext,
     ForkServerProcess,
@@ -17,7 +14,7 @@ from multiprocessing.context import (
 from typing import Final
 
 from shardq.executors.base import Job
-from shardq.executors.child import ONE_THREAD, serve
+from shardq.executors.child import PRELOAD, serve
 
 logger = logging.getLogger(__name__)
 
@@ -43,37 +40,16 @@ def start_context(entry: str) -> ForkServerContext | SpawnContext:
     """The start method: a fork server that has loaded the entry's module, or spawn where there is
     none.
 
-    Starts the fork server with ONE_THREAD in its environment, as it imports numpy before any line
-    of ours. A program whose own fork server is running already keeps that one: workers then start
-    more slowly, and numpy may hold idle threads.
+    A program whose own fork server is running already keeps that one: workers then start more slowly.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([serve.__module__, entry.partition(":")[0]])
-    with _environment(ONE_THREAD):
-        forkserver.ensure_running()
+    context.set_forkserver_preload([PRELOAD, serve.__module__, entry.partition(":")[0]])
     return context
 
 
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for what is started inside the block, and put back what was there."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def start_worker(
-    start: ForkServerContext | SpawnContext, name: str, entry: str, context: object
-) -> WorkerProcess:
+def start_worker(start: ForkServerContext | SpawnContext, name: str, entry: str, context: object) -> WorkerProcess:
     """Start a process that builds the handler and then serves. Raises OSError or EOFError when it
     cannot.
     """

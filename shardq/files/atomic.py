@@ -1,8 +1,7 @@
-"""Exact reads and durable writes through descriptors, and what the operating system's errors mean
-to a user.
+"""Exact reads and durable writes through descriptors, and what the operating system's errors mean to a user.
 
-A file appears whole or not at all: temporary name in the same folder -> write -> fsync -> rename ->
-fsync of the folder.
+A file appears whole or not at all: temporary name in the same folder -> write -> fsync -> rename -> fsync of the
+folder.
 """
 
 import errno
@@ -33,15 +32,13 @@ _ADVICE: Final = {
 def explain_os_error(error: OSError, path: str | os.PathLike[str], writing: bool) -> ShardqError:
     """The shardq error for a failed call on `path`.
 
-    Out of space, over quota or over the file size limit: DiskFull. Anything else: NotWritable when
-    `writing`, SourceUnreadable when reading.
+    Out of space, over quota or over the file size limit: DiskFull. Anything else: NotWritable when `writing`,
+    SourceUnreadable when reading.
     """
     where = os.fspath(path)
     reason = error.strerror or str(error)
     if error.errno in _NO_SPACE:
-        return DiskFull(
-            f"cannot write {where}: {reason}; free some space or choose another output folder"
-        )
+        return DiskFull(f"cannot write {where}: {reason}; free some space or choose another output folder")
     advice = _ADVICE.get(error.errno or 0, "see the reason given by the system")
     if writing:
         return NotWritable(f"cannot write {where}: {reason}; {advice}")
@@ -82,8 +79,7 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Put `data` at `path`, durably; whoever looks sees the old content or the new one, never a
-    part.
+    """Put `data` at `path`, durably; whoever looks sees the old content or the new one, never a part.
 
     The mode follows the umask. On failure nothing is left behind. Raises DiskFull or NotWritable.
     """
@@ -108,11 +104,9 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def preallocate(fd: int, size_bytes: int, what: str) -> None:
-    """Give the file exactly `size_bytes`, with real blocks where the file system can, so that a
-    full disk shows now.
+    """Give the file exactly `size_bytes`, with real blocks where the file system can, so that a full disk shows now.
 
-    `what` names the file in the message. An existing longer file is cut. Raises DiskFull or
-    NotWritable.
+    `what` names the file in the message. An existing longer file is cut. Raises DiskFull or NotWritable.
     """
     with writing(what):
         os.ftruncate(fd, size_bytes)
@@ -121,16 +115,13 @@ def preallocate(fd: int, size_bytes: int, what: str) -> None:
         try:
             os.posix_fallocate(fd, 0, size_bytes)
         except OSError as error:
-            # Not every file system can reserve blocks; the sparse file from ftruncate then has to
-            # do.
+            # Not every file system can reserve blocks; the sparse file from ftruncate then has to do.
             if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
                 raise
 
 
 def pwrite_all(fd: int, buffer: "ReadableBuffer", offset: int) -> None:
-    """Write all bytes of a C-contiguous `buffer` (bytes, memoryview, numpy array) at `offset`.
-    Raises OSError.
-    """
+    """Write all bytes of a C-contiguous `buffer` (bytes, `.data` of an array) at `offset`. Raises OSError."""
     view = memoryview(buffer)
     if view.nbytes == 0:
         return
@@ -144,9 +135,8 @@ def pwrite_all(fd: int, buffer: "ReadableBuffer", offset: int) -> None:
 def pread_exact(fd: int, out: memoryview, offset: int, what: str) -> None:
     """Fill `out` (C-contiguous, writable) from `offset` on.
 
-    `what` names the shard and tensor for messages. One EIO is retried, as flaky disks and network
-    mounts recover. Raises CorruptShard when the file ends early, SourceUnreadable when the system
-    fails.
+    `what` names the shard and tensor for messages. One EIO is retried, as flaky disks and network mounts recover.
+    Raises CorruptShard when the file ends early, SourceUnreadable when the system fails.
     """
     if out.nbytes == 0:
         return

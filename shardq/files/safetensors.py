@@ -1,9 +1,7 @@
-"""The safetensors container: a parser that trusts nothing, and headers that are known before any
-tensor is.
+"""The safetensors container: a parser that trusts nothing, and headers that are known before any tensor is.
 
-File: 8 bytes little-endian length N, N bytes of JSON, tensor data without holes. The rules are
-those of the safetensors 0.8.0 reader and writer; stricter here: duplicate names, unknown fields and
-a null `__metadata__` are refused.
+File: 8 bytes little-endian length N, N bytes of JSON, tensor data without holes. The rules are those of the safetensors
+0.8.0 reader and writer; stricter here: duplicate names, unknown fields and a null `__metadata__` are refused.
 """
 
 import hashlib
@@ -49,9 +47,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor to be written; `shape` counts logical elements, also for elements smaller than a
-    byte.
-    """
+    """A tensor to be written; `shape` counts logical elements, also for elements smaller than a byte."""
 
     name: str
     dtype: str
@@ -82,8 +78,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _whole_number(text: str) -> int:
-    # "-0" and numbers beyond 64 bits are no unsigned integers; refused here, before int() spends
-    # time on them.
+    # "-0" and numbers beyond 64 bits are no unsigned integers; refused here, before int() spends time on them.
     if text.startswith("-") or len(text) > 20 or int(text) >= _U64:
         raise ValueError(f"{text[:24]} is not an unsigned 64-bit integer")
     return int(text)
@@ -125,15 +120,12 @@ def header_span(prefix: bytes, file_size_bytes: int, shard: str) -> int:
 def parse_header(raw: bytes, file_size_bytes: int, shard: str) -> Header:
     """Check and read the header in `raw`, the first bytes of a file of `file_size_bytes`.
 
-    `raw` may be longer than the header, not shorter. Raises CorruptShard (names shard and tensor),
-    UnknownDtype.
+    `raw` may be longer than the header, not shorter. Raises CorruptShard (names shard and tensor), UnknownDtype.
     """
     count = _json_bytes_count(raw, file_size_bytes, shard)
     body = raw[PREFIX_BYTES : PREFIX_BYTES + count]
     if len(body) < count:
-        raise CorruptShard(
-            f"shard {shard} is truncated: {len(body)} of {count} header bytes; get the file again"
-        )
+        raise CorruptShard(f"shard {shard} is truncated: {len(body)} of {count} header bytes; get the file again")
     entries = _decode(body, shard)
     metadata = _metadata(entries.pop(METADATA_KEY, {}), shard)
     data_begin = PREFIX_BYTES + count
@@ -146,8 +138,7 @@ def parse_header(raw: bytes, file_size_bytes: int, shard: str) -> Header:
 def read_header(path: str | os.PathLike[str], shard: str | None = None) -> Header:
     """Read the header of a local file: 8 bytes, then the JSON, nothing else.
 
-    `shard` is the name for messages, by default the file name. Raises CorruptShard, UnknownDtype,
-    SourceUnreadable.
+    `shard` is the name for messages, by default the file name. Raises CorruptShard, UnknownDtype, SourceUnreadable.
     """
     name = shard or os.path.basename(path)
     with reading(path):
@@ -176,9 +167,7 @@ def _decode(body: bytes, shard: str) -> dict[str, object]:
             f"shard {shard}: {_brief(str(error))} occurs twice in the header; refusing to pick one"
         ) from error
     except (ValueError, RecursionError) as error:  # wrong UTF-8 and wrong JSON are ValueErrors
-        raise CorruptShard(
-            f"shard {shard}: the header is not valid JSON ({error}); get the file again"
-        ) from error
+        raise CorruptShard(f"shard {shard}: the header is not valid JSON ({error}); get the file again") from error
     if not isinstance(entries, dict):
         raise CorruptShard(f"shard {shard}: the header is not a JSON object; get the file again")
     for name in entries:
@@ -222,15 +211,11 @@ def _entry(name: str, value: object, data_begin: int, shard: str) -> HeaderTenso
     if not isinstance(dtype, str):
         raise CorruptShard(f"{where}: dtype is not a string")
     if dtype not in STORAGE:
-        raise UnknownDtype(
-            f"{where}: unknown dtype {_brief(dtype)}; known are {', '.join(STORAGE)}"
-        )
+        raise UnknownDtype(f"{where}: unknown dtype {_brief(dtype)}; known are {', '.join(STORAGE)}")
     shape = _numbers(value["shape"], f"{where}: shape")
     offsets = _numbers(value["data_offsets"], f"{where}: data_offsets")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CorruptShard(
-            f"{where}: data_offsets {_brief(list(offsets))} are not a begin and an end"
-        )
+        raise CorruptShard(f"{where}: data_offsets {_brief(list(offsets))} are not a begin and an end")
     try:
         expected = tensor_bytes(dtype, shape)
     except ValueError as error:
@@ -244,17 +229,14 @@ def _entry(name: str, value: object, data_begin: int, shard: str) -> HeaderTenso
 
 
 def _numbers(value: object, where: str) -> tuple[int, ...]:
-    # bool is an int to isinstance; type() is the exact test. Signs and sizes were checked while
-    # decoding.
+    # bool is an int to isinstance; type() is the exact test. Signs and sizes were checked while decoding.
     if not isinstance(value, list) or any(type(v) is not int for v in value):
         raise CorruptShard(f"{where} is not a list of unsigned integers")
     return tuple(value)
 
 
 def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes of a tensor of a known dtype. Raises ValueError on 64-bit overflow and when it does not
-    end on a byte.
-    """
+    """Bytes of a tensor of a known dtype. Raises ValueError on 64-bit overflow and when it does not end on a byte."""
     elements = 1
     for dimension in shape:
         elements *= dimension
@@ -269,9 +251,7 @@ def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
     return bits // 8
 
 
-def _check_cover(
-    tensors: Sequence[HeaderTensor], data_begin: int, file_size_bytes: int, shard: str
-) -> None:
+def _check_cover(tensors: Sequence[HeaderTensor], data_begin: int, file_size_bytes: int, shard: str) -> None:
     """Every byte behind the header belongs to exactly one tensor."""
     position = data_begin
     for tensor in tensors:
@@ -295,16 +275,12 @@ def _check_cover(
         )
 
 
-def plan_file(
-    tensors: Sequence[TensorSpec], metadata: Mapping[str, str] | None = PT_METADATA
-) -> FilePlan:
-    """Header, offsets and size of the file that `safetensors.torch.save_file` writes for the same
-    tensors, to the byte.
+def plan_file(tensors: Sequence[TensorSpec], metadata: Mapping[str, str] | None = PT_METADATA) -> FilePlan:
+    """Header, offsets and size of the file that `safetensors.torch.save_file` writes for the same tensors, to the byte.
 
-    Order: by dtype (`STORAGE_ORDER`, high first), then name; JSON without spaces, padded with
-    spaces to 8 bytes. `metadata` None writes no `__metadata__`. Its entries keep their order (the
-    reference writer's is random from two on). Raises ValueError for a repeated or impossible name,
-    dtype or shape, LayoutRefuses over the header limit.
+    Order: by dtype (`STORAGE_ORDER`, high first), then name; JSON without spaces, padded with spaces to 8 bytes.
+    `metadata` None writes no `__metadata__`. Its entries keep their order (the reference writer's is random from two
+    on). Raises ValueError for a repeated or impossible name, dtype or shape, LayoutRefuses over the header limit.
     """
     entries: dict[str, object] = {} if metadata is None else {METADATA_KEY: dict(metadata)}
     spans: dict[str, tuple[int, int]] = {}

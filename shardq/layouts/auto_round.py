@@ -6,13 +6,15 @@ Symmetric: packing `auto_round:auto_gptq` (zero - 1 stored), the only one that v
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from shardq.kernels import KernelSet
 from shardq.layouts import qweight
 from shardq.layouts.base import Arrays, ModuleChoice, OutSpec, Refusal
 from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
+
+if TYPE_CHECKING:
+    from shardq.kernels import KernelSet
 
 QUANT_METHOD: Final = "auto-round"
 FORMAT_VERSION: Final = "0.16.1"  # the release of auto-round whose layout this is; loaders compare it
@@ -38,11 +40,11 @@ class AutoRound:
         """See Layout."""
         return qweight.outputs(scheme, rows, columns, g_idx=False)
 
-    def pack(self, part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: KernelSet) -> None:
+    def pack(self, part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: "KernelSet") -> None:
         """See Layout."""
         qweight.pack(part, row, out, scheme, kernels, 1 if scheme.symmetric else 0)
 
-    def unpack(self, arrays: Arrays, scheme: Scheme, kernels: KernelSet) -> Quantized:
+    def unpack(self, arrays: Arrays, scheme: Scheme, kernels: "KernelSet") -> Quantized:
         """See Layout."""
         return qweight.unpack(arrays, scheme, kernels, 1 if scheme.symmetric else 0)
 
@@ -83,7 +85,12 @@ class AutoRound:
 def _extra(scheme: Scheme | None) -> dict[str, Any]:
     if scheme is None:
         return dict(KEPT)
-    return {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric, "data_type": "int"}
+    return {
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "sym": scheme.symmetric,
+        "data_type": "int",
+    }
 
 
 def _block_prefix(module: str) -> str:

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
-from shardq.kernels import KernelSet
 from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
+
+if TYPE_CHECKING:
+    from shardq.kernels import KernelSet
 
 Arrays = Mapping[str, NDArray[Any]]  # suffix -> array of the slab
 
@@ -69,10 +70,10 @@ class Layout(Protocol):
     def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
         """The tensors that a [rows, columns] weight becomes."""
 
-    def pack(self, part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: KernelSet) -> None:
+    def pack(self, part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: "KernelSet") -> None:
         """Write rows `row`.. of a slab into the slab's arrays."""
 
-    def unpack(self, arrays: Arrays, scheme: Scheme, kernels: KernelSet) -> Quantized:
+    def unpack(self, arrays: Arrays, scheme: Scheme, kernels: "KernelSet") -> Quantized:
         """The inverse of pack, for whole tensors."""
 
     def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:

@@ -7,14 +7,16 @@ transformers fails or silently computes nonsense.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from shardq.kernels import KernelSet
 from shardq.layouts import qweight
 from shardq.layouts.base import Arrays, ModuleChoice, OutSpec, Refusal
 from shardq.layouts.templates import module_regexes
 from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
+
+if TYPE_CHECKING:
+    from shardq.kernels import KernelSet
 
 QUANT_METHOD: Final = "gptq"
 
@@ -38,11 +40,11 @@ class Gptq:
         """See Layout."""
         return qweight.outputs(scheme, rows, columns, g_idx=True)
 
-    def pack(self, part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: KernelSet) -> None:
+    def pack(self, part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: "KernelSet") -> None:
         """See Layout."""
         qweight.pack(part, row, out, scheme, kernels, _zero_offset(scheme))
 
-    def unpack(self, arrays: Arrays, scheme: Scheme, kernels: KernelSet) -> Quantized:
+    def unpack(self, arrays: Arrays, scheme: Scheme, kernels: "KernelSet") -> Quantized:
         """See Layout."""
         return qweight.unpack(arrays, scheme, kernels, _zero_offset(scheme))
 

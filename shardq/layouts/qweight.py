@@ -1,17 +1,22 @@
 """The tensors of the GPTQ family: qweight, qzeros, scales, and g_idx where the loader wants it.
 
-Facts (GPTQModel 7.7.0 `pack_original`, auto-round 0.16.1 `qlinear_torch[_zp]`): qweight int32 [columns*bits/32, rows] holds, for each
-output row of the weight, the codes along its columns as one little-endian bit stream, least significant bit first;
-qzeros int32 [G, rows*bits/32] is the same stream along the rows; scales fp16 [G, rows]; g_idx int32 [columns].
+Facts (GPTQModel 7.7.0 `pack_original`, auto-round 0.16.1 `qlinear_torch[_zp]`): qweight int32 [columns*bits/32, rows]
+holds, for each output row of the weight, the codes along its columns as one little-endian bit stream, least significant
+bit first; qzeros int32 [G, rows*bits/32] is the same stream along the rows; scales fp16 [G, rows]; g_idx int32
+[columns].
 Readers of version 1 add one to every stored zero point, so `zero - 1` is stored (0 cannot be: it would wrap).
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from shardq.kernels import KernelSet
 from shardq.layouts.base import Arrays, OutSpec, Refusal
 from shardq.quantizers.quantized import Quantized
 from shardq.schemes import WIDTHS, Scheme
+
+if TYPE_CHECKING:
+    from shardq.kernels import KernelSet
 
 LANES = 32  # rows and columns must be multiples: the loaders size qweight and qzeros by whole words
 
@@ -19,7 +24,10 @@ LANES = 32  # rows and columns must be multiples: the loaders size qweight and q
 def refuse(scheme: Scheme, rows: int, columns: int) -> Refusal | None:
     """Why no loader of this family would read a [rows, columns] weight under `scheme`, or None."""
     if not scheme.format.is_integer or scheme.bits not in WIDTHS:
-        return Refusal(f"holds integers of {', '.join(map(str, WIDTHS))} bits, not {scheme.element}", ragged=False)
+        return Refusal(
+            f"holds integers of {', '.join(map(str, WIDTHS))} bits, not {scheme.element}",
+            ragged=False,
+        )
     if rows % LANES or columns % LANES:
         return Refusal(f"needs rows and columns to be multiples of {LANES}", ragged=False)
     if columns % scheme.group_columns(columns) or scheme.group_size > columns:
@@ -38,7 +46,7 @@ def outputs(scheme: Scheme, rows: int, columns: int, g_idx: bool) -> tuple[OutSp
     return (*specs, OutSpec("g_idx", "I32", (columns,), slab_axis=None)) if g_idx else specs
 
 
-def pack(part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: KernelSet, zero_offset: int) -> None:
+def pack(part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: "KernelSet", zero_offset: int) -> None:
     """Write the rows of `part`, a multiple of 32, into a slab's arrays from slab row `row` on.
 
     `zero_offset` is subtracted from every zero point before it is stored (1 for version 1, else 0).
@@ -66,7 +74,7 @@ def pack(part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: Kernel
         out["g_idx"][:] = np.arange(columns) // scheme.group_columns(columns)
 
 
-def unpack(arrays: Arrays, scheme: Scheme, kernels: KernelSet, zero_offset: int) -> Quantized:
+def unpack(arrays: Arrays, scheme: Scheme, kernels: "KernelSet", zero_offset: int) -> Quantized:
     """Codes, scales and zero points of a whole module; `zero_offset` is added back (wrapping at the width)."""
     qweight, qzeros, scales = (arrays[k] for k in ("qweight", "qzeros", "scales"))
     rows, groups = scales.shape[1], scales.shape[0]

@@ -4,15 +4,17 @@ Numerics: auto-round 0.16.1 model-free integers (full-range symmetric with a sig
 the kernel `rtn_int` documents.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardq.arena import Arena
-from shardq.kernels import KernelSet
 from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
+
+if TYPE_CHECKING:
+    from shardq.kernels import KernelSet
 
 
 def take_buffers(arena: Arena, rows: int, columns: int, scheme: Scheme) -> Quantized:
@@ -26,7 +28,7 @@ def take_buffers(arena: Arena, rows: int, columns: int, scheme: Scheme) -> Quant
 
 
 def quantize_rows(
-    source: NDArray[Any], dtype: str, scheme: Scheme, buffers: Quantized, kernels: KernelSet
+    source: NDArray[Any], dtype: str, scheme: Scheme, buffers: Quantized, kernels: "KernelSet"
 ) -> tuple[Quantized, int]:
     """Quantize [rows, columns] weights (uint16 bit views for BF16 and F16, float32 for F32) into `buffers`.
 
@@ -36,6 +38,13 @@ def quantize_rows(
     rows, columns = source.shape
     part = Quantized(buffers.codes[:rows], buffers.scales[:rows], buffers.zeros[:rows])
     bad = kernels.rtn_int(
-        source, dtype, scheme.bits, scheme.group_columns(columns), scheme.symmetric, part.codes, part.scales, part.zeros
+        source,
+        dtype,
+        scheme.bits,
+        scheme.group_columns(columns),
+        scheme.symmetric,
+        part.codes,
+        part.scales,
+        part.zeros,
     )
     return part, bad

@@ -19,12 +19,11 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def open_source(text: str, subfolder: str | None = None, revision: str | None = None) -> Source:
-    """The source that `text` names: a folder, `org/name[@revision]`, `hf://org/name[@revision]` or
-    `demo`.
+    """The source that `text` names: a folder, `org/name[@revision]`, `hf://org/name[@revision]` or `demo`.
 
-    A folder that exists wins over anything else with that name. `subfolder` is inside the folder or
-    repo. The Hub is asked once to pin the revision. Raises SourceUnreadable (no such thing),
-    BadOption (contradicting options), HubAccess, HubTransfer.
+    A folder that exists wins over anything else with that name. `subfolder` is inside the folder or repo. The Hub is
+    asked once to pin the revision. Raises SourceUnreadable (no such thing), BadOption (contradicting options),
+    HubAccess, HubTransfer.
     """
     inside = check_subfolder(subfolder)
     if not text.startswith(_HUB_SCHEME) and os.path.lexists(os.path.expanduser(text)):
@@ -39,9 +38,7 @@ def open_source(text: str, subfolder: str | None = None, revision: str | None = 
     if not _names_a_repo(text, repo):
         raise SourceUnreadable(_neither(text))
     if at and not pinned:
-        raise SourceUnreadable(
-            f"{text!r} ends in '@' without a revision; write {repo} or {repo}@REVISION"
-        )
+        raise SourceUnreadable(f"{text!r} ends in '@' without a revision; write {repo} or {repo}@REVISION")
     if at and revision is not None and revision != pinned:
         raise BadOption(f"two revisions for {repo}: {pinned!r} and {revision!r}; give one")
     return open_hub(repo, revision=pinned or revision, subfolder=inside)
@@ -57,10 +54,7 @@ def _neither(text: str) -> str:
     if text.startswith(("/", ".", "~")):
         return f"no folder {text}: check the path (a Hub repo is written org/name)"
     if _SCHEME.match(text) and not text.startswith(_HUB_SCHEME):
-        return (
-            f"{text!r} is a URL of a kind that is not read; "
-            "give a folder, org/name[@revision] or 'demo'"
-        )
+        return f"{text!r} is a URL of a kind that is not read; give a folder, org/name[@revision] or 'demo'"
     return (
         f"{text!r} is neither a folder here nor a Hub repo; "
         "give an existing folder, org/name[@revision], hf://org/name[@revision] or 'demo'"

@@ -48,11 +48,10 @@ class Source(Protocol):
         ...
 
     def fetch(self, name: str, target: Path, on_bytes: Callable[[int], None]) -> str | None:
-        """Bring a file of a remote source to `target`, whole, verified and durable; returns its
-        sha256 (hex).
+        """Bring a file of a remote source to `target`, whole, verified and durable; returns its sha256 (hex).
 
-        Nothing is at `target` before it is complete. `on_bytes` gets the bytes of each step; a
-        negative number takes back bytes that have to be moved again.
+        Nothing is at `target` before it is complete. `on_bytes` gets the bytes of each step; a negative number takes
+        back bytes that have to be moved again.
         """
         ...
 
@@ -66,9 +65,7 @@ def find_file(files: tuple[SourceFile, ...], name: str, label: str) -> SourceFil
 
 
 def check_subfolder(subfolder: str | None) -> str | None:
-    """A subfolder without needless parts, None for the top. Raises BadOption when it leaves the
-    source.
-    """
+    """A subfolder without needless parts, None for the top. Raises BadOption when it leaves the source."""
     if subfolder is None:
         return None
     parts = PurePosixPath(subfolder).parts

@@ -1,9 +1,8 @@
 """A small model made on the spot, so that everything can be tried without a download.
 
-A mixture-of-experts model with the names and config of Qwen2-MoE as transformers reads them
-(Qwen2MoeForCausalLM): one dense layer, two with four experts and a shared expert, router weights in
-FP32, everything else BF16, untied head. The bytes are the same on every machine: they come from
-PCG64 and exact arithmetic only.
+A mixture-of-experts model with the names and config of Qwen2-MoE as transformers reads them (Qwen2MoeForCausalLM): one
+dense layer, two with four experts and a shared expert, router weights in FP32, everything else BF16, untied head. The
+bytes are the same on every machine: they come from PCG64 and exact arithmetic only.
 """
 
 import hashlib
@@ -135,8 +134,7 @@ def open_demo() -> DemoSource:
     )
     contents["README.md"] = _README.encode()
     listing = tuple(
-        SourceFile(name, len(data), hashlib.sha256(data).hexdigest())
-        for name, data in sorted(contents.items())
+        SourceFile(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in sorted(contents.items())
     )
     return DemoSource(contents, listing)
 
@@ -193,8 +191,8 @@ def _values(spec: TensorSpec) -> bytes:
     # A stream per tensor, keyed by its name: another layout of shards changes no value.
     key = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
     uniform = np.random.default_rng([_SEED, key]).random((4, *spec.shape))
-    # A sum of four uniform numbers has variance 1/3. IEEE 754 fixes sums and products everywhere,
-    # but not the functions behind a library's normal distribution.
+    # A sum of four uniform numbers has variance 1/3. IEEE 754 fixes sums and products everywhere, but not the functions
+    # behind a library's normal distribution.
     values = (uniform[0] + uniform[1] + uniform[2] + uniform[3] - 2.0) * 0.035
     if spec.name.endswith("norm.weight"):
         values += 1.0

@@ -1,5 +1,4 @@
-"""A repo on the Hub, pinned to one commit: huggingface_hub gives listing, addresses and access,
-hub_transfer the bytes.
+"""A repo on the Hub, pinned to one commit: huggingface_hub gives listing, addresses and access, hub_transfer the bytes.
 
 huggingface_hub is imported inside functions only, so that importing this module stays light.
 """
@@ -37,14 +36,11 @@ class HubSource:
     remote: bool = True
 
     def files(self) -> tuple[SourceFile, ...]:
-        """As listed when the repo was opened, below the subfolder; sha256 for files in large-file
-        storage.
-        """
+        """As listed when the repo was opened, below the subfolder; sha256 for files in large-file storage."""
         return self.listing
 
     def read(self, name: str, begin: int, end: int) -> bytes:
-        """From the user's cache if it is there, else by a range request. A whole file is checked
-        against its hash.
+        """From the user's cache if it is there, else by a range request. A whole file is checked against its hash.
 
         Raises HubAccess, HubTransfer, ChecksumMismatch.
         """
@@ -67,35 +63,33 @@ class HubSource:
         path = try_to_load_from_cache(self.label, self._path(name), revision=self.commit)
         if not isinstance(path, str):
             return None
-        # a cache that is being cleaned up, or not ours to read: fetch instead
-        with suppress(OSError):
-            if (
-                os.access(path, os.R_OK)
-                and os.stat(path).st_size == find_file(self.listing, name, self.label).size_bytes
-            ):
-                return Path(path)
-        return None
+        file = find_file(self.listing, name, self.label)
+        try:
+            usable = os.access(path, os.R_OK) and os.stat(path).st_size == file.size_bytes
+        except OSError:  # a cache that is being cleaned up: fetch instead
+            usable = False
+        return Path(path) if usable else None
 
     def fetch(self, name: str, target: Path, on_bytes: Callable[[int], None]) -> str | None:
-        """Download to `target` through `target`.part: verified by size and, where the Hub knows it,
-        sha256; fsynced.
+        """Download to `target` through `target`.part: verified by size and, where the Hub knows it, sha256; fsynced.
 
-        A wrong hash is fetched once more. Raises HubAccess, HubTransfer, ChecksumMismatch,
-        DiskFull, NotWritable; then nothing is left behind.
+        A wrong hash is fetched once more. Raises HubAccess, HubTransfer, ChecksumMismatch, DiskFull, NotWritable; then
+        nothing is left behind.
         """
         file = find_file(self.listing, name, self.label)
         part = target.with_name(target.name + ".part")
         with writing(part):
             fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-            try:
-                sha256 = self._download(file, FileSink(fd, part, on_bytes))
+        try:
+            sha256 = self._download(file, FileSink(fd, part, on_bytes))
+            with writing(target):
                 os.fsync(fd)
                 os.replace(part, target)
                 sync_folder(target.parent)
-            finally:
-                os.close(fd)
-                with suppress(FileNotFoundError):  # gone by its final name, unless something failed
-                    os.unlink(part)
+        finally:
+            os.close(fd)
+            with suppress(OSError):  # it has its final name, unless something failed
+                os.unlink(part)
         return sha256
 
     def _download(self, file: SourceFile, sink: FileSink) -> str:
@@ -125,12 +119,10 @@ def open_hub(
     endpoint: str | None = None,
     retry: RetryPolicy | None = None,
 ) -> Source:
-    """List `repo` at `revision` (branch, tag or commit; None: the main branch), resolved to a
-    commit once.
+    """List `repo` at `revision` (branch, tag or commit; None: the main branch), resolved to a commit once.
 
-    `endpoint` and `retry` default to the library's settings (HF_ENDPOINT, HF_HUB_DOWNLOAD_TIMEOUT).
-    When the library is offline (HF_HUB_OFFLINE) only a snapshot in its cache can be opened. Raises
-    HubAccess, HubTransfer.
+    `endpoint` and `retry` default to the library's settings (HF_ENDPOINT, HF_HUB_DOWNLOAD_TIMEOUT). When the library is
+    offline (HF_HUB_OFFLINE) only a snapshot in its cache can be opened. Raises HubAccess, HubTransfer.
     """
     from huggingface_hub import HfApi, RepoFile, constants
 
@@ -139,9 +131,7 @@ def open_hub(
     policy = retry or RetryPolicy(timeout_s=float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
     api = HfApi(endpoint=endpoint, library_name="shardq", library_version=VERSION)
     ask = _Asker(repo, revision, policy)
-    info = ask(
-        lambda: api.model_info(repo, revision=revision, timeout=policy.timeout_s), "the repo"
-    )
+    info = ask(lambda: api.model_info(repo, revision=revision, timeout=policy.timeout_s), "the repo")
     commit = info.sha
     if commit is None:
         raise HubAccess(f"{repo}: the Hub names no commit for {revision or 'its main branch'}")
@@ -151,14 +141,10 @@ def open_hub(
     )
     cut = len(subfolder) + 1 if subfolder else 0
     listing = [
-        SourceFile(e.path[cut:], e.size, e.lfs.sha256 if e.lfs else None)
-        for e in entries
-        if isinstance(e, RepoFile)
+        SourceFile(e.path[cut:], e.size, e.lfs.sha256 if e.lfs else None) for e in entries if isinstance(e, RepoFile)
     ]
     listing.sort(key=lambda f: f.name)
-    return HubSource(
-        repo, commit, subfolder, tuple(listing), api.endpoint, Link(api.endpoint, policy)
-    )
+    return HubSource(repo, commit, subfolder, tuple(listing), api.endpoint, Link(api.endpoint, policy))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +172,7 @@ class _Asker:
             except httpx2.TransportError as error:
                 reason = f"{type(error).__name__}: {error}"
             except HFValidationError as error:
-                raise HubAccess(
-                    f"{self.repo!r} cannot be the name of a Hub repo; write org/name"
-                ) from error
+                raise HubAccess(f"{self.repo!r} cannot be the name of a Hub repo; write org/name") from error
             except ValueError as error:
                 raise HubTransfer(
                     f"{self.repo}: the answer for {what} is not what the Hub sends "
@@ -216,6 +200,5 @@ def _open_cached(repo: str, revision: str | None, subfolder: str | None) -> Sour
 def _mismatch(label: str, file: SourceFile, found: str) -> ChecksumMismatch:
     return ChecksumMismatch(
         f"{label}, file {file.name}: sha256 is {found}, the Hub promises {file.sha256}, "
-        f"{_TRIES_WITH_WRONG_HASH} times in a row; "
-        "try another network, or report it to the owner of the repo"
+        f"{_TRIES_WITH_WRONG_HASH} times in a row; try another network, or report it to the owner of the repo"
     )

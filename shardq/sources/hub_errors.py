@@ -24,9 +24,7 @@ _LOG_IN: Final = "log in with `hf auth login` or set HF_TOKEN"
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How patient to be. Waits double from the first to the longest, with up to half taken off at
-    random.
-    """
+    """How patient to be. Waits double from the first to the longest, with up to half taken off at random."""
 
     failures: int = 6  # in a row, without one new byte, until giving up
     first_wait_s: float = 0.5
@@ -35,9 +33,7 @@ class RetryPolicy:
     timeout_s: float = 10.0  # without any byte
 
     def wait_s(self, failures: int, asked_s: float | None) -> float:
-        """Seconds to wait after the given number of failures; `asked_s` is what the server asked
-        for.
-        """
+        """Seconds to wait after the given number of failures; `asked_s` is what the server asked for."""
         if asked_s is not None:
             return asked_s
         longest = min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1))
@@ -60,9 +56,7 @@ class RetryPolicy:
 
 
 def server_wait_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an answer asks to wait: an exhausted `RateLimit`, else `Retry-After` (seconds or
-    a date).
-    """
+    """Seconds that an answer asks to wait: an exhausted `RateLimit`, else `Retry-After` (seconds or a date)."""
     lower = {key.lower(): value.strip() for key, value in headers.items()}
     limit = _RATE_LIMIT.search(lower.get("ratelimit", ""))
     if limit is not None and int(limit[1]) == 0:
@@ -78,43 +72,31 @@ def server_wait_s(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def explain_hub_error(
-    error: "HfHubHTTPError", repo: str, revision: str | None, what: str
-) -> ShardqError:
+def explain_hub_error(error: "HfHubHTTPError", repo: str, revision: str | None, what: str) -> ShardqError:
     """HubAccess or HubTransfer for an answer that the library turned into an error.
 
-    `what` says which file or listing was asked for. The library's own text is left out: it has many
-    lines, and signed addresses in it.
+    `what` says which file or listing was asked for. The library's own text is left out: it has many lines, and signed
+    addresses in it.
     """
     from huggingface_hub import errors
 
     status = error.response.status_code
     if isinstance(error, errors.GatedRepoError):
         return HubAccess(
-            f"{repo} is gated ({what}): accept its terms on its Hub page, "
-            f"then {_LOG_IN} of the account that did"
+            f"{repo} is gated ({what}): accept its terms on its Hub page, then {_LOG_IN} of the account that did"
         )
     if isinstance(error, errors.DisabledRepoError):
         return HubAccess(f"{repo} has been disabled by the Hub ({what}); choose another source")
     if isinstance(error, errors.RepositoryNotFoundError):
         return HubAccess(
-            f"the Hub has no repo {repo} for you ({what}): "
-            f"check the spelling; if it is private, {_LOG_IN}"
+            f"the Hub has no repo {repo} for you ({what}): check the spelling; if it is private, {_LOG_IN}"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return HubAccess(
-            f"{repo} has no revision {revision!r}; give a branch, tag or commit that exists"
-        )
+        return HubAccess(f"{repo} has no revision {revision!r}; give a branch, tag or commit that exists")
     if isinstance(error, errors.EntryNotFoundError):
-        return HubAccess(
-            f"{repo} at {revision or 'its main branch'} has no such file or folder: {what}"
-        )
+        return HubAccess(f"{repo} at {revision or 'its main branch'} has no such file or folder: {what}")
     if status in RETRY_STATUSES:
-        return HubTransfer(
-            f"{repo}: the Hub answers {status} for {what}; run the same command again later"
-        )
+        return HubTransfer(f"{repo}: the Hub answers {status} for {what}; run the same command again later")
     if status in {401, 403}:
-        return HubAccess(
-            f"{repo}: the Hub refuses {what} ({status}): {_LOG_IN}, and check the token's rights"
-        )
+        return HubAccess(f"{repo}: the Hub refuses {what} ({status}): {_LOG_IN}, and check the token's rights")
     return HubAccess(f"{repo}: the Hub answers {status} for {what}")

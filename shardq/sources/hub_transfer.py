@@ -1,9 +1,8 @@
-"""Moves bytes of one file from the Hub: redirects, byte ranges, retries, and resuming inside one
-call.
+"""Moves bytes of one file from the Hub: redirects, byte ranges, retries, and resuming inside one call.
 
-The library's own download gives up on a reset connection, checks no hash and costs twice the CPU
-time. Here every answer is checked against the range that was asked for, and the token goes to the
-Hub's own origin only. huggingface_hub and its HTTP client are imported inside functions only.
+The library's own download gives up on a reset connection, checks no hash and costs twice the CPU time. Here every
+answer is checked against the range that was asked for, and the token goes to the Hub's own origin only. huggingface_hub
+and its HTTP client are imported inside functions only.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from shardq.errors import HubTransfer
-from shardq.files.atomic import pwrite_all, writing
+from shardq.files.atomic import pwrite_all, reading, writing
 from shardq.sources.hub_errors import RETRY_STATUSES, RetryPolicy, explain_hub_error, server_wait_s
 from shardq.version import VERSION
 
@@ -52,9 +51,7 @@ class Sink(Protocol):
 
 
 class RangeSink:
-    """Collects a range in memory; cannot restart, as a server that ignores ranges would send the
-    whole file.
-    """
+    """Collects a range in memory; cannot restart, as a server that ignores ranges would send the whole file."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -111,17 +108,12 @@ class _RangeIgnoredError(Exception):
 def origin(url: str) -> tuple[str, str, int]:
     """Scheme, host and port: what a token must not leave."""
     parts = urlsplit(url)
-    return (
-        parts.scheme,
-        (parts.hostname or "").lower(),
-        parts.port or _DEFAULT_PORTS.get(parts.scheme, 0),
-    )
+    port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+    return parts.scheme, (parts.hostname or "").lower(), port
 
 
 class Link:
-    """An HTTP client of our own: the library's shared one is closed under all threads when one of
-    them fails.
-    """
+    """An HTTP client of our own: the library's shared one is closed under all threads when one of them fails."""
 
     def __init__(self, endpoint: str, retry: RetryPolicy) -> None:
         import httpx2
@@ -133,8 +125,7 @@ class Link:
     def move(self, file: RemoteFile, begin: int, end: int, sink: Sink) -> None:
         """Put the bytes [begin, end) of `file` into `sink`.
 
-        Broken connections go on where they broke. Raises HubAccess, HubTransfer, and what the sink
-        raises.
+        Broken connections go on where they broke. Raises HubAccess, HubTransfer, and what the sink raises.
         """
         import httpx2
 
@@ -159,8 +150,8 @@ class Link:
             except _RangeIgnoredError as error:
                 if end != file.size_bytes or not sink.restart():
                     raise HubTransfer(
-                        f"{what}: the server ignores ranges and would send all "
-                        f"{file.size_bytes} bytes; download the repo into a folder and give that"
+                        f"{what}: the server ignores ranges and would send all {file.size_bytes} bytes; "
+                        "download the repo into a folder and give that"
                     ) from error
                 position = 0
                 reason = "the server ignores byte ranges"
@@ -202,14 +193,13 @@ class Link:
         # A compressed body has other lengths and offsets than the file.
         headers = {"user-agent": f"shardq/{VERSION}", "accept-encoding": "identity"}
         if origin(address) == self.origin and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
-            token = get_token()
+            with reading(constants.HF_TOKEN_PATH):
+                token = get_token()
             if token:
                 headers["authorization"] = f"Bearer {token}"
         return headers
 
-    def _check(
-        self, response: "httpx2.Response", file: RemoteFile, begin: int, whole: bool
-    ) -> None:
+    def _check(self, response: "httpx2.Response", file: RemoteFile, begin: int, whole: bool) -> None:
         """Is this the part of the file that was asked for?"""
         from huggingface_hub import hf_raise_for_status
         from huggingface_hub.errors import HfHubHTTPError
@@ -232,12 +222,8 @@ class Link:
         if whole:
             length = response.headers.get("content-length", str(file.size_bytes))
             if length != str(file.size_bytes):
-                raise _PassingError(
-                    f"{length} bytes are offered, the listing says {file.size_bytes}"
-                )
+                raise _PassingError(f"{length} bytes are offered, the listing says {file.size_bytes}")
             return
         found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if not found or int(found[1]) != begin or int(found[3]) != file.size_bytes:
-            raise _PassingError(
-                f"Content-Range {response.headers.get('content-range')!a}, expected from {begin}"
-            )
+            raise _PassingError(f"Content-Range {response.headers.get('content-range')!a}, expected from {begin}")

@@ -54,8 +54,8 @@ def read_range(path: Path, begin: int, end: int) -> bytes:
 def open_folder(
     folder: str, subfolder: str | None = None, label: str | None = None, commit: str | None = None
 ) -> FolderSource:
-    """List a folder. Symbolic links to files count as files; folders whose name begins with a dot
-    (version control, caches, staging) are left out. `label` is by default the folder's own name.
+    """List a folder. Symbolic links to files count as files; folders whose name begins with a dot (version control,
+    caches, staging) are left out. `label` is by default the folder's own name.
 
     Raises SourceUnreadable: missing, no folder, or not readable.
     """
@@ -64,9 +64,7 @@ def open_folder(
     with reading(chosen):
         if not chosen.is_dir():
             if chosen.exists():
-                raise SourceUnreadable(
-                    f"{chosen} is a file; give the folder that holds the checkpoint"
-                )
+                raise SourceUnreadable(f"{chosen} is a file; give the folder that holds the checkpoint")
             raise SourceUnreadable(f"no folder {chosen}: check the path")
         return FolderSource(chosen, label or root.name or "root", commit, _list(chosen))
 

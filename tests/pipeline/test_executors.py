@@ -1,5 +1,6 @@
-"""Executors: one contract for all, and what worker processes must survive."""
+"""Worker processes: what they inherit, what they survive, and that they go with their caller."""
 
+import multiprocessing
 import os
 import pickle
 import random
@@ -15,9 +16,8 @@ import psutil
 import pytest
 
 from shardq.budget import ByteBudget
-from shardq.errors import CorruptShard, KernelUnavailable, ShardqError, TaskFailed
+from shardq.errors import KernelUnavailable, ShardqError, TaskFailed
 from shardq.executors.base import Executor, Job, Outcome
-from shardq.executors.inline import InlineExecutor
 from shardq.executors.processes import ProcessExecutor
 from shardq.executors.worker_process import cause_of_death
 
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 ENTRY = "executor_work:start"
 LIMIT_S = 30.0  # for anything that takes milliseconds on an idle machine
 
-Make = Callable[..., Executor]
+Pool = Callable[..., ProcessExecutor]
 
 
 @pytest.fixture(autouse=True)
@@ -34,26 +34,8 @@ def _importable_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HERE))
 
 
-@pytest.fixture(params=["inline", "processes"])
-def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    made: list[Executor] = []
-
-    def build(entry: str = ENTRY, context: object = None) -> Executor:
-        executor: Executor
-        if request.param == "inline":
-            executor = InlineExecutor(entry, context)
-        else:
-            executor = ProcessExecutor(entry, context, 2, ByteBudget(None))
-        made.append(executor)
-        return executor
-
-    yield build
-    for executor in made:
-        executor.close()
-
-
 @pytest.fixture
-def pool() -> Iterator[Callable[..., ProcessExecutor]]:
+def pool() -> Iterator[Pool]:
     made: list[ProcessExecutor] = []
 
     def build(
@@ -82,112 +64,17 @@ def finish(executor: Executor) -> dict[int, Outcome]:
     return {o.job.id: o for o in outcomes}
 
 
-class TestContract:
-    def test_results_arrive_with_their_jobs(self, make: Make) -> None:
-        executor = make()
-        jobs = [job(i, "echo", i * i) for i in range(20)]
-        for one in jobs:
-            executor.submit(one)
-        assert executor.unfinished() == 20
-        outcomes = finish(executor)
-        assert {i: o.result for i, o in outcomes.items()} == {i: i * i for i in range(20)}
-        assert [outcomes[i].job for i in range(20)] == jobs
-        assert all(o.error is None and o.worker_pid > 0 for o in outcomes.values())
-
-    def test_context_reaches_the_handler(self, make: Make) -> None:
-        executor = make(context={"part": "/x"})
-        executor.submit(job(1, "context"))
-        assert finish(executor)[1].result == {"part": "/x"}
-
-    def test_shardq_error_keeps_class_and_message(self, make: Make) -> None:
-        executor = make()
-        executor.submit(job(1, "refuse"))
-        error = finish(executor)[1].error
-        assert type(error) is CorruptShard
-        assert str(error) == "model-1.safetensors: header lies; get the file again"
-        assert error.__traceback__ is None
-
-    def test_other_exception_becomes_one_line_naming_the_job(self, make: Make) -> None:
-        executor = make()
-        executor.submit(job(1, "bug"))
-        executor.submit(job(2, "no_memory"))
-        outcomes = finish(executor)
-        assert type(outcomes[1].error) is TaskFailed
-        assert str(outcomes[1].error) == "tensor 1: ValueError: bad tensor"
-        assert "lower --parallel or --max-ram" in str(outcomes[2].error)
-
-    def test_goes_on_after_errors(self, make: Make) -> None:
-        executor = make()
-        for i in range(6):
-            executor.submit(job(i, "echo" if i % 2 else "bug", i))
-        outcomes = finish(executor)
-        assert [outcomes[i].result for i in range(6)] == [None, 1, None, 3, None, 5]
-
-    def test_wait_without_jobs_returns_at_once(self, make: Make) -> None:
-        assert make().wait(None) == []
-
-    def test_wait_wakes_for_another_object(self, make: Make) -> None:
-        executor = make()
-        read_end, write_end = os.pipe()
-        try:
-            os.write(write_end, b"x")
-            assert executor.wait(LIMIT_S, [read_end]) == []
-            executor.submit(job(1, "sleep", 0.2))
-            executor.wait(LIMIT_S, [read_end])
-            assert executor.unfinished() <= 1
-            os.read(read_end, 1)
-            assert finish(executor)[1].result == 0.2
-        finally:
-            os.close(read_end)
-            os.close(write_end)
-
-    def test_wait_times_out(self, make: Make) -> None:
-        executor = make()
-        read_end, write_end = os.pipe()
-        try:
-            began_s = time.monotonic()
-            assert executor.wait(0.1, [read_end]) == []
-            assert 0.09 < time.monotonic() - began_s < LIMIT_S
-        finally:
-            os.close(read_end)
-            os.close(write_end)
-
-    def test_room_ends_and_comes_back(self, make: Make) -> None:
-        executor = make()
-        submitted = 0
-        while executor.room() and submitted < 1000:
-            executor.submit(job(submitted, "echo"))
-            submitted += 1
-        assert 2 <= submitted <= 8
-        finish(executor)
-        assert executor.room() >= 2
-
-    def test_cancel_gives_back_what_has_not_started(self, make: Make) -> None:
-        executor = make()
-        for i in range(10):
-            executor.submit(job(i, "sleep", 0.01))
-        first = executor.wait(None)
-        cancelled = [j.id for j in executor.cancel_queued()]
-        done = {o.job.id for o in first} | set(finish(executor))
-        assert cancelled == sorted(cancelled)
-        assert len(cancelled) >= 5
-        assert sorted([*done, *cancelled]) == list(range(10))
-
-    def test_closed_executor_takes_no_jobs(self, make: Make) -> None:
-        with make() as executor:
-            executor.submit(job(1, "echo"))
-        executor.close()
-        with pytest.raises(RuntimeError, match="closed"):
-            executor.submit(job(2, "echo"))
-        assert executor.unfinished() == 0
+def test_spawn_serves_where_there_is_no_fork_server(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    executor = pool(1)
+    executor.submit(job(1, "surroundings"))
+    outcome = finish(executor)[1]
+    assert isinstance(outcome.result, dict)
+    assert outcome.result["threads"] == "1"
+    assert psutil.Process(outcome.worker_pid).ppid() == os.getpid()
 
 
-def test_inline_handler_that_cannot_be_built_raises() -> None:
-    with pytest.raises(KernelUnavailable, match="no kernels for here"):
-        InlineExecutor("executor_work:start_refused", "here")
-
-
-def test_workers_overlap(pool: Callable[..., ProcessExecutor]) -> None:
+def test_workers_overlap(pool: Pool) -> None:
     executor = pool(2)
     for i in range(2):
         executor.submit(job(i, "span", 0.3))
@@ -196,7 +83,7 @@ def test_workers_overlap(pool: Callable[..., ProcessExecutor]) -> None:
     assert _peak([(*_span(o), 1) for o in outcomes.values()]) == 2
 
 
-def test_worker_surroundings(pool: Callable[..., ProcessExecutor]) -> None:
+def test_worker_surroundings(pool: Pool) -> None:
     before = os.environ.get("OMP_NUM_THREADS")
     executor = pool(1)
     executor.submit(job(1, "surroundings"))
@@ -212,7 +99,7 @@ def test_worker_surroundings(pool: Callable[..., ProcessExecutor]) -> None:
 
 
 def test_result_that_cannot_be_pickled_fails_its_job_only(
-    pool: Callable[..., ProcessExecutor],
+    pool: Pool,
 ) -> None:
     executor = pool(1)
     executor.submit(job(1, "unpicklable"))
@@ -224,7 +111,7 @@ def test_result_that_cannot_be_pickled_fails_its_job_only(
 
 
 def test_survives_random_kills_a_poison_job_and_an_error(
-    pool: Callable[..., ProcessExecutor],
+    pool: Pool,
 ) -> None:
     executor = pool(4, limit_bytes=100)
     chance = random.Random(7)
@@ -252,9 +139,7 @@ def test_survives_random_kills_a_poison_job_and_an_error(
     assert "signal 9), likely out of memory: lower --parallel" in str(failed[901])
 
 
-def test_killed_worker_lowers_the_number_of_workers(
-    pool: Callable[..., ProcessExecutor], tmp_path: Path
-) -> None:
+def test_killed_worker_lowers_the_number_of_workers(pool: Pool, tmp_path: Path) -> None:
     executor = pool(3)
     executor.submit(job(1, "die_once", str(tmp_path / "marker")))
     assert finish(executor)[1].result == "survived"
@@ -263,7 +148,7 @@ def test_killed_worker_lowers_the_number_of_workers(
     assert len({o.worker_pid for o in finish(executor).values()}) == 2
 
 
-def test_crashed_worker_is_replaced(pool: Callable[..., ProcessExecutor]) -> None:
+def test_crashed_worker_is_replaced(pool: Pool) -> None:
     executor = pool(1)
     executor.submit(job(1, "die", signal.SIGSEGV))
     executor.submit(job(2, "leave", 5))
@@ -274,7 +159,7 @@ def test_crashed_worker_is_replaced(pool: Callable[..., ProcessExecutor]) -> Non
     assert outcomes[3].result == 1
 
 
-def test_worker_that_dies_idle_is_replaced(pool: Callable[..., ProcessExecutor]) -> None:
+def test_worker_that_dies_idle_is_replaced(pool: Pool) -> None:
     executor = pool(1)
     executor.submit(job(1, "echo"))
     first_pid = finish(executor)[1].worker_pid
@@ -286,15 +171,13 @@ def test_worker_that_dies_idle_is_replaced(pool: Callable[..., ProcessExecutor])
     assert outcome.worker_pid != first_pid
 
 
-def test_worker_killed_while_it_starts_is_replaced(
-    pool: Callable[..., ProcessExecutor], tmp_path: Path
-) -> None:
+def test_worker_killed_while_it_starts_is_replaced(pool: Pool, tmp_path: Path) -> None:
     executor = pool(1, "executor_work:start_dying_once", str(tmp_path / "marker"))
     executor.submit(job(1, "echo", 3))
     assert finish(executor)[1].result == 3
 
 
-def test_survives_the_death_of_the_fork_server(pool: Callable[..., ProcessExecutor]) -> None:
+def test_survives_the_death_of_the_fork_server(pool: Pool) -> None:
     executor = pool(2)
     executor.submit(job(1, "echo"))
     workers = [psutil.Process(finish(executor)[1].worker_pid)]
@@ -315,7 +198,7 @@ def test_survives_the_death_of_the_fork_server(pool: Callable[..., ProcessExecut
     ],
 )
 def test_handler_that_cannot_be_built_fails_every_job(
-    pool: Callable[..., ProcessExecutor], entry: str, error_class: type[ShardqError], message: str
+    pool: Pool, entry: str, error_class: type[ShardqError], message: str
 ) -> None:
     executor = pool(2, entry, "here")
     for i in range(3):
@@ -332,7 +215,7 @@ def test_handler_that_cannot_be_built_fails_every_job(
 
 
 def test_jobs_start_in_order_and_overtake_only_what_does_not_fit(
-    pool: Callable[..., ProcessExecutor],
+    pool: Pool,
 ) -> None:
     executor = pool(2, limit_bytes=10)
     costs = {0: 8, 1: 5, 2: 2, 3: 6, 4: 30, 5: 1}
@@ -346,7 +229,7 @@ def test_jobs_start_in_order_and_overtake_only_what_does_not_fit(
 
 
 def test_bytes_in_use_stay_below_the_cap_except_for_a_lone_giant(
-    pool: Callable[..., ProcessExecutor],
+    pool: Pool,
 ) -> None:
     executor = pool(4, limit_bytes=100)
     chance = random.Random(3)
@@ -358,7 +241,7 @@ def test_bytes_in_use_stay_below_the_cap_except_for_a_lone_giant(
     assert _overlaps(spans[60], [spans[i] for i in range(60)]) == 0
 
 
-def test_budget_is_whole_again_after_everything(pool: Callable[..., ProcessExecutor]) -> None:
+def test_budget_is_whole_again_after_everything(pool: Pool) -> None:
     budget = ByteBudget(10)
     with ProcessExecutor(ENTRY, None, 2, budget) as executor:
         for i, action in enumerate(("echo", "bug", "unpicklable")):
@@ -371,7 +254,7 @@ def test_budget_is_whole_again_after_everything(pool: Callable[..., ProcessExecu
 
 
 def test_leaving_by_an_exception_kills_running_workers(
-    pool: Callable[..., ProcessExecutor],
+    pool: Pool,
 ) -> None:
     executor = pool(2)
     executor.submit(job(1, "echo"))
@@ -387,7 +270,7 @@ def test_leaving_by_an_exception_kills_running_workers(
     assert psutil.wait_procs([worker], timeout=LIMIT_S)[1] == []
 
 
-def test_signal_with_a_wakeup_pipe_ends_the_wait(pool: Callable[..., ProcessExecutor]) -> None:
+def test_signal_with_a_wakeup_pipe_ends_the_wait(pool: Pool) -> None:
     executor = pool(1)
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -431,11 +314,15 @@ def test_no_worker_outlives_a_killed_caller(tmp_path: Path) -> None:
     family = psutil.Process(process.pid).children(recursive=True)
     assert len([p for p in family if p.parent() not in (None, psutil.Process(process.pid))]) == 3
     process.kill()
-    process.communicate()
+    process.wait()
     deadline_s = time.monotonic() + LIMIT_S
-    while any(_lives(p) for p in family):
-        assert time.monotonic() < deadline_s, [p for p in family if _lives(p)]
+    while any(_lives(p) for p in family) and time.monotonic() < deadline_s:
         time.sleep(0.02)
+    survivors = [p for p in family if _lives(p)]
+    for survivor in survivors:
+        survivor.kill()
+    process.communicate()
+    assert survivors == []
 
 
 def test_script_without_main_guard_is_told(tmp_path: Path) -> None:

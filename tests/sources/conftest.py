@@ -1,6 +1,7 @@
 """A fake Hub for each test, and a client that is pointed at it and at an empty cache."""
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,10 +17,7 @@ def fake_hub_module() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up by name
-    import sys
-
-    sys.modules[spec.name] = module
+    sys.modules[spec.name] = module  # where dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

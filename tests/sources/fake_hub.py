@@ -8,11 +8,12 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_test_token"
@@ -39,7 +40,8 @@ class Fault:
     times: int = 1
     status: int = 503
     headers: Mapping[str, str] = field(default_factory=dict)
-    at: int = 0  # drop: bytes sent before the connection is reset; corrupt: offset of the flipped bit
+    # drop: bytes sent before the connection is reset; corrupt: offset of the flipped bit
+    at: int = 0
     skip: int = 0  # let this many matching requests pass first
 
 
@@ -76,8 +78,7 @@ class FakeHub:
     def _serve(self, name: Literal["hub", "storage"]) -> ThreadingHTTPServer:
         base = _HubHandler if name == "hub" else _StorageHandler
         handler = type(base.__name__, (base,), {"hub": self, "origin": name})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return server
 
@@ -102,13 +103,21 @@ class FakeHub:
         return None
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # clients hang up as they please
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: ClassVar[FakeHub]
     origin: ClassVar[Literal["hub", "storage"]]
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, template: str, *args: object) -> None:
         pass
 
     def do_HEAD(self) -> None:
@@ -116,7 +125,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(self.path)
-        seen = Seen(self.origin, self.command, path, self.headers.get("range"), self.headers.get("authorization"))
+        seen = Seen(
+            self.origin,
+            self.command,
+            path,
+            self.headers.get("range"),
+            self.headers.get("authorization"),
+        )
         with self.hub.lock:
             self.hub.log.append(seen)
         fault = self.hub.take_fault(path)
@@ -192,7 +207,12 @@ class _HubHandler(_Handler):
             self.answer_json({"id": match[1], "sha": sha, "siblings": []}, {"X-Repo-Commit": sha})
 
     def tree(
-        self, repo: str, sha: str, files: Mapping[str, bytes], folder: str, query: Mapping[str, list[str]]
+        self,
+        repo: str,
+        sha: str,
+        files: Mapping[str, bytes],
+        folder: str,
+        query: Mapping[str, list[str]],
     ) -> None:
         prefix = f"{folder}/" if folder else ""
         names = sorted(n for n in files if n.startswith(prefix))

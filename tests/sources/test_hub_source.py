@@ -1,4 +1,4 @@
-"""The Hub source against a fake Hub with the real client: listing, pinning, verified downloads, faults, refusals."""
+"""The Hub source against a fake Hub with the real client: listing, pinning, verified downloads, " "faults, refusals."""
 
 import hashlib
 import json
@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from shardq.errors import BadOption, ChecksumMismatch, HubAccess, HubTransfer, NotWritable, ShardqError
+from shardq.errors import (
+    BadOption,
+    ChecksumMismatch,
+    HubAccess,
+    HubTransfer,
+    NotWritable,
+    ShardqError,
+)
 from shardq.headers import read_checkpoint
 from shardq.sources.demo import open_demo
 from shardq.sources.hub import open_hub
@@ -79,9 +86,7 @@ def test_checkpoint_equals_the_local_one(source: Any) -> None:
     assert remote.commit == source.commit
 
 
-def test_fetch_writes_the_file_and_reports_its_bytes(
-    source: Any, contents: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_fetch_writes_the_file_and_reports_its_bytes(source: Any, contents: dict[str, bytes], tmp_path: Path) -> None:
     steps: list[int] = []
     umask = os.umask(0o027)
     try:
@@ -96,7 +101,9 @@ def test_fetch_writes_the_file_and_reports_its_bytes(
 
 
 def test_fetch_of_a_small_file_returns_its_hash(source: Any, contents: dict[str, bytes], tmp_path: Path) -> None:
-    assert source.fetch("config.json", tmp_path / "c", ignore_bytes) == hashlib.sha256(contents["config.json"]).hexdigest()
+    assert (
+        source.fetch("config.json", tmp_path / "c", ignore_bytes) == hashlib.sha256(contents["config.json"]).hexdigest()
+    )
 
 
 def test_range_read_is_exact(source: Any, hub: Any, contents: dict[str, bytes]) -> None:
@@ -106,10 +113,17 @@ def test_range_read_is_exact(source: Any, hub: Any, contents: dict[str, bytes]) 
 
 
 def test_token_reaches_the_hub_but_never_the_storage(
-    source: Any, hub: Any, fake_hub_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    source: Any,
+    hub: Any,
+    fake_hub_module: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", fake_hub_module.TOKEN)
-    hub.faults = [fake_hub_module.Fault("drop", "/store/", at=100), fake_hub_module.Fault("status", "/store/", status=403)]
+    hub.faults = [
+        fake_hub_module.Fault("drop", "/store/", at=100),
+        fake_hub_module.Fault("status", "/store/", status=403),
+    ]
     source.fetch(SHARD, tmp_path / "shard", ignore_bytes)
     source.read(SHARD, 10, 20)
     on_hub = hub.seen("/resolve/")
@@ -123,7 +137,7 @@ def test_private_repo_opens_with_the_token_only(
     hub: Any, repo: Any, fake_hub_module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo.access = "private"
-    with pytest.raises(HubAccess, match="no repo acme/demo for you.*HF_TOKEN"):
+    with pytest.raises(HubAccess, match=r"no repo acme/demo for you.*HF_TOKEN"):
         open_hub(REPO, endpoint=hub.url, retry=QUICK)
     monkeypatch.setenv("HF_TOKEN", fake_hub_module.TOKEN)
     assert open_hub(REPO, endpoint=hub.url, retry=QUICK).read("config.json", 0, 1) == b"{"
@@ -132,7 +146,7 @@ def test_private_repo_opens_with_the_token_only(
 def test_gated_repo_says_what_to_do(hub: Any, repo: Any, tmp_path: Path) -> None:
     repo.access = "gated"
     source = open_hub(REPO, endpoint=hub.url, retry=QUICK)  # its listing is public
-    with pytest.raises(HubAccess, match="gated .*accept its terms"):
+    with pytest.raises(HubAccess, match=r"gated .*accept its terms"):
         source.fetch(SHARD, tmp_path / "shard", ignore_bytes)
     assert not list(tmp_path.glob("shard*"))
     with pytest.raises(HubAccess, match="gated"):
@@ -183,9 +197,9 @@ def test_bit_that_stays_flipped_is_an_error_and_leaves_nothing(
     with pytest.raises(ChecksumMismatch, match=SHARD):
         source.fetch(SHARD, tmp_path / "shard", ignore_bytes)
     assert not list(tmp_path.glob("shard*"))
-    with pytest.raises(ChecksumMismatch, match="tokenizer.json"):
-        file = next(f for f in source.files() if f.name == "tokenizer.json")
-        hub.faults = [fake_hub_module.Fault("corrupt", "/store/", at=7, times=9)]
+    file = next(f for f in source.files() if f.name == "tokenizer.json")
+    hub.faults = [fake_hub_module.Fault("corrupt", "/store/", at=7, times=9)]
+    with pytest.raises(ChecksumMismatch, match=r"tokenizer\.json"):
         source.read(file.name, 0, file.size_bytes)
 
 
@@ -269,7 +283,9 @@ def test_range_ignored_on_a_read_is_refused(source: Any, hub: Any, fake_hub_modu
     assert len(hub.seen("/store/")) == 1
 
 
-def test_wrong_content_range_is_not_believed(source: Any, hub: Any, fake_hub_module: ModuleType, contents: dict[str, bytes]) -> None:
+def test_wrong_content_range_is_not_believed(
+    source: Any, hub: Any, fake_hub_module: ModuleType, contents: dict[str, bytes]
+) -> None:
     hub.faults = [fake_hub_module.Fault("wrong_range", "/store/")]
     assert source.read(SHARD, 10, 20) == contents[SHARD][10:20]
     assert len(hub.seen("/store/")) == 2
@@ -351,8 +367,13 @@ def run_client(settings: dict[str, str], text: str, target: Path) -> list[Any]:
     keep = {k: v for k, v in os.environ.items() if k in {"PATH", "PYTHONPATH", "LANG"}}
     done = subprocess.run(
         [sys.executable, "-c", RUN, text, str(target)],
-        env={**keep, **settings}, cwd=target, check=True, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        env={**keep, **settings},
+        cwd=target,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     result: list[Any] = json.loads(done.stdout)
     return result
 
@@ -365,7 +386,12 @@ def test_client_settings_come_from_the_environment(
     target.mkdir()
     online = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": fake_hub_module.TOKEN}
     sha = repo.refs["main"]
-    assert run_client(online, f"hf://{REPO}@main", target) == [True, REPO, sha, len(read_checkpoint(open_demo()).tensors)]
+    assert run_client(online, f"hf://{REPO}@main", target) == [
+        True,
+        REPO,
+        sha,
+        len(read_checkpoint(open_demo()).tensors),
+    ]
     for name in (n for n in contents if n.endswith(".safetensors")):
         assert (target / name).read_bytes() == contents[name]
     assert not list(home.rglob("*.safetensors"))

@@ -25,7 +25,15 @@ def make_checkpoint() -> MakeCheckpoint:
                 tensors[n] = TensorRef(n, shard, d, s, *planned.offsets[n])
             files.append(Shard(shard, planned.size_bytes, None, shard))
         return Checkpoint(
-            "tiny", None, tuple(files), tensors, config, b"{}", None, (SideFile("tokenizer.json", 2),), ()
+            "tiny",
+            None,
+            tuple(files),
+            tensors,
+            config,
+            b"{}",
+            None,
+            (SideFile("tokenizer.json", 2),),
+            (),
         )
 
     return make

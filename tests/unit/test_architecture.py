@@ -12,7 +12,19 @@ import shardq
 PACKAGE = Path(shardq.__file__).parent
 LIBRARY = "library"
 # A module may import what stands to the left of it; what is not listed may be imported by all of its own part.
-ORDER = ["errors", "formats", "schemes", "layouts", "recipe", "decide", "plans", "pipeline", "publish", "run", "api"]
+ORDER = [
+    "errors",
+    "formats",
+    "schemes",
+    "layouts",
+    "recipe",
+    "decide",
+    "plans",
+    "pipeline",
+    "publish",
+    "run",
+    "api",
+]
 
 
 def part(name: str) -> str:

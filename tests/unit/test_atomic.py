@@ -11,8 +11,8 @@ import pytest
 from shardq.errors import CorruptShard, DiskFull, NotWritable, SourceUnreadable
 from shardq.files.atomic import (
     explain_os_error,
-    preallocate,
     pread_exact,
+    preallocate,
     pwrite_all,
     reading,
     sync_folder,
@@ -58,7 +58,15 @@ def test_write_syncs_file_then_renames_then_syncs_folder(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("call", ["pwrite", "fsync", "replace"])
-@pytest.mark.parametrize(("code", "expected"), [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EACCES, NotWritable), (errno.EIO, NotWritable)])
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (errno.ENOSPC, DiskFull),
+        (errno.EDQUOT, DiskFull),
+        (errno.EACCES, NotWritable),
+        (errno.EIO, NotWritable),
+    ],
+)
 def test_failed_write_leaves_the_old_content_and_no_litter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, expected: type[Exception]
 ) -> None:
@@ -76,7 +84,7 @@ def test_failed_write_leaves_the_old_content_and_no_litter(
 
 
 def test_write_into_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotWritable, match="nowhere.*check the path"):
+    with pytest.raises(NotWritable, match=r"nowhere.*check the path"):
         write_atomic(tmp_path / "nowhere" / "x", b"")
 
 
@@ -98,8 +106,8 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     data = np.arange(10, dtype=np.uint16).reshape(2, 5)
     fd = os.open(tmp_path / "x", os.O_RDWR | os.O_CREAT)
     try:
-        pwrite_all(fd, data, 4)
-        pwrite_all(fd, np.empty((0, 3), np.float32), 0)
+        pwrite_all(fd, data.data, 4)
+        pwrite_all(fd, np.empty((0, 3), np.float32).data, 0)
         assert os.pread(fd, 100, 0) == bytes(4) + data.tobytes()
     finally:
         os.close(fd)
@@ -115,13 +123,19 @@ def test_short_reads_are_continued_and_end_of_file_is_corrupt(tmp_path: Path, mo
         pread_exact(fd, memoryview(out), 1, "shard x, tensor t")
         assert out == b"123456789"
         pread_exact(fd, memoryview(b""), 99, "nothing")
-        with pytest.raises(CorruptShard, match="shard x, tensor t is truncated: 1 of 9 bytes are missing at offset 10"):
+        with pytest.raises(
+            CorruptShard,
+            match="shard x, tensor t is truncated: 1 of 9 bytes are missing at offset 10",
+        ):
             pread_exact(fd, memoryview(out), 2, "shard x, tensor t")
     finally:
         os.close(fd)
 
 
-@pytest.mark.parametrize(("failures", "code", "passes"), [(1, errno.EIO, True), (2, errno.EIO, False), (1, errno.ESTALE, False)])
+@pytest.mark.parametrize(
+    ("failures", "code", "passes"),
+    [(1, errno.EIO, True), (2, errno.EIO, False), (1, errno.ESTALE, False)],
+)
 def test_one_read_error_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, code: int, passes: bool
 ) -> None:
@@ -162,7 +176,9 @@ def test_preallocated_file_has_its_size_and_blocks(tmp_path: Path) -> None:
         os.close(fd)
 
 
-@pytest.mark.parametrize(("code", "expected"), [(errno.EOPNOTSUPP, None), (errno.EINVAL, None), (errno.ENOSPC, DiskFull)])
+@pytest.mark.parametrize(
+    ("code", "expected"), [(errno.EOPNOTSUPP, None), (errno.EINVAL, None), (errno.ENOSPC, DiskFull)]
+)
 def test_preallocation_falls_back_only_where_it_is_unsupported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, expected: type[Exception] | None
 ) -> None:
@@ -176,14 +192,17 @@ def test_preallocation_falls_back_only_where_it_is_unsupported(
             preallocate(fd, 5000, "x")
             assert os.fstat(fd).st_size == 5000
         else:
-            with pytest.raises(expected, match="cannot write part x: .*free some space"):
+            with pytest.raises(expected, match=r"cannot write part x: .*free some space"):
                 preallocate(fd, 5000, "part x")
     finally:
         os.close(fd)
 
 
 def test_blocks_turn_system_errors_into_ours_and_nothing_else(tmp_path: Path) -> None:
-    with pytest.raises(SourceUnreadable, match="cannot read m: Permission denied; check its permissions"), reading("m"):
+    with (
+        pytest.raises(SourceUnreadable, match="cannot read m: Permission denied; check its permissions"),
+        reading("m"),
+    ):
         raise failing(errno.EACCES)
     with pytest.raises(NotWritable, match="read-only"), writing(tmp_path):
         raise failing(errno.EROFS)

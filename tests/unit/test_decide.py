@@ -19,8 +19,13 @@ CONFIG = {"num_hidden_layers": 2, "vocab_size": 512, "hidden_size": 256, "num_ex
 BF16 = "BF16"
 
 
-def llama(**extra: tuple[str, tuple[int, ...]]) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
-    tensors = {"model.embed_tokens.weight": (BF16, (512, 256)), "lm_head.weight": (BF16, (512, 256))}
+def llama(
+    **extra: tuple[str, tuple[int, ...]],
+) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
+    tensors = {
+        "model.embed_tokens.weight": (BF16, (512, 256)),
+        "lm_head.weight": (BF16, (512, 256)),
+    }
     for i in range(2):
         p = f"model.layers.{i}."
         tensors |= {
@@ -54,7 +59,10 @@ def test_ignore_and_include(make_checkpoint: Any) -> None:
 
 
 def test_exact_layer_config_beats_ignore_and_pattern(make_checkpoint: Any) -> None:
-    rules = {"re:.*down_proj": {"bits": 8}, "model.layers.0.mlp.down_proj": {"bits": 2, "group_size": 32}}
+    rules = {
+        "re:.*down_proj": {"bits": 8},
+        "model.layers.0.mlp.down_proj": {"bits": 2, "group_size": 32},
+    }
     recipe = make_recipe("W4A16", layer_config=rules, ignore=["**.down_proj"])
     got = by_name(decide(make_checkpoint(llama(), CONFIG), recipe))
     first, second = got["model.layers.0.mlp.down_proj"], got["model.layers.1.mlp.down_proj"]
@@ -104,7 +112,11 @@ REFUSALS: list[tuple[type[ShardqError], str, dict[str, Any], dict[str, Any]]] = 
 
 @pytest.mark.parametrize(("error", "match", "words", "extra"), REFUSALS, ids=[m for _, m, _, _ in REFUSALS])
 def test_refusals_come_before_any_weight(
-    make_checkpoint: Any, error: type[ShardqError], match: str, words: dict[str, Any], extra: dict[str, Any]
+    make_checkpoint: Any,
+    error: type[ShardqError],
+    match: str,
+    words: dict[str, Any],
+    extra: dict[str, Any],
 ) -> None:
     with pytest.raises(error, match=match):
         decide(make_checkpoint(llama(**extra), CONFIG), make_recipe("W4A16", **words))
@@ -112,11 +124,17 @@ def test_refusals_come_before_any_weight(
 
 def test_tied_head_cannot_be_quantized(make_checkpoint: Any) -> None:
     with pytest.raises(BadOption, match="tie_word_embeddings"):
-        decide(make_checkpoint(llama(), {**CONFIG, "tie_word_embeddings": True}), make_recipe("W4A16", quant_lm_head=True))
+        decide(
+            make_checkpoint(llama(), {**CONFIG, "tie_word_embeddings": True}),
+            make_recipe("W4A16", quant_lm_head=True),
+        )
 
 
 def test_ignored_stacks_and_unknowns_are_copied(make_checkpoint: Any) -> None:
-    extra = {"model.layers.0.mlp.experts.gate_up_proj": (BF16, (4, 256, 256)), "model.layers.0.weird": (BF16, (4, 8, 16))}
+    extra = {
+        "model.layers.0.mlp.experts.gate_up_proj": (BF16, (4, 256, 256)),
+        "model.layers.0.weird": (BF16, (4, 8, 16)),
+    }
     recipe = make_recipe("W4A16", ignore=["re:.*experts", "re:.*weird"])
     got = decide(make_checkpoint(llama(**extra), CONFIG), recipe)
     assert {d.action for d in got if len(d.tensor.shape or ()) == 3} == {"copy"}

@@ -134,9 +134,7 @@ def test_full_disk_loses_only_the_event_that_did_not_fit(
     assert read(path) == [EVENTS[0], {"event": "x"}]
 
 
-def test_durable_events_and_a_new_name_are_synced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_durable_events_and_a_new_name_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     fsync = os.fsync
 

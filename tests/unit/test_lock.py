@@ -71,9 +71,7 @@ def test_other_process_holds_until_it_is_killed(path: Path) -> None:
         assert json.loads(path.read_bytes())["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize(
-    "content", [b"{}", b"not json", b'{"host": "gone", "pid": 1}', b"x" * 9000]
-)
+@pytest.mark.parametrize("content", [b"{}", b"not json", b'{"host": "gone", "pid": 1}', b"x" * 9000])
 def test_file_of_a_dead_run_is_taken_over(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with FolderLock(path):
@@ -87,9 +85,7 @@ def test_holder_without_content_is_still_a_holder(path: Path) -> None:
             FolderLock(path).acquire()
 
 
-def test_file_replaced_while_waiting_for_it_is_not_the_lock(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_replaced_while_waiting_for_it_is_not_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flock = fcntl.flock
     calls: list[int] = []
 

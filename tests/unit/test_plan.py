@@ -1,3 +1,5 @@
+import itertools
+import pickle
 from typing import Any
 
 from shardq.files.safetensors import parse_header
@@ -53,7 +55,7 @@ def test_giants_are_cut_into_slabs_that_cover_every_row_once(make_checkpoint: An
     covered = sorted((t.row, t.end_row) for t in slabs)
     assert covered[0][0] == 0
     assert covered[-1][1] == rows
-    assert all(a[1] == b[0] and a[1] % 32 == 0 for a, b in zip(covered, covered[1:], strict=False))
+    assert all(a[1] == b[0] and a[1] % 32 == 0 for a, b in itertools.pairwise(covered))
     assert all(t.source_bytes <= SLAB_BYTES for t in slabs)
 
 
@@ -65,10 +67,11 @@ def test_copies_cover_every_kept_byte_once(make_checkpoint: Any) -> None:
 
 
 def test_tasks_are_small_messages(make_checkpoint: Any) -> None:
-    import pickle
-
     many = {f"model.layers.0.norm{i}.weight": (BF16, (256,)) for i in range(300)}
-    big = make_checkpoint({"a.safetensors": {"model.layers.0.mlp.up_proj.weight": (BF16, (256, 1024)), **many}}, CONFIG)
+    big = make_checkpoint(
+        {"a.safetensors": {"model.layers.0.mlp.up_proj.weight": (BF16, (256, 1024)), **many}},
+        CONFIG,
+    )
     plan = make_plan(big, make_recipe("W4A16"))
     assert max(len(pickle.dumps(t)) for t in plan.tasks) < 8192
     assert [t.id for t in plan.tasks] == list(range(len(plan.tasks)))

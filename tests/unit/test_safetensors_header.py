@@ -1,15 +1,15 @@
-"""The header parser: every lie is refused by name, and whatever passes the reference reader takes too."""
+"""The header parser: every lie is refused by name, and whatever passes the reference reader takes " "too."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import deserialize, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 
 from shardq.errors import CorruptShard, ShardqError, SourceUnreadable, UnknownDtype
 from shardq.files.safetensors import (
@@ -22,6 +22,7 @@ from shardq.files.safetensors import (
 )
 
 Entries = Mapping[str, Any]
+REFERENCE: Callable[[bytes], object] = deserialize
 
 
 def entry(dtype: str, shape: list[Any], begin: int, end: int) -> dict[str, Any]:
@@ -29,15 +30,15 @@ def entry(dtype: str, shape: list[Any], begin: int, end: int) -> dict[str, Any]:
 
 
 def pack(header: Entries | bytes | str, data: bytes = b"") -> bytes:
-    body = header if isinstance(header, bytes) else header.encode() if isinstance(header, str) else json.dumps(header).encode()
+    text = json.dumps(header) if isinstance(header, Mapping) else header
+    body = text.encode() if isinstance(text, str) else text
     return len(body).to_bytes(8, "little") + body + data
 
 
 def accepted_by_reference(raw: bytes) -> bool:
     try:
-        deserialize(raw)
-    except Exception as error:
-        assert type(error).__name__ == "SafetensorError"
+        REFERENCE(raw)
+    except SafetensorError:
         return False
     return True
 
@@ -57,8 +58,11 @@ def test_good_header_is_read_in_file_order() -> None:
     begin = len(raw) - 20
     assert header.header_bytes_len == begin
     assert [(t.name, t.begin - begin, t.end - begin) for t in header.tensors] == [
-        ("a", 0, 4), ("b", 4, 16), ("empty", 16, 16), ("scalar", 16, 20),
-    ]  # fmt: skip
+        ("a", 0, 4),
+        ("b", 4, 16),
+        ("empty", 16, 16),
+        ("scalar", 16, 20),
+    ]
     assert header.tensors[1].shape == (2, 3)
     assert header.tensors[3].shape == ()
     assert header.metadata == {"format": "pt", "naïve": "☃"}
@@ -85,10 +89,10 @@ LIES: dict[str, tuple[bytes, str]] = {
     "NaN": (pack('{"a":NaN}'), "NaN is not JSON"),
     "deep nesting": (pack("[" * 100_000), "not valid JSON"),
     "list": (pack("[]"), "not a JSON object"),
-    "duplicate tensor": (pack('{"a":%s,"a":%s}' % ((json.dumps(U8),) * 2), bytes(4)), "'a' occurs twice"),
+    "duplicate tensor": (pack('{"a":U,"a":U}'.replace("U", json.dumps(U8)), bytes(4)), "'a' occurs twice"),
     "duplicate field": (pack('{"a":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}}', b"1"), "twice"),
     "duplicate metadata": (pack('{"__metadata__":{"k":"1","k":"2"}}'), "'k' occurs twice"),
-    "lone surrogate": (pack('{"\\ud800":%s}' % json.dumps(U8), bytes(4)), "not valid Unicode"),
+    "lone surrogate": (pack('{"\\ud800":U}'.replace("U", json.dumps(U8)), bytes(4)), "not valid Unicode"),
     "metadata no object": (pack({"__metadata__": "x"}), "not an object of strings"),
     "metadata null": (pack({"__metadata__": None}), "not an object of strings"),
     "metadata number": (pack({"__metadata__": {"k": 1}}), "'k' is not a string"),
@@ -101,7 +105,10 @@ LIES: dict[str, tuple[bytes, str]] = {
     "float in shape": (pack({"a": entry("U8", [4.0], 0, 4)}, bytes(4)), "shape is not a list"),
     "negative shape": (pack({"a": entry("U8", [-4, -1], 0, 4)}, bytes(4)), "not an unsigned"),
     "minus zero": (pack('{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}'), "not an unsigned"),
-    "giant number": (pack('{"a":{"dtype":"U8","shape":[%s],"data_offsets":[0,1]}}' % ("9" * 5000), b"1"), "not an unsigned"),
+    "giant number": (
+        pack('{"a":{"dtype":"U8","shape":[%s],"data_offsets":[0,1]}}' % ("9" * 5000), b"1"),
+        "not an unsigned",
+    ),
     "overflow": (pack({"a": entry("U8", [2**63, 4, 0], 0, 0)}), "overflows 64 bits"),
     "bits overflow": (pack({"a": entry("F64", [2**60], 0, 0)}), "overflows 64 bits"),
     "three offsets": (pack({"a": {**U8, "data_offsets": [0, 4, 4]}}, bytes(4)), "not a begin and an end"),
@@ -113,7 +120,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "hole at the start": (pack({"b": entry("U8", [2], 6, 8)}, bytes(8)), "'b' leaves a hole"),
     "truncated": (pack({"a": U8, "b": entry("U8", [4], 4, 8)}, bytes(7)), "truncated: .*first tensor cut: 'b'"),
     "trailing": (pack({"a": U8}, bytes(5)), "1 trailing bytes"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -157,11 +164,15 @@ def test_read_header_of_a_file(tmp_path: Path) -> None:
 
 @st.composite
 def damaged_files(draw: st.DrawFn) -> bytes:
-    """A valid file with bytes flipped, cut out, doubled or inserted, the prefix mostly kept honest."""
+    """A valid file with bytes flipped, cut out, doubled or inserted, the prefix mostly kept " "honest."""
     specs = [
-        TensorSpec(name, draw(st.sampled_from(["U8", "F16", "BF16", "F4", "I64"])), tuple(draw(st.lists(st.sampled_from([0, 2, 4]), max_size=3))))
+        TensorSpec(
+            name,
+            draw(st.sampled_from(["U8", "F16", "BF16", "F4", "I64"])),
+            tuple(draw(st.lists(st.sampled_from([0, 2, 4]), max_size=3))),
+        )
         for name in draw(st.lists(st.text(max_size=6), max_size=4, unique=True))
-    ]  # fmt: skip
+    ]
     specs = [s if s.shape or s.dtype != "F4" else TensorSpec(s.name, "U8", ()) for s in specs]
     plan = plan_file(specs)
     body = bytearray(plan.header[8:])
@@ -177,7 +188,24 @@ def damaged_files(draw: st.DrawFn) -> bytes:
         elif kind == "cut":
             del body[at : at + draw(st.integers(1, 4))]
         elif kind == "insert":
-            token = draw(st.sampled_from([b'"', b"{", b"}", b",", b"0", b"-", b"true", b"null", b"1e3", b" ", b"\\u0000", b"\xff"]))
+            token = draw(
+                st.sampled_from(
+                    [
+                        b'"',
+                        b"{",
+                        b"}",
+                        b",",
+                        b"0",
+                        b"-",
+                        b"true",
+                        b"null",
+                        b"1e3",
+                        b" ",
+                        b"\\u0000",
+                        b"\xff",
+                    ]
+                )
+            )
             body[at:at] = token
         else:
             body[at:at] = body[at : at + draw(st.integers(1, 30))]

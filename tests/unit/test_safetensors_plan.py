@@ -15,19 +15,38 @@ from shardq.files.safetensors import TensorSpec, parse_header, plan_file, tensor
 from shardq.formats import STORAGE
 
 TORCH = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "I16": torch.int16, "U16": torch.uint16, "F16": torch.float16,
-    "BF16": torch.bfloat16, "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32,
-    "C64": torch.complex64, "F64": torch.float64, "I64": torch.int64, "U64": torch.uint64,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "C64": torch.complex64,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
     "F4": torch.float4_e2m1fn_x2,
-}  # fmt: skip
+}
 
 # "\x7f", line separators, quotes, control characters and other planes are where JSON writers differ
-NAMES = st.text(st.one_of(st.sampled_from('\x00\x07\b\t\n\f\r"\\/\x7f\u2028\u2029é中😀'), st.characters(codec="utf-8")), max_size=8)
+NAMES = st.text(
+    st.one_of(st.sampled_from('\x00\x07\b\t\n\f\r"\\/\x7f\u2028\u2029é中😀'), st.characters(codec="utf-8")),
+    max_size=8,
+)
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 SPECS = st.lists(
-    st.builds(TensorSpec, NAMES, st.sampled_from(sorted(TORCH)), SHAPES), max_size=8, unique_by=lambda s: s.name
+    st.builds(TensorSpec, NAMES, st.sampled_from(sorted(TORCH)), SHAPES),
+    max_size=8,
+    unique_by=lambda s: s.name,
 ).filter(lambda specs: all(s.name != "__metadata__" for s in specs))
 
 
@@ -41,11 +60,11 @@ def random_tensor(spec: TensorSpec, seed: int) -> torch.Tensor:
     return out
 
 
-def written_by_plan(specs: Sequence[TensorSpec], tensors: Sequence[torch.Tensor], metadata: dict[str, str] | None) -> bytes:
+def written_by_plan(
+    specs: Sequence[TensorSpec], tensors: Sequence[torch.Tensor], metadata: dict[str, str] | None
+) -> bytes:
     # an x2 element of torch is two logical elements of the file
-    logical = [
-        TensorSpec(s.name, s.dtype, (*s.shape[:-1], s.shape[-1] * 2)) if s.dtype == "F4" else s for s in specs
-    ]
+    logical = [TensorSpec(s.name, s.dtype, (*s.shape[:-1], s.shape[-1] * 2)) if s.dtype == "F4" else s for s in specs]
     plan = plan_file(logical, metadata)
     out = bytearray(plan.size_bytes)
     out[: len(plan.header)] = plan.header
@@ -58,7 +77,11 @@ def written_by_plan(specs: Sequence[TensorSpec], tensors: Sequence[torch.Tensor]
 
 
 @given(SPECS, st.sampled_from([None, {"format": "pt"}, {'a"b': "\u2028\x01"}]))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_planned_file_equals_the_reference_writers(
     tmp_path: Path, specs: list[TensorSpec], metadata: dict[str, str] | None
 ) -> None:
@@ -74,11 +97,19 @@ def test_planned_file_equals_the_reference_writers(
 
 
 def test_plan_does_not_depend_on_the_order_given() -> None:
-    specs = [TensorSpec("b", "U8", (3,)), TensorSpec("a", "F32", (1,)), TensorSpec("a2", "F32", (1,))]
+    specs = [
+        TensorSpec("b", "U8", (3,)),
+        TensorSpec("a", "F32", (1,)),
+        TensorSpec("a2", "F32", (1,)),
+    ]
     plan = plan_file(specs)
     assert plan == plan_file(specs[::-1])
     begin = len(plan.header)
-    assert list(plan.offsets.items()) == [("a", (begin, begin + 4)), ("a2", (begin + 4, begin + 8)), ("b", (begin + 8, begin + 11))]
+    assert list(plan.offsets.items()) == [
+        ("a", (begin, begin + 4)),
+        ("a2", (begin + 4, begin + 8)),
+        ("b", (begin + 8, begin + 11)),
+    ]
     assert plan.size_bytes == begin + 11
     assert begin % 8 == 0
 
@@ -101,7 +132,7 @@ def test_every_dtype_of_the_format_is_covered() -> None:
     ],
 )
 def test_impossible_spec_is_a_programming_error(specs: list[TensorSpec]) -> None:
-    with pytest.raises(ValueError, match="tensor name|negative|whole byte|overflows"):
+    with pytest.raises(ValueError, match=r"tensor name|negative|whole byte|overflows"):
         plan_file(specs)
 
 

@@ -17,7 +17,7 @@ def test_parse_ignores_case_and_space(text: str) -> None:
 
 
 def test_unknown_scheme_names_the_nearest() -> None:
-    with pytest.raises(UnknownScheme, match="did you mean .*W4A16"):
+    with pytest.raises(UnknownScheme, match=r"did you mean .*W4A16"):
         parse_scheme("W4A17")
 
 

@@ -1,0 +1,113 @@
+"""Options of the commands that make a plan, and the Recipe that they stand for."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import click
+
+from shardq.errors import BadOption
+
+if TYPE_CHECKING:
+    from shardq.patterns import Dialect
+    from shardq.recipe import Ragged, Recipe
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_SCHEME: Final = "W4A16"
+_OPENING, _CLOSING = "([{", ")]}"
+
+
+def recipe_options(function: F) -> F:
+    """Everything that decides output bytes, in the order of --help."""
+    options = (
+        click.option(
+            "--scheme", "schemes", multiple=True, metavar="SCHEME[@LAYOUT]",
+            help=f"Scheme, with a layout if you like: W4A16@gptq. Default: {DEFAULT_SCHEME}. See `shardq schemes`.",
+        ),
+        click.option("--format", "layout", metavar="LAYOUT", help="Layout. Default: auto_round. See `shardq formats`."),
+        click.option("--bits", type=int, help="Bits of a code, instead of the scheme's."),
+        click.option(
+            "--group-size", "--group_size", type=int,
+            help="Columns that share a scale, instead of the scheme's; -1: the whole row.",
+        ),
+        click.option(
+            "--sym/--asym", "symmetric", default=None,
+            help="One fixed zero point, or one for each group, instead of the scheme's.",
+        ),
+        click.option(
+            "--layer-config", "--layer_config", metavar="JSON|FILE",
+            help='Schemes of single modules: {"PATTERN": {"bits": 8}}, {"PATTERN": "W8A16"}; bits 16 keeps. '
+            "Or a .json or .toml file.",
+        ),
+        click.option(
+            "--ignore", multiple=True, metavar="PATTERN",
+            help="Keep these modules in source precision: a full name, a glob (`*` in a segment, `**` over many), or "
+            "re:REGEX. May be repeated, or separated by commas.",
+        ),
+        click.option(
+            "--include", multiple=True, metavar="PATTERN",
+            help="Quantize these too, although the default keeps them; written as for --ignore.",
+        ),
+        click.option(
+            "--ignore-dialect", default="shardq", metavar="shardq|auto-round", show_default=True,
+            help="How --ignore and --layer-config patterns read; auto-round: a part of a name.",
+        ),
+        click.option("--quant-lm-head", is_flag=True, help="Quantize the output projection too."),
+        click.option(
+            "--ragged", default="refuse", metavar="refuse|keep|shrink", show_default=True,
+            help="Where the group size does not divide the columns: stop, keep the module, or take the largest group "
+            "that fits.",
+        ),
+        click.option(
+            "--rtn", is_flag=True, expose_value=False,
+            help="Plain round-to-nearest, without a search for better scales: the only method so far, so this changes "
+            "nothing.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def build_recipe(
+    schemes: Sequence[str], layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None,
+    layer_config: str | None, ignore: Sequence[str], include: Sequence[str], ignore_dialect: str, quant_lm_head: bool,
+    ragged: str,
+) -> "Recipe":  # fmt: skip
+    """The Recipe of the options' values. Raises what make_recipe does, which checks all words."""
+    from shardq.recipe import make_recipe
+
+    if len(schemes) > 1:
+        raise BadOption(f"{len(schemes)} schemes ({', '.join(schemes)}): one run makes one output; give one --scheme")
+    return make_recipe(
+        schemes[0] if schemes else DEFAULT_SCHEME,
+        layout=layout,
+        bits=bits,
+        group_size=group_size,
+        symmetric=symmetric,
+        layer_config=layer_config,
+        ignore=split_patterns(ignore),
+        include=split_patterns(include),
+        ignore_dialect=cast("Dialect", ignore_dialect),
+        quant_lm_head=quant_lm_head,
+        ragged=cast("Ragged", ragged),
+    )
+
+
+def split_patterns(values: Sequence[str]) -> list[str]:
+    """Single patterns, split at commas; one inside brackets, as in `re:.*[.][0-9]{1,2}[.]`, belongs to its pattern."""
+    return [pattern for value in values for pattern in _split(value)]
+
+
+def _split(value: str) -> list[str]:
+    parts, depth, escaped = [""], 0, False
+    for c in value:
+        if c == "," and depth <= 0 and not escaped:
+            parts.append("")
+            continue
+        if not escaped:
+            depth += (c in _OPENING) - (c in _CLOSING)
+        escaped = c == "\\" and not escaped
+        parts[-1] += c
+    stripped = [p.strip() for p in parts]
+    return [p for p in stripped if p] or [value]  # an empty value stays, for the library to refuse

@@ -1,0 +1,54 @@
+"""A plan as people read it."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+from shardq.cli._collapse import collapse
+from shardq.cli._console import Console, print_pairs, print_section, show_bytes
+
+if TYPE_CHECKING:
+    from shardq.plans import Plan
+
+_OBVIOUS: Final = ("norm", "vector")  # roles that nobody expects to be quantized
+
+
+def print_plan(console: Console, plan: "Plan") -> None:
+    """Counts, bytes, schemes, roles, and what is kept and why."""
+    from shardq.reports import describe_plan
+
+    d = describe_plan(plan)
+    print_pairs(_summary(d))
+    print_section(("scheme", "modules"), Counter(t["scheme"] for t in d["tensors"] if t["scheme"]).items())
+    print_section(("role", "tensors"), d["counts"]["roles"].items())
+    print_section(("kept in source precision", "tensors", "role", "rule"), _kept(d["tensors"]))
+    console.warn(d["warnings"])
+
+
+def _summary(d: dict[str, Any]) -> list[tuple[str, str]]:
+    counts, size = d["counts"], d["bytes"]
+    scheme = d["recipe"]["preset"]
+    change = "unknown: only an index is known"
+    memory = ""
+    if size["output"] is not None:
+        change = f"{show_bytes(size['source'])} -> {show_bytes(size['output'])}"
+        memory = show_bytes(size["largest_task"])
+    return [
+        ("source", d["source"]),
+        ("commit", d["commit"] or ""),
+        ("scheme", scheme),
+        ("layout", d["layout"]),
+        ("loaders", d["loaders"]),
+        ("tensors", f"{counts['tensors']} in {counts['shards']} shards: {counts['quantized_modules']} quantized"),
+        ("bytes", change),
+        ("largest task", memory),
+        ("fingerprint", d["fingerprint"]),
+    ]
+
+
+def _kept(tensors: list[dict[str, Any]]) -> list[tuple[str, int, str, str]]:
+    """Names without their numbers, by role and deciding rule."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for t in tensors:
+        if t["action"] == "copy" and t["role"] not in _OBVIOUS:
+            by_reason.setdefault((t["role"], t["rule"]), []).append(t["name"])
+    return [(name, count, *reason) for reason, names in by_reason.items() for name, count in collapse(names).items()]

@@ -1,0 +1,92 @@
+"""Progress of a run on stderr: a bar on a terminal, one line for each finished shard elsewhere."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import click
+
+from shardq.cli._console import Console, show_bytes, show_share
+from shardq.progress import Progress, Report
+
+
+@contextlib.contextmanager
+def show_progress(console: Console) -> Iterator[Report]:
+    """What a run reports to. Log lines would tear a bar apart, so -v gets lines too."""
+    if console.quiet:
+        yield _nothing
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not console.verbose:
+        with _bar() as report:
+            yield report
+    else:
+        yield _lines(time.monotonic)
+
+
+def pace(step: Progress, elapsed_s: float) -> str:
+    """Bytes, rate and time left: `1.2/2.7 GB  0.9 GB/s  ETA 2s`.
+
+    What an earlier run had done counts as done, but not for the rate. Without a rate there is no estimate.
+    """
+    share = show_share(step.done_bytes, step.total_bytes)
+    moved_bytes = step.done_bytes - step.resumed_bytes
+    if moved_bytes <= 0 or elapsed_s <= 0:
+        return share
+    rate = moved_bytes / elapsed_s
+    left_s = (step.total_bytes - step.done_bytes) / rate
+    return f"{share}  {show_bytes(rate)}/s  ETA {_duration(left_s)}"
+
+
+def _duration(duration_s: float) -> str:
+    """`2s`, `3m20s`, `5h07m`, rounded up to a whole second."""
+    whole_s = -int(-duration_s // 1)
+    if whole_s < 60:
+        return f"{whole_s}s"
+    if whole_s < 3600:
+        return f"{whole_s // 60}m{whole_s % 60:02d}s"
+    return f"{whole_s // 3600}h{whole_s % 3600 // 60:02d}m"
+
+
+def _nothing(_step: Progress) -> None:
+    """For -q."""
+
+
+def _lines(clock: Callable[[], float]) -> Report:
+    began_s = clock()
+
+    def report(step: Progress) -> None:
+        if step.stage == "start" and step.resumed_bytes:
+            click.echo(f"resuming: {step.done_files}/{step.total_files} shards are done", err=True)
+        elif step.stage == "file":
+            rest = pace(step, clock() - began_s)
+            click.echo(f"shard {step.done_files}/{step.total_files} {step.item}  {rest}", err=True)
+
+    return report
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Report]:
+    from rich import progress
+    from rich.console import Console as RichConsole
+
+    began_s = time.monotonic()
+    with progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TextColumn("{task.fields[pace]}"),
+        console=RichConsole(stderr=True),
+        transient=True,
+    ) as bars:
+        task = bars.add_task("reading headers", total=None, pace="")
+
+        def report(step: Progress) -> None:
+            bars.update(
+                task,
+                description=f"shards {step.done_files}/{step.total_files}",
+                completed=step.done_bytes,
+                total=step.total_bytes,
+                pace=pace(step, time.monotonic() - began_s),
+            )
+
+        yield report

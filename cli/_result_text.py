@@ -1,0 +1,37 @@
+"""The result of a run, as people and as scripts read it."""
+
+from typing import TYPE_CHECKING, Any
+
+from shardq.cli._console import print_pairs, show_bytes
+
+if TYPE_CHECKING:
+    from shardq.run import Result
+
+
+def describe_result(result: "Result") -> dict[str, Any]:
+    """The document of `quantize --json`; no error figures when the folder was complete already."""
+    e = result.errors
+    errors = None if e is None else {"relative": e.relative, "mse": e.mse, "max": e.max_error, "weights": e.weights}
+    return {
+        "output": str(result.output),
+        "fingerprint": result.fingerprint,
+        "already_done": result.already_done,
+        "counts": {"quantized": result.quantized, "copied": result.copied},
+        "bytes": {"source": result.source_bytes, "output": result.output_bytes},
+        "errors": errors,
+        "warnings": list(result.warnings),
+        "seconds": result.seconds,
+    }
+
+
+def print_result(result: "Result") -> None:
+    """The same in a few lines."""
+    e = result.errors
+    pairs = [
+        ("output", f"{result.output}{' (was done already)' if result.already_done else ''}"),
+        ("modules", f"{result.quantized} quantized; {result.copied} tensors copied"),
+        ("bytes", f"{show_bytes(result.source_bytes)} -> {show_bytes(result.output_bytes)}"),
+        ("error", "" if e is None else f"{e.relative:.4f} of the weights' norm, at most {e.max_error:.4g}"),
+        ("time", f"{result.seconds:.1f} s"),
+    ]
+    print_pairs(pairs)

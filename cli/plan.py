@@ -1,0 +1,57 @@
+"""`shardq plan`"""
+
+from pathlib import Path
+
+import click
+
+from shardq.cli._command import ShardqCommand, output_options
+from shardq.cli._console import Console, print_json
+from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
+from shardq.cli._options import build_recipe, recipe_options
+from shardq.cli._plan_text import print_plan
+from shardq.errors import BadOption
+
+EXAMPLES = (
+    "shardq plan demo",
+    "shardq plan org/name --scheme W8A16 --ignore lm_head",
+    "shardq plan --headers ./recorded --json | jq .bytes",
+)
+
+
+@click.command("plan", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE)))
+@click.argument("source", required=False)
+@click.option(
+    "--headers", type=click.Path(path_type=Path), metavar="DIR",
+    help="Plan from recorded headers instead: a folder with headers.json.gz or an index, and config.json.",
+)  # fmt: skip
+@click.option("--subfolder", metavar="PATH", help="Folder inside the source that holds the checkpoint.")
+@recipe_options
+@output_options
+@click.pass_obj
+def plan(
+    console: Console, source: str | None, headers: Path | None, subfolder: str | None, schemes: tuple[str, ...],
+    layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None, layer_config: str | None,
+    ignore: tuple[str, ...], include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str,
+) -> None:  # fmt: skip
+    """Say what `quantize` would do with SOURCE, from headers alone.
+
+    Reads no weights and writes nothing: a few MB even for the largest models. Every refusal that the recipe and the
+    source can cause before a weight is read is made here.
+    """
+    from shardq import api
+    from shardq.reports import describe_plan
+
+    recipe = build_recipe(
+        schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
+        ragged,
+    )  # fmt: skip
+    if source is not None and headers is None:
+        planned = api.plan(source, recipe, subfolder=subfolder)
+    elif headers is not None and source is None and subfolder is None:
+        planned = api.plan_headers(headers, recipe)
+    else:
+        raise BadOption("give either SOURCE, perhaps with --subfolder, or --headers DIR")
+    if console.as_json:
+        print_json(describe_plan(planned))
+    else:
+        print_plan(console, planned)

@@ -1,0 +1,111 @@
+"""`shardq quantize`"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from shardq.cli._command import ShardqCommand, output_options
+from shardq.cli._console import Console, print_json
+from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
+from shardq.cli._options import build_recipe, recipe_options
+from shardq.cli._plan_text import print_plan
+from shardq.cli._progress import show_progress
+from shardq.cli._result_text import describe_result, print_result
+from shardq.cli._sizes import parse_size
+from shardq.errors import (
+    BudgetTooSmall,
+    ChecksumMismatch,
+    DiskFull,
+    KernelUnavailable,
+    NonFiniteWeight,
+    NotWritable,
+    OutputLocked,
+    OutputOccupied,
+    RecipeChanged,
+    TaskFailed,
+)
+
+if TYPE_CHECKING:
+    from shardq.limits import Limits
+    from shardq.recipe import Recipe
+
+EXAMPLES = (
+    "shardq quantize demo -o demo-W4A16",
+    "shardq quantize org/name --scheme W4A16@gptq --parallel 8 --max-ram 6G",
+    "shardq quantize ./folder --bits 8 --group-size 64 --ignore 're:.*down_proj' --dry-run",
+)
+RUN = (
+    NonFiniteWeight, ChecksumMismatch, OutputOccupied, RecipeChanged, OutputLocked, DiskFull, NotWritable,
+    BudgetTooSmall, TaskFailed, KernelUnavailable,
+)  # fmt: skip
+
+
+@click.command("quantize", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN)))
+@click.argument("source")
+@recipe_options
+@click.option(
+    "-o", "--output-dir", "--output_dir", type=click.Path(path_type=Path),
+    help="Folder to make. Default: the source's name with the scheme's behind it, in the current folder.",
+)  # fmt: skip
+@click.option("--subfolder", metavar="PATH", help="Folder inside the source that holds the checkpoint.")
+@click.option("--parallel", type=int, metavar="N", help="Worker processes. Default: one for each core.")
+@click.option("--max-ram", metavar="SIZE", help="Memory of all processes together, as 6G or 6GiB.")
+@click.option("--max-disk", metavar="SIZE", help="Disk for the output and the source shards fetched ahead, as 50G.")
+@click.option("--delete-source", is_flag=True, help="Delete each shard of a source folder once its output is durable.")
+@click.option("--restart", is_flag=True, help="Begin anew: discard what an earlier run left in the output folder.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and make nothing.")
+@output_options
+@click.pass_obj
+def quantize(
+    console: Console, source: str, schemes: tuple[str, ...], layout: str | None, bits: int | None,
+    group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
+    include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, output_dir: Path | None,
+    subfolder: str | None, parallel: int | None, max_ram: str | None, max_disk: str | None, delete_source: bool,
+    restart: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    """Quantize SOURCE into a folder.
+
+    SOURCE is a folder, org/name[@revision], hf://org/name[@revision], or demo. The same command resumes a run that was
+    stopped, and a finished one answers that it is done. The output folder is complete or has no config.json.
+    """
+    from shardq import api
+    from shardq.limits import Limits
+
+    recipe = build_recipe(
+        schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
+        ragged,
+    )  # fmt: skip
+    limits = Limits(
+        max_ram_bytes=parse_size(max_ram, "--max-ram"),
+        max_disk_bytes=parse_size(max_disk, "--max-disk"),
+        delete_source=delete_source,
+        log=console.log,
+    )
+    if parallel is not None:
+        limits = dataclasses.replace(limits, parallel=parallel)
+    if dry_run:
+        _show_plan(console, source, recipe, subfolder, limits)
+        return
+    with show_progress(console) as report:
+        result = api.quantize(
+            source, recipe, output_dir=output_dir, subfolder=subfolder, limits=limits, restart=restart, report=report
+        )
+    if console.as_json:
+        print_json(describe_result(result))
+    elif not console.quiet:
+        print_result(result)
+    console.warn(result.warnings)
+
+
+def _show_plan(console: Console, source: str, recipe: "Recipe", subfolder: str | None, limits: "Limits") -> None:
+    from shardq import api
+    from shardq.reports import describe_plan
+
+    plan = api.plan(source, recipe, subfolder=subfolder)
+    limits.task_bytes(plan.largest_task_bytes)  # refuses a --max-ram that is too small
+    if console.as_json:
+        print_json(describe_plan(plan, tensors=False))
+    else:
+        print_plan(console, plan)

@@ -1,0 +1,56 @@
+"""`shardq verify`"""
+
+from pathlib import Path
+
+import click
+
+from shardq.cli._command import ShardqCommand, output_options
+from shardq.cli._console import Console, describe_error, print_json, print_pairs
+from shardq.cli._exit_codes import SOURCE, epilog
+from shardq.errors import KernelUnavailable, VerifyFailed
+
+EXAMPLES = (
+    "shardq verify demo-W4A16",
+    "shardq verify demo-W4A16 --deep --source demo",
+)
+
+
+@click.command("verify", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*SOURCE, KernelUnavailable, VerifyFailed)))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Also take the hash of each shard, and unpack every module.")
+@click.option(
+    "--source", metavar="SOURCE", help="Also compare with the original: error figures recomputed, copies byte for byte."
+)
+@output_options
+@click.pass_obj
+def verify(console: Console, folder: Path, deep: bool, source: str | None) -> None:
+    """Check a finished output FOLDER against its own ledger, index, headers and configuration."""
+    from shardq import api
+
+    v = api.verify(folder, deep=deep, source=source)
+    failure = VerifyFailed(f"{folder} is damaged, {len(v.problems)} problems: get it again or quantize again")
+    if console.as_json:
+        document = {
+            "folder": str(v.folder),
+            "files": v.files,
+            "tensors": v.tensors,
+            "deep": v.deep,
+            "compared": v.compared,
+            "problems": list(v.problems),
+        }
+        if v.problems:
+            document["error"] = describe_error("VerifyFailed", str(failure), failure.exit_code)
+        print_json(document)
+        click.get_current_context().exit(failure.exit_code if v.problems else 0)
+    for problem in v.problems:
+        click.echo(problem)
+    if v.problems:
+        raise failure
+    print_pairs(
+        [
+            ("folder", str(v.folder)),
+            ("sound", f"{v.files} shards, {v.tensors} source tensors accounted for"),
+            ("deep", "hashes taken, modules unpacked" if v.deep else ""),
+            ("compared", f"{v.compared} tensors with {source}" if source else ""),
+        ]
+    )

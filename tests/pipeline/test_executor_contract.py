@@ -1,0 +1,172 @@
+"""The contract that every executor keeps."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shardq.budget import ByteBudget
+from shardq.errors import CorruptShard, KernelUnavailable, TaskFailed
+from shardq.executors.base import Executor, Job, Outcome
+from shardq.executors.inline import InlineExecutor
+from shardq.executors.processes import ProcessExecutor
+
+ENTRY = "executor_work:start"
+LIMIT_S = 30.0  # for anything that takes milliseconds on an idle machine
+
+Make = Callable[..., Executor]
+
+
+@pytest.fixture(autouse=True)
+def _importable_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers get the import path of their caller."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+@pytest.fixture(params=["inline", "processes"])
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    made: list[Executor] = []
+
+    def build(entry: str = ENTRY, context: object = None) -> Executor:
+        executor: Executor
+        if request.param == "inline":
+            executor = InlineExecutor(entry, context)
+        else:
+            executor = ProcessExecutor(entry, context, 2, ByteBudget(None))
+        made.append(executor)
+        return executor
+
+    yield build
+    for executor in made:
+        executor.close()
+
+
+def job(number: int, action: str, argument: object = None, cost_bytes: int = 1) -> Job:
+    return Job(number, (action, argument), cost_bytes, f"tensor {number}")
+
+
+def finish(executor: Executor) -> dict[int, Outcome]:
+    """Outcomes by job id, once nothing is left to do."""
+    outcomes: list[Outcome] = []
+    deadline_s = time.monotonic() + LIMIT_S
+    while executor.unfinished():
+        outcomes += executor.wait(1.0)
+        assert time.monotonic() < deadline_s, f"{executor.unfinished()} jobs are stuck"
+    assert len({o.job.id for o in outcomes}) == len(outcomes)
+    return {o.job.id: o for o in outcomes}
+
+
+def test_results_arrive_with_their_jobs(self, make: Make) -> None:
+    executor = make()
+    jobs = [job(i, "echo", i * i) for i in range(20)]
+    for one in jobs:
+        executor.submit(one)
+    assert executor.unfinished() == 20
+    outcomes = finish(executor)
+    assert {i: o.result for i, o in outcomes.items()} == {i: i * i for i in range(20)}
+    assert [outcomes[i].job for i in range(20)] == jobs
+    assert all(o.error is None and o.worker_pid > 0 for o in outcomes.values())
+
+
+def test_context_reaches_the_handler(self, make: Make) -> None:
+    executor = make(context={"part": "/x"})
+    executor.submit(job(1, "context"))
+    assert finish(executor)[1].result == {"part": "/x"}
+
+
+def test_shardq_error_keeps_class_and_message(self, make: Make) -> None:
+    executor = make()
+    executor.submit(job(1, "refuse"))
+    error = finish(executor)[1].error
+    assert type(error) is CorruptShard
+    assert str(error) == "model-1.safetensors: header lies; get the file again"
+    assert error.__traceback__ is None
+
+
+def test_other_exception_becomes_one_line_naming_the_job(self, make: Make) -> None:
+    executor = make()
+    executor.submit(job(1, "bug"))
+    executor.submit(job(2, "no_memory"))
+    outcomes = finish(executor)
+    assert type(outcomes[1].error) is TaskFailed
+    assert str(outcomes[1].error) == "tensor 1: ValueError: bad tensor"
+    assert "lower --parallel or --max-ram" in str(outcomes[2].error)
+
+
+def test_goes_on_after_errors(self, make: Make) -> None:
+    executor = make()
+    for i in range(6):
+        executor.submit(job(i, "echo" if i % 2 else "bug", i))
+    outcomes = finish(executor)
+    assert [outcomes[i].result for i in range(6)] == [None, 1, None, 3, None, 5]
+
+
+def test_wait_without_jobs_returns_at_once(self, make: Make) -> None:
+    assert make().wait(None) == []
+
+
+def test_wait_wakes_for_another_object(self, make: Make) -> None:
+    executor = make()
+    read_end, write_end = os.pipe()
+    try:
+        os.write(write_end, b"x")
+        assert executor.wait(LIMIT_S, [read_end]) == []
+        executor.submit(job(1, "sleep", 0.2))
+        executor.wait(LIMIT_S, [read_end])
+        assert executor.unfinished() <= 1
+        os.read(read_end, 1)
+        assert finish(executor)[1].result == 0.2
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_wait_times_out(self, make: Make) -> None:
+    executor = make()
+    read_end, write_end = os.pipe()
+    try:
+        began_s = time.monotonic()
+        assert executor.wait(0.1, [read_end]) == []
+        assert 0.09 < time.monotonic() - began_s < LIMIT_S
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_room_ends_and_comes_back(self, make: Make) -> None:
+    executor = make()
+    submitted = 0
+    while executor.room() and submitted < 1000:
+        executor.submit(job(submitted, "echo"))
+        submitted += 1
+    assert 2 <= submitted <= 8
+    finish(executor)
+    assert executor.room() >= 2
+
+
+def test_cancel_gives_back_what_has_not_started(self, make: Make) -> None:
+    executor = make()
+    for i in range(10):
+        executor.submit(job(i, "sleep", 0.01))
+    first = executor.wait(None)
+    cancelled = [j.id for j in executor.cancel_queued()]
+    done = {o.job.id for o in first} | set(finish(executor))
+    assert cancelled == sorted(cancelled)
+    assert len(cancelled) >= 5
+    assert sorted([*done, *cancelled]) == list(range(10))
+
+
+def test_closed_executor_takes_no_jobs(self, make: Make) -> None:
+    with make() as executor:
+        executor.submit(job(1, "echo"))
+    executor.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        executor.submit(job(2, "echo"))
+    assert executor.unfinished() == 0
+
+
+def test_inline_handler_that_cannot_be_built_raises() -> None:
+    with pytest.raises(KernelUnavailable, match="no kernels for here"):
+        InlineExecutor("executor_work:start_refused", "here")
