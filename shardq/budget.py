@@ -2,11 +2,10 @@
 
 
 class ByteBudget:
-    """Bytes taken from a cap. A job larger than the whole cap is admitted when nothing else holds
-    any bytes.
+    """Bytes taken from a cap. A job larger than the whole cap is admitted when nothing else holds any bytes.
 
-    So the peak stays at or below the cap, except while such a giant runs, and then only the giant
-    holds bytes. Not thread-safe: one owner takes and gives.
+    So the peak stays at or below the cap, except while such a giant runs, and then only the giant holds bytes. Not
+    thread-safe: one owner takes and gives.
     """
 
     __slots__ = ("_limit_bytes", "_peak_bytes", "_used_bytes")

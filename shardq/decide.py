@@ -48,7 +48,8 @@ def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
     tensors = tuple(checkpoint.tensors.values())
     roles = assign_roles(tensors, checkpoint.config)
     modules = {t.module for t in tensors if _is_weight(t)}
-    _check_patterns(recipe, modules)
+    stopping = [t for t in tensors if not _is_weight(t) and roles[t.name].role in (Role.UNKNOWN, Role.EXPERT_STACK)]
+    _check_patterns(recipe, modules, modules | {n for t in stopping for n in (t.module, t.name)})
     refuse_quantized_source(checkpoint)
     exact = {r.pattern.body if r.pattern.kind == "exact" else r.pattern.text: r for r in recipe.layer_rules}
     decisions = tuple(_decide_one(t, roles[t.name], recipe, exact) for t in tensors)
@@ -139,18 +140,21 @@ def _first(patterns: Sequence[Pattern], module: str) -> Pattern | None:
     return next((p for p in patterns if p.matches(module)), None)
 
 
-def _check_patterns(recipe: Recipe, modules: set[str]) -> None:
-    """Every pattern of the user must hit a module: a typo must not pass silently."""
+def _check_patterns(recipe: Recipe, modules: set[str], ignorable: set[str]) -> None:
+    """Every pattern of the user must hit a module: a typo must not pass silently.
+
+    `ignorable` are the modules, and the tensors that stop a plan unless they are ignored.
+    """
     options = (
-        ("--ignore", recipe.ignore),
-        ("--include", recipe.include),
-        ("--layer-config", tuple(r.pattern for r in recipe.layer_rules)),
+        ("--ignore", recipe.ignore, ignorable),
+        ("--include", recipe.include, modules),
+        ("--layer-config", tuple(r.pattern for r in recipe.layer_rules), modules),
     )
-    for option, patterns in options:
+    for option, patterns, names in options:
         for p in patterns:
-            if p.kind == "exact" and p.body in modules:
+            if p.kind == "exact" and p.body in names:
                 continue
-            if not any(p.matches(m) for m in modules):
+            if not any(p.matches(n) for n in names):
                 raise PatternMatchesNothing(
                     f"{option} {p.text!r} matches no module: a bare name is exact, `*` stands for one dotted segment, "
                     "`**` for any number, `re:` starts a regular expression; `shardq inspect` lists the modules"

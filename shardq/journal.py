@@ -7,24 +7,22 @@ One event per line:
     +--------------+-------+--------------------------------+---------+
       CRC-32 of the JSON bytes (zlib.crc32, lower case)
 
-Replay stops at the first line that is short, damaged or not an object, and cuts the file there: a
-torn tail means that the last events did not happen. So an event is written only after what it tells
-is durable itself.
+Replay stops at the first line that is short, damaged or not an object, and cuts the file there: a torn tail means that
+the last events did not happen.
 
 Events, by the key "event". The pipeline writes and reads them; this module knows none of them.
 
-    | event     | other keys                      | durable | tells                                |
-    | --------- | ------------------------------- | ------- | ------------------------------------ |
-    | start     | identity                        | yes     | what the run was asked to make       |
-    | fetched   | shard, size_bytes, sha256       | yes     | a source shard is staged, verified   |
-    | task      | id, checksum, error figures     | no      | a task's output bytes are written    |
-    | file      | name, size_bytes, sha256        | yes     | an output file is complete           |
-    | freed     | shard                           | yes     | a staged source shard may be deleted |
-    | published |                                 | yes     | every file has its final name        |
+    | event   | other keys                   | durable | tells                                                      |
+    | ------- | ---------------------------- | ------- | ---------------------------------------------------------- |
+    | start   | identity                     | yes     | what the run was asked to make; always the first           |
+    | fetched | shard, sha256                | no      | a source shard is staged and its content was verified      |
+    | task    | id, checksum, sse, ssw, max  | no      | a task's output bytes are written, perhaps not yet to disk |
+    | sealed  | file, sha256, size           | yes     | an output file is complete and on the disk                 |
+    | freed   | shard                        | no      | a source shard is deleted, as nothing needs it any more    |
 
-An event that is not durable becomes so with the next durable one, being in the same file before it;
-but its output bytes do not: whoever replays a task event checks its checksum, or the file event.
-Only one process may have a journal open; the folder's lock sees to that.
+An event that is not durable becomes so with the next durable one, being before it in the file; its output bytes do not,
+so whoever replays a task event checks the checksum. Only one process may have a journal open; the folder's lock sees to
+that.
 """
 
 import json
@@ -77,8 +75,8 @@ class Journal:
     def append(self, event: Mapping[str, object], durable: bool) -> None:
         """Write one event; with `durable` it and all before it are on the disk on return.
 
-        Raises DiskFull or NotWritable; the event has then not happened, and the next one takes its
-        place. NaN and infinities are written as Python's json does.
+        Raises DiskFull or NotWritable; the event then counts as not written and the next one takes its place. NaN and
+        infinities are written as Python's json does.
         """
         line = _line(event)
         with writing(self._path):

@@ -1,14 +1,12 @@
 """One run at a time in an output folder.
 
-The lock is the kernel's flock on the lock file, so it ends with the process that holds it, however
-that dies: a file left behind by a dead run (or by one before a reboot, or in another container) is
-taken over. The file's content only tells a person who holds it: one JSON object with host, pid,
-boot_id and started (UTC).
+The lock is the kernel's flock on the lock file, so it ends with the process that holds it, however that dies: a file
+left behind by a dead run (or by one before a reboot, or in another container) is taken over. The file's content only
+tells a person who holds it: one JSON object with host, pid, boot_id and started (UTC).
 
-On NFS, GPFS, CephFS and Lustre (mounted with flock) the lock holds between hosts too. A file system
-without flock is refused: guessing from file ages would let two runs write into one folder. Where
-flock works but reaches only one host (Lustre mounted with localflock), a run on another host is not
-seen.
+On NFS, GPFS, CephFS and Lustre (mounted with flock) the lock holds between hosts too. A file system without flock is
+refused: guessing from file ages would let two runs write into one folder. Where flock works but reaches only one host
+(Lustre mounted with localflock), a run on another host is not seen.
 """
 
 import errno
@@ -43,8 +41,8 @@ class FolderLock:
     def acquire(self) -> None:
         """Take the lock without waiting.
 
-        Raises OutputLocked naming the holder, NotWritable where the file cannot be written or the
-        file system has no flock, RuntimeError if this object holds it already.
+        Raises OutputLocked naming the holder, NotWritable where the file cannot be written or the file system has no
+        flock, RuntimeError if this object holds it already.
         """
         if self._fd >= 0:
             raise RuntimeError(f"{self._path} is locked by this object already")

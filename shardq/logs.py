@@ -1,8 +1,7 @@
 """Logging of a run: stderr, and one rotating file that every worker writes to.
 
-Library code only calls logging.getLogger(__name__). The command line configures once, and each
-worker again with the same LogConfig. Only the logger "shardq" is touched: other libraries log URLs
-with signatures in them.
+Library code only calls logging.getLogger(__name__). The command line configures once, and each worker again with the
+same LogConfig. Only the logger "shardq" is touched: other libraries log URLs with signatures in them.
 """
 
 import logging
@@ -25,7 +24,7 @@ _STDERR_FORMAT: Final = "%(levelname)s %(name)s: %(message)s"
 _FILE_FORMAT: Final = "%(asctime)s %(levelname)s %(processName)s[%(process)d] %(name)s: %(message)s"
 # User access tokens, authorization headers, and the signatures of signed URLs.
 _SECRET: Final = re.compile(
-    r"\b(?:hf|api_org)_\w{8,}"
+    r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"
     r"|(?<=bearer )[^\s'\"]+"
     r"|(?<=signature=)[^&\s'\"]+"
     r"|(?<=x-amz-credential=)[^&\s'\"]+"
@@ -57,10 +56,9 @@ class RedactingFormatter(logging.Formatter):
 def configure_logging(level: str, log_file: Path | None) -> None:
     """Send the log of shardq to stderr, and with `log_file` to that file.
 
-    Without a file stderr gets everything from `level` on; with one the file does, and stderr only
-    warnings and errors. Calling it again replaces what it did before. The file rotates at
-    ROTATE_AT_BYTES, safely between processes (concurrent-log-handler). Raises BadOption for an
-    unknown level, NotWritable for a file that cannot be opened.
+    Without a file stderr gets everything from `level` on; with one the file does, and stderr only warnings and errors.
+    Calling it again replaces what it did before. The file rotates at ROTATE_AT_BYTES, safely between processes
+    (concurrent-log-handler). Raises BadOption for an unknown level, NotWritable for a file that cannot be opened.
     """
     if level not in LEVELS:
         raise BadOption(f"unknown log level {level!r}; choose one of {', '.join(LEVELS)}")

@@ -40,23 +40,21 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Runs jobs. Progress is made inside `submit` and `wait` only; every submitted job ends in one
-    outcome, unless `cancel_queued` hands it back or the executor is closed.
+    """Runs jobs. Progress is made inside `submit` and `wait` only; every submitted job ends in one outcome, unless
+    `cancel_queued` hands it back or the executor is closed.
     """
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Jobs start in this order; one may overtake only where an earlier one does
-        not fit the byte budget. Raises RuntimeError after `close`.
+        """Queue a job. Jobs start in this order; one may overtake only where an earlier one does not fit the byte
+        budget. Raises RuntimeError after `close`.
         """
 
     def wait(self, timeout_s: float | None, also: Sequence[int | Connection] = ()) -> list[Outcome]:
-        """Block until an outcome is there, an object of `also` is readable, or the time is up
-        (None: no limit).
+        """Block until an outcome is there, an object of `also` is readable, or the time is up (None: no limit).
 
-        Returns at once, empty, when nothing is unfinished and `also` is empty. What goes wrong in a
-        worker comes back as an outcome, never as an exception. Signal handlers run inside; for one
-        that only sets a flag to end the wait, let it write to a pipe (signal.set_wakeup_fd) and put
-        the read end into `also`.
+        Returns at once, empty, when nothing is unfinished and `also` is empty. What goes wrong in a worker comes back
+        as an outcome, never as an exception. Signal handlers run inside; for one that only sets a flag to end the wait,
+        let it write to a pipe (signal.set_wakeup_fd) and put the read end into `also`.
         """
 
     def unfinished(self) -> int:
@@ -91,8 +89,8 @@ def load_handler(entry: str, context: object) -> Handler:
 def attempt(name: str, action: Callable[[], T]) -> tuple[T | None, ShardqError | None]:
     """Call `action`; return (result, None) or (None, error).
 
-    A ShardqError keeps its class and message but not its traceback, which would keep the arrays of
-    its frames alive. Any other exception becomes TaskFailed and its traceback is logged.
+    A ShardqError keeps its class and message but not its traceback, which would keep the arrays of its frames alive.
+    Any other exception becomes TaskFailed and its traceback is logged.
     """
     try:
         return action(), None

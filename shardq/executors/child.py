@@ -77,8 +77,7 @@ def _pickled_reply(handler: Handler, work: object) -> bytes:
 def _die_with_caller() -> None:
     """Leave at once when the caller's process is gone, also in the middle of a job.
 
-    The end of the pipe alone would be seen only after the job, and a new run may hold the folder's
-    lock by then.
+    The end of the pipe alone would be seen only after the job, and a new run may hold the folder's lock by then.
     """
     caller = multiprocessing.parent_process()
     assert caller is not None

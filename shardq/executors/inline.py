@@ -12,9 +12,7 @@ from shardq.executors.base import JOBS_QUEUED_PER_WORKER, Job, Outcome, attempt,
 
 
 class InlineExecutor:
-    """An executor without processes. Only one job is in memory at a time, so it needs no byte
-    budget.
-    """
+    """An executor without processes. Only one job is in memory at a time, so it needs no byte budget."""
 
     def __init__(self, entry: str, context: object) -> None:
         """Build the handler (see `load_handler`); what that raises, this raises."""
@@ -29,9 +27,7 @@ class InlineExecutor:
         self._queue.append(job)
 
     def wait(self, timeout_s: float | None, also: Sequence[int | connection.Connection] = ()) -> list[Outcome]:
-        """Run the next job unless `also` is readable; a job that has begun is not cut short by
-        `timeout_s`.
-        """
+        """Run the next job unless `also` is readable; a job that has begun is not cut short by `timeout_s`."""
         if also and connection.wait(also, 0 if self._queue else timeout_s):
             return []
         if not self._queue:

@@ -1,10 +1,9 @@
 """A supervised pool of worker processes.
 
-The standard pools lose every running task, or hang, when one worker is killed; here only the killed
-worker's job is run again. Workers come from a fork server that has the handler's module loaded
-(fork is unsafe beside threads), or by spawn where there is no fork server. Either way
-multiprocessing imports the caller's main script again in every worker, so a script must start
-shardq under `if __name__ == "__main__":`; without it the workers end with multiprocessing's own
+The standard pools lose every running task, or hang, when one worker is killed; here only the killed worker's job is run
+again. Workers come from a fork server that has the handler's module loaded (fork is unsafe beside threads), or by spawn
+where there is no fork server. Either way multiprocessing imports the caller's main script again in every worker, so a
+script must start shardq under `if __name__ == "__main__":`; without it the workers end with multiprocessing's own
 RuntimeError on stderr, and every job fails with a TaskFailed that says so.
 """
 
@@ -40,11 +39,9 @@ class ProcessExecutor:
     """Runs jobs in worker processes under a byte budget; the methods are those of Executor."""
 
     def __init__(self, entry: str, context: object, workers: int, budget: ByteBudget) -> None:
-        """Start the workers; each builds the handler by itself (see `load_handler`; `context` is
-        pickled).
+        """Start the workers; each builds the handler by itself (see `load_handler`; `context` is pickled).
 
-        Where no handler can be built every job fails with the reason. Raises ValueError for less
-        than one worker.
+        Where no handler can be built every job fails with the reason. Raises ValueError for less than one worker.
         """
         if workers < 1:
             raise ValueError(f"a process executor needs at least 1 worker, found {workers}")

@@ -37,8 +37,7 @@ class WorkerProcess:
 
 
 def start_context(entry: str) -> ForkServerContext | SpawnContext:
-    """The start method: a fork server that has loaded the entry's module, or spawn where there is
-    none.
+    """The start method: a fork server that has loaded the entry's module, or spawn where there is none.
 
     A program whose own fork server is running already keeps that one: workers then start more slowly.
     """
@@ -50,9 +49,7 @@ def start_context(entry: str) -> ForkServerContext | SpawnContext:
 
 
 def start_worker(start: ForkServerContext | SpawnContext, name: str, entry: str, context: object) -> WorkerProcess:
-    """Start a process that builds the handler and then serves. Raises OSError or EOFError when it
-    cannot.
-    """
+    """Start a process that builds the handler and then serves. Raises OSError or EOFError when it cannot."""
     pipe, far_end = start.Pipe()
     process = start.Process(target=serve, args=(far_end, entry, context), name=name, daemon=True)
     try:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy  # what starts threads if it may
+import numpy as np  # it starts threads unless told not to
 
 from shardq.errors import CorruptShard, KernelUnavailable
 
@@ -114,7 +114,7 @@ def _surroundings(argument: object, context: object) -> object:
         "sigterm_default": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
         "loaded": [m for m in ("torch", "huggingface_hub", "click", "rich") if m in sys.modules],
         "native_threads": len(os.listdir("/proc/self/task")) if sys.platform == "linux" else None,
-        "numpy": numpy.__name__,
+        "numpy": np.__name__,
         "python_threads": threading.active_count(),
     }
 

@@ -58,7 +58,7 @@ def finish(executor: Executor) -> dict[int, Outcome]:
     return {o.job.id: o for o in outcomes}
 
 
-def test_results_arrive_with_their_jobs(self, make: Make) -> None:
+def test_results_arrive_with_their_jobs(make: Make) -> None:
     executor = make()
     jobs = [job(i, "echo", i * i) for i in range(20)]
     for one in jobs:
@@ -70,13 +70,13 @@ def test_results_arrive_with_their_jobs(self, make: Make) -> None:
     assert all(o.error is None and o.worker_pid > 0 for o in outcomes.values())
 
 
-def test_context_reaches_the_handler(self, make: Make) -> None:
+def test_context_reaches_the_handler(make: Make) -> None:
     executor = make(context={"part": "/x"})
     executor.submit(job(1, "context"))
     assert finish(executor)[1].result == {"part": "/x"}
 
 
-def test_shardq_error_keeps_class_and_message(self, make: Make) -> None:
+def test_shardq_error_keeps_class_and_message(make: Make) -> None:
     executor = make()
     executor.submit(job(1, "refuse"))
     error = finish(executor)[1].error
@@ -85,7 +85,7 @@ def test_shardq_error_keeps_class_and_message(self, make: Make) -> None:
     assert error.__traceback__ is None
 
 
-def test_other_exception_becomes_one_line_naming_the_job(self, make: Make) -> None:
+def test_other_exception_becomes_one_line_naming_the_job(make: Make) -> None:
     executor = make()
     executor.submit(job(1, "bug"))
     executor.submit(job(2, "no_memory"))
@@ -95,7 +95,7 @@ def test_other_exception_becomes_one_line_naming_the_job(self, make: Make) -> No
     assert "lower --parallel or --max-ram" in str(outcomes[2].error)
 
 
-def test_goes_on_after_errors(self, make: Make) -> None:
+def test_goes_on_after_errors(make: Make) -> None:
     executor = make()
     for i in range(6):
         executor.submit(job(i, "echo" if i % 2 else "bug", i))
@@ -103,11 +103,11 @@ def test_goes_on_after_errors(self, make: Make) -> None:
     assert [outcomes[i].result for i in range(6)] == [None, 1, None, 3, None, 5]
 
 
-def test_wait_without_jobs_returns_at_once(self, make: Make) -> None:
+def test_wait_without_jobs_returns_at_once(make: Make) -> None:
     assert make().wait(None) == []
 
 
-def test_wait_wakes_for_another_object(self, make: Make) -> None:
+def test_wait_wakes_for_another_object(make: Make) -> None:
     executor = make()
     read_end, write_end = os.pipe()
     try:
@@ -123,7 +123,7 @@ def test_wait_wakes_for_another_object(self, make: Make) -> None:
         os.close(write_end)
 
 
-def test_wait_times_out(self, make: Make) -> None:
+def test_wait_times_out(make: Make) -> None:
     executor = make()
     read_end, write_end = os.pipe()
     try:
@@ -135,7 +135,7 @@ def test_wait_times_out(self, make: Make) -> None:
         os.close(write_end)
 
 
-def test_room_ends_and_comes_back(self, make: Make) -> None:
+def test_room_ends_and_comes_back(make: Make) -> None:
     executor = make()
     submitted = 0
     while executor.room() and submitted < 1000:
@@ -146,7 +146,7 @@ def test_room_ends_and_comes_back(self, make: Make) -> None:
     assert executor.room() >= 2
 
 
-def test_cancel_gives_back_what_has_not_started(self, make: Make) -> None:
+def test_cancel_gives_back_what_has_not_started(make: Make) -> None:
     executor = make()
     for i in range(10):
         executor.submit(job(i, "sleep", 0.01))
@@ -158,7 +158,7 @@ def test_cancel_gives_back_what_has_not_started(self, make: Make) -> None:
     assert sorted([*done, *cancelled]) == list(range(10))
 
 
-def test_closed_executor_takes_no_jobs(self, make: Make) -> None:
+def test_closed_executor_takes_no_jobs(make: Make) -> None:
     with make() as executor:
         executor.submit(job(1, "echo"))
     executor.close()

@@ -59,7 +59,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, int]]:
     return {str(p): (s.st_ino, s.st_size, s.st_mtime_ns) for p, s in stats.items()}
 
 
-def test_listing_has_all_pages_sizes_and_hashes(source: Any, repo: Any, contents: dict[str, bytes]) -> None:
+def test_listing_has_all_pages_sizes_and_hashes(source: Any, hub: Any, repo: Any, contents: dict[str, bytes]) -> None:
     assert source.label == REPO
     assert source.commit == repo.refs["main"]
     assert source.remote
@@ -68,6 +68,8 @@ def test_listing_has_all_pages_sizes_and_hashes(source: Any, repo: Any, contents
     assert all(f.size_bytes == len(contents[f.name]) for f in source.files())
     assert by_name[SHARD].sha256 == hashlib.sha256(contents[SHARD]).hexdigest()
     assert by_name["config.json"].sha256 is None
+    assert hub.seen("/tree/")
+    assert all(f"/tree/{source.commit}" in s.path for s in hub.seen("/tree/"))
 
 
 def test_subfolder_names_are_relative(hub: Any, repo: Any) -> None:
@@ -274,6 +276,7 @@ def test_range_ignored_on_resume_starts_over(
     assert (tmp_path / "shard").read_bytes() == contents[SHARD]
     assert sum(steps) == len(contents[SHARD])
     assert -1000 in steps
+    assert [s.range for s in hub.seen("/store/")][2:] == [None]
 
 
 def test_range_ignored_on_a_read_is_refused(source: Any, hub: Any, fake_hub_module: ModuleType) -> None:

@@ -215,6 +215,7 @@ REFUSED: dict[str, tuple[Mapping[str, bytes], type[ShardqError], str]] = {
         SourceUnreadable,
         "not clear",
     ),
+    "numbered set without its first": ({TWO: shard("a")}, CheckpointIncomplete, "number 1 is missing"),
     "gap in numbered set": ({ONE: shard("a")}, CheckpointIncomplete, "number 2 is missing"),
     "numbers that go too far": (
         {ONE: shard("a"), TWO: shard("b"), "model-00003-of-00002.safetensors": shard("c")},

@@ -16,10 +16,10 @@ from shardq.journal import Journal
 
 EVENTS: list[dict[str, Any]] = [
     {"event": "start", "identity": {"version": "0.1.0", "source": "org/name"}},
-    {"event": "fetched", "shard": "model-1.safetensors", "size_bytes": 123, "sha256": "ab" * 32},
+    {"event": "fetched", "shard": "model-1.safetensors", "sha256": "ab" * 32},
     {"event": "task", "id": 7, "checksum": "00ff", "sse": 0.25, "name": "päth.\u2028.\ud800\n"},
-    {"event": "file", "name": "model-1.safetensors", "size_bytes": 4, "sha256": "cd" * 32},
-    {"event": "published"},
+    {"event": "sealed", "file": "model-1.safetensors", "size": 4, "sha256": "cd" * 32},
+    {"event": "freed", "shard": "model-1.safetensors"},
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

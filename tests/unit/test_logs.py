@@ -100,3 +100,9 @@ def test_unknown_level_is_refused() -> None:
 def test_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotWritable, match="nowhere"):
         configure_logging("info", tmp_path / "nowhere" / "run.log")
+
+
+def test_names_that_begin_like_a_token_are_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", None)
+    logging.getLogger("shardq").info("in hf_hub_download")
+    assert capfd.readouterr().err == "INFO shardq: in hf_hub_download\n"

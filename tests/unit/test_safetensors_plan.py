@@ -100,14 +100,14 @@ def test_plan_does_not_depend_on_the_order_given() -> None:
     specs = [
         TensorSpec("b", "U8", (3,)),
         TensorSpec("a", "F32", (1,)),
-        TensorSpec("a2", "F32", (1,)),
+        TensorSpec("B", "F32", (1,)),
     ]
     plan = plan_file(specs)
     assert plan == plan_file(specs[::-1])
     begin = len(plan.header)
     assert list(plan.offsets.items()) == [
-        ("a", (begin, begin + 4)),
-        ("a2", (begin + 4, begin + 8)),
+        ("B", (begin, begin + 4)),
+        ("a", (begin + 4, begin + 8)),
         ("b", (begin + 8, begin + 11)),
     ]
     assert plan.size_bytes == begin + 11

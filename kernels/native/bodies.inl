@@ -1,0 +1,39 @@
+// Every kernel, compiled once per instruction set. The including file defines SHARDQ_SET_NAME (a string) and
+// SHARDQ_SET_TABLE (an identifier) and may define faster versions of single steps before.
+//
+// Only headers without inline functions that could be emitted here: a copy built for a newer processor must never be the
+// one that the linker keeps for all. A test demands that these objects hold no weak symbol.
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define SHARDQ_RESTRICT __restrict
+#else
+#define SHARDQ_RESTRICT __restrict__
+#endif
+
+namespace {
+
+using namespace shardq;
+
+#include "element.inl"
+
+#include "checksum.inl"
+#include "error.inl"
+#include "minmax.inl"
+#include "pack.inl"
+#include "rtn.inl"
+#include "transpose.inl"
+#include "widen.inl"
+
+}  // namespace
+
+namespace shardq {
+
+extern const Table SHARDQ_SET_TABLE;
+const Table SHARDQ_SET_TABLE = {SHARDQ_SET_NAME, widen,         group_minmax,   rtn_int,   pack_bits,
+                                unpack_bits,     transpose_u32, dequantize_int, error_int, checksum};
+
+}  // namespace shardq
