@@ -14,6 +14,7 @@ from shardq.errors import (
     Interrupted,
     LayoutRefuses,
     NothingToQuantize,
+    NotWritable,
     PatternMatchesNothing,
     ShardqError,
     SourceUnreadable,
@@ -37,6 +38,7 @@ RECIPE: Final[Errors] = (
     UnsupportedSource,
 )
 SOURCE: Final[Errors] = (
+    BadOption,
     SourceUnreadable,
     CheckpointIncomplete,
     CorruptShard,
@@ -62,7 +64,7 @@ def epilog(examples: Sequence[str], errors: Iterable[type[ShardqError]] = ()) ->
 
 def exit_codes(errors: Iterable[type[ShardqError]]) -> str:
     """The table of exit codes: those that any command can give, and those of `errors`."""
-    classes: set[type[ShardqError]] = {*errors, Interrupted, Terminated}
+    classes: set[type[ShardqError]] = {*errors, NotWritable, Interrupted, Terminated}
     known = (*_GENERAL, *((e.exit_code, f"{e.__name__}: {e.__doc__}") for e in classes))
     return "\n".join(("\b", "Exit codes:", *(_row(code, text) for code, text in sorted(known))))
 

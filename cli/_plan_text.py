@@ -26,7 +26,6 @@ def print_plan(console: Console, plan: "Plan") -> None:
 
 def _summary(d: dict[str, Any]) -> list[tuple[str, str]]:
     counts, size = d["counts"], d["bytes"]
-    scheme = d["recipe"]["preset"]
     change = "unknown: only an index is known"
     memory = ""
     if size["output"] is not None:
@@ -35,7 +34,6 @@ def _summary(d: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("source", d["source"]),
         ("commit", d["commit"] or ""),
-        ("scheme", scheme),
         ("layout", d["layout"]),
         ("loaders", d["loaders"]),
         ("tensors", f"{counts['tensors']} in {counts['shards']} shards: {counts['quantized_modules']} quantized"),

@@ -20,7 +20,6 @@ from shardq.errors import (
     DiskFull,
     KernelUnavailable,
     NonFiniteWeight,
-    NotWritable,
     OutputLocked,
     OutputOccupied,
     RecipeChanged,
@@ -37,8 +36,8 @@ EXAMPLES = (
     "shardq quantize ./folder --bits 8 --group-size 64 --ignore 're:.*down_proj' --dry-run",
 )
 RUN = (
-    NonFiniteWeight, ChecksumMismatch, OutputOccupied, RecipeChanged, OutputLocked, DiskFull, NotWritable,
-    BudgetTooSmall, TaskFailed, KernelUnavailable,
+    NonFiniteWeight, ChecksumMismatch, OutputOccupied, RecipeChanged, OutputLocked, DiskFull, BudgetTooSmall,
+    TaskFailed, KernelUnavailable,
 )  # fmt: skip
 
 

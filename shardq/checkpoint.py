@@ -61,7 +61,7 @@ class Checkpoint:
 
     label: str  # "org/name" for the Hub, the folder's own name for a folder: safe to publish, never a full path
     commit: str | None  # 40 hex digits for the Hub, None for a folder
-    shards: tuple[Shard, ...]  # in index order
+    shards: tuple[Shard, ...]  # in natural name order
     tensors: Mapping[str, TensorRef]  # in shard order, then file order
     config: Mapping[str, Any] | None  # parsed config.json; None when the checkpoint has none
     config_bytes: bytes | None  # config.json as it stands

@@ -219,7 +219,7 @@ class Pipeline:
             staged.unlink()
             if self._fetcher:
                 self._fetcher.free(shard)
-        elif own and not self._source.remote and self._limits.delete_source:
+        elif own and self._source.commit is None and self._limits.delete_source:  # a folder, never the Hub's cache
             own.unlink()
             logger.info("deleted source shard %s", own)
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from shardq.errors import ChecksumMismatch, HubAccess, HubTransfer
-from shardq.files.atomic import sync_folder, writing
+from shardq.files.atomic import explain_os_error, sync_folder, writing
 from shardq.sources.base import Source, SourceFile, find_file
 from shardq.sources.hub_errors import RETRY_STATUSES, RetryPolicy, explain_hub_error, server_wait_s
 from shardq.sources.hub_transfer import FileSink, Link, RangeSink, RemoteFile
@@ -171,6 +171,8 @@ class _Asker:
                 asked_s = server_wait_s(error.response.headers)
             except httpx2.TransportError as error:
                 reason = f"{type(error).__name__}: {error}"
+            except OSError as error:  # the file with the token
+                raise explain_os_error(error, error.filename or "the Hub's settings", writing=False) from error
             except HFValidationError as error:
                 raise HubAccess(f"{self.repo!r} cannot be the name of a Hub repo; write org/name") from error
             except ValueError as error:

@@ -18,6 +18,7 @@ from shardq.errors import (
     HubTransfer,
     NotWritable,
     ShardqError,
+    SourceUnreadable,
 )
 from shardq.headers import read_checkpoint
 from shardq.sources.demo import open_demo
@@ -339,6 +340,17 @@ def test_cached_file_of_a_wrong_size_is_not_used(source: Any, hub: Any, client_s
 def test_unwritable_target_is_named(source: Any, tmp_path: Path) -> None:
     with pytest.raises(NotWritable, match="no_such_folder"):
         source.fetch(SHARD, tmp_path / "no_such_folder" / "shard", ignore_bytes)
+
+
+def test_unreadable_token_file_is_named(source: Any, hub: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    (tmp_path / "token_folder").mkdir()
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token_folder"))
+    with pytest.raises(SourceUnreadable, match=r"cannot read .*token_folder"):
+        source.fetch(SHARD, tmp_path / "shard", ignore_bytes)
+    with pytest.raises(SourceUnreadable, match=r"cannot read .*token_folder"):
+        open_hub(REPO, endpoint=hub.url, retry=QUICK)
 
 
 def test_origin_tells_scheme_host_and_port_apart() -> None:

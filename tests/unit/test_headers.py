@@ -267,6 +267,16 @@ REFUSED: dict[str, tuple[Mapping[str, bytes], type[ShardqError], str]] = {
         SourceUnreadable,
         "which is no file of this folder",
     ),
+    "index with a line break": (
+        model(index=index({"a": "x\n.safetensors"})),
+        SourceUnreadable,
+        "which is no file of this folder",
+    ),
+    "index with a giant number": (
+        model(index=index({"a": "9" * 5000 + ".safetensors", "b": ONE})),
+        CheckpointIncomplete,
+        "is missing, which the index names for tensor 'a'",
+    ),
     "index of pickle files": (model(index=index({"a": "m.bin"})), UnsupportedSource, "not a safetensors file"),
     "config no JSON": (model(config=b"{"), SourceUnreadable, "config.json is not valid JSON"),
     "config no UTF-8": (model(config=b'{"\xff": 1}'), SourceUnreadable, "config.json is not valid JSON"),

@@ -1,0 +1,49 @@
+import numpy as np
+from numpy.typing import NDArray
+
+from shardq.kernels.contract import Bytes, RawWeights
+
+__version__: str
+
+class NativeSet:
+    @property
+    def name(self) -> str: ...
+    def widen(self, src: RawWeights, dtype: str, out: NDArray[np.float32]) -> None: ...
+    def group_minmax(
+        self, x: NDArray[np.float32], group: int, out_min: NDArray[np.float32], out_max: NDArray[np.float32]
+    ) -> None: ...
+    def rtn_int(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        symmetric: bool,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        zeros: NDArray[np.uint8],
+    ) -> int: ...
+    def pack_bits(self, codes: NDArray[np.uint8], bits: int, out: NDArray[np.uint32]) -> None: ...
+    def unpack_bits(self, words: NDArray[np.uint32], bits: int, out: NDArray[np.uint8]) -> None: ...
+    def transpose_u32(self, src: NDArray[np.uint32], out: NDArray[np.uint32], row0: int) -> None: ...
+    def dequantize_int(
+        self,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        zeros: NDArray[np.uint8],
+        group: int,
+        out: NDArray[np.float32],
+    ) -> None: ...
+    def error_int(
+        self,
+        src: RawWeights,
+        dtype: str,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        zeros: NDArray[np.uint8],
+        group: int,
+        stats: NDArray[np.float64],
+    ) -> None: ...
+    def checksum(self, data: Bytes) -> int: ...
+
+def native_sets() -> list[tuple[NativeSet, bool, str]]: ...

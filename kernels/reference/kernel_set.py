@@ -1,0 +1,109 @@
+"""The table of reference kernels, with the names and arguments of the native ones. See shardq.kernels.contract."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shardq.kernels.contract import Bytes, RawWeights
+from shardq.kernels.reference.arrays import checked_bits, filled, group_count, shaped
+from shardq.kernels.reference.floats import group_extremes, widened
+from shardq.kernels.reference.integers import dequantized, round_to_nearest, sum_of_squares
+from shardq.kernels.reference.streams import WORD_BITS, digest, packed, unpacked
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceSet:
+    """Slow, plain, and right by inspection."""
+
+    name: str = "reference"
+
+    def widen(self, src: RawWeights, dtype: str, out: NDArray[np.float32]) -> None:
+        """See KernelSet.widen."""
+        values = widened(src, dtype)
+        shaped("out", out, np.float32, src.shape)[...] = values.numpy()
+
+    def group_minmax(
+        self, x: NDArray[np.float32], group: int, out_min: NDArray[np.float32], out_max: NDArray[np.float32]
+    ) -> None:
+        """See KernelSet.group_minmax."""
+        rows, cols = filled("x", x, np.float32).shape
+        shape = (rows, group_count(cols, group))
+        low, high = group_extremes(torch.from_numpy(x.copy()), group)
+        shaped("out_min", out_min, np.float32, shape)[...] = low.numpy()
+        shaped("out_max", out_max, np.float32, shape)[...] = high.numpy()
+
+    def rtn_int(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        symmetric: bool,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        zeros: NDArray[np.uint8],
+    ) -> int:
+        """See KernelSet.rtn_int."""
+        w = widened(src, dtype)
+        rows, cols = w.shape
+        shape = (rows, group_count(cols, group))
+        found = round_to_nearest(w, checked_bits(bits), group, symmetric)
+        shaped("codes", codes, np.uint8, (rows, cols))[...] = found.codes.numpy()
+        shaped("scales", scales, np.float32, shape)[...] = found.scales.numpy()
+        shaped("zeros", zeros, np.uint8, shape)[...] = found.zeros.numpy()
+        return int(found.bad.sum())
+
+    def pack_bits(self, codes: NDArray[np.uint8], bits: int, out: NDArray[np.uint32]) -> None:
+        """See KernelSet.pack_bits."""
+        rows, cols = filled("codes", codes, np.uint8).shape
+        words = packed(torch.from_numpy(codes.copy()), checked_bits(bits))
+        shaped("out", out, np.uint32, (rows, -(-cols * bits // WORD_BITS)))[...] = words.numpy()
+
+    def unpack_bits(self, words: NDArray[np.uint32], bits: int, out: NDArray[np.uint8]) -> None:
+        """See KernelSet.unpack_bits."""
+        rows, cols = filled("out", out, np.uint8).shape
+        shaped("words", words, np.uint32, (rows, -(-cols * checked_bits(bits) // WORD_BITS)))
+        out[...] = unpacked(torch.from_numpy(words.astype(np.int64)), bits, cols).numpy()
+
+    def transpose_u32(self, src: NDArray[np.uint32], out: NDArray[np.uint32], row0: int) -> None:
+        """See KernelSet.transpose_u32."""
+        rows, cols = filled("src", src, np.uint32).shape
+        shaped("out", out, np.uint32, (cols, out.shape[-1]))
+        if not 0 <= row0 <= out.shape[1] - rows:
+            raise ValueError(f"out: expected row0 {row0} + {rows} rows to fit in its {out.shape[1]} columns")
+        out[:, row0 : row0 + rows] = torch.from_numpy(src.view(np.int32).copy()).T.numpy().view(np.uint32)
+
+    def dequantize_int(
+        self,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        zeros: NDArray[np.uint8],
+        group: int,
+        out: NDArray[np.float32],
+    ) -> None:
+        """See KernelSet.dequantize_int."""
+        values = dequantized(codes, scales, zeros, group)
+        shaped("out", out, np.float32, codes.shape)[...] = values.numpy()
+
+    def error_int(
+        self,
+        src: RawWeights,
+        dtype: str,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        zeros: NDArray[np.uint8],
+        group: int,
+        stats: NDArray[np.float64],
+    ) -> None:
+        """See KernelSet.error_int."""
+        w = widened(src, dtype)
+        shaped("codes", codes, np.uint8, src.shape)
+        difference = w - dequantized(codes, scales, zeros, group)
+        figures = (sum_of_squares(difference), sum_of_squares(w), difference.abs().amax(1).double())
+        shaped("stats", stats, np.float64, (src.shape[0], 3))[...] = torch.stack(figures, 1).numpy()
+
+    def checksum(self, data: Bytes) -> int:
+        """See KernelSet.checksum."""
+        return digest(np.frombuffer(data, np.uint8))

@@ -1,0 +1,140 @@
+"""Small checkpoints on disk, and what a folder holds, for the tests of whole runs."""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shardq import Limits
+from shardq.files.safetensors import TensorSpec, plan_file
+
+INDEX = "model.safetensors.index.json"
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+    "vocab_size": 64,
+}
+
+MakeCheckpoint = Callable[..., Path]
+
+
+def write_checkpoint(folder: Path, hidden: int = 128, layers: int = 3, dtypes: Sequence[str] = ("BF16",)) -> Path:
+    """A Llama of random weights with a shard for each layer, the dtypes taking turns; the same bytes each time."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    shards: list[list[TensorSpec]] = []
+    for layer in range(layers):
+        dtype = dtypes[layer % len(dtypes)]
+        prefix = f"model.layers.{layer}"
+        parts = [(f"self_attn.{p}_proj", (hidden, hidden)) for p in "qkvo"]
+        parts += [("mlp.gate_proj", (3 * hidden, hidden)), ("mlp.up_proj", (3 * hidden, hidden))]
+        parts += [("mlp.down_proj", (hidden, 3 * hidden)), ("input_layernorm", (hidden,))]
+        shards.append([TensorSpec(f"{prefix}.{name}.weight", dtype, shape) for name, shape in parts])
+    shards[0] += [TensorSpec("model.embed_tokens.weight", "BF16", (64, hidden))]
+    shards[-1] += [TensorSpec("lm_head.weight", "BF16", (64, hidden)), TensorSpec("model.norm.weight", "F32", (hidden,))]
+    weight_map: dict[str, str] = {}
+    for number, specs in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{layers:05d}.safetensors"
+        weight_map |= {s.name: name for s in specs}
+        (folder / name).write_bytes(_shard(specs, rng))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config = {**CONFIG, "hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def _shard(specs: Sequence[TensorSpec], rng: np.random.Generator) -> bytes:
+    plan = plan_file(specs)
+    data = bytearray(plan.size_bytes)
+    data[: len(plan.header)] = plan.header
+    for s in specs:
+        begin, end = plan.offsets[s.name]
+        data[begin:end] = _values(s, rng)
+    return bytes(data)
+
+
+def _values(spec: TensorSpec, rng: np.random.Generator) -> bytes:
+    single = rng.standard_normal(spec.shape, np.float32) * np.float32(0.02)
+    if spec.dtype == "F32":
+        return single.tobytes()
+    if spec.dtype == "F16":
+        return single.astype(np.float16).tobytes()
+    return (single.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
+    """make_checkpoint(hidden=, layers=, dtypes=): a new checkpoint folder, free to be damaged."""
+    made: list[Path] = []
+
+    def make(hidden: int = 128, layers: int = 3, dtypes: Sequence[str] = ("BF16",)) -> Path:
+        made.append(write_checkpoint(tmp_path / f"source{len(made)}" / "model", hidden, layers, dtypes))
+        return made[-1]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of BF16, FP16 and FP32; read only."""
+    return write_checkpoint(tmp_path_factory.mktemp("source") / "model", dtypes=("BF16", "F16", "F32"))
+
+
+@pytest.fixture
+def one() -> Limits:
+    """One worker, in this process."""
+    return Limits(parallel=1)
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, str]]:
+    """contents(folder): every file below it, with its hash."""
+
+    def read(folder: Path) -> dict[str, str]:
+        return {
+            p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in folder.rglob("*")
+            if p.is_file()
+        }
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def fake_hub_module() -> ModuleType:
+    """tests/sources/fake_hub.py."""
+    path = Path(__file__).parents[1] / "sources" / "fake_hub.py"
+    spec = importlib.util.spec_from_file_location("shardq_fake_hub_of_runs", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def hub(fake_hub_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A Hub on loopback, and an empty cache, no token and no proxy for its client."""
+    from huggingface_hub import constants
+
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub = fake_hub_module.FakeHub()
+    yield hub
+    hub.close()
