@@ -1,11 +1,17 @@
 """`shardq kernels`"""
 
+import os
+from typing import TYPE_CHECKING
+
 import click
 
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, print_json, print_table
 from shardq.cli._exit_codes import epilog
 from shardq.errors import KernelUnavailable
+
+if TYPE_CHECKING:
+    from shardq.kernels import SetInfo
 
 EXAMPLES = ("shardq kernels", "SHARDQ_KERNELS=avx2 shardq kernels")
 
@@ -22,10 +28,21 @@ def kernels(console: Console) -> None:
     except KernelChoiceError as e:
         raise KernelUnavailable(str(e)) from e
     if console.as_json:
-        rows = [{"name": s.name, "built": s.built, "usable": s.usable, "chosen": s.chosen, "why": s.why} for s in found]
+        rows = [
+            {"name": s.name, "built": s.built, "usable": s.usable, "chosen": s.chosen, "why": _why(s)} for s in found
+        ]
         print_json({"kernels": rows})
         return
     print_table(
         ("kernels", "built", "usable", "chosen", "why"),
-        ((s.name, *("yes" if x else "no" for x in (s.built, s.usable, s.chosen)), s.why) for s in found),
+        ((s.name, *("yes" if x else "no" for x in (s.built, s.usable, s.chosen)), _why(s)) for s in found),
     )
+
+
+def _why(info: "SetInfo") -> str:
+    """Why a set cannot be used, or why it is the one that is."""
+    if not info.chosen:
+        return info.why
+    from shardq.kernels.choice import ENVIRONMENT_NAME
+
+    return f"{ENVIRONMENT_NAME} names it" if os.environ.get(ENVIRONMENT_NAME) else "the fastest that this CPU runs"

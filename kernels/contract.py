@@ -107,9 +107,9 @@ class KernelSet(Protocol):
     ) -> None:
         """Per row: sum of (w - q)^2, sum of w^2, largest |w - q|, with q from dequantize_int; stats [rows, 3].
 
-        Differences are fp32. Sums run over blocks of 128 columns, padded with zeros: the fp32 squares of a block are added in
-        halves (column i + 64 to column i, then i + 32, then i + 16); the 16 sums go to 16 doubles, block by
-        block, which are added in halves at the end of the row. The block does not depend on the group. A NaN among the
+        Differences are fp32. Sums run over blocks of 128 columns, padded with zeros: the fp32 squares of columns 2i and
+        2i + 1 are added, then of the 64 sums i + 32 to i, then i + 16 to i; the 16 sums go to 16 doubles, block by
+        block, which are added in halves (i + 8 to i, ...) at the end of the row. The block does not depend on the group. A NaN among the
         differences makes the first and the third figure NaN; fp32 squares beyond 3.4e38 make a sum infinite.
         """
         ...
@@ -119,7 +119,7 @@ class KernelSet(Protocol):
 
         All numbers are unsigned 64-bit and wrap. There are 16 lanes; lane i starts as (i + 1) * 0x9e3779b97f4a7c15. The data,
         padded with zeros to a multiple of 128 bytes, is read as little-endian words; word j goes to lane j mod 16:
-            x = lane + word;  x = x ^ (x >> 29);  lane = x * 0x9e3779b1
+            x = lane + word;  x = x ^ (x >> 29);  lane = x * 0x9e3779b97f4a7c15
         The digest starts as n; for each lane in order: d = (d ^ lane) * 0xff51afd7ed558ccd;  d = d ^ (d >> 32).
         Every step is a bijection, so data of equal length that differs within one 8-byte word has another digest for
         certain; any other change goes unseen with a chance of about 2^-64.

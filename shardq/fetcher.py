@@ -1,5 +1,6 @@
 """Fetches remote shards ahead of the workers, a few at a time, under a cap on staged bytes."""
 
+import logging
 import os
 import queue
 import threading
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from shardq.checkpoint import Shard
-from shardq.errors import ShardqError
+from shardq.errors import ShardqError, TaskFailed
 from shardq.sources.base import Source
 
+logger = logging.getLogger(__name__)
 AHEAD: Final = 3  # shards staged or on their way at a time, without a disk cap
 THREADS: Final = 2
 
@@ -33,13 +35,14 @@ class Fetcher:
         source: Source,
         folder: Path,
         shards: Sequence[Shard],
+        staged: Sequence[Shard],
         cap_bytes: int | None,
         on_bytes: Callable[[int], None],
     ) -> None:
         self._source, self._folder, self._on_bytes = source, folder, on_bytes
         self._todo = list(reversed(shards))
         self._cap = cap_bytes
-        self._staged: dict[str, int] = {}  # shard -> bytes, on their way or here
+        self._staged = {s.name: s.size_bytes for s in staged}  # here (from an earlier run) or on their way
         self._change = threading.Condition()
         self._stop = False
         self._arrived: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
@@ -59,7 +62,7 @@ class Fetcher:
     def free(self, shard: Shard) -> None:
         """Tell that a staged shard was deleted."""
         with self._change:
-            self._staged.pop(shard.name, None)  # one that an earlier run staged was never counted
+            del self._staged[shard.name]
             self._change.notify_all()
 
     def close(self) -> None:
@@ -98,6 +101,9 @@ class Fetcher:
                 got = Fetched(shard, None, e)
             except _Stopped:
                 return
+            except Exception as e:  # a bug; this thread has to say so, or the run would wait for ever
+                logger.exception("fetching %s failed", shard.name)
+                got = Fetched(shard, None, TaskFailed(f"fetching {shard.name}: {type(e).__name__}: {e}"))
             self._arrived.put(got)
             os.write(self._wake, b"x")
 

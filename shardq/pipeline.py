@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from shardq.checkpoint import Shard
-from shardq.errors import DiskFull, Interrupted, ShardqError, Terminated
+from shardq.errors import BudgetTooSmall, DiskFull, Interrupted, ShardqError, SourceUnreadable, Terminated
 from shardq.executors.base import Executor, Job, Outcome
 from shardq.fetcher import Fetcher
 from shardq.files.atomic import preallocate, pwrite_all, writing
@@ -176,17 +176,26 @@ class Pipeline:
     def _bring(self) -> None:
         """Queue what is at hand and fetch the rest."""
         missing: list[Shard] = []
+        staged: list[Shard] = []
         for shard in self._plan.checkpoint.shards:
             if shard.name in self._sealed:
                 self._free(shard.name)  # a crash may have come between the journal line and the deletion
-            elif self._source.local_path(shard.name) or self._staged(shard).exists():
+            elif self._source.local_path(shard.name):
+                self._enqueue(shard.name)
+            elif self._staged(shard).exists():
+                staged.append(shard)
                 self._enqueue(shard.name)
             else:
                 missing.append(shard)
+        if missing and not self._source.remote:
+            raise SourceUnreadable(
+                f"shard {missing[0].name} of {self._source.label} is gone since its header was read: put it back and "
+                "run the same command again"
+            )
         if missing:
             cap = self._limits.max_disk_bytes
             self._fetcher = Fetcher(
-                self._source, self._staging.src, missing,
+                self._source, self._staging.src, missing, staged,
                 None if cap is None else cap - self._plan.output_bytes, lambda _count: None,
             )  # fmt: skip
 
@@ -215,23 +224,29 @@ class Pipeline:
         """Delete what we fetched, or the user's own shard when that was asked for."""
         shard = next(s for s in self._plan.checkpoint.shards if s.name == name)
         staged, own = self._staged(shard), self._source.local_path(name)
-        if staged.exists():
-            staged.unlink()
-            if self._fetcher:
-                self._fetcher.free(shard)
-        elif own and self._source.commit is None and self._limits.delete_source:  # a folder, never the Hub's cache
-            own.unlink()
-            logger.info("deleted source shard %s", own)
-        else:
-            return
+        with writing(own or staged):
+            if staged.exists():
+                staged.unlink()
+                if self._fetcher:
+                    self._fetcher.free(shard)
+            elif own and self._source.commit is None and self._limits.delete_source:  # a folder, never the Hub's cache
+                own.unlink()
+                logger.info("deleted source shard %s", own)
+            else:
+                return
         self._journal.append({"event": "freed", "shard": name}, durable=False)
 
     def _check_space(self) -> None:
-        """Refuse a run that the disk cannot hold, before it starts. Raises DiskFull."""
+        """Refuse a run that the disk or --max-disk cannot hold, before it starts. Raises DiskFull, BudgetTooSmall."""
         left = [f for f in self._plan.files if f.name not in self._sealed]
-        need = sum(f.size_bytes - _allocated(self._staging.part / f.name) for f in left)
-        sources = [s.size_bytes for s in self._missing()]
-        need += max(sources, default=0)
+        largest = max((s.size_bytes for s in self._missing()), default=0)
+        cap, least = self._limits.max_disk_bytes, self._plan.output_bytes + largest
+        if cap is not None and cap < least:
+            raise BudgetTooSmall(
+                f"--max-disk {cap / 1e9:.2f} GB is too small: the output takes {self._plan.output_bytes / 1e9:.2f} GB and "
+                f"the largest shard to fetch {largest / 1e9:.2f} GB; expected at least {least / 1e9:.2f} GB"
+            )
+        need = largest + sum(f.size_bytes - _allocated(self._staging.part / f.name) for f in left)
         free = shutil.disk_usage(self._staging.work).free
         if need > free:
             raise DiskFull(

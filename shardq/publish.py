@@ -6,7 +6,7 @@ so that no half-done folder loads.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +20,9 @@ from shardq.pipeline import Finished
 from shardq.plans import Plan
 from shardq.side_files import select_side_files
 from shardq.sources.base import Source
-from shardq.staging import PROVENANCE, Staging
+from shardq.staging import CONFIG, PROVENANCE, Staging
 from shardq.version import VERSION
 
-CONFIG: Final = "config.json"
 README: Final = "README.md"
 
 
@@ -45,7 +44,8 @@ def publish(plan: Plan, source: Source, staging: Staging, finished: Finished) ->
     block = plan.layout.config_block(plan.recipe.scheme, plan.choices(), VERSION)
     for name, content in plan.layout.config_files(block).items():
         extra[name] = dump(content)
-    extra[PROVENANCE] = dump(_provenance(plan, finished, total))
+    last = [plan.checkpoint.index_name, CONFIG] if plan.checkpoint.index_name else [CONFIG]
+    extra[PROVENANCE] = dump(_provenance(plan, finished, total, [*extra, PROVENANCE, *last]))
     if plan.checkpoint.index_name:
         extra[plan.checkpoint.index_name] = dump(_index(plan))
     extra[CONFIG] = _config(plan, block)
@@ -55,7 +55,8 @@ def publish(plan: Plan, source: Source, staging: Staging, finished: Finished) ->
     for name in order:
         _move(staging, name)
     for folder in {(staging.out / name).parent for name in order}:
-        sync_folder(folder)
+        with writing(folder):
+            sync_folder(folder)
     staging.remove()
     return Published(total, order)
 
@@ -71,7 +72,7 @@ def _source_card(plan: Plan, source: Source) -> str | None:
     return None
 
 
-def _provenance(plan: Plan, finished: Finished, total: Errors) -> dict[str, Any]:
+def _provenance(plan: Plan, finished: Finished, total: Errors, others: Iterable[str]) -> dict[str, Any]:
     return {
         "format": 1,
         "shardq": VERSION,
@@ -80,6 +81,7 @@ def _provenance(plan: Plan, finished: Finished, total: Errors) -> dict[str, Any]
         "identity": plan.identity(),
         "errors": {"relative": total.relative, "max": total.max_error, "weights": total.weights},
         "files": {name: {"sha256": sha, "size": size} for name, (sha, size) in sorted(finished.sealed.items())},
+        "others": sorted(others),  # every other file that is written
     }
 
 

@@ -1,9 +1,11 @@
 """Make a quantized checkpoint in a folder: plan, run and publish, or resume, or answer that it is done."""
 
+import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from shardq.budget import ByteBudget
 from shardq.checkpoint import Checkpoint
@@ -13,8 +15,9 @@ from shardq.executors.base import Executor
 from shardq.executors.inline import InlineExecutor
 from shardq.executors.processes import ProcessExecutor
 from shardq.files.atomic import write_atomic
+from shardq.files.safetensors import tensor_bytes
 from shardq.headers import read_checkpoint
-from shardq.ledger import Errors
+from shardq.ledger import LEDGER, Errors, decode_ledger
 from shardq.limits import Limits
 from shardq.lock import FolderLock
 from shardq.pipeline import Pipeline, source_paths
@@ -23,7 +26,7 @@ from shardq.progress import Report
 from shardq.publish import finished_identity, publish
 from shardq.recipe import Recipe
 from shardq.sources.base import Source
-from shardq.staging import Staging, changed_message, check_folder
+from shardq.staging import PROVENANCE, Staging, changed_message, check_folder
 from shardq.worker import Workplace
 
 ENTRY: Final = "shardq.worker:start"
@@ -52,10 +55,16 @@ def quantize_to_folder(
     began = time.perf_counter()
     staging = Staging(out)
     check_folder(out, _folder(source))
-    plan = make_plan(_checkpoint(source, staging, limits), recipe)
-    if not staging.work.exists() and not restart and (done := finished_identity(out)):
+    done = None if restart or staging.journal.exists() else finished_identity(out)
+    if done and limits.delete_source and _has_eaten(done, source, recipe):
+        return _result_from_records(out, began)
+    plan = make_plan(_checkpoint(source, staging, limits, restart), recipe)
+    if done:
         if done != plan.identity():
             raise RecipeChanged(changed_message(out, done, plan.identity()))
+        if staging.work.exists():  # a crash came while it was being removed
+            with FolderLock(staging.work / "lock"):
+                staging.remove()
         return _result(plan, out, True, None, began)
     task_bytes = limits.task_bytes(plan.largest_task_bytes)
     staging.make()
@@ -81,9 +90,9 @@ def make_executor(parallel: int, workplace: Workplace, task_bytes: int | None) -
     return ProcessExecutor(ENTRY, workplace, parallel, ByteBudget(task_bytes))
 
 
-def _checkpoint(source: Source, staging: Staging, limits: Limits) -> Checkpoint:
+def _checkpoint(source: Source, staging: Staging, limits: Limits, restart: bool) -> Checkpoint:
     """The source's headers; those of the first run when its shards are being deleted on the way."""
-    if limits.delete_source and staging.source_record.exists():
+    if limits.delete_source and not restart and staging.source_record.exists():
         return decode_checkpoint(staging.source_record.read_bytes())
     return read_checkpoint(source)
 
@@ -94,6 +103,32 @@ def _folder(source: Source) -> Path | None:
         return None
     path = source.local_path(files[0].name)
     return None if path is None else Path(str(path).removesuffix(files[0].name))
+
+
+def _has_eaten(done: Mapping[str, Any], source: Source, recipe: Recipe) -> bool:
+    """True if a finished run of this recipe has deleted all shards of this source, which cannot be planned again."""
+    there = {f.name for f in source.files()}
+    same_recipe = all(done.get(f"recipe.{k}") == v for k, v in recipe.as_dict().items())
+    return done["source.label"] == source.label and same_recipe and not any(s[0] in there for s in done["source.shards"])
+
+
+def _result_from_records(out: Path, began: float) -> Result:
+    """What `_result` would say about a finished folder."""
+    record = json.loads((out / PROVENANCE).read_bytes())
+    entries = decode_ledger((out / LEDGER).read_bytes())["tensors"].values()
+    quantized = sum(e["outcome"] == "quantized" for e in entries)
+    return Result(
+        output=out,
+        fingerprint=record["fingerprint"],
+        already_done=True,
+        quantized=quantized,
+        copied=len(entries) - quantized,
+        source_bytes=sum(tensor_bytes(e["dtype"], e["shape"]) for e in entries),
+        output_bytes=sum(f["size"] for f in record["files"].values()),
+        errors=None,
+        seconds=time.perf_counter() - began,
+        warnings=(),
+    )
 
 
 def _result(plan: Plan, out: Path, already: bool, errors: Errors | None, began: float) -> Result:

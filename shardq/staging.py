@@ -12,11 +12,12 @@ folder without config.json is unfinished, and one with shardq.json and without .
 """
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from shardq.errors import OutputOccupied, RecipeChanged
@@ -26,6 +27,7 @@ from shardq.tasks import Done
 
 WORK: Final = ".shardq"
 PROVENANCE: Final = "shardq.json"
+CONFIG: Final = "config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Staging:
         self.part = self.work / "part"
         self.ready = self.work / "ready"
         self.src = self.work / "src"
+        self.journal = self.work / "journal.jsonl"
         self.source_record = self.work / "source.json.zst"
 
     def make(self) -> None:
@@ -59,7 +62,7 @@ class Staging:
 
         Raises RecipeChanged, with the differing keys, when an earlier run had another identity and `restart` is false.
         """
-        journal, events = Journal.open(self.work / "journal.jsonl")
+        journal, events = Journal.open(self.journal)
         if events and events[0]["identity"] != identity:
             if not restart:
                 journal.close()
@@ -68,19 +71,23 @@ class Staging:
         if restart or not events:
             journal.close()
             self.discard()
-            journal, _ = Journal.open(self.work / "journal.jsonl")
+            journal, _ = Journal.open(self.journal)
             journal.append({"event": "start", "identity": identity}, durable=True)
             events = []
         return journal, self._progress(events)
 
     def discard(self) -> None:
-        """Remove everything that an earlier run left, except its lock."""
-        for folder in (self.part, self.ready, self.src):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        for file in (self.work / "journal.jsonl", self.source_record):
-            file.unlink(missing_ok=True)
-        sync_folder(self.work)
+        """Remove everything that an earlier run left, published or not, except its lock. Raises NotWritable."""
+        with writing(self.work):
+            for path in self._published():
+                path.unlink(missing_ok=True)
+            sync_folder(self.out)
+            for folder in (self.part, self.ready, self.src):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True, exist_ok=True)
+            for file in (self.journal, self.source_record):
+                file.unlink(missing_ok=True)
+            sync_folder(self.work)
 
     def settle(self, file: str) -> None:
         """Move a finished part into `ready`; durable when this returns."""
@@ -92,9 +99,26 @@ class Staging:
             sync_folder(source.parent)
 
     def remove(self) -> None:
-        """Remove the working folder: the output is complete."""
-        shutil.rmtree(self.work)
-        sync_folder(self.out)
+        """Remove the working folder: the output is complete. Raises NotWritable.
+
+        The journal goes first: while it is there the run counts as unfinished, and resuming needs the rest.
+        """
+        with writing(self.work):
+            self.journal.unlink(missing_ok=True)
+            sync_folder(self.work)
+            shutil.rmtree(self.work)
+            sync_folder(self.out)
+
+    def _published(self) -> list[Path]:
+        """What an earlier run has put, or was about to put, into the output folder; config.json first, so that the rest
+        never loads."""
+        names: set[str] = set()
+        for folder in (self.out, self.ready, self.part):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: not one of ours
+                record = json.loads((folder / PROVENANCE).read_bytes())
+                names |= {*record["files"], *record["others"]}
+        inside = [n for n in names if not PurePosixPath(n).is_absolute() and ".." not in PurePosixPath(n).parts]
+        return [self.out / n for n in sorted(inside, key=lambda n: (n != CONFIG, n == PROVENANCE, n))]
 
     def _progress(self, events: list[dict[str, Any]]) -> Progressed:
         tasks: dict[int, Done] = {}

@@ -13,10 +13,9 @@ from shardq.files.safetensors import Header, HeaderTensor, read_header
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout
 from shardq.ledger import LEDGER, decode_ledger
-from shardq.publish import CONFIG
 from shardq.schemes import Scheme
 from shardq.sources.base import Source
-from shardq.staging import PROVENANCE, WORK
+from shardq.staging import CONFIG, PROVENANCE, WORK
 from shardq.unpack import check_against_source, check_module
 
 HASH_BYTES = 8 << 20

@@ -4,21 +4,18 @@
 // so a change within one 8-byte word always changes the digest.
 
 constexpr int kDigestLanes = 16;
-constexpr uint64_t kDigestFactor = 0x9e3779b1u;  // odd and below 2^32: two 32-bit multiplications make the 64-bit product
-
-inline uint64_t digest_step(uint64_t lane, uint64_t word) {
-    const uint64_t sum = lane + word;
-    const uint64_t mixed = sum ^ (sum >> 29);
-    return (mixed & 0xffffffffu) * kDigestFactor + (((mixed >> 32) * kDigestFactor) << 32);
-}
+constexpr uint64_t kDigestFactor = 0x9e3779b97f4a7c15u;
 
 inline void digest_blocks(const uint8_t* SHARDQ_RESTRICT data, int64_t blocks, uint64_t* SHARDQ_RESTRICT lanes) {
-    uint64_t state[kDigestLanes];
+    uint64_t state[kDigestLanes];  // a copy that stays in registers
     std::memcpy(state, lanes, sizeof state);
     for (int64_t k = 0; k < blocks; k++) {
-        uint64_t words[kDigestLanes];
-        std::memcpy(words, data + k * static_cast<int64_t>(sizeof words), sizeof words);
-        for (int i = 0; i < kDigestLanes; i++) state[i] = digest_step(state[i], words[i]);
+        for (int i = 0; i < kDigestLanes; i++) {
+            uint64_t word;
+            std::memcpy(&word, data + 8 * (k * kDigestLanes + i), sizeof word);
+            const uint64_t sum = state[i] + word;
+            state[i] = (sum ^ (sum >> 29)) * kDigestFactor;
+        }
     }
     std::memcpy(lanes, state, sizeof state);
 }
@@ -26,7 +23,7 @@ inline void digest_blocks(const uint8_t* SHARDQ_RESTRICT data, int64_t blocks, u
 uint64_t checksum(const uint8_t* data, int64_t size_bytes) {
     constexpr int64_t kBlockBytes = 8 * kDigestLanes;
     uint64_t lanes[kDigestLanes];
-    for (int i = 0; i < kDigestLanes; i++) lanes[i] = static_cast<uint64_t>(i + 1) * 0x9e3779b97f4a7c15u;
+    for (int i = 0; i < kDigestLanes; i++) lanes[i] = static_cast<uint64_t>(i + 1) * kDigestFactor;
     const int64_t blocks = size_bytes / kBlockBytes, rest = size_bytes % kBlockBytes;
     digest_blocks(data, blocks, lanes);
     if (rest != 0) {

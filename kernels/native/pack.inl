@@ -12,24 +12,36 @@ constexpr uint64_t lane_mask(int lane, int kept) {
 
 template <int kBits>
 inline uint64_t join_eight(uint64_t codes) {
-    uint64_t x = codes & lane_mask(8, kBits);
-    x = (x | (x >> (8 - kBits))) & lane_mask(16, 2 * kBits);
-    x = (x | (x >> (16 - 2 * kBits))) & lane_mask(32, 4 * kBits);
-    return (x & 0xffffffffu) | (x >> 32 << (4 * kBits));
+    constexpr uint64_t kOne = lane_mask(16, kBits), kTwo = lane_mask(32, 2 * kBits), kFour = lane_mask(64, 4 * kBits);
+    uint64_t x = (codes & kOne) | ((codes >> (8 - kBits)) & (kOne << kBits));
+    x = (x & kTwo) | ((x >> (16 - 2 * kBits)) & (kTwo << (2 * kBits)));
+    return (x & kFour) | ((x >> (32 - 4 * kBits)) & (kFour << (4 * kBits)));
 }
 
 template <int kBits>
 inline uint64_t split_eight(uint64_t stream) {
-    constexpr uint64_t kHalf = (uint64_t{1} << (4 * kBits)) - 1;
-    uint64_t x = (stream & kHalf) | ((stream >> (4 * kBits) & kHalf) << 32);
-    x = (x | (x << (16 - 2 * kBits))) & lane_mask(16, 2 * kBits);
-    return (x | (x << (8 - kBits))) & lane_mask(8, kBits);
+    constexpr uint64_t kOne = lane_mask(16, kBits), kTwo = lane_mask(32, 2 * kBits), kFour = lane_mask(64, 4 * kBits);
+    uint64_t x = (stream & kFour) | ((stream << (32 - 4 * kBits)) & (kFour << 32));
+    x = (x & kTwo) | ((x << (16 - 2 * kBits)) & (kTwo << 16));
+    return (x & kOne) | ((x << (8 - kBits)) & (kOne << 8));
+}
+
+// How many of `eights` strides of `bits` bytes may be touched as 8 bytes without leaving the row.
+inline int64_t whole_words(int64_t eights, int bits) {
+    const int64_t size_bytes = eights * bits;
+    return size_bytes < 8 ? 0 : (size_bytes - 8) / bits + 1;
 }
 
 template <int kBits>
 inline void pack_row(const uint8_t* SHARDQ_RESTRICT codes, int64_t cols, uint8_t* SHARDQ_RESTRICT out) {
-    const int64_t eights = cols / 8;
-    for (int64_t i = 0; i < eights; i++) {
+    const int64_t eights = cols / 8, whole = whole_words(eights, kBits);
+    for (int64_t i = 0; i < whole; i++) {
+        uint64_t bytes;
+        std::memcpy(&bytes, codes + 8 * i, sizeof bytes);
+        const uint64_t joined = join_eight<kBits>(bytes);
+        std::memcpy(out + kBits * i, &joined, sizeof joined);
+    }
+    for (int64_t i = whole; i < eights; i++) {
         uint64_t bytes;
         std::memcpy(&bytes, codes + 8 * i, sizeof bytes);
         const uint64_t joined = join_eight<kBits>(bytes);
@@ -65,12 +77,26 @@ inline void pack_row<8>(const uint8_t* SHARDQ_RESTRICT codes, int64_t cols, uint
 
 template <int kBits>
 inline void unpack_row(const uint8_t* SHARDQ_RESTRICT stream, int64_t cols, uint8_t* SHARDQ_RESTRICT out) {
-    const int64_t eights = cols / 8;
-    for (int64_t i = 0; i < eights; i++) {
+    const int64_t eights = cols / 8, whole = whole_words(eights, kBits);
+    for (int64_t i = 0; i < whole; i++) {
+        uint64_t joined;
+        std::memcpy(&joined, stream + kBits * i, sizeof joined);
+        const uint64_t bytes = split_eight<kBits>(joined);
+        std::memcpy(out + 8 * i, &bytes, sizeof bytes);
+    }
+    for (int64_t i = whole; i < eights; i++) {
         uint64_t joined = 0;
         std::memcpy(&joined, stream + kBits * i, kBits);
         const uint64_t bytes = split_eight<kBits>(joined);
         std::memcpy(out + 8 * i, &bytes, sizeof bytes);
+    }
+}
+
+template <>
+inline void unpack_row<4>(const uint8_t* SHARDQ_RESTRICT stream, int64_t cols, uint8_t* SHARDQ_RESTRICT out) {
+    for (int64_t i = 0; i < cols / 8 * 4; i++) {
+        const uint16_t pair = static_cast<uint16_t>((stream[i] & 0x0fu) | (stream[i] & 0xf0u) << 4);
+        std::memcpy(out + 2 * i, &pair, sizeof pair);
     }
 }
 

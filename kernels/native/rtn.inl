@@ -22,7 +22,12 @@ constexpr int kBatch = 64;   // groups whose scales are computed at a time
 // Rounding leaves code + kBias as 16 bits: never negative, and a multiple of 256, so that truncation to a byte removes it.
 constexpr int32_t kBias = 512;
 
-struct GroupScales {
+struct Rounding {
+    float below, above, base, scale;
+    int32_t zero;
+};
+
+struct alignas(64) GroupScales {
     int32_t highest[kBatch];  // raw patterns, sign-extended: largest value >= 0, or negative when there is none
     uint32_t lowest[kBatch];  // raw patterns: most negative value, or positive when there is none
     float scale[kBatch];
@@ -31,6 +36,8 @@ struct GroupScales {
     int32_t zero[kBatch];
     float base[kBatch];  // kRound plus kBias plus the even part of zero
     int32_t bad[kBatch];
+
+    Rounding rounding(int i) const { return {below[i], above[i], base[i], scale[i], zero[i]}; }
 };
 
 // To the nearest fp16 value, half to even, kept as a float; x >= 0. Beyond fp16 the result exceeds kLargestScale.
@@ -93,11 +100,6 @@ inline uint32_t bracketed(float w, float below, float above, float base) {
     return bits_of_float(multiply_add(w, below, base) + multiply_add(w, above, base));
 }
 
-struct Rounding {
-    float below, above, base, scale;
-    int32_t zero;
-};
-
 template <class T>
 inline void round_columns(const typename T::Raw* SHARDQ_RESTRICT src, int64_t cols, Rounding r, int16_t* SHARDQ_RESTRICT out) {
     const int32_t offset = r.zero + kBias;
@@ -137,18 +139,23 @@ inline void round_columns<F32>(const uint32_t* SHARDQ_RESTRICT src, int64_t cols
     }
 }
 
-// Known widths let the compiler unroll without a remainder.
+template <class T, int kWidth>
+inline int round_whole_groups(const typename T::Raw* src, int64_t cols, const GroupScales& g, int16_t* out) {
+    int i = 0;
+    for (; (i + 1) * kWidth <= cols; i++) round_columns<T>(src + i * kWidth, kWidth, g.rounding(i), out + i * kWidth);
+    return i;
+}
+
+// The groups of `cols` columns. Known widths let the compiler unroll without a remainder.
 template <class T>
-inline void round_group(const typename T::Raw* src, int64_t cols, const GroupScales& g, int i, int16_t* out) {
-    const Rounding r{g.below[i], g.above[i], g.base[i], g.scale[i], g.zero[i]};
-    if (cols == 128) {
-        round_columns<T>(src, 128, r, out);
-    } else if (cols == 64) {
-        round_columns<T>(src, 64, r, out);
-    } else if (cols == 32) {
-        round_columns<T>(src, 32, r, out);
-    } else {
-        round_columns<T>(src, cols, r, out);
+inline void round_groups(const typename T::Raw* src, int64_t cols, int64_t group, const GroupScales& g, int count,
+                         int16_t* out) {
+    int i = 0;
+    if (group == 32) i = round_whole_groups<T, 32>(src, cols, g, out);
+    if (group == 64) i = round_whole_groups<T, 64>(src, cols, g, out);
+    if (group == 128) i = round_whole_groups<T, 128>(src, cols, g, out);
+    for (; i < count; i++) {
+        round_columns<T>(src + i * group, least(group, cols - i * group), g.rounding(i), out + i * group);
     }
 }
 
@@ -183,20 +190,18 @@ template <class T, bool kSymmetric>
 inline int64_t rtn_batch(const typename T::Raw* src, int64_t cols, const IntScheme& scheme, int count, uint8_t* codes,
                          float* scales, uint8_t* zeros) {
     GroupScales g;
-    int16_t span[kSpan];
+    alignas(64) int16_t span[kSpan];  // a vector that straddles cache lines costs twice
     const int64_t group = scheme.group;
     find_group_extremes<T>(src, cols, group, g, count);
     find_scales<T, kSymmetric>(g, count, scheme.bits);
     if (count == 1) {
         for (int64_t at = 0; at < cols; at += kSpan) {
             const int64_t width = least(kSpan, cols - at);
-            round_group<T>(src + at, width, g, 0, span);
+            round_columns<T>(src + at, width, g.rounding(0), span);
             clamp_columns(span, width, scheme.bits, codes + at);
         }
     } else {
-        for (int i = 0; i < count; i++) {
-            round_group<T>(src + i * group, least(group, cols - i * group), g, i, span + i * group);
-        }
+        round_groups<T>(src, cols, group, g, count, span);
         clamp_columns(span, cols, scheme.bits, codes);
     }
     std::memcpy(scales, g.scale, static_cast<size_t>(count) * sizeof *scales);

@@ -11,7 +11,7 @@ inline void shuffle_halves(const uint32_t* SHARDQ_RESTRICT src, uint32_t* SHARDQ
 }
 
 inline void transpose_tile(const uint32_t* src, int64_t src_stride, uint32_t* out, int64_t out_stride) {
-    uint32_t a[256], b[256];
+    alignas(64) uint32_t a[256], b[256];
     for (int i = 0; i < 16; i++) std::memcpy(a + 16 * i, src + i * src_stride, 16 * sizeof *a);
     shuffle_halves(a, b);
     shuffle_halves(b, a);

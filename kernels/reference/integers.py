@@ -62,8 +62,9 @@ def dequantized(codes: NDArray[Any], scales: NDArray[Any], zeros: NDArray[Any], 
 
 def sum_of_squares(x: torch.Tensor) -> torch.Tensor:
     """Per row, float64 [rows], in the order that KernelSet.error_int fixes."""
-    lanes = grouped_blocks(x).square()
-    for half in (64, 32, 16):
+    squares = grouped_blocks(x).square()
+    lanes = squares[..., 0::2] + squares[..., 1::2]
+    for half in (32, 16):
         lanes = lanes[..., :half] + lanes[..., half:]
     total = torch.zeros(x.shape[0], 16, dtype=torch.float64)
     for block in lanes.double().unbind(1):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 WORD_BITS = 32
 DIGEST_LANES = 16
 UNSIGNED = 2**64 - 1
+FACTOR = 0x9E3779B97F4A7C15
 
 
 def packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -34,11 +35,11 @@ def digest(data: NDArray[Any]) -> int:
     padded = np.zeros(-(-data.size // 128) * 128, np.uint8)
     padded[: data.size] = data
     blocks = torch.from_numpy(padded.view("<i8").astype(np.int64).reshape(-1, DIGEST_LANES))
-    starts = [(i + 1) * 0x9E3779B97F4A7C15 & UNSIGNED for i in range(DIGEST_LANES)]
+    starts = [(i + 1) * FACTOR & UNSIGNED for i in range(DIGEST_LANES)]
     lanes = torch.from_numpy(np.array(starts, np.uint64).view(np.int64))
     for words in blocks:
         total = lanes + words
-        lanes = (total ^ shifted_right(total, 29)) * 0x9E3779B1
+        lanes = (total ^ shifted_right(total, 29)) * (FACTOR - 2**64)
     result = data.size
     for lane in lanes.tolist():
         result = (result ^ (lane & UNSIGNED)) * 0xFF51AFD7ED558CCD & UNSIGNED

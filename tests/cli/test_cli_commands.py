@@ -145,6 +145,15 @@ def test_tables_list_everything_there_is(run: Run, run_json: RunJson) -> None:
         assert [line.split()[0] for line in lines[1:]] == list(names)
 
 
+def test_kernels_says_why_a_set_was_chosen(run_json: RunJson, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SHARDQ_KERNELS", raising=False)
+    fastest = {k["name"]: k["why"] for k in run_json("kernels")["kernels"] if k["chosen"]}
+    assert list(fastest.values()) == ["the fastest that this CPU runs"]
+    monkeypatch.setenv("SHARDQ_KERNELS", "baseline")
+    named = {k["name"]: k["why"] for k in run_json("kernels")["kernels"] if k["chosen"]}
+    assert named == {"baseline": "SHARDQ_KERNELS names it"}
+
+
 def test_log_goes_to_the_log_file(demo_copy: Path, tmp_path: Path, run: Run) -> None:
     log = tmp_path / "run.log"
     words = ("--parallel", 1, "--delete-source", "--log-file", log)

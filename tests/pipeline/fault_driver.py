@@ -19,20 +19,21 @@ from typing import Any, Final
 
 import shardq
 from shardq.errors import ShardqError
-from shardq.pipeline import Pipeline  # imported before the forks, so that each of them is quick
 
 WATCHED: Final = ("pwrite", "fsync", "replace", "unlink", "mkdir", "rmdir", "ftruncate", "posix_fallocate")
 CONFIG: Final = "config.json"
 ERRORS: Final = (errno.ENOSPC, errno.EIO)
 DONE, REFUSED, RAISED = 0, 10, 11  # exit codes of a run
-assert Pipeline
 
 
 def main(mode: str, source: Path, out: Path, delete_source: bool) -> None:
     """Every call in turn."""
     scene = Scene(source, out, delete_source)
     scene.reset()
-    calls = scene.run(None, mode)[1]
+    shardq.quantize(source, output_dir=out, limits=shardq.Limits(parallel=1))  # loads every module before the forks
+    scene.reset()
+    code, calls = scene.run(None, mode)
+    assert code == DONE, f"the undisturbed run ended with {code}"
     expected = contents(out)
     wrong: list[str] = []
     for call in range(1, calls + 1):
@@ -86,7 +87,8 @@ class Scene:
         limits = shardq.Limits(parallel=1, delete_source=self.delete_source)
         try:
             shardq.quantize(self.source, output_dir=self.out, limits=limits)
-        except ShardqError:
+        except ShardqError as e:
+            print(f"call {fault_at}: {e}", file=sys.stderr)
             return REFUSED
         except Exception as e:
             print(f"call {fault_at}: {e!r}", file=sys.stderr)

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -39,7 +38,7 @@ def make_weight() -> torch.Tensor:
 
 
 def write_checkpoint(folder: Path, weight: torch.Tensor) -> None:
-    """A one-layer Qwen3 checkpoint whose q_proj is `weight`, with a tokenizer, which auto-round's whole-model flow wants."""
+    """A one-layer Qwen3 checkpoint whose q_proj is `weight`, with the tokenizer that the whole-model flow wants."""
     folder.mkdir(parents=True)
     heads, hidden, wide = ROWS // 32, COLUMNS, 64
     shapes = {
@@ -69,7 +68,7 @@ def write_checkpoint(folder: Path, weight: torch.Tensor) -> None:
 
 
 def run_auto_round(source: Path, out: Path, bits: int, symmetric: bool) -> dict[str, torch.Tensor]:
-    """What auto-round writes for MODULE: model-free, or by the whole-model flow for 3 bits, which model-free refuses."""
+    """What auto-round writes for MODULE: model-free, or by the whole-model flow for 3 bits, which the former refuses."""
     flow = ["--iters", "0", "--disable_model_free"] if bits == 3 else ["--model_free"]
     words = ["--model", source, "--scheme", f"W{bits}A16", "--group_size", str(GROUP), "--format", "auto_round", *flow]
     words += ["--disable_opt_rtn", "--disable_torch_compile", "--device_map", "cpu", "--output_dir", out]
@@ -115,20 +114,19 @@ def run_gptqmodel(weight: torch.Tensor, bits: int, symmetric: bool) -> dict[str,
 def save(folder: str, case: str, tensors: dict[str, torch.Tensor]) -> None:
     """Write one case."""
     (HERE / folder).mkdir(exist_ok=True)
-    np.savez_compressed(HERE / folder / f"{case}.npz", **{k: v.numpy() for k, v in tensors.items()})
+    save_file({k: v.contiguous() for k, v in tensors.items()}, HERE / folder / f"{case}.safetensors")
 
 
 def main() -> None:
     """Make every case."""
     scratch, weight = Path(sys.argv[1]), make_weight()
     write_checkpoint(scratch / "source", weight)
-    np.savez_compressed(HERE / "weight.npz", weight=weight.view(torch.uint16).numpy())
-    for bits in (2, 3, 4, 8):
-        for symmetric in (True, False):
-            case = f"{'sym' if symmetric else 'asym'}{bits}"
-            if symmetric or bits != 3:  # 3-bit asymmetric: no flow computes it in float32
-                save("auto_round", case, run_auto_round(scratch / "source", scratch / case, bits, symmetric))
-            save("gptq", case, run_gptqmodel(weight, bits, symmetric))
+    save_file({"weight": weight.view(torch.uint16)}, HERE / "weight.safetensors")
+    for case in ("sym2", "sym3", "sym4", "sym8", "asym2", "asym4", "asym8"):
+        bits, symmetric = int(case[-1]), case.startswith("sym")
+        save("auto_round", case, run_auto_round(scratch / "source", scratch / case, bits, symmetric))
+    for case in ("sym4", "sym8", "asym3", "asym4"):
+        save("gptq", case, run_gptqmodel(weight, int(case[-1]), case.startswith("sym")))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""Pack a matrix as a worker does: in slabs, each in tiles, each slab's arrays full of rubbish before."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from shardq.kernels import KernelSet, load
+from shardq.layouts.base import Layout
+from shardq.quantizers.quantized import Quantized
+from shardq.schemes import Scheme
+from shardq.worker import TARGET_ARRAYS
+
+Pack = Callable[..., dict[str, NDArray[Any]]]
+
+
+@pytest.fixture(scope="session")
+def kernels() -> KernelSet:
+    """The kernels that a run would use here."""
+    return load()
+
+
+@pytest.fixture(scope="session")
+def pack_whole(kernels: KernelSet) -> Pack:
+    """A function that packs quantized rows in tiles and slabs of so many rows and joins the slabs."""
+
+    def pack(
+        layout: Layout, scheme: Scheme, q: Quantized, *, tile: int = 1 << 20, slab: int = 1 << 20, rubbish: int = 0xA5
+    ) -> dict[str, NDArray[Any]]:
+        rows, columns = q.codes.shape
+        specs = layout.outputs(scheme, rows, columns)
+        whole: dict[str, NDArray[Any]] = {s.suffix: np.empty(s.shape, TARGET_ARRAYS[s.dtype]) for s in specs}
+        for begin in range(0, rows, slab):
+            end = min(rows, begin + slab)
+            out: dict[str, NDArray[Any]] = {}
+            for s in specs:
+                out[s.suffix] = np.empty(s.slab_shape(rows, begin, end), TARGET_ARRAYS[s.dtype])
+                out[s.suffix].reshape(-1).view(np.uint8)[:] = rubbish
+            for row in range(begin, end, tile):
+                part = slice(row, min(end, row + tile))
+                tiled = Quantized(q.codes[part], q.scales[part], q.zeros[part])
+                layout.pack(tiled, row - begin, out, scheme, kernels)
+            for s in specs:
+                if s.slab_axis is None:
+                    if begin == 0:
+                        whole[s.suffix][:] = out[s.suffix]
+                    continue
+                first, last = s.slab_range(rows, begin, end)
+                where = (slice(first, last),) if s.slab_axis == 0 else (slice(None), slice(first, last))
+                whole[s.suffix][where] = out[s.suffix]
+        return whole
+
+    return pack

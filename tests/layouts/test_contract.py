@@ -1,0 +1,275 @@
+"""What every row of LAYOUTS promises; a new layout is tested by being there."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from shardq.arena import Arena
+from shardq.formats import ELEMENTS, STORAGE, WEIGHT_DTYPES
+from shardq.kernels import KernelSet
+from shardq.layouts import LAYOUTS, find_layout
+from shardq.layouts.base import Layout, ModuleChoice
+from shardq.quantizers.quantized import Quantized
+from shardq.quantizers.rtn import quantize_rows, take_buffers
+from shardq.schemes import WHOLE_ROW, WIDTHS, Scheme
+from shardq.worker import TARGET_ARRAYS
+
+Pack = Callable[..., dict[str, NDArray[Any]]]
+each_layout: Final = pytest.mark.parametrize("layout", LAYOUTS, ids=[x.name for x in LAYOUTS])
+each_width: Final = pytest.mark.parametrize("bits", WIDTHS)
+each_symmetry: Final = pytest.mark.parametrize("symmetric", [True, False], ids=["sym", "asym"])
+
+
+def random_rows(scheme: Scheme, rows: int, columns: int, seed: int) -> Quantized:
+    """Any canonical result: every code, scale and zero point that the scheme allows, with both ends of each range."""
+    rng, groups, top = np.random.default_rng(seed), scheme.groups(columns), 1 << scheme.bits
+    codes = rng.integers(0, top, (rows, columns), np.uint8, endpoint=False)
+    codes[0, :2] = 0, top - 1
+    scales = rng.standard_normal((rows, groups)).astype(np.float16).astype(np.float32)
+    scales[0, 0], scales[-1, -1] = 2.0**-24, -65504.0 if scheme.symmetric else 65504.0
+    if scheme.symmetric:
+        return Quantized(codes, scales, np.full((rows, groups), top // 2, np.uint8))
+    zeros = rng.integers(0, top, (rows, groups), np.uint8, endpoint=False)
+    zeros[0, 0], zeros[-1, -1] = 0, top - 1
+    return Quantized(codes, np.abs(scales), zeros)
+
+
+def equal(a: Quantized, b: Quantized) -> bool:
+    pairs = ((a.codes, b.codes), (a.scales, b.scales), (a.zeros, b.zeros))
+    return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in pairs)
+
+
+# --- names and table ---------------------------------------------------------------------------------------------
+
+
+def test_layout_names_are_unambiguous() -> None:
+    words = [w for x in LAYOUTS for w in (x.name, *x.aliases)]
+    assert len(words) == len(set(words))
+    for layout in LAYOUTS:
+        assert all(find_layout(w.upper()) is layout for w in (layout.name, *layout.aliases))
+        assert layout.summary
+        assert layout.loaders
+
+
+# --- pack and unpack ---------------------------------------------------------------------------------------------
+
+
+@each_layout
+@each_width
+@each_symmetry
+@pytest.mark.parametrize("group", [WHOLE_ROW, 16, 32, 48, 96])
+def test_outputs_are_filled_to_the_last_byte_and_read_back(
+    layout: Layout, bits: int, symmetric: bool, group: int, kernels: KernelSet, pack_whole: Pack
+) -> None:
+    scheme, rows, columns = Scheme(f"int{bits}", group, symmetric), 96, 96
+    assert layout.refuse(scheme, scheme, rows, columns) is None
+    q = random_rows(scheme, rows, columns, seed=bits)
+    one, other = (pack_whole(layout, scheme, q, tile=32, rubbish=r) for r in (0x00, 0xFF))
+    specs = layout.outputs(scheme, rows, columns)
+    assert [s.suffix for s in specs] == list(one)
+    for s in specs:
+        assert s.dtype in STORAGE
+        assert one[s.suffix].tobytes() == other[s.suffix].tobytes(), f"{s.suffix} keeps what was there before"
+    assert equal(layout.unpack(one, scheme, kernels), q)
+
+
+@each_layout
+@given(
+    bits=st.sampled_from(WIDTHS), symmetric=st.booleans(), groups=st.integers(1, 4),
+    group=st.sampled_from([16, 32, 64]), units=st.integers(1, 6), tile=st.integers(1, 7), slab=st.integers(1, 7), seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_tiles_and_slabs_do_not_change_a_byte(
+    layout: Layout, bits: int, symmetric: bool, groups: int, group: int, units: int, tile: int, slab: int, seed: int,
+    kernels: KernelSet, pack_whole: Pack,
+) -> None:  # fmt: skip
+    scheme, rows, columns = Scheme(f"int{bits}", group, symmetric), units * layout.slab_rows, groups * group * 2
+    q = random_rows(scheme, rows, columns, seed)
+    whole = pack_whole(layout, scheme, q)
+    cut = pack_whole(layout, scheme, q, tile=tile * layout.slab_rows, slab=slab * layout.slab_rows)
+    assert {k: v.tobytes() for k, v in cut.items()} == {k: v.tobytes() for k, v in whole.items()}
+    assert equal(layout.unpack(cut, scheme, kernels), q)
+
+
+@each_layout
+@each_width
+@each_symmetry
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+def test_quantized_weights_of_each_dtype_read_back_near_what_they_were(
+    layout: Layout, bits: int, symmetric: bool, dtype: str, kernels: KernelSet, pack_whole: Pack
+) -> None:
+    scheme = Scheme(f"int{bits}", 32, symmetric)
+    values = np.random.default_rng(bits).standard_normal((64, 96)).astype(np.float32)
+    raw: NDArray[Any] = {"BF16": (values.view(np.uint32) >> 16).astype(np.uint16), "F16": values.astype(np.float16).view(np.uint16),
+           "F32": values}[dtype]  # fmt: skip
+    weights = np.empty(values.shape, np.float32)
+    kernels.widen(raw, dtype, weights)
+    arena = Arena()
+    arena.reset(1 << 20)
+    q, bad = quantize_rows(raw, dtype, scheme, take_buffers(arena, 64, 96, scheme), kernels)
+    assert bad == 0
+    read = layout.unpack(pack_whole(layout, scheme, q, tile=32), scheme, kernels)
+    assert equal(read, q)
+    scale, zero = (np.repeat(x.astype(np.float32), 32, axis=1) for x in (read.scales, read.zeros))
+    error = np.abs(scale * (read.codes - zero) - weights)
+    # Half a step; more where the extreme of a symmetric group has no code of its own, or a zero point is rounded.
+    assert (error <= 1.5 * np.abs(scale) * 1.001).all()
+    assert np.median(error / np.abs(scale)) < 0.5
+
+
+@each_layout
+@each_width
+def test_outputs_have_the_documented_sizes(layout: Layout, bits: int) -> None:
+    scheme, rows, columns = Scheme(f"int{bits}", 32, symmetric=True), 96, 64
+    specs = layout.outputs(scheme, rows, columns)
+    sizes = {s.suffix: int(np.prod(s.shape)) * STORAGE[s.dtype].bits for s in specs}
+    assert max(sizes.values()) >= rows * columns * bits  # the codes fit
+    for s in specs:
+        assert np.dtype(TARGET_ARRAYS[s.dtype]).itemsize * 8 == STORAGE[s.dtype].bits
+        for cut in range(layout.slab_rows, rows, layout.slab_rows):
+            above, below = s.slab_shape(rows, 0, cut), s.slab_shape(rows, cut, rows)
+            if s.slab_axis is None:
+                assert (above, below) == (s.shape, (0,))
+            else:
+                assert above[s.slab_axis] + below[s.slab_axis] == s.shape[s.slab_axis]
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+@each_layout
+def test_refuse_ragged_groups(layout: Layout) -> None:
+    for group, columns in ((128, 192), (48, 64), (128, 96), (1024, 512)):
+        scheme = Scheme("int4", group, symmetric=True)
+        refusal = layout.refuse(scheme, scheme, 64, columns)
+        assert refusal is not None
+        assert refusal.ragged
+        assert str(group) in refusal.reason
+        assert str(columns) in refusal.reason
+        fits = replace(scheme, group_size=32)
+        assert layout.refuse(fits, fits, 64, columns) is None
+
+
+@each_layout
+@pytest.mark.parametrize(("rows", "columns"), [(100, 64), (64, 100), (1, 64), (16, 32), (63, 63)])
+def test_refuse_sides_that_are_not_whole_words(layout: Layout, rows: int, columns: int) -> None:
+    scheme = Scheme("int4", WHOLE_ROW, symmetric=True)
+    refusal = layout.refuse(scheme, scheme, rows, columns)
+    assert refusal is not None
+    assert not refusal.ragged
+
+
+@each_layout
+def test_refuse_every_element_that_no_loader_reads(layout: Layout) -> None:
+    for name, element in ELEMENTS.items():
+        scheme = Scheme(name, 32, symmetric=True)
+        refusal = layout.refuse(scheme, scheme, 64, 64)
+        if element.is_integer and element.bits in WIDTHS:
+            assert refusal is None, name
+        else:
+            assert refusal is not None, name
+            assert not refusal.ragged
+            assert name in refusal.reason
+
+
+@each_layout
+@each_symmetry
+def test_refuse_what_one_config_cannot_mix(layout: Layout, symmetric: bool) -> None:
+    refusal = layout.refuse(Scheme("int4", 32, symmetric), Scheme("int4", 32, not symmetric), 64, 64)
+    assert refusal is not None
+    assert not refusal.ragged
+
+
+# --- configuration -----------------------------------------------------------------------------------------------
+
+SCHEMES: Final = [Scheme(f"int{b}", g, symmetric=True) for b in WIDTHS for g in (WHOLE_ROW, 32, 128)]
+PLACES: Final = [
+    *(f"model.layers.{i}.{m}" for i in (0, 1, 2, 10, 11) for m in ("self_attn.q_proj", "mlp.down_proj", "mlp.gate")),
+    *(f"model.layers.{i}.mlp.experts.{e}.up_proj" for i in (0, 1) for e in (0, 1, 10)),
+    "transformer.h.3.attn+x.c_proj", "visual.blocks.0.attn.qkv", "model.layers.1.mlp.gate_up", "layers.5",
+    "pooler.dense",
+]  # fmt: skip
+HEADS: Final = ["lm_head", "score", "model.head", "encoder.layer.0.attention.output"]
+
+
+@st.composite
+def chosen_modules(draw: st.DrawFn) -> tuple[Scheme, list[ModuleChoice]]:
+    """A default scheme and what was decided for some modules, at least one of them quantized."""
+    symmetric = draw(st.booleans())
+    schemes = [
+        replace(s, symmetric=symmetric) for s in draw(st.lists(st.sampled_from(SCHEMES), min_size=1, max_size=3))
+    ]
+    default = schemes[0]
+    wanted = st.sampled_from([None, default, default, *schemes])
+    linear = [ModuleChoice(m, "linear", draw(wanted)) for m in draw(st.lists(st.sampled_from(PLACES), unique=True))]
+    heads = [ModuleChoice(m, "head", draw(wanted)) for m in draw(st.lists(st.sampled_from(HEADS), unique=True))]
+    sure = ModuleChoice("model.layers.7.self_attn.k_proj", "linear", default)
+    return default, draw(st.permutations([*linear, *heads, sure]))
+
+
+@each_layout
+@given(chosen=chosen_modules())
+def test_a_loader_believes_of_every_module_what_was_decided(
+    layout: Layout, chosen: tuple[Scheme, list[ModuleChoice]]
+) -> None:
+    default, choices = chosen
+    block = layout.config_block(default, choices, "0.0")
+    read = json.loads(json.dumps(block, allow_nan=False))
+    assert read == block, "not plain JSON"
+    assert {c.module: layout.scheme_of(read, c.module) for c in choices} == {c.module: c.scheme for c in choices}
+    for content in layout.config_files(block).values():
+        assert json.loads(json.dumps(content, allow_nan=False)) == block
+
+
+@each_layout
+def test_a_config_without_exceptions_names_no_module(layout: Layout) -> None:
+    scheme = Scheme("int4", 128, symmetric=True)
+    choices = [ModuleChoice(f"model.layers.{i}.mlp.up_proj", "linear", scheme) for i in range(40)]
+    assert "up_proj" not in json.dumps(layout.config_block(scheme, choices, "0.0"))
+
+
+@each_layout
+def test_a_config_names_who_wrote_it_and_what_loaders_ask_for_first(layout: Layout) -> None:
+    scheme = Scheme("int8", 64, symmetric=True)
+    block = layout.config_block(scheme, [ModuleChoice("a.0.b", "linear", scheme)], "1.2.3")
+    assert "shardq:1.2.3" in json.dumps(block)
+    assert (block["bits"], block["group_size"], block["sym"]) == (8, 64, True)
+    assert block["quant_method"]
+
+
+@given(chosen=chosen_modules())
+def test_gptq_rules_for_kept_modules_match_those_and_no_other(chosen: tuple[Scheme, list[ModuleChoice]]) -> None:
+    default, choices = chosen
+    rules = find_layout("gptq").config_block(default, choices, "0.0").get("dynamic", {})
+    kept = {c.module for c in choices if c.scheme is None}
+    # GPTQModel and vLLM use re.match; both ends are anchored, so that re.search and re.fullmatch say the same.
+    for test in (re.match, re.search, re.fullmatch):
+        hit = {c.module for c in choices for r in rules if r.startswith("-:") and test(r[2:], c.module)}
+        assert hit == kept
+    for c in choices:
+        assert sum(bool(re.match(r[2:], c.module)) for r in rules) <= 1, f"{c.module}: the order of rules would count"
+
+
+def test_gptq_keeps_rules_short_for_many_layers() -> None:
+    scheme = Scheme("int4", 128, symmetric=True)
+    kept = [ModuleChoice(f"model.layers.{i}.mlp.gate", "router", None) for i in range(90)]
+    rest = [ModuleChoice(f"model.layers.{i}.mlp.up_proj", "linear", scheme) for i in range(90)]
+    block = find_layout("gptq").config_block(scheme, [*kept, *rest], "0.0")
+    assert list(block["dynamic"]) == [r"-:^model\.layers\.\d+\.mlp\.gate$"]
+
+
+def test_auto_round_names_kept_modules_in_full() -> None:
+    """vLLM 0.32 compares names in extra_config; a regular expression there would not keep anything."""
+    scheme = Scheme("int4", 128, symmetric=True)
+    choices = [ModuleChoice(f"model.layers.{i}.mlp.gate", "router", None) for i in range(3)]
+    choices.append(ModuleChoice("model.layers.0.mlp.up_proj", "linear", scheme))
+    block = find_layout("auto_round").config_block(scheme, choices, "0.0")
+    assert list(block["extra_config"]) == [f"model.layers.{i}.mlp.gate" for i in range(3)]
+    assert block["block_name_to_quantize"] == "model.layers"

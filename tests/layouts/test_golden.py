@@ -1,0 +1,66 @@
+"""Our bytes against those of each format's own library; golden/*/PROVENANCE.md says how they were made."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from shardq.arena import Arena
+from shardq.kernels import KernelSet
+from shardq.layouts import LAYOUTS, find_layout
+from shardq.quantizers.quantized import Quantized
+from shardq.quantizers.rtn import quantize_rows, take_buffers
+from shardq.schemes import Scheme
+
+Pack = Callable[..., dict[str, NDArray[Any]]]
+GOLDEN: Final = Path(__file__).with_name("golden")
+CASES: Final = sorted(GOLDEN.glob("*/*.safetensors"))
+CUTS: Final = [(1 << 20, 1 << 20), (32, 1 << 20), (64, 1 << 20), (1 << 20, 32), (32, 64)]  # tile rows, slab rows
+
+
+def scheme_of_case(case: Path) -> Scheme:
+    return Scheme(f"int{case.stem[-1]}", group_size=32, symmetric=case.stem.startswith("sym"))
+
+
+def quantized_weight(scheme: Scheme, kernels: KernelSet) -> Quantized:
+    """Our codes for the golden weight."""
+    weight = load_file(GOLDEN / "weight.safetensors")["weight"]
+    rows, columns = weight.shape
+    arena = Arena()
+    arena.reset(1 << 20)
+    part, bad = quantize_rows(weight, "BF16", scheme, take_buffers(arena, rows, columns, scheme), kernels)
+    assert bad == 0
+    return Quantized(part.codes.copy(), part.scales.copy(), part.zeros.copy())
+
+
+def test_every_layout_has_golden_files_with_their_provenance() -> None:
+    for layout in LAYOUTS:
+        assert len(list((GOLDEN / layout.name).glob("*.safetensors"))) >= 4, layout.name
+        assert (GOLDEN / layout.name / "PROVENANCE.md").exists(), layout.name
+
+
+@pytest.mark.parametrize(("tile", "slab"), CUTS, ids=lambda n: "whole" if n > 96 else str(n))
+@pytest.mark.parametrize("case", CASES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_packed_bytes_equal_the_peers(case: Path, tile: int, slab: int, kernels: KernelSet, pack_whole: Pack) -> None:
+    scheme = scheme_of_case(case)
+    ours = pack_whole(find_layout(case.parent.name), scheme, quantized_weight(scheme, kernels), tile=tile, slab=slab)
+    theirs = load_file(case)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        assert ours[name].dtype == theirs[name].dtype, name
+        assert ours[name].shape == theirs[name].shape, name
+        assert ours[name].tobytes() == theirs[name].tobytes(), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_the_peers_bytes_unpack_to_our_codes(case: Path, kernels: KernelSet) -> None:
+    scheme = scheme_of_case(case)
+    ours, theirs = quantized_weight(scheme, kernels), load_file(case)
+    read = find_layout(case.parent.name).unpack(theirs, scheme, kernels)
+    assert np.array_equal(read.codes, ours.codes)
+    assert np.array_equal(read.scales, ours.scales)
+    assert np.array_equal(read.zeros, ours.zeros)
