@@ -1,16 +1,19 @@
 """The functions that scripts call. They return typed values, print nothing, and raise ShardqError."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardq.headers import read_checkpoint, read_dump
-from shardq.inspection import Inspection, inspect_source
 from shardq.limits import Limits
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
 from shardq.run import Result, quantize_to_folder
 from shardq.sources import open_source
-from shardq.verification import Verification, verify_folder
+
+if TYPE_CHECKING:
+    from shardq.inspection import Inspection
+    from shardq.verification import Verification
 
 
 def quantize(
@@ -48,17 +51,21 @@ def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16") -> Plan:
     return make_plan(read_dump(Path(folder)), _recipe(recipe))
 
 
-def verify(folder: str | Path, *, deep: bool = False, source: str | Path | None = None) -> Verification:
+def verify(folder: str | Path, *, deep: bool = False, source: str | Path | None = None) -> "Verification":
     """Check a finished output folder against its ledger, index, headers and configuration.
 
     `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed
     from the original weights and copies are compared byte for byte. Raises VerifyFailed when nothing can be checked.
     """
+    from shardq.verification import verify_folder  # brings numpy
+
     return verify_folder(Path(folder), deep, open_source(str(source)) if source is not None else None)
 
 
-def inspect(source: str | Path, *, subfolder: str | None = None) -> Inspection:
+def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection":
     """Roles, schemes, layout and bits per weight of a repo or folder, from headers alone."""
+    from shardq.inspection import inspect_source
+
     return inspect_source(open_source(str(source), subfolder))
 
 

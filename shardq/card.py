@@ -5,8 +5,6 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
-import yaml
-
 from shardq.ledger import Errors
 from shardq.plans import Plan
 from shardq.recipe import Recipe
@@ -23,19 +21,20 @@ WORST: Final = 5  # modules listed with the largest relative error
 
 
 def make_card(plan: Plan, errors: Mapping[str, Errors], total: Errors, source_card: str | None) -> str:
-    """README.md with the front matter that the Hub reads; the same text for the same plan and output."""
+    """README.md with the front matter that the Hub reads (JSON values, which YAML contains); the same text for the same
+    plan and output."""
     c = plan.checkpoint
     counts = {a: sum(d.action == a for d in plan.decisions) for a in ("quantize", "copy")}
     command = make_command(plan)
-    front = yaml.safe_dump(_front_matter(plan, source_card), sort_keys=False, allow_unicode=True)
+    front = "\n".join(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in _front_matter(plan, source_card).items())
     worst = sorted(errors.items(), key=lambda kv: (-kv[1].relative, kv[0]))[:WORST]
     at = f" at commit `{c.commit}`" if c.commit else ""
     lines = [
-        "---", front.rstrip(), "---", "",
+        "---", front, "---", "",
         f"# {c.label.rpartition('/')[2]}, {plan.recipe.scheme.name}", "",
         f"Quantized from `{c.label}`{at} with shardq, without calibration data:", "",
         "```", command, "```", "",
-        f"- {counts['quantize']} weight matrices quantized, layout `{plan.layout.name}`; {counts['copy']} tensors copied.",
+        f"- {counts['quantize']} weight matrices quantized, layout `{plan.layout.name}`; {counts['copy']} tensors kept.",
         f"- {plan.source_bytes / 1e9:.2f} GB became {plan.output_bytes / 1e9:.2f} GB.",
         f"- Loads in: {plan.layout.loaders}.",
         f"- Relative error of all quantized weights (root of squared error over square): {total.relative:.5f}.", "",
@@ -103,6 +102,8 @@ def _read_front_matter(card: str) -> dict[str, Any]:
     """The YAML block at the head of a card; empty when there is none or it is malformed."""
     if not card.startswith("---"):
         return {}
+    import yaml
+
     try:
         front = yaml.safe_load(card[3:].partition("\n---")[0])
     except yaml.YAMLError:

@@ -233,8 +233,8 @@ def _ragged_message(layout: str, ragged: Sequence[Decision]) -> str:
     advice = f"--group-size {' or '.join(fits)} fits them all; or " if fits else ""
     return (
         f"group size {', '.join(map(str, sizes))} does not divide the columns of {_listed(ragged)}, and layout {layout} "
-        f"cannot hold a short group: {advice}--ragged shrink (largest group that fits, per module) or --ragged "
-        "keep (source precision)"
+        f"cannot hold a short group: {advice}--ragged shrink (the largest group that fits, per module) or "
+        "--ragged keep (source precision)"
     )
 
 

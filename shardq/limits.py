@@ -38,7 +38,7 @@ class Limits:
             need = largest_task_bytes + BASE_BYTES + self.parallel * WORKER_BYTES
             raise BudgetTooSmall(
                 f"--max-ram {self.max_ram_bytes / 1e6:.0f} MB is too small for {self.parallel} workers: the largest "
-                f"task needs {largest_task_bytes / 1e6:.0f} MB; expected at least {need / 1e6:.0f} MB, or fewer workers "
-                "with --parallel"
+                f"task needs {largest_task_bytes / 1e6:.0f} MB; expected at least {need / 1e6:.0f} MB, or fewer "
+                "workers with --parallel"
             )
         return left

@@ -243,8 +243,8 @@ class Pipeline:
         cap, least = self._limits.max_disk_bytes, self._plan.output_bytes + largest
         if cap is not None and cap < least:
             raise BudgetTooSmall(
-                f"--max-disk {cap / 1e9:.2f} GB is too small: the output takes {self._plan.output_bytes / 1e9:.2f} GB and "
-                f"the largest shard to fetch {largest / 1e9:.2f} GB; expected at least {least / 1e9:.2f} GB"
+                f"--max-disk {cap / 1e9:.2f} GB is too small: the output takes {self._plan.output_bytes / 1e9:.2f} GB "
+                f"and the largest shard to fetch {largest / 1e9:.2f} GB; expected at least {least / 1e9:.2f} GB"
             )
         need = largest + sum(f.size_bytes - _allocated(self._staging.part / f.name) for f in left)
         free = shutil.disk_usage(self._staging.work).free

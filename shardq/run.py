@@ -27,7 +27,7 @@ from shardq.publish import finished_identity, publish
 from shardq.recipe import Recipe
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE, Staging, changed_message, check_folder
-from shardq.worker import Workplace
+from shardq.tasks import Workplace
 
 ENTRY: Final = "shardq.worker:start"
 
@@ -56,15 +56,15 @@ def quantize_to_folder(
     staging = Staging(out)
     check_folder(out, _folder(source))
     done = None if restart or staging.journal.exists() else finished_identity(out)
+    if done and staging.work.exists():  # a crash came while it was being removed
+        with FolderLock(staging.work / "lock"):
+            staging.remove()
     if done and limits.delete_source and _has_eaten(done, source, recipe):
         return _result_from_records(out, began)
     plan = make_plan(_checkpoint(source, staging, limits, restart), recipe)
     if done:
         if done != plan.identity():
             raise RecipeChanged(changed_message(out, done, plan.identity()))
-        if staging.work.exists():  # a crash came while it was being removed
-            with FolderLock(staging.work / "lock"):
-                staging.remove()
         return _result(plan, out, True, None, began)
     task_bytes = limits.task_bytes(plan.largest_task_bytes)
     staging.make()
@@ -74,7 +74,9 @@ def quantize_to_folder(
             if limits.delete_source:
                 write_atomic(staging.source_record, encode_checkpoint(plan.checkpoint))
             run = Pipeline(plan, source, staging, journal, before, limits, report)
-            workplace = Workplace(source_paths(plan, source, staging), str(staging.part), limits.log)
+            workplace = Workplace(
+                source_paths(plan, source, staging), str(staging.part), limits.parallel > 1, limits.log
+            )
             with make_executor(limits.parallel, workplace, task_bytes) as executor:
                 finished = run.run(executor)
             published = publish(plan, source, staging, finished)
@@ -108,8 +110,9 @@ def _folder(source: Source) -> Path | None:
 def _has_eaten(done: Mapping[str, Any], source: Source, recipe: Recipe) -> bool:
     """True if a finished run of this recipe has deleted all shards of this source, which cannot be planned again."""
     there = {f.name for f in source.files()}
-    same_recipe = all(done.get(f"recipe.{k}") == v for k, v in recipe.as_dict().items())
-    return done["source.label"] == source.label and same_recipe and not any(s[0] in there for s in done["source.shards"])
+    if done["source.label"] != source.label or any(s[0] in there for s in done["source.shards"]):
+        return False
+    return all(done.get(f"recipe.{k}") == v for k, v in recipe.as_dict().items())
 
 
 def _result_from_records(out: Path, began: float) -> Result:

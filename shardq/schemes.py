@@ -7,7 +7,7 @@ that a command line written for it means the same here.
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -70,9 +70,7 @@ class Preset:
     name: str
     scheme: Scheme
     summary: str
-    bits_of: Mapping[str, int] = field(
-        default_factory=lambda: MappingProxyType({})
-    )  # module pattern -> bits, first match wins
+    bits_of: tuple[tuple[str, int], ...] = ()  # module pattern, bits; first match wins
 
 
 def _int_preset(bits: int, group_size: int = 128) -> Preset:

@@ -1,9 +1,11 @@
 """Units of work that a plan is made of: small frozen values that travel to a worker; arrays never do."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from shardq.formats import STORAGE
+from shardq.logs import LogConfig
 from shardq.schemes import Scheme
 
 TILE_BYTES = 1 << 20  # source bytes held at once: fits a core's second-level cache with its codes
@@ -140,6 +142,16 @@ class Sealed:
     file: str
     sha256: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where a run's files are; the same for all its tasks."""
+
+    sources: Mapping[str, str]  # shard -> path of a readable file
+    part: str  # folder of unfinished output files
+    mapped: bool  # sources may be mapped into memory: only where a fault kills no more than a worker
+    log: LogConfig | None
 
 
 def _size(t: Target) -> int:

@@ -10,7 +10,8 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -24,25 +25,16 @@ from shardq.files.writeback import start_writeback
 from shardq.kernels import KernelChoiceError, KernelSet, load
 from shardq.layouts import find_layout
 from shardq.layouts.base import OutSpec
-from shardq.logs import LogConfig
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows, take_buffers
-from shardq.tasks import TILE_BYTES, Checked, CopyTask, Done, QuantizeTask, Sealed, SealTask, Task
+from shardq.slabs import Slab, open_slab
+from shardq.tasks import TILE_BYTES, Checked, CopyTask, Done, QuantizeTask, Sealed, SealTask, Task, Workplace
 
 WEIGHT_ARRAYS: Final[Mapping[str, type]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
 TARGET_ARRAYS: Final[Mapping[str, type]] = {"I32": np.int32, "F16": np.float16}
 HASH_BYTES: Final = 8 << 20  # hashed at once
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the output file
-
-
-@dataclass(frozen=True, slots=True)
-class Workplace:
-    """Where a run's files are; the same for all its tasks."""
-
-    sources: Mapping[str, str]  # shard -> path of a readable file
-    part: str  # folder of unfinished output files
-    log: LogConfig | None
 
 
 def start(workplace: Workplace) -> Callable[[object], Done | Sealed]:
@@ -88,17 +80,20 @@ class Worker:
         layout = find_layout(task.layout)
         specs = layout.outputs(task.scheme, task.rows, task.columns)
         rows = min(task.tile_rows, task.end_row - task.row)
-        source, buffers, stats, out = self._take(task, specs, rows)
-        for row in range(task.row, task.end_row, rows):
-            tile = source[: min(rows, task.end_row - row)]
-            self._read(task.shard, tile, task.begin + row * task.row_bytes, task.tensor)
-            part, bad = quantize_rows(tile, task.dtype, task.scheme, buffers, self._kernels)
-            if bad:
-                raise self._non_finite(task, tile, row)
-            group = task.scheme.group_columns(task.columns)
-            into = stats[row - task.row : row - task.row + len(tile)]
-            self._kernels.error_int(tile, task.dtype, part.codes, part.scales, part.zeros, group, into)
-            layout.pack(part, row - task.row, out, task.scheme, self._kernels)
+        room, buffers, stats, out = self._take(task, specs, rows)
+        group, kind = task.scheme.group_columns(task.columns), np.dtype(WEIGHT_ARRAYS[task.dtype])
+        begin = task.begin + task.row * task.row_bytes
+        with self._open(task.shard, begin, task.source_bytes, room, kind.itemsize, task.tensor) as slab:
+            for row in range(0, task.end_row - task.row, rows):
+                count = min(rows, task.end_row - task.row - row)
+                raw = slab.tile(row * task.row_bytes, count * task.row_bytes)
+                tile: NDArray[Any] = raw.view(kind).reshape(count, task.columns)
+                part, bad = quantize_rows(tile, task.dtype, task.scheme, buffers, self._kernels)
+                if bad:
+                    raise self._non_finite(task, tile, task.row + row)
+                into = stats[row : row + count]
+                self._kernels.error_int(tile, task.dtype, part.codes, part.scales, part.zeros, group, into)
+                layout.pack(part, row, out, task.scheme, self._kernels)
         extents = list(_extents(task, specs, out))
         with writing(self._part(task.file)):
             for data, offset in extents:
@@ -120,7 +115,7 @@ class Worker:
     def _take(
         self, task: QuantizeTask, specs: tuple[OutSpec, ...], rows: int
     ) -> tuple[NDArray[Any], Quantized, NDArray[np.float64], dict[str, NDArray[Any]]]:
-        """All arrays of a task, from the arena."""
+        """All arrays of a task, from the arena: room for a tile, for its codes, for figures, for the outputs."""
         kind, groups, slab_rows = (
             WEIGHT_ARRAYS[task.dtype],
             task.scheme.groups(task.columns),
@@ -134,11 +129,11 @@ class Worker:
             ((slab_rows, 3), np.float64),
         )
         self._arena.reset(reserve(*tile, *scales, *slabs.values()))
-        source = self._arena.take((rows, task.columns), kind)
+        room = self._arena.take((rows * task.row_bytes,), np.uint8)
         buffers = take_buffers(self._arena, rows, task.columns, task.scheme)
         stats = self._arena.take((slab_rows, 3), np.float64)
         return (
-            source,
+            room,
             buffers,
             stats,
             {k: self._arena.take(shape, dtype) for k, (shape, dtype) in slabs.items()},
@@ -167,12 +162,12 @@ class Worker:
         tile = self._arena.take((TILE_BYTES,), np.uint8)
         checksum = 0
         for piece in task.pieces:
-            for at in range(0, piece.size_bytes, TILE_BYTES):
-                part = tile[: min(TILE_BYTES, piece.size_bytes - at)]
-                self._read(task.shard, part, piece.begin + at, piece.tensor)
-                with writing(self._part(task.file)):
-                    pwrite_all(self._parts.get(self._part(task.file)), part.data, piece.target + at)
-                checksum = _fold(checksum, self._kernels.checksum(part))
+            with self._open(task.shard, piece.begin, piece.size_bytes, tile, 1, piece.tensor) as slab:
+                for at in range(0, piece.size_bytes, TILE_BYTES):
+                    part = slab.tile(at, min(TILE_BYTES, piece.size_bytes - at))
+                    with writing(self._part(task.file)):
+                        pwrite_all(self._parts.get(self._part(task.file)), part.data, piece.target + at)
+                    checksum = _fold(checksum, self._kernels.checksum(part))
         return Done(task.id, checksum, 0.0, 0.0, 0.0, 0.0, False)
 
     def _check(self, work: Checked) -> Done:
@@ -208,12 +203,9 @@ class Worker:
         fd = os.open(path, os.O_RDWR)
         try:
             start_writeback(fd)
-            with (
-                mmap.mmap(fd, task.size_bytes, access=mmap.ACCESS_READ) as pages,
-                memoryview(pages) as view,
-            ):
-                for at in range(0, task.size_bytes, HASH_BYTES):
-                    digest.update(view[at : at + HASH_BYTES])
+            for at in range(0, task.size_bytes, HASH_BYTES):  # by windows: mapped pages count as memory
+                with mmap.mmap(fd, min(HASH_BYTES, task.size_bytes - at), offset=at, access=mmap.ACCESS_READ) as pages:
+                    digest.update(pages)
             with writing(path):
                 os.fsync(fd)
         finally:
@@ -225,9 +217,11 @@ class Worker:
     def _part(self, file: str) -> str:
         return os.path.join(self._place.part, file)
 
-    def _read(self, shard: str, into: NDArray[Any], offset: int, tensor: str) -> None:
+    def _open(
+        self, shard: str, begin: int, size_bytes: int, room: NDArray[np.uint8], alignment: int, tensor: str
+    ) -> AbstractContextManager[Slab]:
         fd = self._sources.get(self._place.sources[shard])
-        pread_exact(fd, into.reshape(-1).view(np.uint8).data, offset, f"{tensor} in {shard}")
+        return open_slab(fd, begin, size_bytes, room, alignment, self._place.mapped, f"{tensor} in {shard}")
 
     def _checksum(self, out: Mapping[str, NDArray[Any]]) -> int:
         checksum = 0

@@ -2,7 +2,7 @@
 
 constexpr int kBlock = 128;   // columns summed in fp32 before the sums move to double
 constexpr int kLanes = 16;    // sums per block, in every instruction set
-constexpr int kPiece = 1024;  // columns at a time; the buffers stay in L1
+constexpr int kPairs = 512;   // pairs of columns at a time; the buffers stay in L1
 
 void dequantize_int(const IntCodes& q, float* out) {
     const int64_t groups = ceil_div(q.cols, q.group);
@@ -30,76 +30,110 @@ inline bool products_are_exact(const float* SHARDQ_RESTRICT scales, int64_t coun
     return inexact == 0;
 }
 
-// Columns lie in two planes, even and odd ones: a 32-bit word of two bf16 then widens with one operation per plane, and a
-// 16-bit word of two codes likewise. Index i of a plane is column 2 * i or 2 * i + 1 of the piece.
-struct alignas(64) Planes {  // a vector that straddles cache lines costs twice
-    float even[kPiece / 2], odd[kPiece / 2];
+// Columns go in pairs: a 32-bit word of two bf16 widens with one operation per column, and two codes are one 16-bit word.
+struct alignas(64) Piece {  // a vector that straddles cache lines costs twice
+    float even_scales[kPairs], even_zeros[kPairs];
+    float odd_scales[kPairs], odd_zeros[kPairs];  // used only where groups are odd, so that a pair may lie in two
+    float squares[kPairs], weights[kPairs];       // sums of a pair's two squares
+    float sums[2 * kPairs / kBlock * kLanes];
 };
 
-struct Piece {
-    int64_t at, width;  // columns of the row
-    Planes weights;
-    Planes differences;  // codes, until subtract_groups
-    alignas(64) float zeros[kPiece];
-    alignas(64) float sums[kPiece / kBlock * kLanes];
-};
+inline void fill(float* SHARDQ_RESTRICT out, int64_t count, float value) {
+    for (int64_t i = 0; i < count; i++) out[i] = value;
+}
 
-// levels holds codes on entry, and weights minus scale * (code - zero) on return.
-template <bool kExact>
-inline void subtract_codes(const float* SHARDQ_RESTRICT weights, int64_t count, float scale, float zero,
-                           float* SHARDQ_RESTRICT levels) {
-    for (int64_t i = 0; i < count; i++) {
-        const float level = levels[i] - zero;
-        levels[i] = kExact ? multiply_add(level, -scale, weights[i]) : weights[i] - scale * level;
+// One scale and zero per column, so that what follows knows no groups. The piece starts at column `at`; the arguments at
+// the group of that column.
+inline void spread_groups(Piece& p, int64_t at, int64_t width, int64_t group, const float* scales, const uint8_t* zeros) {
+    int64_t i = 0, g = 0;
+    if (group == 32) {  // a known width becomes one or two wide stores
+        for (; i + 32 <= width; g++, i += 32) {
+            fill(p.even_scales + i / 2, 16, scales[g]);
+            fill(p.even_zeros + i / 2, 16, static_cast<float>(zeros[g]));
+        }
     }
-}
-
-// Columns begin..end of the piece, which share a scale.
-template <bool kExact>
-inline void subtract_columns(Piece& p, int64_t begin, int64_t end, float scale, float zero) {
-    const int64_t even = (begin + 1) / 2, odd = begin / 2;
-    subtract_codes<kExact>(p.weights.even + even, (end + 1) / 2 - even, scale, zero, p.differences.even + even);
-    subtract_codes<kExact>(p.weights.odd + odd, end / 2 - odd, scale, zero, p.differences.odd + odd);
-}
-
-// Whole groups of a known width from the start of the piece; returns how many columns they are.
-template <bool kExact, int kWidth>
-inline int64_t subtract_whole_groups(Piece& p, const float* scales) {
-    constexpr int kHalf = kWidth / 2;
-    const int64_t count = p.width / kWidth;
-    for (int64_t g = 0; g < count; g++) {
-        subtract_codes<kExact>(p.weights.even + g * kHalf, kHalf, scales[g], p.zeros[g], p.differences.even + g * kHalf);
-        subtract_codes<kExact>(p.weights.odd + g * kHalf, kHalf, scales[g], p.zeros[g], p.differences.odd + g * kHalf);
-    }
-    return count * kWidth;
-}
-
-// `scales` belongs to the first group that the piece touches.
-template <bool kExact>
-inline void subtract_groups(Piece& p, int64_t group, const float* scales) {
-    int64_t i = 0;
-    if (group == 128) i = subtract_whole_groups<kExact, 128>(p, scales);
-    while (i < p.width) {
-        const int64_t g = (p.at + i) / group - p.at / group;
-        const int64_t end = least(p.width, (p.at / group + g + 1) * group - p.at);
-        subtract_columns<kExact>(p, i, end, scales[g], p.zeros[g]);
+    for (const int64_t first = at / group; i < width; g++) {
+        const int64_t end = least(width, (first + g + 1) * group - at), even = (i + 1) / 2, odd = i / 2;
+        fill(p.even_scales + even, (end + 1) / 2 - even, scales[g]);
+        fill(p.even_zeros + even, (end + 1) / 2 - even, static_cast<float>(zeros[g]));
+        if (group % 2 != 0) {
+            fill(p.odd_scales + odd, end / 2 - odd, scales[g]);
+            fill(p.odd_zeros + odd, end / 2 - odd, static_cast<float>(zeros[g]));
+        }
         i = end;
     }
 }
 
-// Squares of each 128 columns: neighbours are added, then of 64 sums i + 32 to i, then i + 16 to i.
-inline void add_squares(const Planes& x, int64_t blocks, float* SHARDQ_RESTRICT sums) {
-    for (int64_t k = 0; k < blocks; k++) {
-        const float* even = x.even + k * (kBlock / 2);
-        const float* odd = x.odd + k * (kBlock / 2);
-        float a[64], b[32];
-        for (int i = 0; i < 64; i++) a[i] = even[i] * even[i] + odd[i] * odd[i];
-        for (int i = 0; i < 32; i++) b[i] = a[i] + a[i + 32];
-        for (int i = 0; i < kLanes; i++) sums[k * kLanes + i] = b[i] + b[i + 16];
-    }
+template <class T>
+struct Pair {
+    float even, odd;
+    static Pair load(const typename T::Raw* src) { return {widen_value<T>(src[0]), widen_value<T>(src[1])}; }
+};
+
+template <>
+inline Pair<Bf16> Pair<Bf16>::load(const uint16_t* src) {
+    uint32_t raw;
+    std::memcpy(&raw, src, sizeof raw);
+    return {float_of_bits(raw << 16), float_of_bits(raw & 0xffff0000u)};
 }
 
-inline void add_to_double(const float* SHARDQ_RESTRICT sums, int64_t blocks, double* SHARDQ_RESTRICT lanes) {
+template <bool kExact>
+inline float difference(float weight, float level, float scale) {
+    return kExact ? multiply_add(level, -scale, weight) : weight - scale * level;
+}
+
+// Fills squares and weights of `pairs` pairs. Returns the larger of `largest` and the bits of the largest |difference|, which
+// are above those of infinity for a NaN.
+template <class T, bool kExact>
+inline int32_t add_pairs(const typename T::Raw* SHARDQ_RESTRICT src, const uint8_t* SHARDQ_RESTRICT codes, int64_t pairs,
+                         bool odd_groups, int32_t largest, Piece& p) {
+    const float* even_scales = p.even_scales;
+    const float* even_zeros = p.even_zeros;
+    const float* odd_scales = odd_groups ? p.odd_scales : p.even_scales;
+    const float* odd_zeros = odd_groups ? p.odd_zeros : p.even_zeros;
+    float* SHARDQ_RESTRICT squares = p.squares;
+    float* SHARDQ_RESTRICT weights = p.weights;
+    for (int64_t i = 0; i < pairs; i++) {
+        const Pair<T> w = Pair<T>::load(src + 2 * i);
+        uint16_t both;
+        std::memcpy(&both, codes + 2 * i, sizeof both);
+        const int32_t even_code = both & 0xff, odd_code = both >> 8;
+        const float even = difference<kExact>(w.even, static_cast<float>(even_code) - even_zeros[i], even_scales[i]);
+        const float odd = difference<kExact>(w.odd, static_cast<float>(odd_code) - odd_zeros[i], odd_scales[i]);
+        squares[i] = even * even + odd * odd;
+        weights[i] = w.even * w.even + w.odd * w.odd;
+        const int32_t even_bits = static_cast<int32_t>(bits_of_float(even) & 0x7fffffffu);
+        const int32_t odd_bits = static_cast<int32_t>(bits_of_float(odd) & 0x7fffffffu);
+        const int32_t larger = even_bits > odd_bits ? even_bits : odd_bits;
+        largest = larger > largest ? larger : largest;
+    }
+    return largest;
+}
+
+// A row's last column when it has no neighbour, and nothing behind it to the end of the block.
+template <class T, bool kExact>
+inline int32_t add_rest(const typename T::Raw* src, const uint8_t* codes, int64_t width, int32_t largest, Piece& p) {
+    const int64_t pairs = width / 2, block_end = ceil_div(width, kBlock) * (kBlock / 2);
+    for (int64_t i = pairs; i < block_end; i++) p.squares[i] = p.weights[i] = 0.0f;
+    if (width % 2 == 0) return largest;
+    const float weight = widen_value<T>(src[width - 1]);
+    const float level = static_cast<float>(codes[width - 1]) - p.even_zeros[pairs];
+    const float last = difference<kExact>(weight, level, p.even_scales[pairs]);
+    p.squares[pairs] = last * last;
+    p.weights[pairs] = weight * weight;
+    const int32_t bits = static_cast<int32_t>(bits_of_float(last) & 0x7fffffffu);
+    return bits > largest ? bits : largest;
+}
+
+// Of each block's 64 sums, i + 32 is added to i, then i + 16 to i; the 16 that remain go to the lanes.
+inline void add_blocks(const float* SHARDQ_RESTRICT pair_sums, int64_t blocks, float* SHARDQ_RESTRICT sums,
+                       double* SHARDQ_RESTRICT lanes) {
+    for (int64_t k = 0; k < blocks; k++) {
+        const float* x = pair_sums + k * (kBlock / 2);
+        float half[32];
+        for (int i = 0; i < 32; i++) half[i] = x[i] + x[i + 32];
+        for (int i = 0; i < kLanes; i++) sums[k * kLanes + i] = half[i] + half[i + 16];
+    }
     for (int64_t k = 0; k < blocks; k++) {
         for (int i = 0; i < kLanes; i++) lanes[i] += static_cast<double>(sums[k * kLanes + i]);
     }
@@ -113,83 +147,26 @@ inline double add_lanes(double* lanes) {
     return lanes[0];
 }
 
-inline int32_t magnitude_bits(float x) { return static_cast<int32_t>(bits_of_float(x) & 0x7fffffffu); }
-
-// Bits of the largest magnitude: above those of infinity when there is a NaN.
-inline int32_t largest_magnitude(const Planes& x, int64_t pairs, int32_t largest) {
-    for (int64_t i = 0; i < pairs; i++) {
-        const int32_t even = magnitude_bits(x.even[i]), odd = magnitude_bits(x.odd[i]);
-        const int32_t larger = even > odd ? even : odd;
-        largest = larger > largest ? larger : largest;
-    }
-    return largest;
-}
-
-template <class T>
-inline void load_weights(const typename T::Raw* SHARDQ_RESTRICT src, int64_t pairs, Planes& weights) {
-    for (int64_t i = 0; i < pairs; i++) {
-        weights.even[i] = widen_value<T>(src[2 * i]);
-        weights.odd[i] = widen_value<T>(src[2 * i + 1]);
-    }
-}
-
-template <>
-inline void load_weights<Bf16>(const uint16_t* SHARDQ_RESTRICT src, int64_t pairs, Planes& weights) {
-    for (int64_t i = 0; i < pairs; i++) {
-        uint32_t raw;
-        std::memcpy(&raw, src + 2 * i, sizeof raw);
-        weights.even[i] = float_of_bits(raw << 16);
-        weights.odd[i] = float_of_bits(raw & 0xffff0000u);
-    }
-}
-
-inline void load_codes(const uint8_t* SHARDQ_RESTRICT codes, int64_t pairs, Planes& levels) {
-    for (int64_t i = 0; i < pairs; i++) {
-        uint16_t both;
-        std::memcpy(&both, codes + 2 * i, sizeof both);
-        const int32_t wide = both;
-        levels.even[i] = static_cast<float>(wide & 0xff);
-        levels.odd[i] = static_cast<float>(wide >> 8);
-    }
-}
-
-// The columns of the piece, and zeros behind them to the end of the last block.
-template <class T>
-inline void load_piece(const typename T::Raw* src, const uint8_t* codes, int64_t blocks, Piece& p) {
-    const int64_t pairs = p.width / 2;
-    load_weights<T>(src, pairs, p.weights);
-    load_codes(codes, pairs, p.differences);
-    for (int64_t i = pairs; i < blocks * (kBlock / 2); i++) {
-        p.weights.even[i] = p.weights.odd[i] = p.differences.even[i] = p.differences.odd[i] = 0.0f;
-    }
-    if (p.width % 2 != 0) {
-        p.weights.even[pairs] = widen_value<T>(src[p.width - 1]);
-        p.differences.even[pairs] = static_cast<float>(codes[p.width - 1]);
-    }
-}
-
 template <class T>
 inline void error_row(const typename T::Raw* src, const uint8_t* codes, const float* scales, const uint8_t* zeros,
                       int64_t cols, int64_t group, double* stats) {
     Piece p;
-    alignas(64) double square_lanes[kLanes] = {}, weight_lanes[kLanes] = {};
+    double square_lanes[kLanes] = {}, weight_lanes[kLanes] = {};
     int32_t largest = 0;
-    for (p.at = 0; p.at < cols; p.at += kPiece) {
-        p.width = least(kPiece, cols - p.at);
-        const int64_t blocks = ceil_div(p.width, kBlock), first = p.at / group;
-        const int64_t groups = ceil_div(p.at + p.width, group) - first;
-        load_piece<T>(src + p.at, codes + p.at, blocks, p);
-        for (int64_t g = 0; g < groups; g++) p.zeros[g] = static_cast<float>(zeros[first + g]);
+    const bool odd_groups = group % 2 != 0;
+    for (int64_t at = 0; at < cols; at += 2 * kPairs) {
+        const int64_t width = least(2 * kPairs, cols - at), first = at / group;
+        const int64_t groups = ceil_div(at + width, group) - first, blocks = ceil_div(width, kBlock);
+        spread_groups(p, at, width, group, scales + first, zeros + first);
         if (products_are_exact(scales + first, groups)) {
-            subtract_groups<true>(p, group, scales + first);
+            largest = add_pairs<T, true>(src + at, codes + at, width / 2, odd_groups, largest, p);
+            largest = add_rest<T, true>(src + at, codes + at, width, largest, p);
         } else {
-            subtract_groups<false>(p, group, scales + first);
+            largest = add_pairs<T, false>(src + at, codes + at, width / 2, odd_groups, largest, p);
+            largest = add_rest<T, false>(src + at, codes + at, width, largest, p);
         }
-        add_squares(p.differences, blocks, p.sums);
-        add_to_double(p.sums, blocks, square_lanes);
-        add_squares(p.weights, blocks, p.sums);
-        add_to_double(p.sums, blocks, weight_lanes);
-        largest = largest_magnitude(p.differences, blocks * (kBlock / 2), largest);
+        add_blocks(p.squares, blocks, p.sums, square_lanes);
+        add_blocks(p.weights, blocks, p.sums, weight_lanes);
     }
     stats[0] = add_lanes(square_lanes);
     stats[1] = add_lanes(weight_lanes);

@@ -189,7 +189,7 @@ inline void find_group_extremes(const typename T::Raw* src, int64_t cols, int64_
 template <class T, bool kSymmetric>
 inline int64_t rtn_batch(const typename T::Raw* src, int64_t cols, const IntScheme& scheme, int count, uint8_t* codes,
                          float* scales, uint8_t* zeros) {
-    GroupScales g;
+    GroupScales g;  // filled by find_group_extremes and find_scales
     alignas(64) int16_t span[kSpan];  // a vector that straddles cache lines costs twice
     const int64_t group = scheme.group;
     find_group_extremes<T>(src, cols, group, g, count);

@@ -86,6 +86,8 @@ def cause_of_death(exit_code: int) -> str:
     if exit_code >= 0:
         return f"left with exit code {exit_code}"
     text = f"died of signal {-exit_code} ({signal.strsignal(-exit_code)})"
-    if -exit_code in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT):
+    if -exit_code == signal.SIGBUS:
+        return text + ": a file was cut while it was read, or its disk failed"
+    if -exit_code in (signal.SIGSEGV, signal.SIGILL, signal.SIGFPE, signal.SIGABRT):
         return text + ", a fault in native code: report it; SHARDQ_KERNELS=baseline may avoid it"
     return text

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.layouts import qweight
-from shardq.layouts.base import Arrays, ModuleChoice, OutSpec, Refusal
-from shardq.quantizers.quantized import Quantized
+from shardq.layouts.base import ModuleChoice, OutSpec, Refusal
 from shardq.schemes import Scheme
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
+    from shardq.layouts.base import Arrays
+    from shardq.quantizers.quantized import Quantized
 
 QUANT_METHOD: Final = "auto-round"
 FORMAT_VERSION: Final = "0.16.1"  # the release of auto-round whose layout this is; loaders compare it
@@ -40,11 +41,11 @@ class AutoRound:
         """See Layout."""
         return qweight.outputs(scheme, rows, columns, g_idx=False)
 
-    def pack(self, part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: "KernelSet") -> None:
+    def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
         """See Layout."""
         qweight.pack(part, row, out, scheme, kernels, 1 if scheme.symmetric else 0)
 
-    def unpack(self, arrays: Arrays, scheme: Scheme, kernels: "KernelSet") -> Quantized:
+    def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
         """See Layout."""
         return qweight.unpack(arrays, scheme, kernels, 1 if scheme.symmetric else 0)
 

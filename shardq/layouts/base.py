@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from numpy.typing import NDArray
-
-from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
 
-if TYPE_CHECKING:
-    from shardq.kernels import KernelSet
+if TYPE_CHECKING:  # planning needs no arrays, and numpy takes a tenth of a second to load
+    from numpy.typing import NDArray
 
-Arrays = Mapping[str, NDArray[Any]]  # suffix -> array of the slab
+    from shardq.kernels import KernelSet
+    from shardq.quantizers.quantized import Quantized
+
+    Arrays = Mapping[str, NDArray[Any]]  # suffix -> array of the slab
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,25 @@ class ModuleChoice:
 class Layout(Protocol):
     """One way to lay a quantized module on disk. ADDING.md says how to write one."""
 
-    name: str
-    aliases: tuple[str, ...]
-    summary: str
-    loaders: str  # who reads it, one line
-    slab_rows: int  # slabs are cut at multiples of this many rows
+    @property
+    def name(self) -> str:
+        """Key of LAYOUTS, and what `--format` takes."""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names that users know, and the quant_method of its config block."""
+
+    @property
+    def summary(self) -> str:
+        """What it is, one line."""
+
+    @property
+    def loaders(self) -> str:
+        """Who reads it, one line."""
+
+    @property
+    def slab_rows(self) -> int:
+        """Slabs are cut at multiples of this many rows."""
 
     def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
         """Why this layout cannot hold a [rows, columns] weight under `scheme` beside `default`, or None."""
@@ -70,10 +84,10 @@ class Layout(Protocol):
     def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
         """The tensors that a [rows, columns] weight becomes."""
 
-    def pack(self, part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: "KernelSet") -> None:
+    def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
         """Write rows `row`.. of a slab into the slab's arrays."""
 
-    def unpack(self, arrays: Arrays, scheme: Scheme, kernels: "KernelSet") -> Quantized:
+    def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
         """The inverse of pack, for whole tensors."""
 
     def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:

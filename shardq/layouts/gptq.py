@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.layouts import qweight
-from shardq.layouts.base import Arrays, ModuleChoice, OutSpec, Refusal
+from shardq.layouts.base import ModuleChoice, OutSpec, Refusal
 from shardq.layouts.templates import module_regexes
-from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
+    from shardq.layouts.base import Arrays
+    from shardq.quantizers.quantized import Quantized
 
 QUANT_METHOD: Final = "gptq"
 
@@ -40,11 +41,11 @@ class Gptq:
         """See Layout."""
         return qweight.outputs(scheme, rows, columns, g_idx=True)
 
-    def pack(self, part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: "KernelSet") -> None:
+    def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
         """See Layout."""
         qweight.pack(part, row, out, scheme, kernels, _zero_offset(scheme))
 
-    def unpack(self, arrays: Arrays, scheme: Scheme, kernels: "KernelSet") -> Quantized:
+    def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
         """See Layout."""
         return qweight.unpack(arrays, scheme, kernels, _zero_offset(scheme))
 

@@ -9,14 +9,13 @@ Readers of version 1 add one to every stored zero point, so `zero - 1` is stored
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from shardq.layouts.base import Arrays, OutSpec, Refusal
-from shardq.quantizers.quantized import Quantized
+from shardq.layouts.base import OutSpec, Refusal
 from shardq.schemes import WIDTHS, Scheme
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
+    from shardq.layouts.base import Arrays
+    from shardq.quantizers.quantized import Quantized
 
 LANES = 32  # rows and columns must be multiples: the loaders size qweight and qzeros by whole words
 
@@ -46,36 +45,50 @@ def outputs(scheme: Scheme, rows: int, columns: int, g_idx: bool) -> tuple[OutSp
     return (*specs, OutSpec("g_idx", "I32", (columns,), slab_axis=None)) if g_idx else specs
 
 
-def pack(part: Quantized, row: int, out: Arrays, scheme: Scheme, kernels: "KernelSet", zero_offset: int) -> None:
+def pack(part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet", zero_offset: int) -> None:
     """Write the rows of `part`, a multiple of 32, into a slab's arrays from slab row `row` on.
 
     `zero_offset` is subtracted from every zero point before it is stored (1 for version 1, else 0).
     """
+    import numpy as np
+
     rows, columns = part.codes.shape
     bits = scheme.bits
     words = np.empty((rows, columns * bits // 32), np.uint32)
     kernels.pack_bits(part.codes, bits, words)
     kernels.transpose_u32(words, out["qweight"].view(np.uint32), row)
     out["scales"][:, row : row + rows] = part.scales.T
-    first = row * bits // 32
-    zero_words = out["qzeros"].view(np.uint32)[:, first : first + rows * bits // 32]
-    if scheme.symmetric:  # one constant: no need to transpose and pack it group by group
-        lanes = np.full((1, LANES), (1 << (bits - 1)) - zero_offset, np.uint8)
-        pattern = np.empty((1, bits), np.uint32)
-        kernels.pack_bits(lanes, bits, pattern)
-        zero_words[:] = np.tile(pattern, rows // LANES)
-    else:
+    if not scheme.symmetric:
         zeros = np.ascontiguousarray(part.zeros.T)
         zeros -= np.minimum(zeros, zero_offset).astype(np.uint8)
-        packed = np.empty(zero_words.shape, np.uint32)
+        packed = np.empty((zeros.shape[0], rows * bits // 32), np.uint32)
         kernels.pack_bits(zeros, bits, packed)
-        zero_words[:] = packed
-    if "g_idx" in out and row == 0:
+        first = row * bits // 32
+        out["qzeros"].view(np.uint32)[:, first : first + packed.shape[1]] = packed
+    if row == 0:
+        _write_constants(out, scheme, columns, kernels, zero_offset)
+
+
+def _write_constants(out: "Arrays", scheme: Scheme, columns: int, kernels: "KernelSet", zero_offset: int) -> None:
+    """What no weight decides, for the whole slab at once: symmetric zero points, and g_idx where it is wanted."""
+    import numpy as np
+
+    if scheme.symmetric:
+        lanes = np.full((1, LANES), (1 << (scheme.bits - 1)) - zero_offset, np.uint8)
+        pattern = np.empty((1, scheme.bits), np.uint32)
+        kernels.pack_bits(lanes, scheme.bits, pattern)
+        zeros = out["qzeros"].view(np.uint32)
+        zeros.reshape(zeros.shape[0], -1, scheme.bits)[:] = pattern
+    if "g_idx" in out and out["g_idx"].size:
         out["g_idx"][:] = np.arange(columns) // scheme.group_columns(columns)
 
 
-def unpack(arrays: Arrays, scheme: Scheme, kernels: "KernelSet", zero_offset: int) -> Quantized:
+def unpack(arrays: "Arrays", scheme: Scheme, kernels: "KernelSet", zero_offset: int) -> "Quantized":
     """Codes, scales and zero points of a whole module; `zero_offset` is added back (wrapping at the width)."""
+    import numpy as np
+
+    from shardq.quantizers.quantized import Quantized
+
     qweight, qzeros, scales = (arrays[k] for k in ("qweight", "qzeros", "scales"))
     rows, groups = scales.shape[1], scales.shape[0]
     columns = qweight.shape[0] * 32 // scheme.bits

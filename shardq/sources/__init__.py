@@ -6,8 +6,6 @@ from typing import Final
 
 from shardq.errors import BadOption, SourceUnreadable
 from shardq.sources.base import Source, SourceFile, check_subfolder
-from shardq.sources.demo import open_demo
-from shardq.sources.hub import open_hub
 from shardq.sources.local import open_folder
 
 __all__ = ["Source", "SourceFile", "open_source"]
@@ -33,6 +31,8 @@ def open_source(text: str, subfolder: str | None = None, revision: str | None = 
     if text == "demo":
         if revision is not None or inside:
             raise BadOption("the demo model has neither revisions nor subfolders")
+        from shardq.sources.demo import open_demo  # brings numpy
+
         return open_demo()
     repo, at, pinned = text.removeprefix(_HUB_SCHEME).partition("@")
     if not _names_a_repo(text, repo):
@@ -41,6 +41,8 @@ def open_source(text: str, subfolder: str | None = None, revision: str | None = 
         raise SourceUnreadable(f"{text!r} ends in '@' without a revision; write {repo} or {repo}@REVISION")
     if at and revision is not None and revision != pinned:
         raise BadOption(f"two revisions for {repo}: {pinned!r} and {revision!r}; give one")
+    from shardq.sources.hub import open_hub  # brings an HTTP client
+
     return open_hub(repo, revision=pinned or revision, subfolder=inside)
 
 

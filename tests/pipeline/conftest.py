@@ -28,7 +28,9 @@ CONFIG = {
 MakeCheckpoint = Callable[..., Path]
 
 
-def write_checkpoint(folder: Path, hidden: int = 128, layers: int = 3, dtypes: Sequence[str] = ("BF16",)) -> Path:
+def write_checkpoint(
+    folder: Path, hidden: int = 128, layers: int = 3, dtypes: Sequence[str] = ("BF16",), mlp: bool = True
+) -> Path:
     """A Llama of random weights with a shard for each layer, the dtypes taking turns; the same bytes each time."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
@@ -37,9 +39,11 @@ def write_checkpoint(folder: Path, hidden: int = 128, layers: int = 3, dtypes: S
         dtype = dtypes[layer % len(dtypes)]
         prefix = f"model.layers.{layer}"
         parts = [(f"self_attn.{p}_proj", (hidden, hidden)) for p in "qkvo"]
-        parts += [("mlp.gate_proj", (3 * hidden, hidden)), ("mlp.up_proj", (3 * hidden, hidden))]
-        parts += [("mlp.down_proj", (hidden, 3 * hidden)), ("input_layernorm", (hidden,))]
-        shards.append([TensorSpec(f"{prefix}.{name}.weight", dtype, shape) for name, shape in parts])
+        if mlp:
+            parts += [("mlp.gate_proj", (3 * hidden, hidden)), ("mlp.up_proj", (3 * hidden, hidden))]
+            parts += [("mlp.down_proj", (hidden, 3 * hidden))]
+        specs = [TensorSpec(f"{prefix}.{name}.weight", dtype, shape) for name, shape in parts]
+        shards.append([*specs, TensorSpec(f"{prefix}.input_layernorm.weight", dtype, (hidden,))])
     shards[0] += [TensorSpec("model.embed_tokens.weight", "BF16", (64, hidden))]
     shards[-1] += [TensorSpec("lm_head.weight", "BF16", (64, hidden)), TensorSpec("model.norm.weight", "F32", (hidden,))]
     weight_map: dict[str, str] = {}
@@ -75,11 +79,11 @@ def _values(spec: TensorSpec, rng: np.random.Generator) -> bytes:
 
 @pytest.fixture
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
-    """make_checkpoint(hidden=, layers=, dtypes=): a new checkpoint folder, free to be damaged."""
+    """make_checkpoint(hidden=, layers=, mlp=): a new checkpoint folder, free to be damaged."""
     made: list[Path] = []
 
-    def make(hidden: int = 128, layers: int = 3, dtypes: Sequence[str] = ("BF16",)) -> Path:
-        made.append(write_checkpoint(tmp_path / f"source{len(made)}" / "model", hidden, layers, dtypes))
+    def make(hidden: int = 128, layers: int = 3, mlp: bool = True) -> Path:
+        made.append(write_checkpoint(tmp_path / f"source{len(made)}" / "model", hidden, layers, mlp=mlp))
         return made[-1]
 
     return make

@@ -1,0 +1,100 @@
+"""What the kernels refuse, natively and in the reference: nothing is cast, copied or broadcast on the quiet."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from shardq.kernels import KernelSet, load, sets
+
+
+def u8(rows: int, cols: int) -> NDArray[np.uint8]:
+    return np.ones((rows, cols), np.uint8)
+
+
+def u16(rows: int, cols: int) -> NDArray[np.uint16]:
+    return np.ones((rows, cols), np.uint16)
+
+
+def u32(rows: int, cols: int) -> NDArray[np.uint32]:
+    return np.ones((rows, cols), np.uint32)
+
+
+def f32(rows: int, cols: int) -> NDArray[np.float32]:
+    return np.ones((rows, cols), np.float32)
+
+
+def f64(rows: int, cols: int) -> NDArray[np.float64]:
+    return np.ones((rows, cols), np.float64)
+
+
+WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
+    "widen shape": ("out", lambda k: k.widen(u16(2, 3), "BF16", f32(3, 2))),
+    "widen dtype name": ("dtype", lambda k: k.widen(u16(2, 3), "F64", f32(2, 3))),
+    "widen dtype of array": ("src", lambda k: k.widen(f32(2, 3), "BF16", f32(2, 3))),
+    "widen no rows": ("src", lambda k: k.widen(u16(0, 3), "BF16", f32(0, 3))),
+    "widen no columns": ("src", lambda k: k.widen(u16(2, 0), "BF16", f32(2, 0))),
+    "minmax groups": ("out_max", lambda k: k.group_minmax(f32(2, 5), 2, f32(2, 3), f32(2, 2))),
+    "minmax group": ("group", lambda k: k.group_minmax(f32(2, 5), 0, f32(2, 3), f32(2, 3))),
+    "rtn bits": ("bits", lambda k: k.rtn_int(u16(1, 4), "F16", 9, 2, True, u8(1, 4), f32(1, 2), u8(1, 2))),
+    "rtn group": ("group", lambda k: k.rtn_int(u16(1, 4), "F16", 4, -1, True, u8(1, 4), f32(1, 2), u8(1, 2))),
+    "rtn scales": ("scales", lambda k: k.rtn_int(u16(1, 4), "F16", 4, 2, True, u8(1, 4), f32(2, 1), u8(1, 2))),
+    "rtn codes": ("codes", lambda k: k.rtn_int(u16(1, 4), "F16", 4, 2, True, u8(1, 5), f32(1, 2), u8(1, 2))),
+    "rtn zeros": ("zeros", lambda k: k.rtn_int(u16(1, 4), "F16", 4, 2, True, u8(1, 4), f32(1, 2), u8(1, 3))),
+    "pack words": ("out", lambda k: k.pack_bits(u8(1, 9), 4, u32(1, 1))),
+    "pack bits": ("bits", lambda k: k.pack_bits(u8(1, 9), 1, u32(1, 1))),
+    "unpack words": ("words", lambda k: k.unpack_bits(u32(1, 3), 4, u8(1, 16))),
+    "unpack nothing": ("out", lambda k: k.unpack_bits(u32(1, 1), 4, u8(1, 0))),
+    "transpose shape": ("out", lambda k: k.transpose_u32(u32(2, 3), u32(2, 3), 0)),
+    "transpose row0": ("out", lambda k: k.transpose_u32(u32(2, 3), u32(3, 4), 3)),
+    "transpose negative": ("out", lambda k: k.transpose_u32(u32(2, 3), u32(3, 4), -1)),
+    "dequantize scales": ("scales", lambda k: k.dequantize_int(u8(1, 4), f32(1, 1), u8(1, 2), 2, f32(1, 4))),
+    "error stats": ("stats", lambda k: k.error_int(f32(1, 4), "F32", u8(1, 4), f32(1, 2), u8(1, 2), 2, f64(1, 2))),
+}  # fmt: skip
+
+
+@pytest.fixture(params=["reference", "native"])
+def either(request: pytest.FixtureRequest) -> KernelSet:
+    return load("reference" if request.param == "reference" else "baseline")
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_are_named(either: KernelSet, case: str) -> None:
+    name, call = WRONG[case]
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        call(either)
+
+
+def test_strided_and_read_only_arrays_are_refused() -> None:
+    kernels = load("baseline")
+    with pytest.raises(ValueError, match="src: expected a C-contiguous"):
+        kernels.widen(u16(4, 6)[:, ::2], "BF16", f32(4, 3))
+    with pytest.raises(ValueError, match="src: expected a C-contiguous"):
+        kernels.widen(np.asfortranarray(u16(4, 6)), "BF16", f32(4, 6))
+    sealed = f32(4, 6)
+    sealed.flags.writeable = False
+    with pytest.raises(ValueError, match="out: expected a writable"):
+        kernels.widen(u16(4, 6), "BF16", sealed)
+    kernels.widen(sealed, "F32", f32(4, 6))
+
+
+def test_what_is_no_array_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="src: expected a numpy array, found list"):
+        load("baseline").widen([[1.0]], "F32", f32(1, 1))  # type: ignore[arg-type]
+
+
+def test_a_refused_call_leaves_no_buffer_locked() -> None:
+    data = bytearray(64)
+    with pytest.raises(ValueError, match="out: expected shape"):
+        load("baseline").pack_bits(np.frombuffer(data, np.uint8).reshape(2, 32), 4, u32(3, 3))
+    data.append(0)
+
+
+def test_a_huge_group_is_the_row() -> None:
+    for row in sets():
+        if row.usable:
+            codes, scales, zeros = u8(1, 40), f32(1, 1), u8(1, 1)
+            assert load(row.name).rtn_int(f32(1, 40), "F32", 4, 2**62, True, codes, scales, zeros) == 0
+            assert scales[0, 0] == -0.125

@@ -1,0 +1,221 @@
+"""Whole runs from a Hub (on loopback), and runs that eat their source folder."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shardq
+from shardq import Limits, Progress, make_recipe
+from shardq.errors import BudgetTooSmall, CheckpointIncomplete, ChecksumMismatch
+from shardq.run import Result, quantize_to_folder
+from shardq.sources.base import Source
+from shardq.sources.hub import open_hub
+
+MakeCheckpoint = Callable[..., Path]
+Contents = Callable[[Path], dict[str, str]]
+LAYERS = 6
+OF_THE_SOURCE = {"README.md", "shardq.json", "shardq-ledger.json.zst"}  # they name the source and its commit
+
+
+@pytest.fixture
+def folder(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint(layers=LAYERS)
+
+
+@pytest.fixture
+def repo(hub: Any, folder: Path, fake_hub_module: Any) -> Source:
+    """The folder as a repo, opened at its main branch, which then moves on."""
+    repo = fake_hub_module.Repo()
+    files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    repo.commit(files)
+    hub.repos["org/model"] = repo
+    source = open_hub("org/model", endpoint=hub.url)
+    repo.commit({"config.json": b"{}", "other.safetensors": b"x"})
+    return source
+
+
+def quantize(source: Source, out: Path, limits: Limits, report: Callable[[Progress], None]) -> Result:
+    return quantize_to_folder(source, make_recipe("W4A16"), out, limits, False, report)
+
+
+def staged(out: Path) -> set[str]:
+    """Source shards in the working folder, whole or on their way."""
+    return {p.name.removesuffix(".part") for p in (out / ".shardq" / "src").glob("*")}
+
+
+def silent(_: Progress) -> None:
+    pass
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_hub_run_writes_what_a_local_run_writes(
+    repo: Source, folder: Path, tmp_path: Path, contents: Contents, one: Limits, parallel: int
+) -> None:
+    quantize(repo, tmp_path / "out", Limits(parallel=parallel), silent)
+    shardq.quantize(folder, output_dir=tmp_path / "local", limits=one)
+    here, there = contents(tmp_path / "local"), contents(tmp_path / "out")
+    assert here.keys() == there.keys()
+    assert {n for n in here if here[n] != there[n]} == OF_THE_SOURCE
+    identity = json.loads((tmp_path / "out" / "shardq.json").read_text())["identity"]
+    assert identity["source.commit"] == repo.commit
+    assert f"base_model: org/model\n" in (tmp_path / "out" / "README.md").read_text()
+    assert shardq.verify(tmp_path / "out", deep=True, source=folder).problems == ()
+
+
+def test_shards_are_staged_one_after_the_other_and_no_byte_comes_twice(
+    hub: Any, repo: Source, tmp_path: Path, one: Limits
+) -> None:
+    out = tmp_path / "out"
+    peak, seen, over = 0, set(), threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(0.0005):
+            now = staged(out)
+            peak = max(peak, len(now))
+            seen.update(now)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    ends: list[set[str]] = []
+    quantize(repo, out, one, lambda step: ends.append(staged(out)) if step.stage == "file" else None)
+    over.set()
+    watcher.join()
+    assert len(seen) == LAYERS
+    assert 1 <= peak <= 3
+    assert ends[-1] == set()
+    assert not (tmp_path / "hub_cache").exists()
+    whole = [s.path for s in hub.seen("/store/") if s.range is None]
+    assert len(whole) == len(set(whole)) == LAYERS
+    resolved = hub.seen("/resolve/")
+    assert {s.path.split("/resolve/")[1].split("/")[0] for s in resolved} == {repo.commit}
+
+
+def test_resume_fetches_no_shard_again(hub: Any, repo: Source, folder: Path, tmp_path: Path, one: Limits) -> None:
+    out = tmp_path / "out"
+    kept: set[str] = set()
+
+    def stop(step: Progress) -> None:
+        if step.done_files == 2:
+            kept.update(p.name for p in (out / ".shardq" / "src").glob("*.safetensors"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(repo, out, one, stop)
+    fetched = {s.path for s in hub.seen("/store/") if s.range is None}
+    hub.log.clear()
+    most = 0
+
+    def count(_: Progress) -> None:
+        nonlocal most
+        most = max(most, len(staged(out)))
+
+    quantize(repo, out, one, count)
+    assert kept
+    assert most <= 3
+    again = {s.path for s in hub.seen("/store/") if s.range is None}
+    assert len(again) <= LAYERS - 2 - len(kept)
+    assert len(fetched | again) == LAYERS
+    assert shardq.verify(out, deep=True, source=folder).problems == ()
+
+
+def test_disk_cap_limits_what_is_staged(repo: Source, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shard_bytes = max(f.size_bytes for f in repo.files() if f.name.endswith(".safetensors"))
+    plan = shardq.plan(tmp_path / "source0" / "model")
+    peak = 0
+
+    def count(_: Progress) -> None:
+        nonlocal peak
+        peak = max(peak, len(staged(out)))
+
+    def limits(shards: float) -> Limits:
+        return Limits(parallel=1, max_disk_bytes=plan.output_bytes + int(shards * shard_bytes))
+
+    with pytest.raises(BudgetTooSmall, match="largest shard to fetch"):
+        quantize(repo, out, limits(0.9), silent)
+    quantize(repo, out, limits(1.1), count)
+    assert peak == 1
+
+
+def test_corrupt_download_is_refused_and_leaves_nothing_loadable(
+    hub: Any, repo: Source, tmp_path: Path, fake_hub_module: Any, one: Limits
+) -> None:
+    out = tmp_path / "out"
+    hub.faults.append(fake_hub_module.Fault("corrupt", "/store/", times=100, at=5000, skip=LAYERS))
+    with pytest.raises(ChecksumMismatch, match="sha256"):
+        quantize(repo, out, one, silent)
+    assert {p.name for p in out.iterdir()} == {".shardq"}
+    hub.faults.clear()
+    quantize(repo, out, one, silent)
+    assert shardq.verify(out, deep=True).problems == ()
+
+
+def test_dropped_connections_cost_nothing_but_time(
+    hub: Any, repo: Source, tmp_path: Path, fake_hub_module: Any, one: Limits
+) -> None:
+    hub.faults.append(fake_hub_module.Fault("drop", "/store/", times=3, at=30_000, skip=LAYERS))
+    quantize(repo, tmp_path / "out", one, silent)
+    assert hub.faults[0].times == 0
+    assert shardq.verify(tmp_path / "out", deep=True).problems == ()
+
+
+# --- a source folder that is eaten up -------------------------------------------------------------------------------
+
+
+def test_source_shards_stay_unless_asked(folder: Path, tmp_path: Path, contents: Contents, one: Limits) -> None:
+    before = contents(folder)
+    shardq.quantize(folder, output_dir=tmp_path / "out", limits=one)
+    assert contents(folder) == before
+
+
+def test_delete_source_frees_each_shard_once_its_output_is_durable(
+    folder: Path, tmp_path: Path, contents: Contents, one: Limits
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy" / folder.name))
+    shardq.quantize(folder, output_dir=tmp_path / "kept", limits=one)
+    out = tmp_path / "out"
+    left: list[tuple[int, int]] = []
+
+    def report(step: Progress) -> None:
+        if step.stage == "file":
+            left.append((step.done_files, len(list(copy.glob("*.safetensors")))))
+
+    limits = Limits(parallel=1, delete_source=True)
+    shardq.quantize(copy, output_dir=out, limits=limits, report=report)
+    assert left == [(n, LAYERS - n) for n in range(1, LAYERS + 1)]
+    assert contents(out) == contents(tmp_path / "kept")
+    assert {p.name for p in copy.iterdir()} == {"config.json", "tokenizer.json", "model.safetensors.index.json"}
+    again = shardq.quantize(copy, output_dir=out, limits=limits)
+    assert again.already_done
+    assert (again.quantized, again.copied) == (7 * LAYERS, LAYERS + 3)
+    assert again.output_bytes == sum(p.stat().st_size for p in out.glob("*.safetensors"))
+    with pytest.raises(CheckpointIncomplete):
+        shardq.quantize(copy, "W8A16", output_dir=out, limits=limits)
+    with pytest.raises(CheckpointIncomplete):
+        shardq.quantize(copy, output_dir=out, limits=limits, restart=True)
+    assert shardq.verify(out, deep=True).problems == ()
+
+
+def test_restart_of_a_half_eaten_source_is_refused_and_keeps_what_is_done(
+    folder: Path, tmp_path: Path, contents: Contents, one: Limits
+) -> None:
+    shardq.quantize(folder, output_dir=tmp_path / "kept", limits=one)
+    limits = Limits(parallel=1, delete_source=True)
+
+    def stop(step: Progress) -> None:
+        if step.done_files == 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        shardq.quantize(folder, output_dir=out, limits=limits, report=stop)
+    with pytest.raises(CheckpointIncomplete):
+        shardq.quantize(folder, output_dir=out, limits=limits, restart=True)
+    shardq.quantize(folder, output_dir=out, limits=limits)
+    assert contents(out) == contents(tmp_path / "kept")
