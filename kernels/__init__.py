@@ -1,7 +1,8 @@
-"""Native kernels over numpy arrays, one table per instruction set, all with the same bits. Imports nothing from shardq proper.
+"""Native kernels over numpy arrays, one table per instruction set, all with the same bits.
 
-`load()` gives the fastest set that this CPU runs, or the one that SHARDQ_KERNELS names. The contract of every kernel is in
-`shardq.kernels.contract`; `shardq.kernels.reference` is the same contract in torch, to be read and to test against.
+`load()` gives the fastest set that this CPU runs, or the one that SHARDQ_KERNELS names. `shardq.kernels.contract` says
+what every kernel does; `shardq.kernels.reference` is the same in torch, to be read and to test against. This package
+imports nothing from the rest of shardq.
 """
 
 from shardq.kernels.choice import NAMES, KernelChoiceError, SetInfo, load, sets

@@ -83,12 +83,14 @@ def load(name: str | None = None) -> KernelSet:
             raise KernelChoiceError("not on this CPU", message)
         return native.kernels
     built = ", ".join(native.kernels.name for native in found)
-    raise KernelChoiceError("not built", f"kernel set {asked} is not in this build, which has {built}; choose one of those")
+    raise KernelChoiceError("not built", f"kernel set {asked} is not in this build; choose one of {built}")
 
 
 def sets() -> tuple[SetInfo, ...]:
-    """All kernel sets that there are, in the order of NAMES. Raises what load() raises, except that without a native module
-    and without SHARDQ_KERNELS the native sets are simply not built and none is chosen."""
+    """All kernel sets that there are, in the order of NAMES.
+
+    Raises what load() raises, except that without a native module and without SHARDQ_KERNELS nothing is chosen.
+    """
     try:
         found = {native.kernels.name: native for native in _native_sets()}
         why_absent = "not in this build"
@@ -96,7 +98,8 @@ def sets() -> tuple[SetInfo, ...]:
         found, why_absent = {}, str(error)
     chosen = load().name if found or os.environ.get(ENVIRONMENT_NAME) else ""
     has_torch = importlib.util.find_spec("torch") is not None
-    rows = [SetInfo("reference", has_torch, has_torch, chosen == "reference", "" if has_torch else "torch is not installed")]
+    why = "" if has_torch else "torch is not installed"
+    rows = [SetInfo("reference", has_torch, has_torch, chosen == "reference", why)]
     for name in NAMES[1:]:
         native = found.get(name)
         if native is None:

@@ -16,9 +16,10 @@ class KernelSet(Protocol):
     """The kernels of one instruction set.
 
     Arrays are C-contiguous and have the shape and dtype given; the caller allocates outputs, which must not overlap
-    inputs. TypeError for what is no array, ValueError (naming the argument) for a wrong dtype, shape, layout or number, for
-    no rows, and for no columns. A group is `group` consecutive columns of a row; the last one may be short, and a group
-    wider than the row is the row. G is the number of groups of a row. Kernels are thread-safe and run without the GIL.
+    inputs. TypeError for what is no array; ValueError, naming the argument, for a wrong dtype, shape, layout or number,
+    for no rows, and for no columns. A group is `group` consecutive columns of a row; the last one may be short, and a
+    group wider than the row is the row. G is the number of groups of a row. Kernels are thread-safe and run without the
+    GIL.
     """
 
     @property
@@ -54,14 +55,17 @@ class KernelSet(Protocol):
 
         w = scale * (code - zero). Source: auto-round 0.16.1, model-free, plain RTN. All arithmetic is fp32, RNE is
         rounding half to even, t = 1e-5 rounded to fp16, mx = max(0, largest w), mn = min(0, smallest w), and
-        fp16() keeps its result as fp32:
+        fp16() keeps its result as fp32.
 
-        symmetric: h = 2^(bits-1); e = mx if mx < -mn, else mn if that is the larger magnitude, with its sign flipped so that
-            a positive extreme, or a tie, gives a negative scale; s = fp16(e / h), moved away from zero to +-t if
-            smaller, zero counting as positive; zero = h; code = clamp(RNE(w / s), -h, h - 1) + h.
-        asymmetric: s = max(fp16((mx - mn) / (2^bits - 1)), t); zero = min(RNE(-mn / s), 2^bits - 1);
-            code = clamp(RNE(w / s) + zero, 0, 2^bits - 1). auto-round stores this zero but adds the unclamped one to the
-            codes; they differ only where s is an fp16 subnormal, and there its output decodes shifted.
+        symmetric, h = 2^(bits-1):
+            e = -mn if mx < -mn, else -mx: a positive extreme, and a tie, give a negative scale
+            s = fp16(e / h); s = min(s, -t) if s < 0, else max(s, t), so that -0 becomes +t
+            zero = h; code = clamp(RNE(w / s), -h, h - 1) + h
+        asymmetric, top = 2^bits - 1:
+            s = max(fp16((mx - mn) / top), t)
+            zero = min(RNE(-mn / s), top); code = clamp(RNE(w / s) + zero, 0, top)
+            auto-round stores this zero but adds the unclamped one to the codes; the two differ only where s is an fp16
+            subnormal, and there its own output decodes shifted.
 
         Division is true division in effect. Returns the number of bad groups: those that hold NaN or infinity, or whose
         scale is beyond fp16. A bad group gets scale t and every code and zero 2^(bits-1), that is, decodes to zeros.
@@ -71,8 +75,8 @@ class KernelSet(Protocol):
     def pack_bits(self, codes: NDArray[np.uint8], bits: int, out: NDArray[np.uint32]) -> None:
         """Codes [rows, n] to a bit stream per row, [rows, ceil(n * bits / 32)], bits 2 to 8.
 
-        Code i takes bits i * bits and up, least significant first; bits of a code above `bits` are dropped; bits behind the
-        last code are zero. The words hold the stream in little-endian order.
+        Code i takes bits i * bits and up, least significant first; bits of a code above `bits` are dropped; bits
+        behind the last code are zero. The words hold the stream in little-endian order.
         """
         ...
 
@@ -109,16 +113,17 @@ class KernelSet(Protocol):
 
         Differences are fp32. Sums run over blocks of 128 columns, padded with zeros: the fp32 squares of columns 2i and
         2i + 1 are added, then of the 64 sums i + 32 to i, then i + 16 to i; the 16 sums go to 16 doubles, block by
-        block, which are added in halves (i + 8 to i, ...) at the end of the row. The block does not depend on the group. A NaN among the
-        differences makes the first and the third figure NaN; fp32 squares beyond 3.4e38 make a sum infinite.
+        block, which are added in halves (i + 8 to i, and so on) at the end of the row. Blocks do not depend on the
+        group. A NaN among the differences makes the first and the third figure NaN; fp32 squares beyond 3.4e38 make a
+        sum infinite.
         """
         ...
 
     def checksum(self, data: Bytes) -> int:
         """A 64-bit digest of bytes [n], n >= 0, against torn and misplaced writes; not cryptographic.
 
-        All numbers are unsigned 64-bit and wrap. There are 16 lanes; lane i starts as (i + 1) * 0x9e3779b97f4a7c15. The data,
-        padded with zeros to a multiple of 128 bytes, is read as little-endian words; word j goes to lane j mod 16:
+        All numbers are unsigned 64-bit and wrap. There are 16 lanes; lane i starts as (i + 1) * 0x9e3779b97f4a7c15. The
+        data, padded with zeros to a multiple of 128 bytes, is read as little-endian words; word j goes to lane j % 16:
             x = lane + word;  x = x ^ (x >> 29);  lane = x * 0x9e3779b97f4a7c15
         The digest starts as n; for each lane in order: d = (d ^ lane) * 0xff51afd7ed558ccd;  d = d ^ (d >> 32).
         Every step is a bijection, so data of equal length that differs within one 8-byte word has another digest for

@@ -34,7 +34,7 @@ def make_card(plan: Plan, errors: Mapping[str, Errors], total: Errors, source_ca
         f"# {c.label.rpartition('/')[2]}, {plan.recipe.scheme.name}", "",
         f"Quantized from `{c.label}`{at} with shardq, without calibration data:", "",
         "```", command, "```", "",
-        f"- {counts['quantize']} weight matrices quantized, layout `{plan.layout.name}`; {counts['copy']} tensors kept.",
+        f"- {counts['quantize']} weight matrices quantized, layout `{plan.layout.name}`; {counts['copy']} kept.",
         f"- {plan.source_bytes / 1e9:.2f} GB became {plan.output_bytes / 1e9:.2f} GB.",
         f"- Loads in: {plan.layout.loaders}.",
         f"- Relative error of all quantized weights (root of squared error over square): {total.relative:.5f}.", "",

@@ -232,7 +232,7 @@ def _ragged_message(layout: str, ragged: Sequence[Decision]) -> str:
     sizes = sorted({d.scheme.group_size for d in ragged if d.scheme})
     advice = f"--group-size {' or '.join(fits)} fits them all; or " if fits else ""
     return (
-        f"group size {', '.join(map(str, sizes))} does not divide the columns of {_listed(ragged)}, and layout {layout} "
+        f"group size {', '.join(map(str, sizes))} does not divide the columns of {_listed(ragged)}, and {layout} "
         f"cannot hold a short group: {advice}--ragged shrink (the largest group that fits, per module) or "
         "--ragged keep (source precision)"
     )

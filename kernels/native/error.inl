@@ -42,17 +42,25 @@ inline void fill(float* SHARDQ_RESTRICT out, int64_t count, float value) {
     for (int64_t i = 0; i < count; i++) out[i] = value;
 }
 
-// One scale and zero per column, so that what follows knows no groups. The piece starts at column `at`; the arguments at
-// the group of that column.
-inline void spread_groups(Piece& p, int64_t at, int64_t width, int64_t group, const float* scales, const uint8_t* zeros) {
-    int64_t i = 0, g = 0;
-    if (group == 32) {  // a known width becomes one or two wide stores
-        for (; i + 32 <= width; g++, i += 32) {
-            fill(p.even_scales + i / 2, 16, scales[g]);
-            fill(p.even_zeros + i / 2, 16, static_cast<float>(zeros[g]));
-        }
+// Even groups of a known width, which becomes a few wide stores; returns how many columns they are.
+template <int kWidth>
+inline int64_t spread_whole_groups(Piece& p, int64_t width, const float* scales, const uint8_t* zeros) {
+    const int64_t count = width / kWidth;
+    for (int64_t g = 0; g < count; g++) {
+        fill(p.even_scales + g * (kWidth / 2), kWidth / 2, scales[g]);
+        fill(p.even_zeros + g * (kWidth / 2), kWidth / 2, static_cast<float>(zeros[g]));
     }
-    for (const int64_t first = at / group; i < width; g++) {
+    return count * kWidth;
+}
+
+// One scale and zero per column, so that what follows knows no groups. The piece starts at column `at`; scales and zeros
+// start at the group of that column.
+inline void spread_groups(Piece& p, int64_t at, int64_t width, int64_t group, const float* scales, const uint8_t* zeros) {
+    const int64_t first = at / group;
+    int64_t i = 0;
+    if (group == 32) i = spread_whole_groups<32>(p, width, scales, zeros);
+    if (group == 128) i = spread_whole_groups<128>(p, width, scales, zeros);
+    for (int64_t g = i / group; i < width; g++) {
         const int64_t end = least(width, (first + g + 1) * group - at), even = (i + 1) / 2, odd = i / 2;
         fill(p.even_scales + even, (end + 1) / 2 - even, scales[g]);
         fill(p.even_zeros + even, (end + 1) / 2 - even, static_cast<float>(zeros[g]));

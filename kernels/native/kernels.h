@@ -1,8 +1,8 @@
 // The one list of kernels: what every instruction set implements, and the table that holds them.
 //
 // A body is a plain C++ loop in one of the *.inl files, compiled once per instruction set (isa/*.cpp). Every set returns
-// the same bits. Adding a kernel: one body, one line here, one line in bodies.inl, one binding in module.cpp, one
-// reference in kernels/reference, and its name in kernels/__init__.py.
+// the same bits. Adding a kernel: one body, one line here, one in bodies.inl, one binding in module.cpp and _native.pyi, one
+// paragraph in contract.py, one function in reference/.
 //
 // All matrices are row-major and contiguous; sizes were checked by module.cpp. Inputs and outputs never overlap.
 #pragma once

@@ -1,6 +1,6 @@
 // Round-to-nearest integer codes, group by group. Part of bodies.inl.
 //
-// The arithmetic is that of auto-round 0.16 (model-free, plain RTN); see kernels.reference.rtn for it as a formula.
+// contract.py has the arithmetic as a formula, reference/integers.py in torch.
 //
 // Division. The codes are RNE(fl(w / s)). For 16-bit sources they are found without dividing. Let q = |w / s|, r = 1 / s
 // rounded, a = RNE(w * r * (1 - e)), b = RNE(w * r * (1 + e)) with e = 6 * 2^-24. The three roundings on the way (r, its
@@ -27,9 +27,9 @@ struct Rounding {
     int32_t zero;
 };
 
-struct alignas(64) GroupScales {
-    int32_t highest[kBatch];  // raw patterns, sign-extended: largest value >= 0, or negative when there is none
-    uint32_t lowest[kBatch];  // raw patterns: most negative value, or positive when there is none
+struct alignas(64) GroupScales {  // a vector that straddles cache lines costs twice
+    int32_t highest[kBatch];  // raw pattern of the largest value; 0 when all are negative
+    uint32_t lowest[kBatch];  // raw pattern of the most negative value; one without the sign bit when none is
     float scale[kBatch];
     float below[kBatch];  // 1 / scale, a little less
     float above[kBatch];  // 1 / scale, a little more
@@ -95,13 +95,15 @@ inline void find_scales(GroupScales& g, int count, int bits) {
     }
 }
 
-// 16-bit sources; see the note on division. `base` is kRound plus an even integer; the result is its low bits plus RNE(w / s).
+// 16-bit sources; see the note on division. `base` is kRound plus an even integer; the low bits of the result are that
+// integer plus RNE(w / s).
 inline uint32_t bracketed(float w, float below, float above, float base) {
     return bits_of_float(multiply_add(w, below, base) + multiply_add(w, above, base));
 }
 
 template <class T>
-inline void round_columns(const typename T::Raw* SHARDQ_RESTRICT src, int64_t cols, Rounding r, int16_t* SHARDQ_RESTRICT out) {
+inline void round_columns(const typename T::Raw* SHARDQ_RESTRICT src, int64_t cols, Rounding r,
+                          int16_t* SHARDQ_RESTRICT out) {
     const int32_t offset = r.zero + kBias;
     for (int64_t i = 0; i < cols; i++) {
         const uint32_t level = bracketed(widen_value<T>(src[i]), r.below, r.above, kRound);
@@ -112,7 +114,8 @@ inline void round_columns(const typename T::Raw* SHARDQ_RESTRICT src, int64_t co
 // bf16 two at a time: both halves of a 32-bit word widen with one operation each, and both levels fit in one again.
 // The upper bits of the even level, those of 2 * kRound, are taken off the odd one beforehand.
 template <>
-inline void round_columns<Bf16>(const uint16_t* SHARDQ_RESTRICT src, int64_t cols, Rounding r, int16_t* SHARDQ_RESTRICT out) {
+inline void round_columns<Bf16>(const uint16_t* SHARDQ_RESTRICT src, int64_t cols, Rounding r,
+                                int16_t* SHARDQ_RESTRICT out) {
     const float odd_base = r.base - static_cast<float>(0x4bc0);
     const uint32_t odd_zero = static_cast<uint32_t>(r.zero & 1) * 0x00010001u;
     const int64_t pairs = cols / 2;
@@ -131,7 +134,8 @@ inline void round_columns<Bf16>(const uint16_t* SHARDQ_RESTRICT src, int64_t col
 }
 
 template <>
-inline void round_columns<F32>(const uint32_t* SHARDQ_RESTRICT src, int64_t cols, Rounding r, int16_t* SHARDQ_RESTRICT out) {
+inline void round_columns<F32>(const uint32_t* SHARDQ_RESTRICT src, int64_t cols, Rounding r,
+                               int16_t* SHARDQ_RESTRICT out) {
     const int32_t offset = r.zero + kBias;
     for (int64_t i = 0; i < cols; i++) {
         const float level = float_of_bits(src[i]) / r.scale + kRound;
@@ -171,9 +175,11 @@ template <class T>
 inline void find_group_extremes(const typename T::Raw* src, int64_t cols, int64_t group, GroupScales& g, int count) {
     int i = 0;
 #ifdef SHARDQ_EXTREMES_OF_FOUR
-    if (sizeof(typename T::Raw) == 2 && group < 128 && group % 8 == 0) {
-        for (; (i + 4) * group <= cols; i += 4) {
-            extremes_of_four(reinterpret_cast<const uint16_t*>(src + i * group), group, g.highest + i, g.lowest + i);
+    if constexpr (sizeof(typename T::Raw) == 2) {
+        if (group < 128 && group % 8 == 0) {
+            for (; (i + 4) * group <= cols; i += 4) {
+                extremes_of_four(src + i * group, group, g.highest + i, g.lowest + i);
+            }
         }
     }
 #endif
@@ -187,10 +193,9 @@ inline void find_group_extremes(const typename T::Raw* src, int64_t cols, int64_
 
 // `count` whole groups (the last may be short): at most kBatch groups, and at most kSpan columns unless count is 1.
 template <class T, bool kSymmetric>
-inline int64_t rtn_batch(const typename T::Raw* src, int64_t cols, const IntScheme& scheme, int count, uint8_t* codes,
-                         float* scales, uint8_t* zeros) {
-    GroupScales g;  // filled by find_group_extremes and find_scales
-    alignas(64) int16_t span[kSpan];  // a vector that straddles cache lines costs twice
+inline int64_t rtn_batch(const typename T::Raw* src, int64_t cols, const IntScheme& scheme, int count, GroupScales& g,
+                         uint8_t* codes, float* scales, uint8_t* zeros) {
+    alignas(64) int16_t span[kSpan];
     const int64_t group = scheme.group;
     find_group_extremes<T>(src, cols, group, g, count);
     find_scales<T, kSymmetric>(g, count, scheme.bits);
@@ -222,13 +227,14 @@ inline int64_t rtn_rows(const Weights& w, const IntScheme& scheme, uint8_t* code
     const int64_t groups = ceil_div(w.cols, scheme.group);
     const int64_t batch = scheme.group >= kSpan ? 1 : least(kBatch, kSpan / scheme.group);
     const auto* src = static_cast<const typename T::Raw*>(w.data);
+    GroupScales g = {};
     int64_t bad = 0;
     for (int64_t row = 0; row < w.rows; row++) {
         for (int64_t first = 0; first < groups; first += batch) {
             const int64_t count = least(batch, groups - first);
             const int64_t at = row * w.cols + first * scheme.group;
             const int64_t cols = least(count * scheme.group, w.cols - first * scheme.group);
-            bad += rtn_batch<T, kSymmetric>(src + at, cols, scheme, static_cast<int>(count), codes + at,
+            bad += rtn_batch<T, kSymmetric>(src + at, cols, scheme, static_cast<int>(count), g, codes + at,
                                             scales + row * groups + first, zeros + row * groups + first);
         }
     }

@@ -1,4 +1,4 @@
-"""The kernels in torch: the specification in code and the oracle of the tests. Import only through load("reference")."""
+"""The kernels in torch: specification in code, and oracle of the tests. Import it through load("reference") only."""
 
 from shardq.kernels.reference.kernel_set import ReferenceSet
 

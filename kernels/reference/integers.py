@@ -26,13 +26,13 @@ class Rounded:
 def symmetric_scales(mx: torch.Tensor, mn: torch.Tensor, bits: int) -> torch.Tensor:
     """Signed fp16 scales as fp32; a positive extreme, and a tie, give a negative one."""
     extreme = torch.where(mx < -mn, -mn, -mx)
-    scales = (extreme / 2 ** (bits - 1)).half().float()
+    scales = (extreme / (1 << (bits - 1))).half().float()
     return torch.where(scales < 0, scales.minimum(-SMALLEST_SCALE), scales.maximum(SMALLEST_SCALE))
 
 
 def asymmetric_scales(mx: torch.Tensor, mn: torch.Tensor, bits: int) -> torch.Tensor:
     """Positive fp16 scales as fp32."""
-    return ((mx - mn) / (2**bits - 1)).half().float().maximum(SMALLEST_SCALE)
+    return ((mx - mn) / ((1 << bits) - 1)).half().float().maximum(SMALLEST_SCALE)
 
 
 def round_to_nearest(w: torch.Tensor, bits: int, group: int, symmetric: bool) -> Rounded:
@@ -60,9 +60,15 @@ def dequantized(codes: NDArray[Any], scales: NDArray[Any], zeros: NDArray[Any], 
     return per_column(steps, group, cols) * levels
 
 
+def in_blocks(x: torch.Tensor) -> torch.Tensor:
+    """[rows, cols] as [rows, blocks, 128], padded with zeros."""
+    missing = -x.shape[1] % BLOCK_COLUMNS
+    return torch.nn.functional.pad(x, (0, missing)).reshape(x.shape[0], -1, BLOCK_COLUMNS)
+
+
 def sum_of_squares(x: torch.Tensor) -> torch.Tensor:
     """Per row, float64 [rows], in the order that KernelSet.error_int fixes."""
-    squares = grouped_blocks(x).square()
+    squares = in_blocks(x).square()
     lanes = squares[..., 0::2] + squares[..., 1::2]
     for half in (32, 16):
         lanes = lanes[..., :half] + lanes[..., half:]
@@ -72,9 +78,3 @@ def sum_of_squares(x: torch.Tensor) -> torch.Tensor:
     for half in (8, 4, 2, 1):
         total = total[:, :half] + total[:, half:]
     return total[:, 0]
-
-
-def grouped_blocks(x: torch.Tensor) -> torch.Tensor:
-    """[rows, cols] as [rows, blocks, 128], padded with zeros."""
-    missing = -x.shape[1] % BLOCK_COLUMNS
-    return torch.nn.functional.pad(x, (0, missing)).reshape(x.shape[0], -1, BLOCK_COLUMNS)

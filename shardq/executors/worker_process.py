@@ -1,8 +1,11 @@
 """One worker process as the supervisor sees it: start it, end it, say why it died."""
 
+import contextlib
 import logging
 import multiprocessing
+import os
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import (
@@ -18,6 +21,7 @@ from shardq.executors.child import PRELOAD, serve
 
 logger = logging.getLogger(__name__)
 
+SAFE_PATH: Final = "PYTHONSAFEPATH"  # read by Python 3.11 and later when it starts
 EXIT_WAIT_S: Final = 5.0  # for a process that has closed its pipe or has been killed
 
 
@@ -53,13 +57,29 @@ def start_worker(start: ForkServerContext | SpawnContext, name: str, entry: str,
     pipe, far_end = start.Pipe()
     process = start.Process(target=serve, args=(far_end, entry, context), name=name, daemon=True)
     try:
-        process.start()
+        with _safe_path():
+            process.start()
     except (OSError, EOFError):
         pipe.close()
         raise
     finally:
         far_end.close()  # so that the pipe ends when the worker does
     return WorkerProcess(process, pipe)
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keep the current folder off the module path of the fork server, which is started by this: it runs `python -c`, so
+    that a folder `shardq` or a file `logging.py` where the user happens to be would be imported."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
 
 
 def end_worker(worker: WorkerProcess) -> int:

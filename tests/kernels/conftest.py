@@ -12,8 +12,8 @@ from shardq.kernels import NAMES, KernelSet, load, sets
 Weights = NDArray[Any]
 MakeWeights = Callable[[int, str, int, int, str], Weights]
 
-EDGES = (0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 1e-38, -1e-38, 1e-45, 1e30, -1e30, 3e38, 65504.0, 524032.0, 1e-5, -2e-5,
-         6e-8, 0.5, -0.5, 1.0)  # fmt: skip
+SPECIAL = (0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf)
+EDGES = (*SPECIAL, 1e-38, -1e-38, 1e-45, 1e30, -1e30, 3e38, 65504.0, 524032.0, 1e-5, -2e-5, 6e-8, 0.5, -0.5, 1.0)
 
 
 @pytest.fixture(scope="session", params=[name for name in NAMES if name != "reference"])
@@ -45,8 +45,8 @@ def raw(values: NDArray[np.float32], dtype: str) -> Weights:
 def make_weights() -> MakeWeights:
     """make(seed, kind, rows, cols, dtype): raw weights of one kind.
 
-    plain: like a layer. edges: mostly numbers with few bits, some special values. ties: multiples of half a scale, so that
-    every second quotient is a tie. tiny: scales among the fp16 subnormals. wild: any bit pattern.
+    plain: like a layer. edges: the same with a few special values. ties: multiples of half a scale, so that every
+    second quotient is a tie. tiny: scales among the fp16 subnormals. wild: any bit pattern.
     """
 
     def make(seed: int, kind: str, rows: int, cols: int, dtype: str) -> Weights:

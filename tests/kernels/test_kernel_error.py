@@ -15,7 +15,10 @@ Check = Callable[[NDArray[Any], NDArray[Any]], None]
 Make = Callable[[int, str, int, int, str], NDArray[Any]]
 
 
-def make_codes(seed: int, rows: int, cols: int, group: int, scale_bits: int) -> tuple[NDArray[Any], ...]:
+Codes = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]  # codes, scales, zeros
+
+
+def make_codes(seed: int, rows: int, cols: int, group: int, scale_bits: int) -> Codes:
     """Random codes and zeros, and signed scales whose significands have at most `scale_bits` bits."""
     rng = np.random.default_rng(seed)
     shape = (rows, -(-cols // group))
@@ -24,7 +27,7 @@ def make_codes(seed: int, rows: int, cols: int, group: int, scale_bits: int) -> 
     return rng.integers(0, 256, (rows, cols), np.uint8), scales, rng.integers(0, 256, shape, np.uint8)
 
 
-def error_of(kernels: KernelSet, src: NDArray[Any], dtype: str, group: int, *q: NDArray[Any]) -> NDArray[np.float64]:
+def error_of(kernels: KernelSet, src: NDArray[Any], dtype: str, group: int, q: Codes) -> NDArray[np.float64]:
     stats = np.full((src.shape[0], 3), -1.0)
     kernels.error_int(src, dtype, *q, group, stats)
     return stats
@@ -58,7 +61,7 @@ def test_error_and_values_equal_reference(
     reference.dequantize_int(*q, group, expected)
     same_bits(values, expected)
     with np.errstate(all="ignore"):
-        found, wanted = error_of(kernels, src, dtype, group, *q), error_of(reference, src, dtype, group, *q)
+        found, wanted = error_of(kernels, src, dtype, group, q), error_of(reference, src, dtype, group, q)
     same_bits(np.isnan(found), np.isnan(wanted))
     same_bits(np.nan_to_num(found, nan=0.0, posinf=-1.0), np.nan_to_num(wanted, nan=0.0, posinf=-1.0))
 
@@ -70,7 +73,7 @@ def test_error_with_scales_at_the_ends_of_fp32(
     codes = np.random.default_rng(0).integers(0, 256, (1, 256), np.uint8)
     src = np.full((1, 256), -scale * 2 if scale < 1 else scale / 2, np.float32)
     q = (codes, np.full((1, 2), scale, np.float32), np.full((1, 2), 128, np.uint8))
-    same_bits(error_of(kernels, src, "F32", 128, *q), error_of(reference, src, "F32", 128, *q))
+    same_bits(error_of(kernels, src, "F32", 128, q), error_of(reference, src, "F32", 128, q))
 
 
 def test_error_is_near_float64(kernels: KernelSet, make_weights: Make) -> None:
@@ -79,7 +82,7 @@ def test_error_is_near_float64(kernels: KernelSet, make_weights: Make) -> None:
     kernels.rtn_int(src, "F32", 4, 128, False, codes, scales, zeros)
     values = np.empty(src.shape, np.float32)
     kernels.dequantize_int(codes, scales, zeros, 128, values)
-    stats = error_of(kernels, src, "F32", 128, codes, scales, zeros)
+    stats = error_of(kernels, src, "F32", 128, (codes, scales, zeros))
     difference = src.astype(np.float64) - values
     assert np.allclose(stats[:, 0], (difference**2).sum(1), rtol=1e-6)
     assert np.allclose(stats[:, 1], (src.astype(np.float64) ** 2).sum(1), rtol=1e-6)

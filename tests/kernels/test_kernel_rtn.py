@@ -108,36 +108,42 @@ def test_rtn_equals_the_published_formula(
     same_bits(zeros.reshape(-1), expected[2])
 
 
+def widened(patterns: NDArray[np.uint16], dtype: str) -> NDArray[np.float32]:
+    if dtype == "F16":
+        return patterns.view(np.float16).astype(np.float32)
+    return (patterns.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrowed(values: NDArray[np.float32], dtype: str) -> NDArray[np.uint16]:
+    if dtype == "F16":
+        return values.astype(np.float16).view(np.uint16)
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_rtn_divides_truly_for_every_16_bit_weight_and_scale(
-    kernels: KernelSet, same_bits: Check, dtype: str, symmetric: bool
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rtn_divides_truly_at_and_beside_every_half_way_point(
+    kernels: KernelSet, same_bits: Check, dtype: str, symmetric: bool, bits: int
 ) -> None:
-    """Each row is one scale significand; its columns are weights on, and one step beside, every half-way point."""
-    significands = np.arange(1024, 2048, dtype=np.float64)
-    halves = np.concatenate([np.arange(-257, 258, 2), np.arange(-256, 257)]) / 2
-    nearest = (significands[:, None] * halves).astype(np.float32)
-    if dtype == "BF16":
-        middle = (nearest.view(np.uint32) >> 16).astype(np.uint16)
-    else:
-        middle = (nearest / 256).astype(np.float16).view(np.uint16)
-    beside = np.concatenate([middle - 1, middle, middle + 1], axis=1)
-    w = np.where(np.abs(widened(beside, dtype)) < 2.0**30, widened(beside, dtype), np.float32(0))
-    src = np.ascontiguousarray(np.where(np.abs(widened(beside, dtype)) < 2.0**30, beside, 0))
-    codes, scales, zeros, bad = run(kernels, src, dtype, 8, src.shape[1], symmetric)
-    expected = int_rtn(w, 8, symmetric)
-    good = np.isfinite(expected[1])
-    assert bad == np.count_nonzero(~good)
-    assert good.sum() > 1000
-    same_bits(codes[good], expected[0][good])
-    same_bits(scales[good, 0], expected[1][good])
-    same_bits(zeros[good, 0], expected[2][good])
-
-
-def widened(bits16: NDArray[np.uint16], dtype: str) -> NDArray[np.float32]:
-    if dtype == "F16":
-        return bits16.view(np.float16).astype(np.float32)
-    return (bits16.astype(np.uint32) << 16).view(np.float32)
+    """Each row is a scale, made by its first two columns; the others are the weights nearest to its half-way points."""
+    rng = np.random.default_rng(bits)
+    ends = narrowed(rng.uniform(1, 4, (1024, 2)).astype(np.float32) * np.array([1, -1], np.float32), dtype)
+    scales = int_rtn(widened(ends, dtype), bits, symmetric)[1]
+    halves = np.arange(-(2**bits), 2**bits, dtype=np.float32) + np.float32(0.5)
+    nearest = narrowed(scales[:, None] * halves, dtype)
+    src = np.concatenate([ends, nearest - np.uint16(1), nearest, nearest + np.uint16(1)], axis=1)
+    w = widened(src, dtype)
+    src[(w > w[:, :1]) | (w < w[:, 1:2])] = 0
+    w = widened(src, dtype)
+    quotients = w.astype(np.float64) / scales[:, None]
+    assert np.count_nonzero(quotients % 1 == 0.5) > (1000 if symmetric else 10)
+    codes, found_scales, zeros, bad = run(kernels, src, dtype, bits, src.shape[1], symmetric)
+    expected = int_rtn(w, bits, symmetric)
+    assert bad == 0
+    same_bits(found_scales[:, 0], scales)
+    same_bits(zeros[:, 0], expected[2])
+    same_bits(codes, expected[0])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])

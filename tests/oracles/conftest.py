@@ -30,7 +30,11 @@ def run_auto_round() -> RunAutoRound:
         command = [sys.executable, "-m", "auto_round", "--model", str(source), "--model_free", *words, *flags]
         environ = {**os.environ, "HF_HUB_OFFLINE": "1", "AR_ALLOW_W8_ASYM": "1", "AR_MODEL_FREE_SHARD_PARALLELISM": "1"}
         done = subprocess.run(
-            [*command, "--output_dir", str(out)], env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*command, "--output_dir", str(out)],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert done.returncode == 0, done.stdout[-4000:]
         return out

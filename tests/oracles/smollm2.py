@@ -140,9 +140,7 @@ def write_shards(out: Path, tensors: dict[str, torch.Tensor]) -> None:
         file = f"model-{i:05d}-of-{SHARDS:05d}.safetensors"
         save_file(shard, out / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
-    write_json(
-        out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
-    )
+    write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def main() -> None:

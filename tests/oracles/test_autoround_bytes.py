@@ -28,7 +28,7 @@ LAYERS: Final = {
     "model.layers.0.mlp.down_proj": {"bits": 8, "group_size": 64},
     "k_proj": {"bits": 2, "group_size": 32},
     "layers.1.self_attn.o_proj": {"bits": 16},
-    r".*layers\.2\.mlp\.(gate|up)_proj": {"bits": 8},
+    ".*layers.2.mlp.(gate|up)_proj": {"bits": 8},  # its dots mean dots: auto-round escapes them
 }
 
 CASES: Final[dict[str, tuple[tuple[str, ...], Recipe]]] = {
@@ -73,7 +73,8 @@ def qwen3_tensors(make_weight: MakeWeight, layers: int, tied: bool, experts: int
     for i in range(layers):
         mlp = {f"mlp.{m}": s for m, s in MLP.items()}
         if experts:
-            mlp = {f"mlp.experts.{e}.{m}": s for e in range(experts) for m, s in MLP.items()}
+            parts = ("shared_expert", *(f"experts.{e}" for e in range(experts)))
+            mlp = {f"mlp.{part}.{m}": s for part in parts for m, s in MLP.items()}
             mlp["mlp.gate"] = (experts, HIDDEN)
         shapes |= {f"model.layers.{i}.{m}": s for m, s in {**MODULES, **mlp}.items()}
     if not tied:
@@ -129,6 +130,11 @@ def test_quantized_head_equals_auto_round(
     assert differences == []
 
 
+# W4A16_MIXED as auto-round's model-free code means it; through its command line and its API, 0.16.1 loses the default of
+# 8 bits on the way and writes 4 bits everywhere.
+MIXED: Final = {".shared_expert.": {"bits": 8}, ".experts.": {"bits": 4}, ".moe.": {"bits": 4}}
+
+
 @pytest.mark.oracle
 def test_mixed_experts_equal_auto_round(
     tmp_path: Path, make_weight: MakeWeight, write_checkpoint: WriteCheckpoint, run_auto_round: RunAutoRound,
@@ -137,8 +143,8 @@ def test_mixed_experts_equal_auto_round(
     config = qwen3_config("qwen3_moe", "Qwen3MoeForCausalLM", 2, tied=True)
     config |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": WIDE, "decoder_sparse_step": 1}
     source = write_checkpoint(tmp_path / "source", config, qwen3_tensors(make_weight, 2, tied=True, experts=4))
-    theirs = run_auto_round(source, tmp_path / "theirs", "--scheme", "W4A16_MIXED")
+    theirs = run_auto_round(source, tmp_path / "theirs", "--scheme", "W8A16", "--layer_config", json.dumps(MIXED))
     quantize(source, "W4A16_MIXED", output_dir=tmp_path / "ours", limits=Limits(parallel=1))
     count, differences = compare(tmp_path / "ours", theirs)
-    assert count > 2 * (4 + 4 * 3) * 3
+    assert count > 2 * (4 + 5 * 3) * 3
     assert differences == []

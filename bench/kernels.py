@@ -1,0 +1,165 @@
+"""Speed of every kernel on every instruction set: python bench/kernels.py [--json] [--rows N] [--cols N] [--repeats N].
+
+CPU-seconds of one thread per GB of bf16 weights, best of the repeats, on a tile that fits a level-2 cache. The kernel
+sets take turns, and memcpy with them: on a shared machine only ratios inside one run mean anything.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from shardq.kernels import KernelSet, load, sets
+
+GB = 1e9
+CALLS_PER_TURN = 4  # the first brings the tile into the cache
+REFERENCE_TURNS = 1  # the reference is slow
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One kernel on one set."""
+
+    kernel: str
+    set_name: str
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Best CPU time of a case."""
+
+    kernel: str
+    set_name: str
+    cpu_s_per_gb: float  # of bf16 source weights
+    gb_per_s: float  # the inverse
+    memcpy_ratio: float  # time over that of memcpy of the bf16 tile
+
+
+def group_cases(kernels: KernelSet, src: np.ndarray, group: int) -> list[Case]:
+    """The kernels that know groups, 4 bit."""
+    rows, cols = src.shape
+    shape = (rows, -(-cols // group))
+    codes, zeros = np.zeros(src.shape, np.uint8), np.zeros(shape, np.uint8)
+    scales, low, high = np.zeros((3, *shape), np.float32)
+    x, stats = np.zeros(src.shape, np.float32), np.zeros((rows, 3))
+    kernels.rtn_int(src, "BF16", 4, group, False, codes, scales, zeros)
+    kernels.widen(src, "BF16", x)
+    calls: dict[str, Call] = {
+        "group_minmax": lambda: kernels.group_minmax(x, group, low, high),
+        "rtn_int sym": lambda: kernels.rtn_int(src, "BF16", 4, group, True, codes, scales, zeros),
+        "rtn_int asym": lambda: kernels.rtn_int(src, "BF16", 4, group, False, codes, scales, zeros),
+        "dequantize_int": lambda: kernels.dequantize_int(codes, scales, zeros, group, x),
+        "error_int": lambda: kernels.error_int(src, "BF16", codes, scales, zeros, group, stats),
+    }
+    return [Case(f"{name} g{group}", kernels.name, call) for name, call in calls.items()]
+
+
+def packing_cases(kernels: KernelSet, src: np.ndarray, bits: int) -> list[Case]:
+    """Bit streams, and the transposition of their words."""
+    rows, cols = src.shape
+    codes = (src & ((1 << bits) - 1)).astype(np.uint8)
+    words = np.zeros((rows, -(-cols * bits // 32)), np.uint32)
+    turned = np.zeros((words.shape[1], rows), np.uint32)
+    calls: dict[str, Call] = {
+        "pack_bits": lambda: kernels.pack_bits(codes, bits, words),
+        "unpack_bits": lambda: kernels.unpack_bits(words, bits, codes),
+        "transpose_u32": lambda: kernels.transpose_u32(words, turned, 0),
+    }
+    return [Case(f"{name} {bits}", kernels.name, call) for name, call in calls.items()]
+
+
+def plain_cases(kernels: KernelSet, src: np.ndarray) -> list[Case]:
+    """The kernels that know neither groups nor bits."""
+    out, data = np.zeros(src.shape, np.float32), src.view(np.uint8).reshape(-1)
+    calls: dict[str, Call] = {
+        "widen": lambda: kernels.widen(src, "BF16", out),
+        "checksum": lambda: kernels.checksum(data),
+    }
+    return [Case(name, kernels.name, call) for name, call in calls.items()]
+
+
+def native_cases(kernels: KernelSet, src: np.ndarray) -> list[Case]:
+    """Every kernel of one set."""
+    cases = plain_cases(kernels, src)
+    for bits in (2, 3, 4, 8):
+        cases += packing_cases(kernels, src, bits)
+    return cases + group_cases(kernels, src, 32) + group_cases(kernels, src, 128)
+
+
+def reference_cases(src: np.ndarray) -> list[Case]:
+    """rtn_int in torch on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    return [case for case in group_cases(load("reference"), src, 128) if case.kernel.startswith("rtn_int")]
+
+
+def measure(cases: list[Case], size_gb: float, repeats: int) -> list[Timing]:
+    """Best thread CPU time of each case; the first case is memcpy."""
+    best_s = [float("inf")] * len(cases)
+    for turn in range(repeats):
+        for i, case in enumerate(cases):
+            if turn >= REFERENCE_TURNS and case.set_name == "reference":
+                continue
+            for _ in range(CALLS_PER_TURN):
+                begin = time.thread_time()
+                case.call()
+                best_s[i] = min(best_s[i], time.thread_time() - begin)
+    return [
+        Timing(case.kernel, case.set_name, seconds / size_gb, size_gb / seconds, seconds / best_s[0])
+        for case, seconds in zip(cases, best_s, strict=True)
+    ]
+
+
+def table(timings: list[Timing]) -> str:
+    """One line per kernel, one column pair per set."""
+    names = list(dict.fromkeys(t.set_name for t in timings))
+    lines = [f"{'CPU-s per GB (x memcpy)':24}" + "".join(f"{name:>18}" for name in names)]
+    for kernel in dict.fromkeys(t.kernel for t in timings):
+        found = {t.set_name: t for t in timings if t.kernel == kernel}
+        texts = (f"{found[n].cpu_s_per_gb:.4f} ({found[n].memcpy_ratio:.1f})" if n in found else "" for n in names)
+        lines.append(f"{kernel:24}" + "".join(f"{text:>18}" for text in texts))
+    return "\n".join(lines)
+
+
+def record(timing: Timing) -> dict[str, str | float]:
+    """A timing as JSON."""
+    return {
+        "kernel": timing.kernel,
+        "set": timing.set_name,
+        "cpu_s_per_gb": timing.cpu_s_per_gb,
+        "gb_per_s": timing.gb_per_s,
+        "memcpy_ratio": timing.memcpy_ratio,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--cols", type=int, default=4096)
+    parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    options = parser.parse_args()
+    weights = (np.random.default_rng(0).standard_normal((options.rows, options.cols)) * 0.02).astype(np.float32)
+    src = (weights.view(np.uint32) >> 16).astype(np.uint16)
+    copy = np.empty_like(src)
+    cases = [Case("memcpy", "numpy", lambda: np.copyto(copy, src))]
+    for row in sets():
+        if row.usable and row.name != "reference":
+            cases += native_cases(load(row.name), src)
+    cases += reference_cases(src)
+    timings = measure(cases, src.nbytes / GB, options.repeats)
+    if options.json:
+        print(json.dumps({"rows": options.rows, "cols": options.cols, "timings": [record(t) for t in timings]}))
+    else:
+        print(table(timings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Run a command and measure its whole process tree: wall clock, CPU time, peak memory. Linux."""
+
+import ctypes
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+SAMPLE_S: Final = 0.05
+PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
+FIELDS: Final = ("Rss", "Pss", "Pss_Anon", "Pss_Shmem")
+LEAVE_S: Final = 10.0  # for helpers of a command that has ended
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory of a process tree in bytes. Pages shared between its processes count once, but for rss_bytes."""
+
+    rss_bytes: int  # sum of resident sets: shared pages count for every process
+    pss_bytes: int  # mapped files included, which the system may drop at any time
+    anon_shmem_bytes: int  # what cannot be dropped: heap, stacks, arenas, shared memory
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one run took."""
+
+    wall_s: float  # until its output is on the disk
+    user_s: float
+    system_s: float
+    peak: Memory  # the peak of each figure by itself
+
+    @property
+    def cpu_s(self) -> float:
+        """User and system time of all processes."""
+        return self.user_s + self.system_s
+
+
+def measure(command: Sequence[str], env: Mapping[str, str], log: Path) -> Measured:
+    """Run `command` and then sync. Raises RuntimeError, with the log's end, when it fails.
+
+    Helpers that outlive the command (a fork server) are adopted and waited for, so that their time counts.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak = Memory(0, 0, 0)
+    began_s = time.perf_counter()
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=out, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            peak = _larger(peak, tree_memory(process.pid))
+            time.sleep(SAMPLE_S)
+    os.sync()
+    wall_s = time.perf_counter() - began_s
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+    _adopt_the_rest()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Measured(wall_s, after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime, peak)
+
+
+def tree_memory(pid: int) -> Memory:
+    """Memory of a process and all its descendants now; 0 where there is none."""
+    total = dict.fromkeys(FIELDS, 0)
+    for p in _tree(pid):
+        for field, kib in _rollup(p):
+            total[field] += kib << 10
+    return Memory(total["Rss"], total["Pss"], total["Pss_Anon"] + total["Pss_Shmem"])
+
+
+def _tree(pid: int) -> list[int]:
+    try:
+        return [pid, *(p.pid for p in psutil.Process(pid).children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _rollup(pid: int) -> Iterator[tuple[str, int]]:
+    """Field and KiB of /proc/PID/smaps_rollup; nothing for a process that has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        field, _, rest = line.partition(":")
+        if field in FIELDS:
+            yield field, int(rest.split()[0])
+
+
+def _larger(a: Memory, b: Memory) -> Memory:
+    return Memory(
+        max(a.rss_bytes, b.rss_bytes), max(a.pss_bytes, b.pss_bytes), max(a.anon_shmem_bytes, b.anon_shmem_bytes)
+    )
+
+
+def _adopt_the_rest() -> None:
+    deadline_s = time.monotonic() + LEAVE_S
+    while time.monotonic() < deadline_s:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.005)
+        except ChildProcessError:
+            return
+    raise RuntimeError(f"a process that the command left behind does not end within {LEAVE_S:g} s")
