@@ -1,6 +1,6 @@
 """shardq beside `cp -r` of the same checkpoint, and beside auto-round: time, CPU time, memory. See README.md here.
 
-    python bench/pipeline.py [--gb 2.7] [--reps 3] [--checkpoint FOLDER] [--auto-round VENV] [--json FILE]
+Usage: python bench/pipeline.py [--gb 2.7] [--reps 3] [--checkpoint FOLDER] [--auto-round VENV] [--json FILE]
 """
 
 import argparse
@@ -83,7 +83,9 @@ def _auto_round(venv: Path, source: Path, scheme: str, reps: int) -> Contender:
     return Contender("auto-round -j2", command, env, reps)
 
 
-def _race(contenders: Sequence[Contender], source: Path, work: Path) -> tuple[dict[str, list[Measured]], dict[str, int]]:
+def _race(
+    contenders: Sequence[Contender], source: Path, work: Path
+) -> tuple[dict[str, list[Measured]], dict[str, int]]:
     """Interleaved, so that a change of the machine's mood meets all alike; the source is in the page cache for all."""
     found: dict[str, list[Measured]] = {c.name: [] for c in contenders}
     outputs: dict[str, int] = {}

@@ -69,6 +69,7 @@ class Pipeline:
         self._fetcher: Fetcher | None = None
         self._resumed_bytes = sum(t.source_bytes for f in self._sealed for t in self._tasks[f])
         self._done_bytes = self._resumed_bytes
+        self._total_bytes = plan.source_bytes  # a sum over all tensors, told at every step
 
     def run(self, executor: Executor) -> Finished:
         """Do everything that is left. Raises Interrupted, Terminated, or the first error of a task or download."""
@@ -115,7 +116,7 @@ class Pipeline:
             raise self._error
         kind = Terminated if stop.signal == signal.SIGTERM else Interrupted
         raise kind(
-            f"stopped; {self._done_bytes / 1e9:.2f} of {self._plan.source_bytes / 1e9:.2f} GB are done and kept in "
+            f"stopped; {self._done_bytes / 1e9:.2f} of {self._total_bytes / 1e9:.2f} GB are done and kept in "
             f"{self._staging.work}: run the same command again to resume"
         )
 
@@ -266,7 +267,7 @@ class Pipeline:
                 stage,
                 item,
                 self._done_bytes,
-                self._plan.source_bytes,
+                self._total_bytes,
                 self._resumed_bytes,
                 len(self._sealed),
                 len(self._files),

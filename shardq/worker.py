@@ -200,16 +200,17 @@ class Worker:
         path = self._part(task.file)
         self._parts.close()
         digest = hashlib.sha256()
-        fd = os.open(path, os.O_RDWR)
-        try:
-            start_writeback(fd)
-            for at in range(0, task.size_bytes, HASH_BYTES):  # by windows: mapped pages count as memory
-                with mmap.mmap(fd, min(HASH_BYTES, task.size_bytes - at), offset=at, access=mmap.ACCESS_READ) as pages:
-                    digest.update(pages)
-            with writing(path):
+        with writing(path):
+            fd = os.open(path, os.O_RDWR)
+            try:
+                start_writeback(fd)
+                for at in range(0, task.size_bytes, HASH_BYTES):  # by windows: mapped pages count as memory
+                    size = min(HASH_BYTES, task.size_bytes - at)
+                    with mmap.mmap(fd, size, offset=at, access=mmap.ACCESS_READ) as pages:
+                        digest.update(pages)
                 os.fsync(fd)
-        finally:
-            os.close(fd)
+            finally:
+                os.close(fd)
         return Sealed(task.file, digest.hexdigest(), 0.0)
 
     # --- files -----------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 // Every kernel, compiled once per instruction set. The including file defines SHARDQ_SET_NAME (a string) and
 // SHARDQ_SET_TABLE (an identifier) and may define faster versions of single steps before.
 //
-// Only headers without inline functions that could be emitted here: a copy built for a newer processor must never be the
-// one that the linker keeps for all. A test demands that these objects hold no weak symbol.
+// Only headers without inline functions that could be emitted here: a copy built for a newer processor must never be
+// the one that the linker keeps for all. A test demands that these objects hold no weak symbol.
 #include <cstdint>
 #include <cstring>
 

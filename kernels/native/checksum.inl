@@ -1,7 +1,7 @@
 // A 64-bit digest that finds torn and misplaced writes; not cryptographic. Part of bodies.inl.
 //
-// kernels/__init__.py specifies it. Each step is a bijection of the lane for fixed data and of the data for a fixed lane,
-// so a change within one 8-byte word always changes the digest.
+// contract.py specifies it. Each step is a bijection of the lane for fixed data and of the data for a fixed
+// lane, so a change within one 8-byte word always changes the digest.
 
 constexpr int kDigestLanes = 16;
 constexpr uint64_t kDigestFactor = 0x9e3779b97f4a7c15u;

@@ -54,7 +54,8 @@ struct Levels {
 Levels probe() {
     if (cpuid(0).eax < 7 || cpuid(0x80000000u).eax < 0x80000001u) return {false, false};
     const Registers basic = cpuid(1), extended = cpuid(7), amd = cpuid(0x80000001u);
-    constexpr uint32_t kBasic = 1u << 12 | 1u << 22 | 1u << 23 | 1u << 27 | 1u << 28 | 1u << 29;  // FMA MOVBE POPCNT OSXSAVE AVX F16C
+    // FMA MOVBE POPCNT OSXSAVE AVX F16C
+    constexpr uint32_t kBasic = 1u << 12 | 1u << 22 | 1u << 23 | 1u << 27 | 1u << 28 | 1u << 29;
     if (!has_all(basic.ecx, kBasic)) return {false, false};
     const uint64_t saved = saved_registers();
     const bool v3 = has_all(saved, 0x06) && has_all(extended.ebx, 1u << 3 | 1u << 5 | 1u << 8) &&  // BMI1 AVX2 BMI2

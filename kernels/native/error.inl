@@ -30,7 +30,8 @@ inline bool products_are_exact(const float* SHARDQ_RESTRICT scales, int64_t coun
     return inexact == 0;
 }
 
-// Columns go in pairs: a 32-bit word of two bf16 widens with one operation per column, and two codes are one 16-bit word.
+// Columns go in pairs: a 32-bit word of two bf16 widens with one operation per column, and two codes are one 16-bit
+// word.
 struct alignas(64) Piece {  // a vector that straddles cache lines costs twice
     float even_scales[kPairs], even_zeros[kPairs];
     float odd_scales[kPairs], odd_zeros[kPairs];  // used only where groups are odd, so that a pair may lie in two
@@ -53,9 +54,10 @@ inline int64_t spread_whole_groups(Piece& p, int64_t width, const float* scales,
     return count * kWidth;
 }
 
-// One scale and zero per column, so that what follows knows no groups. The piece starts at column `at`; scales and zeros
-// start at the group of that column.
-inline void spread_groups(Piece& p, int64_t at, int64_t width, int64_t group, const float* scales, const uint8_t* zeros) {
+// One scale and zero per column, so that what follows knows no groups. The piece starts at column `at`; scales and
+// zeros start at the group of that column.
+inline void spread_groups(Piece& p, int64_t at, int64_t width, int64_t group, const float* scales,
+                          const uint8_t* zeros) {
     const int64_t first = at / group;
     int64_t i = 0;
     if (group == 32) i = spread_whole_groups<32>(p, width, scales, zeros);
@@ -90,11 +92,11 @@ inline float difference(float weight, float level, float scale) {
     return kExact ? multiply_add(level, -scale, weight) : weight - scale * level;
 }
 
-// Fills squares and weights of `pairs` pairs. Returns the larger of `largest` and the bits of the largest |difference|, which
-// are above those of infinity for a NaN.
+// Fills squares and weights of `pairs` pairs. Returns the larger of `largest` and the bits of the largest
+// |difference|, which are above those of infinity for a NaN.
 template <class T, bool kExact>
-inline int32_t add_pairs(const typename T::Raw* SHARDQ_RESTRICT src, const uint8_t* SHARDQ_RESTRICT codes, int64_t pairs,
-                         bool odd_groups, int32_t largest, Piece& p) {
+inline int32_t add_pairs(const typename T::Raw* SHARDQ_RESTRICT src, const uint8_t* SHARDQ_RESTRICT codes,
+                         int64_t pairs, bool odd_groups, int32_t largest, Piece& p) {
     const float* even_scales = p.even_scales;
     const float* even_zeros = p.even_zeros;
     const float* odd_scales = odd_groups ? p.odd_scales : p.even_scales;
@@ -186,8 +188,8 @@ inline void error_rows(const Weights& w, const IntCodes& q, double* stats) {
     const int64_t groups = ceil_div(q.cols, q.group);
     const auto* src = static_cast<const typename T::Raw*>(w.data);
     for (int64_t row = 0; row < w.rows; row++) {
-        error_row<T>(src + row * w.cols, q.codes + row * w.cols, q.scales + row * groups, q.zeros + row * groups, w.cols,
-                     q.group, stats + row * 3);
+        error_row<T>(src + row * w.cols, q.codes + row * w.cols, q.scales + row * groups, q.zeros + row * groups,
+                     w.cols, q.group, stats + row * 3);
     }
 }
 

@@ -1,8 +1,8 @@
 // The one list of kernels: what every instruction set implements, and the table that holds them.
 //
-// A body is a plain C++ loop in one of the *.inl files, compiled once per instruction set (isa/*.cpp). Every set returns
-// the same bits. Adding a kernel: one body, one line here, one in bodies.inl, one binding in module.cpp and _native.pyi, one
-// paragraph in contract.py, one function in reference/.
+// A body is a plain C++ loop in one of the *.inl files, compiled once per instruction set (isa/*.cpp). Every set
+// returns the same bits. Adding a kernel: one body, one line here, one in bodies.inl, one binding in module.cpp and
+// _native.pyi, one paragraph in contract.py, one function in reference/.
 //
 // All matrices are row-major and contiguous; sizes were checked by module.cpp. Inputs and outputs never overlap.
 #pragma once
@@ -45,7 +45,8 @@ struct Table {
     int64_t (*rtn_int)(const Weights& src, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros);
     void (*pack_bits)(const uint8_t* codes, int64_t rows, int64_t cols, int bits, uint32_t* out);
     void (*unpack_bits)(const uint32_t* words, int64_t rows, int64_t cols, int bits, uint8_t* out);
-    void (*transpose_u32)(const uint32_t* src, int64_t rows, int64_t cols, uint32_t* out, int64_t out_cols, int64_t row0);
+    void (*transpose_u32)(const uint32_t* src, int64_t rows, int64_t cols, uint32_t* out, int64_t out_cols,
+                          int64_t row0);
     void (*dequantize_int)(const IntCodes& q, float* out);
     void (*error_int)(const Weights& src, const IntCodes& q, double* stats);
     uint64_t (*checksum)(const uint8_t* data, int64_t size_bytes);

@@ -1,4 +1,5 @@
-// The Python face of the kernels: checks every argument, releases the GIL, calls the table. Nothing is allocated or copied.
+// The Python face of the kernels: checks every argument, releases the GIL, calls the table. Nothing is allocated or
+// copied.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
@@ -134,7 +135,8 @@ public:
         low.expect(rows, groups);
         high.expect(rows, groups);
         const nb::gil_scoped_release unlocked;
-        table_->group_minmax(in.data<float>(), rows, cols, least_group(group, cols), low.data<float>(), high.data<float>());
+        table_->group_minmax(in.data<float>(), rows, cols, least_group(group, cols), low.data<float>(),
+                             high.data<float>());
     }
 
     int64_t rtn_int(nb::handle src, const std::string& dtype, int bits, int64_t group, bool symmetric, nb::handle codes,
@@ -178,7 +180,8 @@ public:
         }
         result.expect(in.size(1), result.size(1));
         const nb::gil_scoped_release unlocked;
-        table_->transpose_u32(in.data<uint32_t>(), in.size(0), in.size(1), result.data<uint32_t>(), result.size(1), row0);
+        table_->transpose_u32(in.data<uint32_t>(), in.size(0), in.size(1), result.data<uint32_t>(), result.size(1),
+                              row0);
     }
 
     void dequantize_int(nb::handle codes, nb::handle scales, nb::handle zeros, int64_t group, nb::handle out) const {
@@ -218,7 +221,8 @@ private:
         const int64_t rows = codes.size(0), cols = codes.size(1), groups = (cols - 1) / checked_group(group) + 1;
         scales.expect(rows, groups);
         zeros.expect(rows, groups);
-        return {codes.data<uint8_t>(), scales.data<float>(), zeros.data<uint8_t>(), rows, cols, least_group(group, cols)};
+        return {codes.data<uint8_t>(), scales.data<float>(), zeros.data<uint8_t>(), rows, cols,
+                least_group(group, cols)};
     }
 
     const Table* table_;

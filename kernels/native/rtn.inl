@@ -2,24 +2,26 @@
 //
 // contract.py has the arithmetic as a formula, reference/integers.py in torch.
 //
-// Division. The codes are RNE(fl(w / s)). For 16-bit sources they are found without dividing. Let q = |w / s|, r = 1 / s
-// rounded, a = RNE(w * r * (1 - e)), b = RNE(w * r * (1 + e)) with e = 6 * 2^-24. The three roundings on the way (r, its
-// factor, the product; one fewer when fused) are below 3.01 * 2^-24 in all, so a sees a number below q and b one above q.
-// - If q = n + 1/2 exactly: {a, b} = {n, n + 1}.
-// - If not: s has 11 significant bits and |2n + 1| <= 513, so (n + 1/2) * s is an odd multiple of some u with at most
-//   2^20.01 u; w is a multiple of u, or of a smaller unit of which it holds less than 2^11. So q differs from every
-//   n + 1/2 by more than 2^-20.02 of itself, which is more than 15 * 2^-24: a = b = RNE(q). The quotient rounded to fp32
-//   differs from q by 2^-24 at most, so it is on the same side too.
-// In both cases the float sum (kRound + a) + (kRound + b) = 2 * (kRound + (a + b) / 2) lies where floats are 2 apart, so its
-// own rounding, half to even, yields twice the even one of {a, b}, and its low bits are RNE(q) as an integer.
-// fp32 sources have too many bits for this and are divided.
+// Division. The codes are RNE(fl(w / s)). For 16-bit sources they are found without dividing, from two brackets:
+//   q = |w / s|, r = 1/s rounded, e = 6 * 2^-24, a = RNE(|w| * r * (1 - e)), b = RNE(|w| * r * (1 + e)).
+// The roundings on the way (r, its factor, the product unless it is fused) are below 3.01 * 2^-24 in all, so a comes
+// from a number below q and b from one above q, neither farther than 9.1 * 2^-24 of q.
+// - If q is half-way, n + 1/2: a = n and b = n + 1.
+// - If not: s has 11 significant bits and 2n + 1 <= 513, so (n + 1/2) * s is at most 2^20.01 times some unit u; w is a
+//   multiple of u, or of a smaller unit of which it holds less than 2^11. So q differs from every half-way point by
+//   more than 2^-20.02 of itself, that is 15 * 2^-24, and a = b = RNE(q). The quotient rounded to fp32 differs from q
+//   by 2^-24 at most: it lies on the same side.
+// In both cases the float sum (kRound + a) + (kRound + b) lies where floats are 2 apart. Its own rounding, half to
+// even, makes it 2 * (kRound + RNE(q)), and its low bits are RNE(q) as an integer. Negative w mirror all this.
+// fp32 sources have too many bits for it and are divided.
 
 constexpr float kSmallestScale = 168.0f / 16777216.0f;  // 1e-5 rounded to fp16
 constexpr float kLargestScale = 65504.0f;
 constexpr int kSpan = 2048;  // columns rounded before they are narrowed to bytes; the buffer stays in L1
 constexpr int kBatch = 64;   // groups whose scales are computed at a time
 
-// Rounding leaves code + kBias as 16 bits: never negative, and a multiple of 256, so that truncation to a byte removes it.
+// Rounding leaves code + kBias as 16 bits: never negative, and a multiple of 256, so that truncation to a byte
+// removes it.
 constexpr int32_t kBias = 512;
 
 struct Rounding {
@@ -49,7 +51,8 @@ inline float round_to_fp16(float x) {
 }
 
 template <class T>
-inline void find_extremes(const typename T::Raw* SHARDQ_RESTRICT src, int64_t cols, int32_t* highest, uint32_t* lowest) {
+inline void find_extremes(const typename T::Raw* SHARDQ_RESTRICT src, int64_t cols, int32_t* highest,
+                          uint32_t* lowest) {
     typename T::Signed high = 0;
     typename T::Raw low = 0;
     for (int64_t i = 0; i < cols; i++) {
@@ -78,7 +81,8 @@ inline void find_scales(GroupScales& g, int count, int bits) {
         const float magnitude = round_to_fp16(kSymmetric ? extreme / half_levels : (mx + neg) / levels);
         const int32_t bad = (high >= T::kInfinity) | (low >= T::kInfinity) | !(magnitude <= kLargestScale);
         float scale = magnitude < kSmallestScale ? kSmallestScale : magnitude;
-        // auto-round: a positive extreme, and a tie, give a negative scale; a scale that rounded to -0 becomes positive.
+        // auto-round: a positive extreme, and a tie, give a negative scale; a scale that rounded to -0 becomes
+        // positive.
         if (kSymmetric) scale = (!(mx < neg) & (magnitude > 0.0f)) ? -scale : scale;
         scale = bad ? kSmallestScale : scale;
         const float inverse = 1.0f / scale;

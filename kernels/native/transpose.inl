@@ -1,7 +1,7 @@
 // A strip of a transposed matrix of 32-bit words. Part of bodies.inl.
 //
-// A tile of 16 x 16 words is transposed by four perfect shuffles: interleaving the two halves of 256 words rotates the bits
-// of their index by one, and rotating eight bits by four swaps row and column.
+// A tile of 16 x 16 words is transposed by four perfect shuffles: interleaving the two halves of 256 words rotates
+// the bits of their index by one, and rotating eight bits by four swaps row and column.
 
 inline void shuffle_halves(const uint32_t* SHARDQ_RESTRICT src, uint32_t* SHARDQ_RESTRICT out) {
     for (int i = 0; i < 128; i++) {

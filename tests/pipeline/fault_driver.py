@@ -9,6 +9,7 @@ Prints one JSON object: {"calls": how many there are, "wrong": [what went wrong,
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -90,8 +91,8 @@ class Scene:
         except ShardqError as e:
             print(f"call {fault_at}: {e}", file=sys.stderr)
             return REFUSED
-        except Exception as e:
-            print(f"call {fault_at}: {e!r}", file=sys.stderr)
+        except Exception:
+            logging.exception("call %s", fault_at)
             return RAISED
         counter.write_text(str(count()))
         return DONE

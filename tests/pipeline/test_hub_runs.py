@@ -183,9 +183,8 @@ def test_dropped_connections_cost_nothing_but_time(
 def test_command_line_finds_the_repo_by_its_name(hub: Any, repo: Source, tmp_path: Path) -> None:
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
     command = [sys.executable, "-P", "-m", "shardq.cli", "quantize", f"org/model@{repo.commit}", "--parallel", "2"]
-    done = subprocess.run(
-        command, env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    env = {**os.environ, **settings}
+    done = subprocess.run(command, env=env, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert shardq.verify(tmp_path / "model-W4A16", deep=True).problems == ()
     assert not list((tmp_path / "home").rglob("*.safetensors"))

@@ -53,7 +53,7 @@ def test_second_holder_is_refused_with_the_name_of_the_first(path: Path) -> None
 def test_other_process_holds_until_it_is_killed(path: Path) -> None:
     search = os.pathsep.join(p for p in sys.path if p)
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)],
+        [sys.executable, "-P", "-c", HOLD, str(path)],
         env=os.environ | {"PYTHONPATH": search},
         stdout=subprocess.PIPE,
         text=True,

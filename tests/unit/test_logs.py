@@ -85,7 +85,7 @@ def test_secrets_are_not_written(secret: str, capfd: pytest.CaptureFixture[str])
 def test_workers_share_one_file(tmp_path: Path) -> None:
     config = pickle.dumps(LogConfig("info", tmp_path / "run.log")).hex()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    workers = [subprocess.Popen([sys.executable, "-c", SAY, config, str(n)], env=environment) for n in range(3)]
+    workers = [subprocess.Popen([sys.executable, "-P", "-c", SAY, config, str(n)], env=environment) for n in range(3)]
     assert [worker.wait() for worker in workers] == [0, 0, 0]
     lines = (tmp_path / "run.log").read_text().splitlines()
     said = sorted(line.partition("shardq.worker: ")[2] for line in lines)

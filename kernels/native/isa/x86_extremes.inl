@@ -1,5 +1,6 @@
-// The extremes of four short groups of 16-bit weights; find_extremes in rtn.inl is the specification. Compilers reduce each
-// group on its own, which takes twice the time for groups of 32: here the four reductions share a tree of unpacks.
+// The extremes of four short groups of 16-bit weights; find_extremes in rtn.inl is the specification. Compilers
+// reduce each group on its own, which takes twice the time for groups of 32: here the four reductions share a tree of
+// unpacks.
 #include <immintrin.h>
 
 #define SHARDQ_EXTREMES_OF_FOUR
