@@ -218,6 +218,13 @@ def test_jobs_start_in_order_and_overtake_only_what_does_not_fit(
     pool: Pool,
 ) -> None:
     executor = pool(2, limit_bytes=10)
+    warm_up: set[int] = set()
+    for number in range(100, 200):  # until both workers are up: the order is about idle ones
+        executor.submit(job(number, "span", 0.02))
+        executor.submit(job(number + 100, "span", 0.02))
+        warm_up |= {o.worker_pid for o in finish(executor).values()}
+        if len(warm_up) == 2:
+            break
     costs = {0: 8, 1: 5, 2: 2, 3: 6, 4: 30, 5: 1}
     for number, cost_bytes in costs.items():
         executor.submit(job(number, "span", 0.1, cost_bytes))
