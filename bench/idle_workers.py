@@ -19,7 +19,7 @@ def main(count: int) -> None:
     from shardq.budget import ByteBudget
     from shardq.executors.processes import ProcessExecutor
     from shardq.run import ENTRY
-    from shardq.worker import Workplace
+    from shardq.tasks import Workplace
 
     def show(name: str, memory: Memory) -> None:
         print(f"{name}: {memory.pss_bytes / 1e6:.1f} MB PSS, {memory.anon_shmem_bytes / 1e6:.1f} MB anonymous + shared")

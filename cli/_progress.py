@@ -68,6 +68,12 @@ def _lines() -> Report:
     return report
 
 
+def _description(step: Progress) -> str:
+    """`shards 3/8`, and while shards are downloaded what has arrived: the bar counts quantized bytes only."""
+    fetched = f", {show_bytes(step.fetched_bytes)} fetched" if step.fetched_bytes else ""
+    return f"shards {step.done_files}/{step.total_files}{fetched}"
+
+
 @contextlib.contextmanager
 def _bar() -> Iterator[Report]:
     from rich import progress
@@ -89,7 +95,7 @@ def _bar() -> Iterator[Report]:
                 began_s = time.monotonic()
             bars.update(
                 task,
-                description=f"shards {step.done_files}/{step.total_files}",
+                description=_description(step),
                 completed=step.done_bytes,
                 total=step.total_bytes,
                 pace=pace(step, time.monotonic() - began_s),

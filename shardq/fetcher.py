@@ -4,13 +4,14 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from shardq.checkpoint import Shard
 from shardq.errors import ShardqError, TaskFailed
+from shardq.files.atomic import writing
 from shardq.sources.base import Source
 
 logger = logging.getLogger(__name__)
@@ -31,15 +32,11 @@ class Fetcher:
     """Downloads shards in order on background threads. `ready` is a descriptor that becomes readable on arrival."""
 
     def __init__(
-        self,
-        source: Source,
-        folder: Path,
-        shards: Sequence[Shard],
-        staged: Sequence[Shard],
-        cap_bytes: int | None,
-        on_bytes: Callable[[int], None],
+        self, source: Source, folder: Path, shards: Sequence[Shard], staged: Sequence[Shard], cap_bytes: int | None
     ) -> None:
-        self._source, self._folder, self._on_bytes = source, folder, on_bytes
+        """Begin. `staged` are shards that an earlier run left: they count until they are freed."""
+        self._source, self._folder = source, folder
+        self.fetched_bytes = 0  # so far, over all shards
         self._todo = list(reversed(shards))
         self._cap = cap_bytes
         self._staged = {s.name: s.size_bytes for s in staged}  # here (from an earlier run) or on their way
@@ -90,12 +87,16 @@ class Fetcher:
     def _count(self, count: int) -> None:
         if self._stop:
             raise _Stopped
-        self._on_bytes(count)
+        with self._change:
+            self.fetched_bytes += count
 
     def _work(self) -> None:
         while (shard := self._next()) is not None:
+            target = self._folder / shard.name
             try:
-                sha256 = self._source.fetch(shard.name, self._folder / shard.name, self._count)
+                with writing(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                sha256 = self._source.fetch(shard.name, target, self._count)
                 got = Fetched(shard, sha256, None)
             except ShardqError as e:
                 got = Fetched(shard, None, e)

@@ -95,6 +95,8 @@ class Pipeline:
             also = [stop.ready] + ([self._fetcher.ready] if self._fetcher else [])
             for outcome in executor.wait(POLL_S, also):
                 self._collect(outcome)
+            if self._fetcher:
+                self._tell("fetch", "")
             for got in self._fetcher.take() if self._fetcher else ():
                 if got.error:
                     self._error = self._error or got.error
@@ -103,7 +105,6 @@ class Pipeline:
                         {"event": "fetched", "shard": got.shard.name, "sha256": got.sha256},
                         durable=False,
                     )
-                    self._tell("fetch", got.shard.name)
                     self._enqueue(got.shard.name)
 
     def _drain(self, executor: Executor, stop: StopFlag) -> None:
@@ -116,7 +117,7 @@ class Pipeline:
             raise self._error
         kind = Terminated if stop.signal == signal.SIGTERM else Interrupted
         raise kind(
-            f"stopped; {self._done_bytes / 1e9:.2f} of {self._total_bytes / 1e9:.2f} GB are done and kept in "
+            f"stopped; {100 * self._done_bytes // max(1, self._total_bytes)} % is done and kept in "
             f"{self._staging.work}: run the same command again to resume"
         )
 
@@ -195,10 +196,8 @@ class Pipeline:
             )
         if missing:
             cap = self._limits.max_disk_bytes
-            self._fetcher = Fetcher(
-                self._source, self._staging.src, missing, staged,
-                None if cap is None else cap - self._plan.output_bytes, lambda _count: None,
-            )  # fmt: skip
+            left = None if cap is None else cap - self._plan.output_bytes
+            self._fetcher = Fetcher(self._source, self._staging.src, missing, staged, left)
 
     def _staged(self, shard: Shard) -> Path:
         return self._staging.src / shard.name
@@ -264,13 +263,14 @@ class Pipeline:
     def _tell(self, stage: Stage, item: str) -> None:
         self._report(
             Progress(
-                stage,
-                item,
-                self._done_bytes,
-                self._total_bytes,
-                self._resumed_bytes,
-                len(self._sealed),
-                len(self._files),
+                stage=stage,
+                item=item,
+                done_bytes=self._done_bytes,
+                total_bytes=self._total_bytes,
+                resumed_bytes=self._resumed_bytes,
+                fetched_bytes=self._fetcher.fetched_bytes if self._fetcher else 0,
+                done_files=len(self._sealed),
+                total_files=len(self._files),
             )
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["start", "fetch", "work", "file", "publish", "done"]
+Stage = Literal["start", "fetch", "work", "file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,7 @@ class Progress:
     done_bytes: int  # source bytes finished, those of an earlier run included
     total_bytes: int
     resumed_bytes: int  # of done_bytes, those that an earlier run had finished
+    fetched_bytes: int  # downloaded so far, 0 for a folder
     done_files: int
     total_files: int
 

@@ -6,7 +6,6 @@ folder.
 
 import errno
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
@@ -84,7 +83,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     The mode follows the umask. On failure nothing is left behind. Raises DiskFull or NotWritable.
     """
     folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+    temporary = os.path.join(folder, f".{name}.{os.urandom(4).hex()}.tmp")
     with writing(path):
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         renamed = False

@@ -18,7 +18,7 @@ TOTAL = 2_700_000_000
 
 
 def step(done_bytes: int, resumed_bytes: int = 0, stage: Stage = "file", total_bytes: int = TOTAL) -> Progress:
-    return Progress(stage, "model-00003-of-00008.safetensors", done_bytes, total_bytes, resumed_bytes, 3, 8)
+    return Progress(stage, "model-00003-of-00008.safetensors", done_bytes, total_bytes, resumed_bytes, 0, 3, 8)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from shardq import Limits, make_recipe, quantize
+from shardq import Limits, Recipe, make_recipe, quantize
 from shardq.files.safetensors import read_header
-from shardq.kernels import load
+from shardq.kernels import load as load_kernels
 from shardq.layouts import find_layout
 from shardq.unpack import read_module
 
@@ -23,16 +23,17 @@ ANSWER: Final = "Paris"
 LINEARS: Final = 30 * 7  # in its blocks
 # layout -> package whose inference code transformers uses for it
 PEERS: Final = {"auto_round": "auto_round", "gptq": "gptqmodel"}
+EXCEPTIONS: Final = {"**.v_proj": {"bits": 4, "group_size": 32}, "**.0.mlp.*": {"bits": 16}}
 RECIPES: Final = {
     "auto_round-W4A16G64": make_recipe("W4A16G64"),
     "auto_round-W4A16G32": make_recipe("W4A16G32"),
     "auto_round-W8A16G64": make_recipe("W8A16G64"),
     "auto_round-W4A16G64-asym": make_recipe("W4A16G64", symmetric=False),
-    "auto_round-mixed": make_recipe("W4A16G64", layer_config={"**.v_proj": {"bits": 8}, "**.0.mlp.*": {"bits": 16}}),
+    "auto_round-mixed": make_recipe("W8A16G64", layer_config=EXCEPTIONS),
     "gptq-W4A16G64": make_recipe("W4A16G64@gptq"),
     "gptq-W8A16G64": make_recipe("W8A16G64@gptq"),
     "gptq-W4A16G64-asym": make_recipe("W4A16G64@gptq", symmetric=False),
-    "gptq-mixed": make_recipe("W4A16G64@gptq", layer_config={"**.v_proj": {"bits": 8}, "**.0.mlp.*": {"bits": 16}}),
+    "gptq-mixed": make_recipe("W8A16G64@gptq", layer_config=EXCEPTIONS),
 }
 
 
@@ -69,6 +70,18 @@ def question(tokenizer: Any) -> Any:
     return tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 
 
+def load_model(folder: Path, recipe: Recipe, transformers: Any) -> Any:
+    """The quantized model, in the peer's plain torch code."""
+    if recipe.layout == "gptq" and recipe.layer_rules:  # transformers does not look at `dynamic`
+        gptqmodel = pytest.importorskip("gptqmodel")
+        return gptqmodel.GPTQModel.load(str(folder), backend="torch", device="cpu", dtype=torch.float16).model
+    config = transformers.AutoRoundConfig(backend="torch")
+    if recipe.layout == "gptq":
+        config = transformers.GPTQConfig(bits=recipe.scheme.bits, backend="torch")
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    return load(folder, dtype=torch.float32, quantization_config=config)
+
+
 def answer(model: Any, tokenizer: Any, question: Any) -> str:
     """The first words of the greedy answer."""
     tokens = model.generate(**question, max_new_tokens=8, do_sample=False)
@@ -78,7 +91,7 @@ def answer(model: Any, tokenizer: Any, question: Any) -> str:
 def dequantized_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Module names and float32 weights, as our own reader has them."""
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    layout, kernels = find_layout(config["quant_method"]), load()
+    layout, kernels = find_layout(config["quant_method"]), load_kernels()
     for path in sorted(folder.glob("*.safetensors")):
         header = read_header(path)
         for module in [t.name.removesuffix(".qweight") for t in header.tensors if t.name.endswith(".qweight")]:
@@ -123,12 +136,7 @@ def test_a_quantized_model_loads_and_answers(
     if find_spec(PEERS[recipe.layout]) is None:
         pytest.skip(f"{PEERS[recipe.layout]} is not installed here")
     quantize(smollm2, recipe, output_dir=tmp_path / "out", limits=Limits(parallel=1))
-    config = transformers.AutoRoundConfig(backend="torch")
-    if recipe.layout == "gptq":
-        config = transformers.GPTQConfig(bits=recipe.scheme.bits, backend="torch")
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", dtype=torch.float32, quantization_config=config
-    )
+    model = load_model(tmp_path / "out", recipe, transformers)
     assert ANSWER in answer(model, tokenizer, question)
 
     twin = copy.deepcopy(source)

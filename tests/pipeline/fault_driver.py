@@ -92,7 +92,7 @@ class Scene:
             print(f"call {fault_at}: {e}", file=sys.stderr)
             return REFUSED
         except Exception:
-            logging.exception("call %s", fault_at)
+            logging.getLogger(__name__).exception("call %s", fault_at)
             return RAISED
         counter.write_text(str(count()))
         return DONE
