@@ -40,10 +40,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder, with_pip=False)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
-    # A .pth line adds the folder behind the new one, and runs none of its own .pth files (an editable install's).
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     command = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]
     _finish([*command, "--no-deps", "--no-index", str(wheel)])
+    # After the wheel: pip would take a shardq that it sees there for this one. A .pth line adds the folder behind the
+    # new one, and runs none of its own .pth files (an editable install's).
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "bin"
 
 
