@@ -26,6 +26,10 @@ class Descriptors:
         self._open[path] = fd
         return fd
 
+    def __del__(self) -> None:
+        """The last user is gone."""
+        self.close()
+
     def close(self) -> None:
         """Close all: a path may soon name another file."""
         for fd in self._open.values():

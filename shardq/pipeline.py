@@ -65,6 +65,7 @@ class Pipeline:
         self._sealed: dict[str, tuple[str, int]] = dict(before.sealed)
         self._left = {f: len(ts) for f, ts in self._tasks.items()}  # tasks of this run still to finish, by file
         self._todo: deque[Task | Checked | SealTask] = deque()
+        self._begun: set[str] = set()  # output files that have their size and header
         self._error: ShardqError | None = None
         self._fetcher: Fetcher | None = None
         self._resumed_bytes = sum(t.source_bytes for f in self._sealed for t in self._tasks[f])
@@ -91,7 +92,10 @@ class Pipeline:
             if stop.signal or self._error:
                 self._drain(executor, stop)
             while self._todo and executor.room() > 0:
-                executor.submit(self._job(self._todo.popleft()))
+                work = self._todo.popleft()
+                if (name := work.task.file if isinstance(work, Checked) else work.file) not in self._begun:
+                    self._begin(self._files[name])
+                executor.submit(self._job(work))
             also = [stop.ready] + ([self._fetcher.ready] if self._fetcher else [])
             for outcome in executor.wait(POLL_S, also):
                 self._collect(outcome)
@@ -203,10 +207,18 @@ class Pipeline:
         return self._staging.src / shard.name
 
     def _enqueue(self, shard: str) -> None:
-        """Make the shard's output file and queue its tasks; those that an earlier run did are only checked."""
+        """Queue the tasks of a shard; those that an earlier run did are only checked."""
         file = self._files[shard]
         path = self._staging.part / file.name
         kept = path.exists() and path.stat().st_size == file.size_bytes
+        for task in self._tasks[file.name]:
+            self._todo.append(Checked(task, self._done[task.id]) if kept and task.id in self._done else task)
+        if not self._tasks[file.name]:  # only empty tensors
+            self._todo.append(SealTask(file.name, file.size_bytes))
+
+    def _begin(self, file: OutputFile) -> None:
+        """Make an output file of its final size, header first; only now, so that disk is taken as it is freed."""
+        path = self._staging.part / file.name
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -215,10 +227,7 @@ class Pipeline:
                 pwrite_all(fd, file.header, 0)
             finally:
                 os.close(fd)
-        for task in self._tasks[file.name]:
-            self._todo.append(Checked(task, self._done[task.id]) if kept and task.id in self._done else task)
-        if not self._tasks[file.name]:  # only empty tensors
-            self._todo.append(SealTask(file.name, file.size_bytes))
+        self._begun.add(file.name)
 
     def _free(self, name: str) -> None:
         """Delete what we fetched, or the user's own shard when that was asked for."""
@@ -238,7 +247,6 @@ class Pipeline:
 
     def _check_space(self) -> None:
         """Refuse a run that the disk or --max-disk cannot hold, before it starts. Raises DiskFull, BudgetTooSmall."""
-        left = [f for f in self._plan.files if f.name not in self._sealed]
         largest = max((s.size_bytes for s in self._missing()), default=0)
         cap, least = self._limits.max_disk_bytes, self._plan.output_bytes + largest
         if cap is not None and cap < least:
@@ -246,13 +254,28 @@ class Pipeline:
                 f"--max-disk {cap / 1e9:.2f} GB is too small: the output takes {self._plan.output_bytes / 1e9:.2f} GB "
                 f"and the largest shard to fetch {largest / 1e9:.2f} GB; expected at least {least / 1e9:.2f} GB"
             )
-        need = largest + sum(f.size_bytes - _allocated(self._staging.part / f.name) for f in left)
+        need = largest + self._output_growth_bytes()
         free = shutil.disk_usage(self._staging.work).free
         if need > free:
             raise DiskFull(
                 f"{self._staging.out} needs {need / 1e9:.2f} GB more and its disk has {free / 1e9:.2f} GB free: free "
                 "some space or choose another --output-dir"
             )
+
+    def _output_growth_bytes(self) -> int:
+        """The most by which the run will ever have grown the disk's content, fetched shards apart: files are made in
+        order, and with --delete-source each makes room for others once it is done."""
+        left = [f for f in self._plan.files if f.name not in self._sealed]
+        grown = [f.size_bytes - _allocated(self._staging.part / f.name) for f in left]
+        if not self._limits.delete_source:
+            return sum(grown)
+        sizes = {s.name: s.size_bytes for s in self._plan.checkpoint.shards}
+        now = peak = 0
+        for f, more in zip(left, grown, strict=True):
+            now += more
+            peak = max(peak, now)
+            now -= sizes[f.shard]
+        return peak + max(grown, default=0)  # the next file is begun before the last one is done
 
     def _missing(self) -> Iterator[Shard]:
         for shard in self._plan.checkpoint.shards:

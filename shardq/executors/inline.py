@@ -8,7 +8,7 @@ from multiprocessing import connection
 from types import TracebackType
 from typing import Self
 
-from shardq.executors.base import JOBS_QUEUED_PER_WORKER, Job, Outcome, attempt, load_handler
+from shardq.executors.base import JOBS_QUEUED_PER_WORKER, Handler, Job, Outcome, attempt, load_handler
 
 
 class InlineExecutor:
@@ -16,7 +16,7 @@ class InlineExecutor:
 
     def __init__(self, entry: str, context: object) -> None:
         """Build the handler (see `load_handler`); what that raises, this raises."""
-        self._handler = load_handler(entry, context)
+        self._handler: Handler | None = load_handler(entry, context)
         self._queue: deque[Job] = deque()
         self._closed = False
 
@@ -30,7 +30,7 @@ class InlineExecutor:
         """Run the next job unless `also` is readable; a job that has begun is not cut short by `timeout_s`."""
         if also and connection.wait(also, 0 if self._queue else timeout_s):
             return []
-        if not self._queue:
+        if not self._queue or self._handler is None:
             return []
         job = self._queue.popleft()
         result, error = attempt(job.name, partial(self._handler, job.work))
@@ -51,8 +51,9 @@ class InlineExecutor:
         return jobs
 
     def close(self) -> None:
-        """Drop what is queued."""
+        """Drop what is queued, and the handler with the memory and files that it holds."""
         self._queue.clear()
+        self._handler = None
         self._closed = True
 
     def __enter__(self) -> Self:

@@ -83,8 +83,8 @@ def test_outputs_are_filled_to_the_last_byte_and_read_back(
 
 @each_layout
 @given(
-    bits=st.sampled_from(WIDTHS), symmetric=st.booleans(), groups=st.integers(1, 4),
-    group=st.sampled_from([16, 32, 64]), units=st.integers(1, 6), tile=st.integers(1, 7), slab=st.integers(1, 7), seed=st.integers(0, 2**32 - 1),
+    bits=st.sampled_from(WIDTHS), symmetric=st.booleans(), groups=st.integers(1, 4), units=st.integers(1, 6),
+    group=st.sampled_from([16, 32, 64]), tile=st.integers(1, 7), slab=st.integers(1, 7), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_tiles_and_slabs_do_not_change_a_byte(
     layout: Layout, bits: int, symmetric: bool, groups: int, group: int, units: int, tile: int, slab: int, seed: int,
@@ -107,8 +107,12 @@ def test_quantized_weights_of_each_dtype_read_back_near_what_they_were(
 ) -> None:
     scheme = Scheme(f"int{bits}", 32, symmetric)
     values = np.random.default_rng(bits).standard_normal((64, 96)).astype(np.float32)
-    raw: NDArray[Any] = {"BF16": (values.view(np.uint32) >> 16).astype(np.uint16), "F16": values.astype(np.float16).view(np.uint16),
-           "F32": values}[dtype]  # fmt: skip
+    raws: dict[str, NDArray[Any]] = {
+        "BF16": (values.view(np.uint32) >> 16).astype(np.uint16),
+        "F16": values.astype(np.float16).view(np.uint16),
+        "F32": values,
+    }
+    raw = raws[dtype]
     weights = np.empty(values.shape, np.float32)
     kernels.widen(raw, dtype, weights)
     arena = Arena()

@@ -106,7 +106,7 @@ def check_configs_agree(ours: Path, theirs: Path) -> None:
 @pytest.mark.oracle
 @pytest.mark.parametrize("case", CASES)
 def test_all_tensors_equal_auto_round(
-    case: str, tmp_path: Path, qwen3: Path, run_auto_round: RunAutoRound, compare: Compare
+    case: str, tmp_path: Path, run_auto_round: RunAutoRound, qwen3: Path, compare: Compare
 ) -> None:
     words, recipe = CASES[case]
     source = qwen3 / ("tied" if list(CASES).index(case) % 2 else "untied")
@@ -120,7 +120,7 @@ def test_all_tensors_equal_auto_round(
 
 @pytest.mark.oracle
 def test_quantized_head_equals_auto_round(
-    tmp_path: Path, qwen3: Path, run_auto_round: RunAutoRound, compare: Compare
+    tmp_path: Path, run_auto_round: RunAutoRound, qwen3: Path, compare: Compare
 ) -> None:
     theirs = run_auto_round(qwen3 / "untied", tmp_path / "theirs", "--scheme", "W4A16", "--quant_lm_head")
     recipe = make_recipe("W4A16", quant_lm_head=True)

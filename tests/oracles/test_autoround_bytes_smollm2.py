@@ -15,7 +15,7 @@ Compare = Callable[[Path, Path], tuple[int, list[str]]]
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["W4A16G64", "W4A16G32", "W8A16G64", "W8A16G32"])
 def test_all_tensors_of_smollm2_equal_auto_round(
-    scheme: str, tmp_path: Path, smollm2: Path, run_auto_round: RunAutoRound, compare: Compare
+    scheme: str, tmp_path: Path, run_auto_round: RunAutoRound, smollm2: Path, compare: Compare
 ) -> None:
     theirs = run_auto_round(smollm2, tmp_path / "theirs", "--scheme", scheme)
     quantize(smollm2, make_recipe(scheme), output_dir=tmp_path / "ours", limits=Limits(parallel=1))

@@ -49,19 +49,19 @@ class Transposed(torch.nn.Module):
         return torch.matmul(x.reshape(-1, x.shape[-1]), self.weight).reshape((*x.shape[:-1], -1))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def transformers() -> Any:
     return pytest.importorskip("transformers", reason="transformers is not installed; `nox -s oracles` installs it")
 
 
 @pytest.fixture(scope="module")
-def source(smollm2: Path, transformers: Any) -> Any:
+def source(transformers: Any, smollm2: Path) -> Any:
     """The unquantized model in float32."""
     return transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(smollm2: Path, transformers: Any) -> Any:
+def tokenizer(transformers: Any, smollm2: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(smollm2)
 
 
@@ -130,7 +130,7 @@ def no_compiler() -> Iterator[None]:
 @pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_quantized_model_loads_and_answers(
-    name: str, tmp_path: Path, smollm2: Path, transformers: Any, source: Any, tokenizer: Any, question: Any
+    name: str, tmp_path: Path, transformers: Any, smollm2: Path, source: Any, tokenizer: Any, question: Any
 ) -> None:
     recipe = RECIPES[name]
     if find_spec(PEERS[recipe.layout]) is None:

@@ -86,11 +86,7 @@ _NAME = st.lists(
     ),
     min_size=1,
     max_size=5,
-).filter(
-    lambda parts: (
-        parts[-1] != "weight" and any(p.strip() for p in parts) and not parts[0].startswith("re:")
-    )
-)
+).filter(lambda parts: parts[-1] != "weight" and any(p.strip() for p in parts) and not parts[0].startswith("re:"))
 
 
 @settings(deadline=None)
@@ -151,9 +147,7 @@ def test_layer_config_from_mapping_keeps_order_and_values() -> None:
 def test_layer_config_is_the_same_from_text_and_files(tmp_path: Path) -> None:
     table = {"a.b": {"bits": 4, "sym": True}, "c.*": {"scheme": "W8A16"}}
     (tmp_path / "layers.json").write_text(json.dumps(table))
-    (tmp_path / "layers.toml").write_text(
-        '["a.b"]\nbits = 4\nsym = true\n["c.*"]\nscheme = "W8A16"\n'
-    )
+    (tmp_path / "layers.toml").write_text('["a.b"]\nbits = 4\nsym = true\n["c.*"]\nscheme = "W8A16"\n')
     expected = parse_layer_config(table, "shardq")
     assert parse_layer_config(json.dumps(table, indent=1), "shardq") == expected
     assert parse_layer_config(f"  {json.dumps(table)}", "shardq") == expected

@@ -18,9 +18,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def _ref(
-    name: str, shape: tuple[int, ...] | None = (512, 512), dtype: str | None = "BF16"
-) -> TensorRef:
+def _ref(name: str, shape: tuple[int, ...] | None = (512, 512), dtype: str | None = "BF16") -> TensorRef:
     return TensorRef(name, "x", dtype, shape, 0, 0)
 
 
@@ -121,9 +119,7 @@ def test_verdict_without_shapes_goes_by_name() -> None:
 # --- GPT-2's transposed weights ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "config", [{"model_type": "gpt2"}, {"text_config": {"model_type": "imagegpt"}}]
-)
+@pytest.mark.parametrize("config", [{"model_type": "gpt2"}, {"text_config": {"model_type": "imagegpt"}}])
 def test_transposed_by_model_type(config: dict[str, Any]) -> None:
     name = "transformer.h.0.attn.c_proj.weight"
     assert _verdict(name, (512, 512), config=config) == ("transposed", "family:gpt2")
@@ -174,9 +170,7 @@ _JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                ["vocab_size", "num_experts", "num_hidden_layers", "text_config", "model_type", "x"]
-            ),
+            st.sampled_from(["vocab_size", "num_experts", "num_hidden_layers", "text_config", "model_type", "x"]),
             inner,
             max_size=4,
         )
@@ -205,9 +199,7 @@ _FILLER = st.text("jkqz", min_size=1, max_size=3)
     after=_FILLER,
     place=st.integers(0, 3),
 )
-def test_head_words_inside_segments_are_no_heads(
-    word: str, before: str, after: str, place: int
-) -> None:
+def test_head_words_inside_segments_are_no_heads(word: str, before: str, after: str, place: int) -> None:
     """`attention.output.dense`, `multi_head_attention.q_proj`, `head_proj`, ... are Linear."""
     names = (
         f"model.layers.0.attention.{word}.dense.weight",

@@ -47,9 +47,7 @@ def rows(catalog: dict[str, Any]) -> list[Row]:
     result: list[Row] = []
     for model_type, entry in catalog.items():
         patterns = entry["patterns"]
-        refs = {
-            n: _ref(n.replace("#", "0"), "BF16", shape) for n, (_, shape, _) in patterns.items()
-        }
+        refs = {n: _ref(n.replace("#", "0"), "BF16", shape) for n, (_, shape, _) in patterns.items()}
         verdicts = assign_roles(refs.values(), _config_of(model_type, patterns))
         for name, (owner, shape, _) in patterns.items():
             result.append((model_type, name, owner, tuple(shape), verdicts[refs[name].name]))
@@ -139,9 +137,7 @@ def test_catalog_gives_the_same_picks_without_shapes_for_plain_models(
 
 
 @pytest.mark.parametrize("conv1d_type", ["gpt2", "openai-gpt", "imagegpt", "decision_transformer"])
-def test_catalog_conv1d_is_recognised_without_config(
-    catalog: dict[str, Any], conv1d_type: str
-) -> None:
+def test_catalog_conv1d_is_recognised_without_config(catalog: dict[str, Any], conv1d_type: str) -> None:
     patterns = catalog[conv1d_type]["patterns"]
     refs = [_ref(n.replace("#", "0"), "F32", p[1]) for n, p in patterns.items()]
     verdicts = assign_roles(refs, None)

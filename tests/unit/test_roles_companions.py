@@ -198,9 +198,7 @@ def _marked_alone(kind: str, spec: Spec) -> bool:
     return kind != "nvfp4_bare" and spec.get(".weight", ("", None))[0] != "BF16"
 
 
-@pytest.mark.parametrize(
-    ("base", "spec"), [(base, spec) for kind, base, spec in SOURCES if _marked_alone(kind, spec)]
-)
+@pytest.mark.parametrize(("base", "spec"), [(base, spec) for kind, base, spec in SOURCES if _marked_alone(kind, spec)])
 def test_codes_without_scale_are_unpaired(base: str, spec: Spec) -> None:
     codes = _refs(base, spec)[0]
     (found,) = find_companions([codes])

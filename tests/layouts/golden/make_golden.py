@@ -68,15 +68,14 @@ def write_checkpoint(folder: Path, weight: torch.Tensor) -> None:
 
 
 def run_auto_round(source: Path, out: Path, bits: int, symmetric: bool) -> dict[str, torch.Tensor]:
-    """What auto-round writes for MODULE: model-free, or by the whole-model flow for 3 bits, which the former refuses."""
+    """What auto-round writes for MODULE: model-free, or by the whole-model flow for 3 bits."""
     flow = ["--iters", "0", "--disable_model_free"] if bits == 3 else ["--model_free"]
-    words = ["--model", source, "--scheme", f"W{bits}A16", "--group_size", str(GROUP), "--format", "auto_round", *flow]
-    words += ["--disable_opt_rtn", "--disable_torch_compile", "--device_map", "cpu", "--output_dir", out]
+    flow += ["--format", "auto_round", "--disable_opt_rtn", "--disable_torch_compile", "--device_map", "cpu"]
+    words = ["--model", str(source), "--scheme", f"W{bits}A16", "--group_size", str(GROUP), *flow]
+    words += [] if symmetric else ["--asym"]
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "AR_ALLOW_W8_ASYM": "1", "AR_MODEL_FREE_SHARD_PARALLELISM": "1"}
-    program = Path(sys.executable).with_name("auto-round")
-    if not program.exists():
-        program = Path(importlib.import_module("auto_round").__file__ or "").parents[4] / "bin" / "auto-round"
-    subprocess.run([program, *words, *([] if symmetric else ["--asym"])], check=True, env=environ)
+    command = [sys.executable, "-m", "auto_round", *words, "--output_dir", str(out)]
+    subprocess.run(command, check=True, env=environ)
     found: dict[str, torch.Tensor] = {}
     for path in out.rglob("*.safetensors"):
         found |= load_file(path)
