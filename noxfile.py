@@ -11,7 +11,7 @@ TORCH = "torch==2.13.0"
 
 @nox.session(venv_backend="none")
 def dev(session: nox.Session) -> None:
-    """Editable install into the active environment, rebuilt on import, with links so that tools see the whole package."""
+    """Editable install into the active environment, rebuilt on import; links let tools see the whole package."""
     for name in ("cli", "kernels"):
         link = Path("shardq", name)
         if not link.is_symlink():
@@ -59,7 +59,8 @@ def oracles(session: nox.Session) -> None:
 @nox.session
 def wheel(session: nox.Session) -> None:
     """Build the wheel and use it from an empty folder."""
-    session.install("build", "pytest", "pytest-timeout")
+    session.install(TORCH)
+    session.install(".[test]")
     session.run("pytest", "tests/unit/test_wheel.py", *session.posargs)
 
 
@@ -70,4 +71,4 @@ def bench(session: nox.Session) -> None:
     session.install(".[test]")
     session.run("python", "-P", "bench/kernels.py")
     peer = os.environ.get("AUTOROUND")
-    session.run("python", "-P", "bench/pipeline.py", *(["--auto-round", peer] if peer else []), *session.posargs)
+    session.run("python", "bench/pipeline.py", *(["--auto-round", peer] if peer else []), *session.posargs)

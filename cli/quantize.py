@@ -103,7 +103,7 @@ def _show_plan(console: Console, source: str, recipe: "Recipe", subfolder: str |
     from shardq.reports import describe_plan
 
     plan = api.plan(source, recipe, subfolder=subfolder)
-    limits.task_bytes(plan.largest_task_bytes)  # refuses a --max-ram that is too small
+    limits.task_bytes(plan.largest_task_bytes, len(plan.decisions))  # refuses a --max-ram that is too small
     if console.as_json:
         print_json(describe_plan(plan, tensors=False))
     else:

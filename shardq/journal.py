@@ -15,6 +15,7 @@ Events, by the key "event". The pipeline writes and reads them; this module know
     | event   | other keys                   | durable | tells                                                      |
     | ------- | ---------------------------- | ------- | ---------------------------------------------------------- |
     | start   | identity                     | yes     | what the run was asked to make; always the first           |
+    | stamps  | modified                     | yes     | when each shard of a source folder was last changed, in ns |
     | fetched | shard, sha256                | no      | a source shard is staged and its content was verified      |
     | task    | id, checksum, sse, ssw, max  | no      | a task's output bytes are written, perhaps not yet to disk |
     | sealed  | file, sha256, size           | yes     | an output file is complete and on the disk                 |

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from shardq.errors import BadOption, BudgetTooSmall
 from shardq.logs import LogConfig
 
-BASE_BYTES = 120 << 20  # the supervisor with its plan's records, measured
-WORKER_BYTES = 24 << 20  # one worker before its first task, measured
+BASE_BYTES = 64 << 20  # the supervisor and the fork server, measured: 48 MB
+TENSOR_BYTES = 4 << 10  # the supervisor's records of one tensor, measured: 2.9 kB
+WORKER_BYTES = 10 << 20  # one worker before its first task, measured: 5 MB
 
 
 def _cores() -> int:
@@ -29,13 +30,14 @@ class Limits:
         if self.parallel < 1:
             raise BadOption(f"--parallel {self.parallel}: expected at least 1 worker")
 
-    def task_bytes(self, largest_task_bytes: int) -> int | None:
+    def task_bytes(self, largest_task_bytes: int, tensors: int) -> int | None:
         """Memory that running tasks may take together; None without a cap. Raises BudgetTooSmall."""
         if self.max_ram_bytes is None:
             return None
-        left = self.max_ram_bytes - BASE_BYTES - self.parallel * WORKER_BYTES
+        fixed = BASE_BYTES + tensors * TENSOR_BYTES + self.parallel * WORKER_BYTES
+        left = self.max_ram_bytes - fixed
         if left < largest_task_bytes:
-            need = largest_task_bytes + BASE_BYTES + self.parallel * WORKER_BYTES
+            need = largest_task_bytes + fixed
             raise BudgetTooSmall(
                 f"--max-ram {self.max_ram_bytes / 1e6:.0f} MB is too small for {self.parallel} workers: the largest "
                 f"task needs {largest_task_bytes / 1e6:.0f} MB; expected at least {need / 1e6:.0f} MB, or fewer "

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from shardq.card import make_card, make_command
 from shardq.config_json import dump, set_key
-from shardq.errors import ShardqError
 from shardq.files.atomic import sync_folder, write_atomic, writing
 from shardq.ledger import LEDGER, Errors, encode_ledger, make_ledger, merge, tensor_errors
 from shardq.pipeline import Finished
@@ -110,12 +109,20 @@ def _move(staging: Staging, name: str) -> None:
             os.replace(source, target)
 
 
-def finished_identity(out: Path) -> dict[str, Any] | None:
-    """Identity of a complete output folder, None if it is not complete or its record is damaged."""
+def recorded_identity(out: Path) -> dict[str, Any] | None:
+    """What an output folder says that it was made of; None without a readable record."""
     try:
-        record = json.loads((out / PROVENANCE).read_bytes())
-        complete = all((out / n).stat().st_size == f["size"] for n, f in record["files"].items())
-        identity: dict[str, Any] = record["identity"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ShardqError):
+        identity: dict[str, Any] = json.loads((out / PROVENANCE).read_bytes())["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return identity if complete and (out / CONFIG).exists() else None
+    return identity
+
+
+def is_complete(out: Path) -> bool:
+    """True if all shards that an output folder records are there in their size, and its configuration."""
+    try:
+        files = json.loads((out / PROVENANCE).read_bytes())["files"]
+        there = all((out / n).stat().st_size == f["size"] for n, f in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return there and (out / CONFIG).exists()

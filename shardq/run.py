@@ -23,7 +23,7 @@ from shardq.lock import FolderLock
 from shardq.pipeline import Pipeline, source_paths
 from shardq.plans import Plan, make_plan
 from shardq.progress import Report
-from shardq.publish import finished_identity, publish
+from shardq.publish import is_complete, publish, recorded_identity
 from shardq.recipe import Recipe
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE, Staging, changed_message, check_folder
@@ -55,21 +55,23 @@ def quantize_to_folder(
     began = time.perf_counter()
     staging = Staging(out)
     check_folder(out, _folder(source))
-    done = None if restart or staging.journal.exists() else finished_identity(out)
+    recorded = None if restart or staging.journal.exists() else recorded_identity(out)
+    done = recorded if recorded and is_complete(out) else None
     if done and staging.work.exists():  # a crash came while it was being removed
         with FolderLock(staging.work / "lock"):
             staging.remove()
     if done and limits.delete_source and _has_eaten(done, source, recipe):
         return _result_from_records(out, began)
     plan = make_plan(_checkpoint(source, staging, limits, restart), recipe)
+    if recorded and recorded != plan.identity():
+        raise RecipeChanged(changed_message(out, recorded, plan.identity()))
     if done:
-        if done != plan.identity():
-            raise RecipeChanged(changed_message(out, done, plan.identity()))
+        _refuse_newer_source(plan, source, out)
         return _result(plan, out, True, None, began)
-    task_bytes = limits.task_bytes(plan.largest_task_bytes)
+    task_bytes = limits.task_bytes(plan.largest_task_bytes, len(plan.decisions))
     staging.make()
     with FolderLock(staging.work / "lock"):
-        journal, before = staging.open(plan.identity(), restart)
+        journal, before = staging.open(plan, _stamps(plan, source), restart)
         try:
             if limits.delete_source:
                 write_atomic(staging.source_record, encode_checkpoint(plan.checkpoint))
@@ -105,6 +107,25 @@ def _folder(source: Source) -> Path | None:
         return None
     path = source.local_path(files[0].name)
     return None if path is None else Path(str(path).removesuffix(files[0].name))
+
+
+def _stamps(plan: Plan, source: Source) -> dict[str, int]:
+    """When each shard of a folder was last changed, in ns: equal headers need not mean equal weights."""
+    if source.commit is not None or source.remote:
+        return {}
+    paths = ((s.name, source.local_path(s.name)) for s in plan.checkpoint.shards)
+    return {name: path.stat().st_mtime_ns for name, path in paths if path}
+
+
+def _refuse_newer_source(plan: Plan, source: Source, out: Path) -> None:
+    """A finished folder does not answer for weights that were written after it. Raises RecipeChanged."""
+    made = (out / PROVENANCE).stat().st_mtime_ns
+    for name, changed in _stamps(plan, source).items():
+        if changed > made:
+            raise RecipeChanged(
+                f"{out} is finished, but source shard {name} was written after it: use --restart to quantize again, or "
+                "choose another --output-dir"
+            )
 
 
 def _has_eaten(done: Mapping[str, Any], source: Source, recipe: Recipe) -> bool:

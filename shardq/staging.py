@@ -23,6 +23,7 @@ from typing import Any, Final
 from shardq.errors import OutputOccupied, RecipeChanged
 from shardq.files.atomic import sync_folder, writing
 from shardq.journal import Journal
+from shardq.plans import Plan
 from shardq.tasks import Done
 
 WORK: Final = ".shardq"
@@ -36,7 +37,6 @@ class Progressed:
 
     tasks: Mapping[int, Done]
     sealed: Mapping[str, tuple[str, int]]  # file -> sha256, size
-    freed: frozenset[str]  # source shards deleted
 
 
 class Staging:
@@ -57,11 +57,14 @@ class Staging:
             for folder in (self.part, self.ready, self.src):
                 folder.mkdir(parents=True, exist_ok=True)
 
-    def open(self, identity: Mapping[str, Any], restart: bool) -> tuple[Journal, Progressed]:
-        """Replay the journal, or begin one.
+    def open(self, plan: Plan, modified: Mapping[str, int], restart: bool) -> tuple[Journal, Progressed]:
+        """Replay the journal of a plan's run, or begin one.
 
-        Raises RecipeChanged, with the differing keys, when an earlier run had another identity and `restart` is false.
+        `modified` says when each shard of a source folder was last changed, in ns: what an earlier run made of a shard
+        that has changed since is forgotten, as equal headers need not mean equal weights. Raises RecipeChanged, with the
+        differing keys, when an earlier run had another identity and `restart` is false.
         """
+        identity = plan.identity()
         journal, events = Journal.open(self.journal)
         if events and events[0]["identity"] != identity:
             if not restart:
@@ -74,7 +77,9 @@ class Staging:
             journal, _ = Journal.open(self.journal)
             journal.append({"event": "start", "identity": identity}, durable=True)
             events = []
-        return journal, self._progress(events)
+        stamps = {"event": "stamps", "modified": modified}
+        journal.append(stamps, durable=True)
+        return journal, self._progress([*events, stamps], plan)
 
     def discard(self) -> None:
         """Remove everything that an earlier run left, published or not, except its lock. Raises NotWritable."""
@@ -120,23 +125,27 @@ class Staging:
         inside = [n for n in names if not PurePosixPath(n).is_absolute() and ".." not in PurePosixPath(n).parts]
         return [self.out / n for n in sorted(inside, key=lambda n: (n != CONFIG, n == PROVENANCE, n))]
 
-    def _progress(self, events: list[dict[str, Any]]) -> Progressed:
+    def _progress(self, events: list[dict[str, Any]], plan: Plan) -> Progressed:
+        shard_of = {f.name: f.shard for f in plan.files}
+        modified: dict[str, int] = {}
         tasks: dict[int, Done] = {}
         sealed: dict[str, tuple[str, int]] = {}
-        freed: set[str] = set()
         for e in events:
             if e["event"] == "task":
                 tasks[e["id"]] = Done(e["id"], e["checksum"], e["sse"], e["ssw"], e["max"], 0.0, reused=True)
             elif e["event"] == "sealed" and self._intact(e["file"], e["size"]):
                 sealed[e["file"]] = (e["sha256"], e["size"])
-            elif e["event"] == "freed":
-                freed.add(e["shard"])
+            elif e["event"] == "stamps":
+                changed = {s for s, at in e["modified"].items() if modified.get(s, at) != at}
+                tasks = {i: d for i, d in tasks.items() if plan.tasks[i].shard not in changed}
+                sealed = {f: v for f, v in sealed.items() if shard_of[f] not in changed}
+                modified |= e["modified"]
         for path in (p for p in self.ready.rglob("*") if p.is_file()):  # renamed, but the journal line was lost
             name = path.relative_to(self.ready).as_posix()
             if name not in sealed:
                 (self.part / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, self.part / name)
-        return Progressed(tasks, sealed, frozenset(freed))
+        return Progressed(tasks, sealed)
 
     def _intact(self, file: str, size: int) -> bool:
         """True if a sealed file is there, in `ready` or already in its place."""

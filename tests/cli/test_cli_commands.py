@@ -43,7 +43,8 @@ def test_quantize_resumes_to_done(demo_folder: Path, tmp_path: Path, run: Run, r
 
 def test_quantize_prints_progress_and_summary_apart(tmp_path: Path) -> None:
     words = ["quantize", "demo", "-o", str(tmp_path / "out"), "--parallel", "2"]
-    result = subprocess.run([sys.executable, "-P", "-m", "shardq.cli", *words], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-m", "shardq.cli", *words]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert [line.split()[:2] for line in result.stderr.splitlines()] == [["shard", f"{i}/3"] for i in (1, 2, 3)]
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["output", "modules", "bytes", "error", "time"]

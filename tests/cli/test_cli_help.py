@@ -80,5 +80,5 @@ def test_version_is_printed(run: Run) -> None:
 )
 def test_import_is_light(module: str, allowed: set[str]) -> None:
     code = f"import sys, {module}; print(*sorted({{m.partition('.')[0] for m in sys.modules}} & {HEAVY}))"
-    found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert set(found) == allowed
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == allowed

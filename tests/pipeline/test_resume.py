@@ -130,6 +130,7 @@ def test_finished_folder_is_done_without_reading_a_weight(
         os.truncate(path, begin)
         with path.open("ab") as f:
             f.write(b"\xff" * (size - begin))  # NaN in every type
+        os.utime(path, (1, 1))  # a later change of the file itself is refused, see below
     again = shardq.quantize(source, output_dir=out, limits=one)
     assert again.already_done
     assert again.errors is None
@@ -209,3 +210,47 @@ def test_folder_of_a_live_run_is_locked(checkpoint: Path, tmp_path: Path, one: L
     with FolderLock(out / ".shardq" / "lock"), pytest.raises(OutputLocked, match=f"pid {os.getpid()}"):
         shardq.quantize(checkpoint, output_dir=out, limits=one)
     shardq.quantize(checkpoint, output_dir=out, limits=one)
+
+
+def test_weights_written_after_the_output_are_not_answered_for(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, one: Limits
+) -> None:
+    source, out = make_checkpoint(layers=1), tmp_path / "out"
+    shardq.quantize(source, output_dir=out, limits=one)
+    shard = next(source.glob("*.safetensors"))
+    after = (out / "shardq.json").stat().st_mtime + 10
+    os.utime(shard, (after, after))
+    with pytest.raises(RecipeChanged, match=f"{shard.name} was written after it: use --restart"):
+        shardq.quantize(source, output_dir=out, limits=one)
+    assert not shardq.quantize(source, output_dir=out, limits=one, restart=True).already_done
+
+
+def test_shard_changed_in_the_middle_of_a_run_is_done_again(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, contents: Contents, one: Limits, stop_after: Stop
+) -> None:
+    source, out = make_checkpoint(layers=3), tmp_path / "out"
+    stop_after(source, out, len(task_shards(source)["model-00001-of-00003.safetensors"]) + 2)
+    assert (out / ".shardq" / "ready" / "model-00001-of-00003.safetensors").exists()
+    first = source / "model-00001-of-00003.safetensors"
+    data = bytearray(first.read_bytes())
+    data[-3000:] = bytes(3000)  # other weights under the same header
+    first.write_bytes(data)
+    shardq.quantize(source, output_dir=out, limits=one)
+    shardq.quantize(source, output_dir=tmp_path / "fresh", limits=one)
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def task_shards(source: Path) -> dict[str, list[int]]:
+    """Task ids of each shard."""
+    shards: dict[str, list[int]] = {}
+    for task in shardq.plan(source).tasks:
+        shards.setdefault(task.shard, []).append(task.id)
+    return shards
+
+
+def test_damaged_folder_of_another_recipe_is_not_made_over(checkpoint: Path, tmp_path: Path, one: Limits) -> None:
+    out = tmp_path / "out"
+    shardq.quantize(checkpoint, output_dir=out, limits=one)
+    next(out.glob("*.safetensors")).unlink()
+    with pytest.raises(RecipeChanged, match=r"recipe\.scheme"):
+        shardq.quantize(checkpoint, "W8A16", output_dir=out, limits=one)

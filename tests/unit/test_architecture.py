@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -94,8 +95,7 @@ def test_files_are_small_and_named_for_what_they_know(name: str, path: Path) -> 
 
 def test_workers_stay_light() -> None:
     """What a worker imports must not pull in what costs it seconds and hundreds of megabytes."""
-    import subprocess
-
-    code = "import sys, shardq.worker; print([m for m in ('torch', 'huggingface_hub', 'click', 'rich', 'yaml') if m in sys.modules])"
+    heavy = ("torch", "huggingface_hub", "click", "rich", "yaml")
+    code = f"import sys, shardq.worker; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert out.stdout.strip() == "[]"

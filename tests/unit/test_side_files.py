@@ -12,8 +12,8 @@ COPIED = [
 LEFT = [
     "model.safetensors.index.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin", "config.json",
     "quantize_config.json", "quantization_config.json", "hf_quant_config.json", "README.md", "consolidated.safetensors",
-    "adapter_model.safetensors", "model.gguf", "model.onnx", ".gitattributes", "original/tokenizer.model", "optimizer.pt",
-    "shardq.json", "shardq-ledger.json.zst",
+    "adapter_model.safetensors", "model.gguf", "model.onnx", ".gitattributes", "original/tokenizer.model",
+    "optimizer.pt", "shardq.json", "shardq-ledger.json.zst",
 ]  # fmt: skip
 
 
