@@ -51,11 +51,14 @@ def publish(plan: Plan, source: Source, staging: Staging, finished: Finished) ->
     for name, data in extra.items():
         write_atomic(staging.ready / name, data)
     order = (*finished.sealed, *extra)
-    for name in order:
+    for name in order[:-1]:
         _move(staging, name)
     for folder in {(staging.out / name).parent for name in order}:
         with writing(folder):
             sync_folder(folder)
+    _move(staging, CONFIG)  # the last: without it nothing loads
+    with writing(staging.out):
+        sync_folder(staging.out)
     staging.remove()
     return Published(total, order)
 

@@ -61,8 +61,8 @@ class Staging:
         """Replay the journal of a plan's run, or begin one.
 
         `modified` says when each shard of a source folder was last changed, in ns: what an earlier run made of a shard
-        that has changed since is forgotten, as equal headers need not mean equal weights. Raises RecipeChanged, with the
-        differing keys, when an earlier run had another identity and `restart` is false.
+        that has changed since is forgotten, as equal headers need not mean equal weights. Raises RecipeChanged, with
+        the differing keys, when an earlier run had another identity and `restart` is false.
         """
         identity = plan.identity()
         journal, events = Journal.open(self.journal)

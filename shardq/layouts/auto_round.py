@@ -6,48 +6,25 @@ Symmetric: packing `auto_round:auto_gptq` (zero - 1 stored), the only one that v
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from shardq.layouts import qweight
-from shardq.layouts.base import ModuleChoice, OutSpec, Refusal
+from shardq.layouts.base import ModuleChoice
+from shardq.layouts.qweight import QweightLayout
 from shardq.schemes import Scheme
-
-if TYPE_CHECKING:
-    from shardq.kernels import KernelSet
-    from shardq.layouts.base import Arrays
-    from shardq.quantizers.quantized import Quantized
 
 QUANT_METHOD: Final = "auto-round"
 FORMAT_VERSION: Final = "0.16.1"  # the release of auto-round whose layout this is; loaders compare it
 KEPT: Final[Mapping[str, Any]] = {"bits": 16, "data_type": "float"}
 
 
-class AutoRound:
+class AutoRound(QweightLayout):
     """quant_method auto-round."""
 
     name = "auto_round"
     aliases = ("auto-round", "autoround", "auto_round:auto_gptq")
     summary = "AutoRound: qweight, qzeros, scales"
     loaders = "transformers with auto-round, vLLM and SGLang (symmetric)"
-    slab_rows = qweight.LANES
-
-    def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
-        """See Layout. One packing serves the whole model, so symmetry must not differ between modules."""
-        if scheme.symmetric != default.symmetric:
-            return Refusal("cannot mix symmetric and asymmetric modules", ragged=False)
-        return qweight.refuse(scheme, rows, columns)
-
-    def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
-        """See Layout."""
-        return qweight.outputs(scheme, rows, columns, g_idx=False)
-
-    def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
-        """See Layout."""
-        qweight.pack(part, row, out, scheme, kernels, 1 if scheme.symmetric else 0)
-
-    def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
-        """See Layout."""
-        return qweight.unpack(arrays, scheme, kernels, 1 if scheme.symmetric else 0)
+    g_idx = False
 
     def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:
         """See Layout. Every kept matrix is named in extra_config, in full: vLLM matches names there, not patterns."""

@@ -7,47 +7,24 @@ transformers fails or silently computes nonsense.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from shardq.layouts import qweight
-from shardq.layouts.base import ModuleChoice, OutSpec, Refusal
+from shardq.layouts.base import ModuleChoice
+from shardq.layouts.qweight import QweightLayout
 from shardq.layouts.templates import module_regexes
 from shardq.schemes import Scheme
-
-if TYPE_CHECKING:
-    from shardq.kernels import KernelSet
-    from shardq.layouts.base import Arrays
-    from shardq.quantizers.quantized import Quantized
 
 QUANT_METHOD: Final = "gptq"
 
 
-class Gptq:
+class Gptq(QweightLayout):
     """quant_method gptq."""
 
     name = "gptq"
     aliases = ("auto_gptq",)
     summary = "GPTQ: qweight, qzeros, scales, g_idx"
     loaders = "vLLM and SGLang (4 and 8 bits, symmetric), transformers with GPTQModel"
-    slab_rows = qweight.LANES
-
-    def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
-        """See Layout. One config holds one zero-point version, so symmetry must not differ between modules."""
-        if scheme.symmetric != default.symmetric:
-            return Refusal("cannot mix symmetric and asymmetric modules", ragged=False)
-        return qweight.refuse(scheme, rows, columns)
-
-    def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
-        """See Layout."""
-        return qweight.outputs(scheme, rows, columns, g_idx=True)
-
-    def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
-        """See Layout."""
-        qweight.pack(part, row, out, scheme, kernels, _zero_offset(scheme))
-
-    def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
-        """See Layout."""
-        return qweight.unpack(arrays, scheme, kernels, _zero_offset(scheme))
+    g_idx = True
 
     def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:
         """See Layout. Kept modules and exceptions go into `dynamic` as anchored regular expressions."""
@@ -88,10 +65,6 @@ class Gptq:
 def _is_lm_head(module: str) -> bool:
     """True for the module that the key `lm_head` speaks of; a head with another name needs a rule of its own."""
     return module.rpartition(".")[2] == "lm_head"
-
-
-def _zero_offset(scheme: Scheme) -> int:
-    return 1 if scheme.symmetric else 0
 
 
 def _dynamic(default: Scheme, choices: Sequence[ModuleChoice]) -> dict[str, dict[str, int]]:

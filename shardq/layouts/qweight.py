@@ -4,10 +4,13 @@ Facts (GPTQModel 7.7.0 `pack_original`, auto-round 0.16.1 `qlinear_torch[_zp]`):
 holds, for each output row of the weight, the codes along its columns as one little-endian bit stream, least significant
 bit first; qzeros int32 [G, rows*bits/32] is the same stream along the rows; scales fp16 [G, rows]; g_idx int32
 [columns].
-Readers of version 1 add one to every stored zero point, so `zero - 1` is stored (0 cannot be: it would wrap).
+
+Readers of version 1 add one to every stored zero point, so it holds `zero - 1`, and cannot hold a zero point of 0. It is
+what most readers know, and is written for symmetric schemes, whose zero point is never 0; version 2, the zero point
+itself, for asymmetric ones. One configuration names one version, so symmetry must not differ between modules.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from shardq.layouts.base import OutSpec, Refusal
 from shardq.schemes import WIDTHS, Scheme
@@ -17,84 +20,88 @@ if TYPE_CHECKING:
     from shardq.layouts.base import Arrays
     from shardq.quantizers.quantized import Quantized
 
-LANES = 32  # rows and columns must be multiples: the loaders size qweight and qzeros by whole words
+LANES: Final = 32  # rows and columns must be multiples: the loaders size qweight and qzeros by whole words
 
 
-def refuse(scheme: Scheme, rows: int, columns: int) -> Refusal | None:
-    """Why no loader of this family would read a [rows, columns] weight under `scheme`, or None."""
-    if not scheme.format.is_integer or scheme.bits not in WIDTHS:
-        return Refusal(
-            f"holds integers of {', '.join(map(str, WIDTHS))} bits, not {scheme.element}",
-            ragged=False,
+class QweightLayout:
+    """Tensors of a layout of this family; its configuration is the subclass's business. Members as in Layout."""
+
+    g_idx: ClassVar[bool]  # the loader wants the group of each column
+    slab_rows = LANES
+
+    def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
+        """See Layout."""
+        if scheme.symmetric != default.symmetric:
+            return Refusal("cannot mix symmetric and asymmetric modules", ragged=False)
+        if not scheme.format.is_integer or scheme.bits not in WIDTHS:
+            widths = ", ".join(map(str, WIDTHS))
+            return Refusal(f"holds integers of {widths} bits, not {scheme.element}", ragged=False)
+        if rows % LANES or columns % LANES:
+            return Refusal(f"needs rows and columns to be multiples of {LANES}", ragged=False)
+        if columns % scheme.group_columns(columns) or scheme.group_size > columns:
+            return Refusal(f"group size {scheme.group_size} does not divide {columns} columns", ragged=True)
+        return None
+
+    def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
+        """See Layout."""
+        groups = scheme.groups(columns)
+        specs = (
+            OutSpec("qweight", "I32", (columns * scheme.bits // 32, rows), slab_axis=1),
+            OutSpec("qzeros", "I32", (groups, rows * scheme.bits // 32), slab_axis=1),
+            OutSpec("scales", "F16", (groups, rows), slab_axis=1),
         )
-    if rows % LANES or columns % LANES:
-        return Refusal(f"needs rows and columns to be multiples of {LANES}", ragged=False)
-    if columns % scheme.group_columns(columns) or scheme.group_size > columns:
-        return Refusal(f"group size {scheme.group_size} does not divide {columns} columns", ragged=True)
-    return None
+        return (*specs, OutSpec("g_idx", "I32", (columns,), slab_axis=None)) if self.g_idx else specs
+
+    def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
+        """See Layout. The rows of `part` are a multiple of 32."""
+        import numpy as np
+
+        rows, columns = part.codes.shape
+        bits = scheme.bits
+        words = np.empty((rows, columns * bits // 32), np.uint32)
+        kernels.pack_bits(part.codes, bits, words)
+        kernels.transpose_u32(words, out["qweight"].view(np.uint32), row)
+        out["scales"][:, row : row + rows] = part.scales.T
+        if not scheme.symmetric:
+            packed = np.empty((part.zeros.shape[1], rows * bits // 32), np.uint32)
+            kernels.pack_bits(np.ascontiguousarray(part.zeros.T), bits, packed)
+            first = row * bits // 32
+            out["qzeros"].view(np.uint32)[:, first : first + packed.shape[1]] = packed
+        if row == 0:
+            _write_constants(out, scheme, columns, kernels)
+
+    def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
+        """See Layout."""
+        import numpy as np
+
+        from shardq.quantizers.quantized import Quantized
+
+        qweight, qzeros, scales = (arrays[k] for k in ("qweight", "qzeros", "scales"))
+        rows, groups = scales.shape[1], scales.shape[0]
+        codes = np.empty((rows, qweight.shape[0] * 32 // scheme.bits), np.uint8)
+        kernels.unpack_bits(np.ascontiguousarray(qweight.view(np.uint32).T), scheme.bits, codes)
+        zeros = np.empty((groups, rows), np.uint8)
+        kernels.unpack_bits(np.ascontiguousarray(qzeros.view(np.uint32)), scheme.bits, zeros)
+        added = (zeros.T + _subtracted(scheme)) & ((1 << scheme.bits) - 1)  # readers wrap at the width
+        return Quantized(
+            codes, np.ascontiguousarray(scales.T.astype(np.float32)), np.ascontiguousarray(added.astype(np.uint8))
+        )
 
 
-def outputs(scheme: Scheme, rows: int, columns: int, g_idx: bool) -> tuple[OutSpec, ...]:
-    """The tensors of one module."""
-    groups = scheme.groups(columns)
-    specs = (
-        OutSpec("qweight", "I32", (columns * scheme.bits // 32, rows), slab_axis=1),
-        OutSpec("qzeros", "I32", (groups, rows * scheme.bits // 32), slab_axis=1),
-        OutSpec("scales", "F16", (groups, rows), slab_axis=1),
-    )
-    return (*specs, OutSpec("g_idx", "I32", (columns,), slab_axis=None)) if g_idx else specs
+def _subtracted(scheme: Scheme) -> int:
+    """What is taken from a zero point before it is stored."""
+    return 1 if scheme.symmetric else 0
 
 
-def pack(part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet", zero_offset: int) -> None:
-    """Write the rows of `part`, a multiple of 32, into a slab's arrays from slab row `row` on.
-
-    `zero_offset` is subtracted from every zero point before it is stored (1 for version 1, else 0).
-    """
-    import numpy as np
-
-    rows, columns = part.codes.shape
-    bits = scheme.bits
-    words = np.empty((rows, columns * bits // 32), np.uint32)
-    kernels.pack_bits(part.codes, bits, words)
-    kernels.transpose_u32(words, out["qweight"].view(np.uint32), row)
-    out["scales"][:, row : row + rows] = part.scales.T
-    if not scheme.symmetric:
-        zeros = np.ascontiguousarray(part.zeros.T)
-        zeros -= np.minimum(zeros, zero_offset).astype(np.uint8)
-        packed = np.empty((zeros.shape[0], rows * bits // 32), np.uint32)
-        kernels.pack_bits(zeros, bits, packed)
-        first = row * bits // 32
-        out["qzeros"].view(np.uint32)[:, first : first + packed.shape[1]] = packed
-    if row == 0:
-        _write_constants(out, scheme, columns, kernels, zero_offset)
-
-
-def _write_constants(out: "Arrays", scheme: Scheme, columns: int, kernels: "KernelSet", zero_offset: int) -> None:
+def _write_constants(out: "Arrays", scheme: Scheme, columns: int, kernels: "KernelSet") -> None:
     """What no weight decides, for the whole slab at once: symmetric zero points, and g_idx where it is wanted."""
     import numpy as np
 
     if scheme.symmetric:
-        lanes = np.full((1, LANES), (1 << (scheme.bits - 1)) - zero_offset, np.uint8)
+        lanes = np.full((1, LANES), (1 << (scheme.bits - 1)) - _subtracted(scheme), np.uint8)
         pattern = np.empty((1, scheme.bits), np.uint32)
         kernels.pack_bits(lanes, scheme.bits, pattern)
         zeros = out["qzeros"].view(np.uint32)
         zeros.reshape(zeros.shape[0], -1, scheme.bits)[:] = pattern
     if "g_idx" in out and out["g_idx"].size:
         out["g_idx"][:] = np.arange(columns) // scheme.group_columns(columns)
-
-
-def unpack(arrays: "Arrays", scheme: Scheme, kernels: "KernelSet", zero_offset: int) -> "Quantized":
-    """Codes, scales and zero points of a whole module; `zero_offset` is added back (wrapping at the width)."""
-    import numpy as np
-
-    from shardq.quantizers.quantized import Quantized
-
-    qweight, qzeros, scales = (arrays[k] for k in ("qweight", "qzeros", "scales"))
-    rows, groups = scales.shape[1], scales.shape[0]
-    columns = qweight.shape[0] * 32 // scheme.bits
-    codes = np.empty((rows, columns), np.uint8)
-    kernels.unpack_bits(np.ascontiguousarray(qweight.view(np.uint32).T), scheme.bits, codes)
-    zeros = np.empty((groups, rows), np.uint8)
-    kernels.unpack_bits(np.ascontiguousarray(qzeros.view(np.uint32)), scheme.bits, zeros)
-    zeros = np.ascontiguousarray(((zeros.T + zero_offset) & ((1 << scheme.bits) - 1)).astype(np.uint8))
-    return Quantized(codes, np.ascontiguousarray(scales.T.astype(np.float32)), zeros)
