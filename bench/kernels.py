@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from shardq.kernels import KernelSet, load, sets
 
 GB = 1e9
 CALLS_PER_TURN = 4  # the first brings the tile into the cache
+OUT_TILES = 24
 REFERENCE_TURNS = 1  # the reference is slow
 Call = Callable[[], object]
 
@@ -55,6 +57,8 @@ def group_cases(kernels: KernelSet, src: np.ndarray, group: int) -> list[Case]:
         "rtn_int asym": lambda: kernels.rtn_int(src, "BF16", 4, group, False, codes, scales, zeros),
         "dequantize_int": lambda: kernels.dequantize_int(codes, scales, zeros, group, x),
         "error_int": lambda: kernels.error_int(src, "BF16", codes, scales, zeros, group, stats),
+        "rtn_error_int sym": lambda: kernels.rtn_error_int(src, "BF16", 4, group, True, codes, scales, zeros, stats),
+        "rtn_error_int asym": lambda: kernels.rtn_error_int(src, "BF16", 4, group, False, codes, scales, zeros, stats),
     }
     return [Case(f"{name} g{group}", kernels.name, call) for name, call in calls.items()]
 
@@ -73,6 +77,28 @@ def packing_cases(kernels: KernelSet, src: np.ndarray, bits: int) -> list[Case]:
     return [Case(f"{name} {bits}", kernels.name, call) for name, call in calls.items()]
 
 
+def column_cases(kernels: KernelSet, src: np.ndarray, bits: int, out: np.ndarray) -> list[Case]:
+    """Packed columns of a matrix larger than a level-2 cache, a tile at a time, as the product writes them.
+
+    `out` holds OUT_TILES tiles side by side; each call takes the next, so that its lines left the cache long ago.
+    """
+    rows, cols = src.shape
+    codes = (src & ((1 << bits) - 1)).astype(np.uint8)
+    words = np.zeros((rows, cols * bits // 32), np.uint32)
+    place = out.reshape(-1)[: words.shape[1] * rows * OUT_TILES].reshape(words.shape[1], rows * OUT_TILES)
+    starts, one_pass_starts = cycle(range(0, place.shape[1], rows)), cycle(range(0, place.shape[1], rows))
+
+    def in_two_steps() -> None:
+        kernels.pack_bits(codes, bits, words)
+        kernels.transpose_u32(words, place, next(starts))
+
+    calls: dict[str, Call] = {
+        "pack, transpose": in_two_steps,
+        "pack_columns": lambda: kernels.pack_columns(codes, bits, place, next(one_pass_starts)),
+    }
+    return [Case(f"{name} {bits} far", kernels.name, call) for name, call in calls.items()]
+
+
 def plain_cases(kernels: KernelSet, src: np.ndarray) -> list[Case]:
     """The kernels that know neither groups nor bits."""
     out, data = np.zeros(src.shape, np.float32), src.view(np.uint8).reshape(-1)
@@ -83,9 +109,11 @@ def plain_cases(kernels: KernelSet, src: np.ndarray) -> list[Case]:
     return [Case(name, kernels.name, call) for name, call in calls.items()]
 
 
-def native_cases(kernels: KernelSet, src: np.ndarray) -> list[Case]:
-    """Every kernel of one set."""
+def native_cases(kernels: KernelSet, src: np.ndarray, out: np.ndarray) -> list[Case]:
+    """Every kernel of one set; `out` is room for the words of OUT_TILES tiles of 8 bits."""
     cases = plain_cases(kernels, src)
+    for bits in (3, 4, 8):
+        cases += column_cases(kernels, src, bits, out)
     for bits in (2, 3, 4, 8):
         cases += packing_cases(kernels, src, bits)
     return cases + group_cases(kernels, src, 32) + group_cases(kernels, src, 128)
@@ -148,11 +176,11 @@ def main() -> None:
     options = parser.parse_args()
     weights = (np.random.default_rng(0).standard_normal((options.rows, options.cols)) * 0.02).astype(np.float32)
     src = (weights.view(np.uint32) >> 16).astype(np.uint16)
-    copy = np.empty_like(src)
+    copy, out = np.empty_like(src), np.zeros(src.size // 4 * OUT_TILES, np.uint32)
     cases = [Case("memcpy", "numpy", lambda: np.copyto(copy, src))]
     for row in sets():
         if row.usable and row.name != "reference":
-            cases += native_cases(load(row.name), src)
+            cases += native_cases(load(row.name), src, out)
     cases += reference_cases(src)
     timings = measure(cases, src.nbytes / GB, options.repeats)
     if options.json:

@@ -23,9 +23,22 @@ class NativeSet:
         scales: NDArray[np.float32],
         zeros: NDArray[np.uint8],
     ) -> int: ...
+    def rtn_error_int(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        symmetric: bool,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        zeros: NDArray[np.uint8],
+        stats: NDArray[np.float64],
+    ) -> int: ...
     def pack_bits(self, codes: NDArray[np.uint8], bits: int, out: NDArray[np.uint32]) -> None: ...
     def unpack_bits(self, words: NDArray[np.uint32], bits: int, out: NDArray[np.uint8]) -> None: ...
     def transpose_u32(self, src: NDArray[np.uint32], out: NDArray[np.uint32], row0: int) -> None: ...
+    def pack_columns(self, codes: NDArray[np.uint8], bits: int, out: NDArray[np.uint32], row0: int) -> None: ...
     def dequantize_int(
         self,
         codes: NDArray[np.uint8],

@@ -72,6 +72,24 @@ class KernelSet(Protocol):
         """
         ...
 
+    def rtn_error_int(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        symmetric: bool,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        zeros: NDArray[np.uint8],
+        stats: NDArray[np.float64],
+    ) -> int:
+        """rtn_int, then error_int on its codes: equal codes, scales, zeros, stats [rows, 3] and count, in one pass.
+
+        A bad group decodes to zeros, so its weights are its differences: one NaN or infinity shows in its row's stats.
+        """
+        ...
+
     def pack_bits(self, codes: NDArray[np.uint8], bits: int, out: NDArray[np.uint32]) -> None:
         """Codes [rows, n] to a bit stream per row, [rows, ceil(n * bits / 32)], bits 2 to 8.
 
@@ -86,6 +104,14 @@ class KernelSet(Protocol):
 
     def transpose_u32(self, src: NDArray[np.uint32], out: NDArray[np.uint32], row0: int) -> None:
         """out[:, row0 : row0 + rows] = src.T for src [rows, n] and out [n, R]; the rest of out stays as it is."""
+        ...
+
+    def pack_columns(self, codes: NDArray[np.uint8], bits: int, out: NDArray[np.uint32], row0: int) -> None:
+        """pack_bits, then transpose_u32 of its words: codes [rows, n] to columns row0 and up of out.
+
+        out is [n * bits / 32, R], bits 2 to 8; n * bits must be a multiple of 32 (ValueError naming codes otherwise).
+        The rest of out stays as it is.
+        """
         ...
 
     def dequantize_int(

@@ -25,15 +25,19 @@ using namespace shardq;
 #include "minmax.inl"
 #include "pack.inl"
 #include "rtn.inl"
+#include "rtn_error.inl"
 #include "transpose.inl"
 #include "widen.inl"
+
+#include "pack_columns.inl"
 
 }  // namespace
 
 namespace shardq {
 
 extern const Table SHARDQ_SET_TABLE;
-const Table SHARDQ_SET_TABLE = {SHARDQ_SET_NAME, widen,         group_minmax,   rtn_int,   pack_bits,
-                                unpack_bits,     transpose_u32, dequantize_int, error_int, checksum};
+const Table SHARDQ_SET_TABLE = {SHARDQ_SET_NAME, widen,          group_minmax,  rtn_int,   rtn_error_int,
+                                pack_bits,       unpack_bits,    transpose_u32, pack_columns,
+                                dequantize_int,  error_int,      checksum};
 
 }  // namespace shardq

@@ -32,6 +32,7 @@ struct Bf16 {
     using Raw = uint16_t;
     using Signed = int16_t;
     static constexpr Raw kInfinity = 0x7f80;
+    static constexpr int kSignificantBits = 8;
     static uint32_t widen_bits(uint32_t raw) { return raw << 16; }
 };
 
@@ -39,6 +40,7 @@ struct F16 {
     using Raw = uint16_t;
     using Signed = int16_t;
     static constexpr Raw kInfinity = 0x7c00;
+    static constexpr int kSignificantBits = 11;
     // Integer shifts, except that a subnormal m * 2^-24 is (2^-14 + m * 2^-24) - 2^-14: exact, and independent of the
     // processor's flush-to-zero setting. A NaN keeps its payload and its quiet bit.
     static uint32_t widen_bits(uint32_t raw) {

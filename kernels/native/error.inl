@@ -2,6 +2,7 @@
 
 constexpr int kBlock = 128;   // columns summed in fp32 before the sums move to double
 constexpr int kLanes = 16;    // sums per block, in every instruction set
+constexpr int kMostBlocks = 16;
 constexpr int kPairs = 512;   // pairs of columns at a time; the buffers stay in L1
 
 void dequantize_int(const IntCodes& q, float* out) {
@@ -36,7 +37,6 @@ struct alignas(64) Piece {  // a vector that straddles cache lines costs twice
     float even_scales[kPairs], even_zeros[kPairs];
     float odd_scales[kPairs], odd_zeros[kPairs];  // used only where groups are odd, so that a pair may lie in two
     float squares[kPairs], weights[kPairs];       // sums of a pair's two squares
-    float sums[2 * kPairs / kBlock * kLanes];
 };
 
 inline void fill(float* SHARDQ_RESTRICT out, int64_t count, float value) {
@@ -92,8 +92,38 @@ inline float difference(float weight, float level, float scale) {
     return kExact ? multiply_add(level, -scale, weight) : weight - scale * level;
 }
 
-// Fills squares and weights of `pairs` pairs. Returns the larger of `largest` and the bits of the largest
-// |difference|, which are above those of infinity for a NaN.
+// Lanes 8..15 are added to lanes 0..7, then 4..7 to 0..3, and so on.
+inline double add_lanes(double* lanes) {
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+    }
+    return lanes[0];
+}
+
+// The figures of a row so far.
+struct RowSums {
+    double squares[kLanes], weights[kLanes];
+    int32_t largest;  // bits of the largest |difference|, above those of infinity for a NaN
+
+    void store(double* stats) {
+        stats[0] = add_lanes(squares);
+        stats[1] = add_lanes(weights);
+        stats[2] = static_cast<double>(float_of_bits(static_cast<uint32_t>(largest)));
+    }
+};
+
+// Sets one entry of squares and weights. Returns the larger of `largest` and the bits of both |differences|.
+inline int32_t add_pair(float even_weight, float odd_weight, float even, float odd, int32_t largest, float& square,
+                        float& weight) {
+    square = even * even + odd * odd;
+    weight = even_weight * even_weight + odd_weight * odd_weight;
+    const int32_t even_bits = static_cast<int32_t>(bits_of_float(even) & 0x7fffffffu);
+    const int32_t odd_bits = static_cast<int32_t>(bits_of_float(odd) & 0x7fffffffu);
+    const int32_t larger = even_bits > odd_bits ? even_bits : odd_bits;
+    return larger > largest ? larger : largest;
+}
+
+// Fills squares and weights of `pairs` pairs; returns as add_pair does.
 template <class T, bool kExact>
 inline int32_t add_pairs(const typename T::Raw* SHARDQ_RESTRICT src, const uint8_t* SHARDQ_RESTRICT codes,
                          int64_t pairs, bool odd_groups, int32_t largest, Piece& p) {
@@ -110,12 +140,7 @@ inline int32_t add_pairs(const typename T::Raw* SHARDQ_RESTRICT src, const uint8
         const int32_t even_code = both & 0xff, odd_code = both >> 8;
         const float even = difference<kExact>(w.even, static_cast<float>(even_code) - even_zeros[i], even_scales[i]);
         const float odd = difference<kExact>(w.odd, static_cast<float>(odd_code) - odd_zeros[i], odd_scales[i]);
-        squares[i] = even * even + odd * odd;
-        weights[i] = w.even * w.even + w.odd * w.odd;
-        const int32_t even_bits = static_cast<int32_t>(bits_of_float(even) & 0x7fffffffu);
-        const int32_t odd_bits = static_cast<int32_t>(bits_of_float(odd) & 0x7fffffffu);
-        const int32_t larger = even_bits > odd_bits ? even_bits : odd_bits;
-        largest = larger > largest ? larger : largest;
+        largest = add_pair(w.even, w.odd, even, odd, largest, squares[i], weights[i]);
     }
     return largest;
 }
@@ -135,9 +160,10 @@ inline int32_t add_rest(const typename T::Raw* src, const uint8_t* codes, int64_
     return bits > largest ? bits : largest;
 }
 
-// Of each block's 64 sums, i + 32 is added to i, then i + 16 to i; the 16 that remain go to the lanes.
-inline void add_blocks(const float* SHARDQ_RESTRICT pair_sums, int64_t blocks, float* SHARDQ_RESTRICT sums,
-                       double* SHARDQ_RESTRICT lanes) {
+// Of each block's 64 sums, i + 32 is added to i, then i + 16 to i; the 16 that remain go to the lanes. At most
+// kMostBlocks blocks.
+inline void add_blocks(const float* SHARDQ_RESTRICT pair_sums, int64_t blocks, double* SHARDQ_RESTRICT lanes) {
+    alignas(64) float sums[kMostBlocks * kLanes];
     for (int64_t k = 0; k < blocks; k++) {
         const float* x = pair_sums + k * (kBlock / 2);
         float half[32];
@@ -149,47 +175,37 @@ inline void add_blocks(const float* SHARDQ_RESTRICT pair_sums, int64_t blocks, f
     }
 }
 
-// Lanes 8..15 are added to lanes 0..7, then 4..7 to 0..3, and so on.
-inline double add_lanes(double* lanes) {
-    for (int width = kLanes / 2; width > 0; width /= 2) {
-        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-    }
-    return lanes[0];
-}
-
+// Columns `begin` to `end` of a row; `begin` is the first of a block, `end` is too or is the end of the row.
 template <class T>
-inline void error_row(const typename T::Raw* src, const uint8_t* codes, const float* scales, const uint8_t* zeros,
-                      int64_t cols, int64_t group, double* stats) {
-    Piece p;
-    double square_lanes[kLanes] = {}, weight_lanes[kLanes] = {};
-    int32_t largest = 0;
+inline void add_columns(const typename T::Raw* src, const uint8_t* codes, const float* scales, const uint8_t* zeros,
+                        int64_t begin, int64_t end, int64_t group, Piece& p, RowSums& sums) {
     const bool odd_groups = group % 2 != 0;
-    for (int64_t at = 0; at < cols; at += 2 * kPairs) {
-        const int64_t width = least(2 * kPairs, cols - at), first = at / group;
-        const int64_t groups = ceil_div(at + width, group) - first, blocks = ceil_div(width, kBlock);
+    for (int64_t at = begin; at < end; at += 2 * kPairs) {
+        const int64_t width = least(2 * kPairs, end - at), first = at / group;
+        const int64_t groups = ceil_div(at + width, group) - first;
         spread_groups(p, at, width, group, scales + first, zeros + first);
         if (products_are_exact(scales + first, groups)) {
-            largest = add_pairs<T, true>(src + at, codes + at, width / 2, odd_groups, largest, p);
-            largest = add_rest<T, true>(src + at, codes + at, width, largest, p);
+            sums.largest = add_pairs<T, true>(src + at, codes + at, width / 2, odd_groups, sums.largest, p);
+            sums.largest = add_rest<T, true>(src + at, codes + at, width, sums.largest, p);
         } else {
-            largest = add_pairs<T, false>(src + at, codes + at, width / 2, odd_groups, largest, p);
-            largest = add_rest<T, false>(src + at, codes + at, width, largest, p);
+            sums.largest = add_pairs<T, false>(src + at, codes + at, width / 2, odd_groups, sums.largest, p);
+            sums.largest = add_rest<T, false>(src + at, codes + at, width, sums.largest, p);
         }
-        add_blocks(p.squares, blocks, p.sums, square_lanes);
-        add_blocks(p.weights, blocks, p.sums, weight_lanes);
+        add_blocks(p.squares, ceil_div(width, kBlock), sums.squares);
+        add_blocks(p.weights, ceil_div(width, kBlock), sums.weights);
     }
-    stats[0] = add_lanes(square_lanes);
-    stats[1] = add_lanes(weight_lanes);
-    stats[2] = static_cast<double>(float_of_bits(static_cast<uint32_t>(largest)));
 }
 
 template <class T>
 inline void error_rows(const Weights& w, const IntCodes& q, double* stats) {
     const int64_t groups = ceil_div(q.cols, q.group);
     const auto* src = static_cast<const typename T::Raw*>(w.data);
+    Piece p;
     for (int64_t row = 0; row < w.rows; row++) {
-        error_row<T>(src + row * w.cols, q.codes + row * w.cols, q.scales + row * groups, q.zeros + row * groups,
-                     w.cols, q.group, stats + row * 3);
+        const int64_t at = row * w.cols, first = row * groups;
+        RowSums sums = {};
+        add_columns<T>(src + at, q.codes + at, q.scales + first, q.zeros + first, 0, w.cols, q.group, p, sums);
+        sums.store(stats + row * 3);
     }
 }
 

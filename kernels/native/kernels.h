@@ -43,10 +43,14 @@ struct Table {
     void (*widen)(const Weights& src, float* out);
     void (*group_minmax)(const float* x, int64_t rows, int64_t cols, int64_t group, float* out_min, float* out_max);
     int64_t (*rtn_int)(const Weights& src, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros);
+    int64_t (*rtn_error_int)(const Weights& src, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros,
+                             double* stats);
     void (*pack_bits)(const uint8_t* codes, int64_t rows, int64_t cols, int bits, uint32_t* out);
     void (*unpack_bits)(const uint32_t* words, int64_t rows, int64_t cols, int bits, uint8_t* out);
     void (*transpose_u32)(const uint32_t* src, int64_t rows, int64_t cols, uint32_t* out, int64_t out_cols,
                           int64_t row0);
+    void (*pack_columns)(const uint8_t* codes, int64_t rows, int64_t cols, int bits, uint32_t* out, int64_t out_cols,
+                         int64_t row0);
     void (*dequantize_int)(const IntCodes& q, float* out);
     void (*error_int)(const Weights& src, const IntCodes& q, double* stats);
     uint64_t (*checksum)(const uint8_t* data, int64_t size_bytes);

@@ -111,6 +111,33 @@ int64_t checked_group(int64_t group) {
     throw nb::value_error(("group: expected at least 1 column, found " + std::to_string(group)).c_str());
 }
 
+// A group wider than the row is the row; the kernels may then multiply without overflow.
+int64_t least_group(int64_t group, int64_t cols) { return group < cols ? group : cols; }
+
+// What round-to-nearest reads and writes.
+struct RtnArrays {
+    const Dtype dtype;
+    const Array src, codes, scales, zeros;
+    const IntScheme scheme;
+
+    RtnArrays(nb::handle source, const std::string& dtype_name, int bits, int64_t group, bool symmetric,
+              nb::handle levels, nb::handle steps, nb::handle points)
+        : dtype(parse_dtype(dtype_name)),
+          src(source, "src", raw_element(dtype), 2, kRead),
+          codes(levels, "codes", kU8, 2, kWrite),
+          scales(steps, "scales", kF32, 2, kWrite),
+          zeros(points, "zeros", kU8, 2, kWrite),
+          scheme{checked_bits(bits), least_group(checked_group(group), src.size(1)), symmetric} {
+        src.expect_filled();
+        const int64_t rows = src.size(0), cols = src.size(1), groups = (cols - 1) / scheme.group + 1;
+        codes.expect(rows, cols);
+        scales.expect(rows, groups);
+        zeros.expect(rows, groups);
+    }
+
+    Weights weights() const { return {src.data<void>(), dtype, src.size(0), src.size(1)}; }
+};
+
 // One instruction set. Codes, scales and zeros are checked against [rows, cols] and [rows, ceil(cols / group)].
 class NativeSet {
 public:
@@ -141,18 +168,20 @@ public:
 
     int64_t rtn_int(nb::handle src, const std::string& dtype, int bits, int64_t group, bool symmetric, nb::handle codes,
                     nb::handle scales, nb::handle zeros) const {
-        const Dtype type = parse_dtype(dtype);
-        const Array in(src, "src", raw_element(type), 2, kRead), levels(codes, "codes", kU8, 2, kWrite);
-        const Array steps(scales, "scales", kF32, 2, kWrite), points(zeros, "zeros", kU8, 2, kWrite);
-        in.expect_filled();
-        const int64_t rows = in.size(0), cols = in.size(1), groups = (cols - 1) / checked_group(group) + 1;
-        levels.expect(rows, cols);
-        steps.expect(rows, groups);
-        points.expect(rows, groups);
-        const IntScheme scheme{checked_bits(bits), least_group(group, cols), symmetric};
+        const RtnArrays a(src, dtype, bits, group, symmetric, codes, scales, zeros);
         const nb::gil_scoped_release unlocked;
-        return table_->rtn_int(Weights{in.data<void>(), type, rows, cols}, scheme, levels.data<uint8_t>(),
-                               steps.data<float>(), points.data<uint8_t>());
+        return table_->rtn_int(a.weights(), a.scheme, a.codes.data<uint8_t>(), a.scales.data<float>(),
+                               a.zeros.data<uint8_t>());
+    }
+
+    int64_t rtn_error_int(nb::handle src, const std::string& dtype, int bits, int64_t group, bool symmetric,
+                          nb::handle codes, nb::handle scales, nb::handle zeros, nb::handle stats) const {
+        const RtnArrays a(src, dtype, bits, group, symmetric, codes, scales, zeros);
+        const Array result(stats, "stats", kF64, 2, kWrite);
+        result.expect(a.src.size(0), 3);
+        const nb::gil_scoped_release unlocked;
+        return table_->rtn_error_int(a.weights(), a.scheme, a.codes.data<uint8_t>(), a.scales.data<float>(),
+                                     a.zeros.data<uint8_t>(), result.data<double>());
     }
 
     void pack_bits(nb::handle codes, int bits, nb::handle out) const {
@@ -174,14 +203,23 @@ public:
     void transpose_u32(nb::handle src, nb::handle out, int64_t row0) const {
         const Array in(src, "src", kU32, 2, kRead), result(out, "out", kU32, 2, kWrite);
         in.expect_filled();
-        if (row0 < 0 || row0 > result.size(1) - in.size(0)) {
-            result.fail("expected row0 " + std::to_string(row0) + " + " + std::to_string(in.size(0)) +
-                        " rows to fit in its " + std::to_string(result.size(1)) + " columns");
-        }
-        result.expect(in.size(1), result.size(1));
+        expect_strip(result, in.size(1), row0, in.size(0));
         const nb::gil_scoped_release unlocked;
         table_->transpose_u32(in.data<uint32_t>(), in.size(0), in.size(1), result.data<uint32_t>(), result.size(1),
                               row0);
+    }
+
+    void pack_columns(nb::handle codes, int bits, nb::handle out, int64_t row0) const {
+        const Array in(codes, "codes", kU8, 2, kRead), result(out, "out", kU32, 2, kWrite);
+        in.expect_filled();
+        if (in.size(1) * checked_bits(bits) % 32 != 0) {
+            in.fail("expected rows of whole 32-bit words, found " + std::to_string(in.size(1)) + " codes of " +
+                    std::to_string(bits) + " bits");
+        }
+        expect_strip(result, in.size(1) * bits / 32, row0, in.size(0));
+        const nb::gil_scoped_release unlocked;
+        table_->pack_columns(in.data<uint8_t>(), in.size(0), in.size(1), bits, result.data<uint32_t>(), result.size(1),
+                             row0);
     }
 
     void dequantize_int(nb::handle codes, nb::handle scales, nb::handle zeros, int64_t group, nb::handle out) const {
@@ -213,8 +251,14 @@ public:
     }
 
 private:
-    // A group wider than the row is the row; the kernels may then multiply without overflow.
-    static int64_t least_group(int64_t group, int64_t cols) { return group < cols ? group : cols; }
+    // `rows` rows of `cols` words as columns row0 and up of `out`.
+    static void expect_strip(const Array& out, int64_t cols, int64_t row0, int64_t rows) {
+        if (row0 < 0 || row0 > out.size(1) - rows) {
+            out.fail("expected row0 " + std::to_string(row0) + " + " + std::to_string(rows) +
+                     " rows to fit in its " + std::to_string(out.size(1)) + " columns");
+        }
+        out.expect(cols, out.size(1));
+    }
 
     static IntCodes int_codes(const Array& codes, const Array& scales, const Array& zeros, int64_t group) {
         codes.expect_filled();
@@ -250,9 +294,14 @@ NB_MODULE(_native, m) {
              nb::arg("out_max"))
         .def("rtn_int", &NativeSet::rtn_int, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"), nb::arg("group"),
              nb::arg("symmetric"), nb::arg("codes"), nb::arg("scales"), nb::arg("zeros"))
+        .def("rtn_error_int", &NativeSet::rtn_error_int, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"),
+             nb::arg("group"), nb::arg("symmetric"), nb::arg("codes"), nb::arg("scales"), nb::arg("zeros"),
+             nb::arg("stats"))
         .def("pack_bits", &NativeSet::pack_bits, nb::arg("codes"), nb::arg("bits"), nb::arg("out"))
         .def("unpack_bits", &NativeSet::unpack_bits, nb::arg("words"), nb::arg("bits"), nb::arg("out"))
         .def("transpose_u32", &NativeSet::transpose_u32, nb::arg("src"), nb::arg("out"), nb::arg("row0"))
+        .def("pack_columns", &NativeSet::pack_columns, nb::arg("codes"), nb::arg("bits"), nb::arg("out"),
+             nb::arg("row0"))
         .def("dequantize_int", &NativeSet::dequantize_int, nb::arg("codes"), nb::arg("scales"), nb::arg("zeros"),
              nb::arg("group"), nb::arg("out"))
         .def("error_int", &NativeSet::error_int, nb::arg("src"), nb::arg("dtype"), nb::arg("codes"), nb::arg("scales"),

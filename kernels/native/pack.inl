@@ -105,20 +105,24 @@ inline void unpack_row<8>(const uint8_t* SHARDQ_RESTRICT stream, int64_t cols, u
     std::memcpy(out, stream, static_cast<size_t>(cols / 8 * 8));
 }
 
+// A whole stream, with zeros behind its last code.
+template <int kBits>
+inline void pack_stream(const uint8_t* codes, int64_t cols, uint32_t* words) {
+    const int64_t written = cols / 8 * kBits, rest = cols % 8;
+    auto* bytes = reinterpret_cast<uint8_t*>(words);
+    pack_row<kBits>(codes, cols, bytes);
+    std::memset(bytes + written, 0, static_cast<size_t>(4 * ceil_div(cols * kBits, 32) - written));
+    if (rest == 0) return;
+    uint64_t last = 0;
+    std::memcpy(&last, codes + cols - rest, static_cast<size_t>(rest));
+    const uint64_t joined = join_eight<kBits>(last);
+    std::memcpy(bytes + written, &joined, static_cast<size_t>(ceil_div(rest * kBits, 8)));
+}
+
 template <int kBits>
 inline void pack_rows(const uint8_t* codes, int64_t rows, int64_t cols, uint32_t* out) {
-    const int64_t words = ceil_div(cols * kBits, 32), rest = cols % 8;
-    for (int64_t row = 0; row < rows; row++) {
-        auto* bytes = reinterpret_cast<uint8_t*>(out + row * words);
-        const int64_t written = cols / 8 * kBits;
-        pack_row<kBits>(codes + row * cols, cols, bytes);
-        std::memset(bytes + written, 0, static_cast<size_t>(4 * words - written));
-        if (rest == 0) continue;
-        uint64_t last = 0;
-        std::memcpy(&last, codes + row * cols + cols - rest, static_cast<size_t>(rest));
-        const uint64_t joined = join_eight<kBits>(last);
-        std::memcpy(bytes + written, &joined, static_cast<size_t>(ceil_div(rest * kBits, 8)));
-    }
+    const int64_t words = ceil_div(cols * kBits, 32);
+    for (int64_t row = 0; row < rows; row++) pack_stream<kBits>(codes + row * cols, cols, out + row * words);
 }
 
 template <int kBits>

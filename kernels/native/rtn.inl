@@ -32,6 +32,7 @@ struct Rounding {
 struct alignas(64) GroupScales {  // a vector that straddles cache lines costs twice
     int32_t highest[kBatch];  // raw pattern of the largest value; 0 when all are negative
     uint32_t lowest[kBatch];  // raw pattern of the most negative value; one without the sign bit when none is
+    float mx[kBatch], neg[kBatch];  // max(0, largest value), -min(0, smallest value)
     float scale[kBatch];
     float below[kBatch];  // 1 / scale, a little less
     float above[kBatch];  // 1 / scale, a little more
@@ -86,6 +87,8 @@ inline void find_scales(GroupScales& g, int count, int bits) {
         if (kSymmetric) scale = (!(mx < neg) & (magnitude > 0.0f)) ? -scale : scale;
         scale = bad ? kSmallestScale : scale;
         const float inverse = 1.0f / scale;
+        g.mx[i] = mx;
+        g.neg[i] = neg;
         g.scale[i] = scale;
         g.below[i] = inverse * (1.0f - 6.0f / 16777216.0f);
         g.above[i] = inverse * (1.0f + 6.0f / 16777216.0f);
@@ -101,8 +104,12 @@ inline void find_scales(GroupScales& g, int count, int bits) {
 
 // 16-bit sources; see the note on division. `base` is kRound plus an even integer; the low bits of the result are that
 // integer plus RNE(w / s).
-inline uint32_t bracketed(float w, float below, float above, float base) {
-    return bits_of_float(multiply_add(w, below, base) + multiply_add(w, above, base));
+inline float bracketed(float w, float below, float above, float base) {
+    return multiply_add(w, below, base) + multiply_add(w, above, base);
+}
+
+inline uint32_t bracketed_bits(float w, float below, float above, float base) {
+    return bits_of_float(bracketed(w, below, above, base));
 }
 
 template <class T>
@@ -110,7 +117,7 @@ inline void round_columns(const typename T::Raw* SHARDQ_RESTRICT src, int64_t co
                           int16_t* SHARDQ_RESTRICT out) {
     const int32_t offset = r.zero + kBias;
     for (int64_t i = 0; i < cols; i++) {
-        const uint32_t level = bracketed(widen_value<T>(src[i]), r.below, r.above, kRound);
+        const uint32_t level = bracketed_bits(widen_value<T>(src[i]), r.below, r.above, kRound);
         out[i] = static_cast<int16_t>(static_cast<int32_t>(level) + offset);
     }
 }
@@ -126,13 +133,13 @@ inline void round_columns<Bf16>(const uint16_t* SHARDQ_RESTRICT src, int64_t col
     for (int64_t i = 0; i < pairs; i++) {
         uint32_t raw;
         std::memcpy(&raw, src + 2 * i, sizeof raw);
-        const uint32_t even = bracketed(float_of_bits(raw << 16), r.below, r.above, r.base);
-        const uint32_t odd = bracketed(float_of_bits(raw & 0xffff0000u), r.below, r.above, odd_base);
+        const uint32_t even = bracketed_bits(float_of_bits(raw << 16), r.below, r.above, r.base);
+        const uint32_t odd = bracketed_bits(float_of_bits(raw & 0xffff0000u), r.below, r.above, odd_base);
         const uint32_t both = even + (odd << 16) + odd_zero;
         std::memcpy(out + 2 * i, &both, sizeof both);
     }
     if (cols % 2 != 0) {
-        const uint32_t last = bracketed(widen_value<Bf16>(src[cols - 1]), r.below, r.above, r.base);
+        const uint32_t last = bracketed_bits(widen_value<Bf16>(src[cols - 1]), r.below, r.above, r.base);
         out[cols - 1] = static_cast<int16_t>(last + odd_zero);
     }
 }
@@ -195,14 +202,25 @@ inline void find_group_extremes(const typename T::Raw* src, int64_t cols, int64_
     }
 }
 
-// `count` whole groups (the last may be short): at most kBatch groups, and at most kSpan columns unless count is 1.
+// Extremes, scales and zero points of `count` groups (the last may be short), kBatch at most. Returns how many are bad.
 template <class T, bool kSymmetric>
-inline int64_t rtn_batch(const typename T::Raw* src, int64_t cols, const IntScheme& scheme, int count, GroupScales& g,
-                         uint8_t* codes, float* scales, uint8_t* zeros) {
+inline int64_t scale_batch(const typename T::Raw* src, int64_t cols, const IntScheme& scheme, int count, GroupScales& g,
+                           float* scales, uint8_t* zeros) {
+    find_group_extremes<T>(src, cols, scheme.group, g, count);
+    find_scales<T, kSymmetric>(g, count, scheme.bits);
+    std::memcpy(scales, g.scale, static_cast<size_t>(count) * sizeof *scales);
+    for (int i = 0; i < count; i++) zeros[i] = static_cast<uint8_t>(g.zero[i]);
+    int32_t bad = 0;
+    for (int i = 0; i < count; i++) bad += g.bad[i];
+    return bad;
+}
+
+// The codes of a batch: at most kSpan columns unless count is 1.
+template <class T>
+inline void round_batch(const typename T::Raw* src, int64_t cols, const IntScheme& scheme, int count,
+                        const GroupScales& g, int64_t bad, uint8_t* codes) {
     alignas(64) int16_t span[kSpan];
     const int64_t group = scheme.group;
-    find_group_extremes<T>(src, cols, group, g, count);
-    find_scales<T, kSymmetric>(g, count, scheme.bits);
     if (count == 1) {
         for (int64_t at = 0; at < cols; at += kSpan) {
             const int64_t width = least(kSpan, cols - at);
@@ -213,34 +231,43 @@ inline int64_t rtn_batch(const typename T::Raw* src, int64_t cols, const IntSche
         round_groups<T>(src, cols, group, g, count, span);
         clamp_columns(span, cols, scheme.bits, codes);
     }
-    std::memcpy(scales, g.scale, static_cast<size_t>(count) * sizeof *scales);
-    for (int i = 0; i < count; i++) zeros[i] = static_cast<uint8_t>(g.zero[i]);
-    int32_t bad = 0;
-    for (int i = 0; i < count; i++) bad += g.bad[i];
-    if (bad != 0) {
-        for (int i = 0; i < count; i++) {
-            if (g.bad[i] == 0) continue;
-            std::memset(codes + i * group, 1 << (scheme.bits - 1), static_cast<size_t>(least(group, cols - i * group)));
-        }
+    if (bad == 0) return;
+    for (int i = 0; i < count; i++) {
+        if (g.bad[i] == 0) continue;
+        std::memset(codes + i * group, 1 << (scheme.bits - 1), static_cast<size_t>(least(group, cols - i * group)));
     }
-    return bad;
+}
+
+// Groups whose columns fit into a batch.
+inline int64_t batch_groups(int64_t group) { return group >= kSpan ? 1 : least(kBatch, kSpan / group); }
+
+// Columns `begin` to `end` of a row; `begin` is the first of a group, `end` is too or is the end of the row. Returns
+// the number of bad groups.
+template <class T, bool kSymmetric>
+inline int64_t rtn_columns(const typename T::Raw* src, int64_t begin, int64_t end, const IntScheme& scheme,
+                           GroupScales& g, uint8_t* codes, float* scales, uint8_t* zeros) {
+    const int64_t step = batch_groups(scheme.group) * scheme.group;
+    int64_t all_bad = 0;
+    for (int64_t at = begin; at < end; at += step) {
+        const int64_t cols = least(step, end - at), first = at / scheme.group;
+        const int count = static_cast<int>(ceil_div(cols, scheme.group));
+        const int64_t bad =
+            scale_batch<T, kSymmetric>(src + at, cols, scheme, count, g, scales + first, zeros + first);
+        round_batch<T>(src + at, cols, scheme, count, g, bad, codes + at);
+        all_bad += bad;
+    }
+    return all_bad;
 }
 
 template <class T, bool kSymmetric>
 inline int64_t rtn_rows(const Weights& w, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros) {
     const int64_t groups = ceil_div(w.cols, scheme.group);
-    const int64_t batch = scheme.group >= kSpan ? 1 : least(kBatch, kSpan / scheme.group);
     const auto* src = static_cast<const typename T::Raw*>(w.data);
     GroupScales g = {};
     int64_t bad = 0;
     for (int64_t row = 0; row < w.rows; row++) {
-        for (int64_t first = 0; first < groups; first += batch) {
-            const int64_t count = least(batch, groups - first);
-            const int64_t at = row * w.cols + first * scheme.group;
-            const int64_t cols = least(count * scheme.group, w.cols - first * scheme.group);
-            bad += rtn_batch<T, kSymmetric>(src + at, cols, scheme, static_cast<int>(count), g, codes + at,
-                                            scales + row * groups + first, zeros + row * groups + first);
-        }
+        const int64_t at = row * w.cols, first = row * groups;
+        bad += rtn_columns<T, kSymmetric>(src + at, 0, w.cols, scheme, g, codes + at, scales + first, zeros + first);
     }
     return bad;
 }

@@ -55,6 +55,23 @@ class ReferenceSet:
         shaped("zeros", zeros, np.uint8, shape)[...] = found.zeros.numpy()
         return int(found.bad.sum())
 
+    def rtn_error_int(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        symmetric: bool,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        zeros: NDArray[np.uint8],
+        stats: NDArray[np.float64],
+    ) -> int:
+        """See KernelSet.rtn_error_int."""
+        bad = self.rtn_int(src, dtype, bits, group, symmetric, codes, scales, zeros)
+        self.error_int(src, dtype, codes, scales, zeros, group, stats)
+        return bad
+
     def pack_bits(self, codes: NDArray[np.uint8], bits: int, out: NDArray[np.uint32]) -> None:
         """See KernelSet.pack_bits."""
         rows, cols = filled("codes", codes, np.uint8).shape
@@ -74,6 +91,15 @@ class ReferenceSet:
         if not 0 <= row0 <= out.shape[1] - rows:
             raise ValueError(f"out: expected row0 {row0} + {rows} rows to fit in its {out.shape[1]} columns")
         out[:, row0 : row0 + rows] = torch.from_numpy(src.view(np.int32).copy()).T.numpy().view(np.uint32)
+
+    def pack_columns(self, codes: NDArray[np.uint8], bits: int, out: NDArray[np.uint32], row0: int) -> None:
+        """See KernelSet.pack_columns."""
+        rows, cols = filled("codes", codes, np.uint8).shape
+        if cols * checked_bits(bits) % WORD_BITS != 0:
+            raise ValueError(f"codes: expected rows of whole 32-bit words, found {cols} codes of {bits} bits")
+        words = np.empty((rows, cols * bits // WORD_BITS), np.uint32)
+        self.pack_bits(codes, bits, words)
+        self.transpose_u32(words, out, row0)
 
     def dequantize_int(
         self,

@@ -23,7 +23,10 @@ class Gptq(QweightLayout):
     name = "gptq"
     aliases = ("auto_gptq",)
     summary = "GPTQ: qweight, qzeros, scales, g_idx"
-    loaders = "vLLM and SGLang (4 and 8 bits, symmetric), transformers with GPTQModel"
+    loaders = (
+        "vLLM and SGLang (4 and 8 bits, symmetric), GPTQModel, and transformers with it where all matrices of the "
+        "blocks have one scheme"
+    )
     g_idx = True
 
     def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@ holds, for each output row of the weight, the codes along its columns as one lit
 bit first; qzeros int32 [G, rows*bits/32] is the same stream along the rows; scales fp16 [G, rows]; g_idx int32
 [columns].
 
-Readers of version 1 add one to every stored zero point, so it holds `zero - 1`, and cannot hold a zero point of 0. It is
-what most readers know, and is written for symmetric schemes, whose zero point is never 0; version 2, the zero point
+Readers of version 1 add one to every stored zero point, so it holds `zero - 1`, and cannot hold a zero point of 0. It
+is what most readers know, and is written for symmetric schemes, whose zero point is never 0; version 2, the zero point
 itself, for asymmetric ones. One configuration names one version, so symmetry must not differ between modules.
 """
 

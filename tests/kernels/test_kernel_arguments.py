@@ -30,6 +30,10 @@ def f64(rows: int, cols: int) -> NDArray[np.float64]:
     return np.ones((rows, cols), np.float64)
 
 
+def both(kernels: KernelSet, bits: int, group: int, stats: NDArray[np.float64]) -> int:
+    return kernels.rtn_error_int(u16(1, 4), "F16", bits, group, True, u8(1, 4), f32(1, 2), u8(1, 2), stats)
+
+
 WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
     "widen shape": ("out", lambda k: k.widen(u16(2, 3), "BF16", f32(3, 2))),
     "widen dtype name": ("dtype", lambda k: k.widen(u16(2, 3), "F64", f32(2, 3))),
@@ -50,6 +54,15 @@ WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
     "transpose shape": ("out", lambda k: k.transpose_u32(u32(2, 3), u32(2, 3), 0)),
     "transpose row0": ("out", lambda k: k.transpose_u32(u32(2, 3), u32(3, 4), 3)),
     "transpose negative": ("out", lambda k: k.transpose_u32(u32(2, 3), u32(3, 4), -1)),
+    "columns shape": ("out", lambda k: k.pack_columns(u8(2, 32), 4, u32(5, 2), 0)),
+    "columns row0": ("out", lambda k: k.pack_columns(u8(2, 32), 4, u32(4, 2), 1)),
+    "columns negative": ("out", lambda k: k.pack_columns(u8(2, 32), 4, u32(4, 2), -1)),
+    "columns bits": ("bits", lambda k: k.pack_columns(u8(2, 32), 9, u32(9, 2), 0)),
+    "columns ragged": ("codes", lambda k: k.pack_columns(u8(2, 9), 4, u32(2, 2), 0)),
+    "columns nothing": ("codes", lambda k: k.pack_columns(u8(2, 0), 4, u32(0, 2), 0)),
+    "both bits": ("bits", lambda k: both(k, 1, 2, f64(1, 3))),
+    "both group": ("group", lambda k: both(k, 4, 0, f64(1, 3))),
+    "both stats": ("stats", lambda k: both(k, 4, 2, f64(3, 1))),
     "dequantize scales": ("scales", lambda k: k.dequantize_int(u8(1, 4), f32(1, 1), u8(1, 2), 2, f32(1, 4))),
     "error stats": ("stats", lambda k: k.error_int(f32(1, 4), "F32", u8(1, 4), f32(1, 2), u8(1, 2), 2, f64(1, 2))),
 }  # fmt: skip

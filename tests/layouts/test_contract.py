@@ -130,7 +130,7 @@ def test_quantized_weights_of_each_dtype_read_back_near_what_they_were(
 
 @each_layout
 @each_width
-def test_outputs_have_the_documented_sizes(layout: Layout, bits: int) -> None:
+def test_outputs_hold_the_codes_and_slabs_add_up(layout: Layout, bits: int) -> None:
     scheme, rows, columns = Scheme(f"int{bits}", 32, symmetric=True), 96, 64
     specs = layout.outputs(scheme, rows, columns)
     sizes = {s.suffix: int(np.prod(s.shape)) * STORAGE[s.dtype].bits for s in specs}

@@ -123,12 +123,14 @@ def test_killed_worker_costs_its_task_only(
     checkpoint: Path, tmp_path: Path, begin: Begin, undisturbed: dict[str, str], contents: Contents
 ) -> None:
     out = tmp_path / "out"
-    process = begin(checkpoint, out, 0.05)
-    assert wait_for(process, lambda: journal_lines(out, "task") > 1)
+    process = begin(checkpoint, out, 0.1)
     run = psutil.Process(process.pid)
-    workers = [p for p in run.children(recursive=True) if p.ppid() != run.pid]
-    assert len(workers) == 2
-    workers[0].kill()
+
+    def workers() -> list[psutil.Process]:
+        return [p for p in run.children(recursive=True) if p.ppid() != run.pid]
+
+    assert wait_for(process, lambda: journal_lines(out, "task") > 1 and len(workers()) == 2)
+    workers()[0].kill()
     _, messages = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0
     assert "was killed (signal 9)" in messages

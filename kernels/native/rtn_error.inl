@@ -1,0 +1,181 @@
+// rtn_int and error_int in one pass: a weight is read and widened once, and its code is not read back. Part of
+// bodies.inl.
+//
+// Between the rounding and the difference the code stays a float. bracketed() with kRound for a base is
+// t = 2 * (kRound + n), n = RNE(w / s). Clamped between the t of the lowest and highest code, t - 2 * kRound is
+// twice code - zero, exactly, and times half the scale it is the product that error_int subtracts: both factors are
+// exact, and so is the product (an fp16 scale and 9 bits), however it is found. A bad group has both bounds at level 0,
+// which maps infinity and NaN to its code too.
+//
+// In a plain group every code is in range unclamped (rounding is monotonic, so its two extremes show it), and no
+// quotient is half-way but 1/2, which rounds to 0 as its lower bracket does. Then that bracket alone is RNE(w / s).
+// A quotient n + 1/2 with n > 0 needs w = (2n + 1) * s / 2: three times the odd part of s is then a number of no more
+// significant bits than a weight has, p. Not so if s has p of them itself, or p - 1 and a significand above 4/3.
+
+struct alignas(64) Levels {
+    float lowest[kBatch], highest[kBatch];  // t of the lowest and the highest code
+    int32_t plain[kBatch];
+};
+
+template <class T>
+inline void find_levels(const GroupScales& g, int count, int bits, Levels& l) {
+    constexpr uint32_t kLastBit = 1u << (24 - T::kSignificantBits), kFraction = 0x7fffffu;
+    const float span = static_cast<float>(2 * ((1 << bits) - 1)), origin = 2.0f * kRound;
+    for (int i = 0; i < count; i++) {
+        const float lowest = origin - static_cast<float>(2 * g.zero[i]), highest = lowest + span;
+        const float one = bracketed(g.mx[i], g.below[i], g.above[i], kRound);
+        const float other = bracketed(-g.neg[i], g.below[i], g.above[i], kRound);
+        const bool fits = (one >= lowest) & (one <= highest) & (other >= lowest) & (other <= highest);
+        const uint32_t fraction = bits_of_float(g.scale[i]) & kFraction;
+        const bool fine = ((fraction & (2 * kLastBit - 1)) != 0) |
+                          (((fraction & (2 * kLastBit)) != 0) & (fraction > kFraction / 3 + 1));
+        l.plain[i] = (g.bad[i] == 0) & fits & fine;
+        l.lowest[i] = g.bad[i] != 0 ? origin : lowest;
+        l.highest[i] = g.bad[i] != 0 ? origin : highest;
+    }
+}
+
+// A row's squares and weights, batch by batch, and its largest differences.
+struct alignas(64) BatchError {
+    float squares[kSpan / 2], weights[kSpan / 2];
+    int32_t largest[kBlock / 2];
+};
+
+// Columns of group k. Plain ones need neither the upper bracket nor the clamp.
+template <class T, bool kPlain, int kWidth>
+inline void round_and_add(const typename T::Raw* SHARDQ_RESTRICT src, const GroupScales& g, const Levels& l, int64_t k,
+                          uint8_t* SHARDQ_RESTRICT codes, float* SHARDQ_RESTRICT squares,
+                          float* SHARDQ_RESTRICT weights, int32_t* SHARDQ_RESTRICT largest) {
+    const float below = g.below[k], above = g.above[k], lowest = l.lowest[k], highest = l.highest[k];
+    const float origin = kPlain ? kRound : 2.0f * kRound, unit = kPlain ? g.scale[k] : 0.5f * g.scale[k];
+    const uint32_t zeros = static_cast<uint32_t>(g.zero[k]) * 0x0101u;  // the zero point under both codes of a pair
+    for (int i = 0; i < kWidth / 2; i++) {
+        const Pair<T> w = Pair<T>::load(src + 2 * i);
+        float even, odd;
+        if constexpr (kPlain) {
+            even = multiply_add(w.even, below, kRound);
+            odd = multiply_add(w.odd, below, kRound);
+        } else {
+            even = bracketed(w.even, below, above, kRound);
+            odd = bracketed(w.odd, below, above, kRound);
+            even = even > lowest ? even : lowest;  // NaN becomes lowest
+            odd = odd > lowest ? odd : lowest;
+            even = even < highest ? even : highest;
+            odd = odd < highest ? odd : highest;
+        }
+        const uint16_t both = static_cast<uint16_t>(bits_of_float(even) + (bits_of_float(odd) << 8) + zeros);
+        std::memcpy(codes + 2 * i, &both, sizeof both);
+        const float even_difference = difference<true>(w.even, even - origin, unit);
+        const float odd_difference = difference<true>(w.odd, odd - origin, unit);
+        largest[i] = add_pair(w.even, w.odd, even_difference, odd_difference, largest[i], squares[i], weights[i]);
+    }
+}
+
+// The group of a column; kWidth columns share one.
+template <int kWidth>
+inline int64_t group_of(int64_t column, int64_t group) {
+    return kWidth < kBlock ? column / kWidth : column / group;
+}
+
+// Whole blocks of a batch, kSpan columns at most, from column `begin` of the batch on. Plain groups first, then the
+// others: a branch for each would often be mispredicted.
+template <class T, int kWidth>
+inline void round_and_add_span(const typename T::Raw* src, int64_t begin, int64_t width, int64_t group,
+                               const GroupScales& g, const Levels& l, uint8_t* codes, BatchError& e) {
+    int32_t plain[kSpan / kWidth], other[kSpan / kWidth];  // first columns
+    int plain_count = 0, other_count = 0;
+    for (int32_t at = 0; at < width; at += kWidth) {
+        const int32_t is_plain = l.plain[group_of<kWidth>(begin + at, group)];
+        plain[plain_count] = other[other_count] = at;
+        plain_count += is_plain;
+        other_count += 1 - is_plain;
+    }
+    for (int i = 0; i < plain_count; i++) {
+        const int64_t at = plain[i], column = begin + at, k = group_of<kWidth>(column, group);
+        round_and_add<T, true, kWidth>(src + column, g, l, k, codes + column, e.squares + at / 2, e.weights + at / 2,
+                                       e.largest);
+    }
+    for (int i = 0; i < other_count; i++) {
+        const int64_t at = other[i], column = begin + at, k = group_of<kWidth>(column, group);
+        round_and_add<T, false, kWidth>(src + column, g, l, k, codes + column, e.squares + at / 2, e.weights + at / 2,
+                                        e.largest);
+    }
+}
+
+// Columns that the one pass takes: whole groups and whole blocks of a row of 16-bit weights, where a group is a known
+// part of a block, or blocks. The long way takes the others.
+template <class T>
+inline int64_t one_pass_columns(int64_t cols, int64_t group) {
+    if (sizeof(typename T::Raw) != 2) return 0;
+    if (group == 32 || group == 64) return cols / kBlock * kBlock;
+    return group % kBlock == 0 ? cols / group * group : 0;
+}
+
+// The first `end` columns of a row, a number that one_pass_columns gave; as rtn_columns and add_columns.
+template <class T, bool kSymmetric>
+inline int64_t rtn_error_columns(const typename T::Raw* src, int64_t end, const IntScheme& scheme, GroupScales& g,
+                                 uint8_t* codes, float* scales, uint8_t* zeros, RowSums& sums) {
+    const int64_t group = scheme.group, step = batch_groups(group) * group;
+    Levels l;
+    BatchError e;
+    std::memset(e.largest, 0, sizeof e.largest);
+    int64_t bad = 0;
+    for (int64_t at = 0; at < end; at += step) {
+        const int64_t cols = least(step, end - at), first = at / group;
+        const int count = static_cast<int>(cols / group);
+        bad += scale_batch<T, kSymmetric>(src + at, cols, scheme, count, g, scales + first, zeros + first);
+        find_levels<T>(g, count, scheme.bits, l);
+        for (int64_t i = 0; i < cols; i += kSpan) {
+            const int64_t width = least(kSpan, cols - i);
+            if (group == 32) {
+                round_and_add_span<T, 32>(src + at, i, width, group, g, l, codes + at, e);
+            } else if (group == 64) {
+                round_and_add_span<T, 64>(src + at, i, width, group, g, l, codes + at, e);
+            } else {
+                round_and_add_span<T, 128>(src + at, i, width, group, g, l, codes + at, e);
+            }
+            add_blocks(e.squares, width / kBlock, sums.squares);
+            add_blocks(e.weights, width / kBlock, sums.weights);
+        }
+    }
+    for (const int32_t each : e.largest) sums.largest = each > sums.largest ? each : sums.largest;
+    return bad;
+}
+
+template <class T, bool kSymmetric>
+inline int64_t rtn_error_rows(const Weights& w, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros,
+                              double* stats) {
+    const int64_t groups = ceil_div(w.cols, scheme.group), end = one_pass_columns<T>(w.cols, scheme.group);
+    const auto* src = static_cast<const typename T::Raw*>(w.data);
+    GroupScales g = {};
+    Piece p;
+    int64_t bad = 0;
+    for (int64_t row = 0; row < w.rows; row++) {
+        const auto* from = src + row * w.cols;
+        uint8_t* to = codes + row * w.cols;
+        float* steps = scales + row * groups;
+        uint8_t* points = zeros + row * groups;
+        RowSums sums = {};
+        if constexpr (sizeof(typename T::Raw) == 2) {
+            bad += rtn_error_columns<T, kSymmetric>(from, end, scheme, g, to, steps, points, sums);
+        }
+        bad += rtn_columns<T, kSymmetric>(from, end, w.cols, scheme, g, to, steps, points);
+        add_columns<T>(from, to, steps, points, end, w.cols, scheme.group, p, sums);
+        sums.store(stats + row * 3);
+    }
+    return bad;
+}
+
+template <class T>
+inline int64_t rtn_error_any(const Weights& w, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros,
+                             double* stats) {
+    return scheme.symmetric ? rtn_error_rows<T, true>(w, scheme, codes, scales, zeros, stats)
+                            : rtn_error_rows<T, false>(w, scheme, codes, scales, zeros, stats);
+}
+
+int64_t rtn_error_int(const Weights& w, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros,
+                      double* stats) {
+    if (w.dtype == Dtype::BF16) return rtn_error_any<Bf16>(w, scheme, codes, scales, zeros, stats);
+    if (w.dtype == Dtype::F16) return rtn_error_any<F16>(w, scheme, codes, scales, zeros, stats);
+    return rtn_error_any<F32>(w, scheme, codes, scales, zeros, stats);
+}
