@@ -81,18 +81,17 @@ class Worker:
         specs = layout.outputs(task.scheme, task.rows, task.columns)
         rows = min(task.tile_rows, task.end_row - task.row)
         room, buffers, stats, out = self._take(task, specs, rows)
-        group, kind = task.scheme.group_columns(task.columns), np.dtype(WEIGHT_ARRAYS[task.dtype])
+        kind = np.dtype(WEIGHT_ARRAYS[task.dtype])
         begin = task.begin + task.row * task.row_bytes
         with self._open(task.shard, begin, task.source_bytes, room, kind.itemsize, task.tensor) as slab:
             for row in range(0, task.end_row - task.row, rows):
                 count = min(rows, task.end_row - task.row - row)
                 raw = slab.tile(row * task.row_bytes, count * task.row_bytes)
                 tile: NDArray[Any] = raw.view(kind).reshape(count, task.columns)
-                part, bad = quantize_rows(tile, task.dtype, task.scheme, buffers, self._kernels)
+                into = stats[row : row + count]
+                part, bad = quantize_rows(tile, task.dtype, task.scheme, buffers, into, self._kernels)
                 if bad:
                     raise self._non_finite(task, tile, task.row + row)
-                into = stats[row : row + count]
-                self._kernels.error_int(tile, task.dtype, part.codes, part.scales, part.zeros, group, into)
                 layout.pack(part, row, out, task.scheme, self._kernels)
         extents = list(_extents(task, specs, out))
         with writing(self._part(task.file)):

@@ -58,9 +58,7 @@ class QweightLayout:
 
         rows, columns = part.codes.shape
         bits = scheme.bits
-        words = np.empty((rows, columns * bits // 32), np.uint32)
-        kernels.pack_bits(part.codes, bits, words)
-        kernels.transpose_u32(words, out["qweight"].view(np.uint32), row)
+        kernels.pack_columns(part.codes, bits, out["qweight"].view(np.uint32), row)
         out["scales"][:, row : row + rows] = part.scales.T
         if not scheme.symmetric:
             packed = np.empty((part.zeros.shape[1], rows * bits // 32), np.uint32)

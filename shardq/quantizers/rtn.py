@@ -28,23 +28,23 @@ def take_buffers(arena: Arena, rows: int, columns: int, scheme: Scheme) -> Quant
 
 
 def quantize_rows(
-    source: NDArray[Any], dtype: str, scheme: Scheme, buffers: Quantized, kernels: "KernelSet"
+    source: NDArray[Any],
+    dtype: str,
+    scheme: Scheme,
+    buffers: Quantized,
+    stats: NDArray[np.float64],
+    kernels: "KernelSet",
 ) -> tuple[Quantized, int]:
-    """Quantize [rows, columns] weights (uint16 bit views for BF16 and F16, float32 for F32) into `buffers`.
+    """Quantize [rows, columns] weights (uint16 bit views for BF16 and F16, float32 for F32) into `buffers`, and measure
+    the result into `stats` [rows, 3]: sum of squared errors, sum of squared weights, largest error of each row.
 
     Returns the result, which lies in the buffers, and the number of groups that hold NaN or infinity or whose scale
     overflows the scale format; such groups have no meaning and must not be written.
     """
     rows, columns = source.shape
     part = Quantized(buffers.codes[:rows], buffers.scales[:rows], buffers.zeros[:rows])
-    bad = kernels.rtn_int(
-        source,
-        dtype,
-        scheme.bits,
-        scheme.group_columns(columns),
-        scheme.symmetric,
-        part.codes,
-        part.scales,
-        part.zeros,
+    group, bits = scheme.group_columns(columns), scheme.bits
+    bad = kernels.rtn_error_int(
+        source, dtype, bits, group, scheme.symmetric, part.codes, part.scales, part.zeros, stats
     )
     return part, bad

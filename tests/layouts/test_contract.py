@@ -117,7 +117,7 @@ def test_quantized_weights_of_each_dtype_read_back_near_what_they_were(
     kernels.widen(raw, dtype, weights)
     arena = Arena()
     arena.reset(1 << 20)
-    q, bad = quantize_rows(raw, dtype, scheme, take_buffers(arena, 64, 96, scheme), kernels)
+    q, bad = quantize_rows(raw, dtype, scheme, take_buffers(arena, 64, 96, scheme), np.empty((64, 3)), kernels)
     assert bad == 0
     read = layout.unpack(pack_whole(layout, scheme, q, tile=32), scheme, kernels)
     assert equal(read, q)

@@ -32,7 +32,8 @@ def quantized_weight(scheme: Scheme, kernels: KernelSet) -> Quantized:
     rows, columns = weight.shape
     arena = Arena()
     arena.reset(1 << 20)
-    part, bad = quantize_rows(weight, "BF16", scheme, take_buffers(arena, rows, columns, scheme), kernels)
+    stats = np.empty((rows, 3))
+    part, bad = quantize_rows(weight, "BF16", scheme, take_buffers(arena, rows, columns, scheme), stats, kernels)
     assert bad == 0
     return Quantized(part.codes.copy(), part.scales.copy(), part.zeros.copy())
 
