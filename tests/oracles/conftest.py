@@ -27,7 +27,7 @@ def run_auto_round() -> RunAutoRound:
 
     def run(source: Path, out: Path, *words: str) -> Path:
         flags = ["--format", "auto_round", "--device_map", "cpu", "--disable_opt_rtn", "--disable_torch_compile"]
-        command = [sys.executable, "-m", "auto_round", "--model", str(source), "--model_free", *words, *flags]
+        command = [sys.executable, "-P", "-m", "auto_round", "--model", str(source), "--model_free", *words, *flags]
         environ = {**os.environ, "HF_HUB_OFFLINE": "1", "AR_ALLOW_W8_ASYM": "1", "AR_MODEL_FREE_SHARD_PARALLELISM": "1"}
         done = subprocess.run(
             [*command, "--output_dir", str(out)],
@@ -115,5 +115,5 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     places = [Path(p) for p in spec.submodule_search_locations or ()]
     gguf = next(file for place in places for file in place.rglob("*.gguf"))
     out = tmp_path_factory.mktemp("smollm2") / "source"
-    subprocess.run([sys.executable, str(Path(__file__).with_name("smollm2.py")), str(gguf), str(out)], check=True)
+    subprocess.run([sys.executable, "-P", str(Path(__file__).with_name("smollm2.py")), str(gguf), str(out)], check=True)
     return out
