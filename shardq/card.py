@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from shardq.ledger import Errors
 from shardq.plans import Plan
-from shardq.recipe import Recipe
+from shardq.recipe import Recipe, rule_values
 
 CARRIED: Final = (
     "license",
@@ -75,16 +75,7 @@ def _options(r: Recipe) -> list[str]:
 
 
 def _layer_config(r: Recipe) -> str:
-    rules: dict[str, dict[str, Any]] = {}
-    for rule in r.layer_rules:
-        values = {
-            "bits": rule.bits,
-            "group_size": rule.group_size,
-            "sym": rule.sym,
-            "scheme": rule.scheme,
-        }
-        rules[rule.pattern.text] = {k: v for k, v in values.items() if v is not None}
-    return json.dumps(rules)
+    return json.dumps({rule.pattern.text: rule_values(rule) for rule in r.layer_rules})
 
 
 def _front_matter(plan: Plan, source_card: str | None) -> dict[str, Any]:

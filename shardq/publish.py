@@ -7,7 +7,6 @@ so that no half-done folder loads.
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,16 +24,11 @@ from shardq.version import VERSION
 README: Final = "README.md"
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What the output folder holds."""
+def publish(plan: Plan, source: Source, staging: Staging, finished: Finished) -> Errors:
+    """Write what is missing and move everything into place; return the error over all quantized weights.
 
-    errors: Errors  # over all quantized weights
-    files: tuple[str, ...]
-
-
-def publish(plan: Plan, source: Source, staging: Staging, finished: Finished) -> Published:
-    """Write what is missing and move everything into place. May be repeated after a crash."""
+    May be repeated after a crash.
+    """
     errors = tensor_errors(plan, finished.done)
     total = merge(errors.values())
     extra = dict(_side_files(plan, source))
@@ -60,7 +54,7 @@ def publish(plan: Plan, source: Source, staging: Staging, finished: Finished) ->
     with writing(staging.out):
         sync_folder(staging.out)
     staging.remove()
-    return Published(total, order)
+    return total
 
 
 def _side_files(plan: Plan, source: Source) -> Mapping[str, bytes]:

@@ -35,10 +35,9 @@ class Recipe:
             "preset": self.preset,
             "scheme": _scheme_dict(self.scheme),
             "layout": self.layout,
-            "layer_config": {
-                r.pattern.text: {k: v for k, v in _rule_values(r).items() if v is not None}
-                for r in (*self.layer_rules, *self.preset_rules)
-            },
+            "layer_config": [  # in order: the first rule that hits a module wins
+                [f"{r.pattern.kind}:{r.pattern.text}", rule_values(r)] for r in (*self.layer_rules, *self.preset_rules)
+            ],
             "ignore": [f"{p.kind}:{p.text}" for p in self.ignore],
             "include": [f"{p.kind}:{p.text}" for p in self.include],
             "quant_lm_head": self.quant_lm_head,
@@ -95,10 +94,7 @@ def _scheme_dict(scheme: Scheme) -> dict[str, Any]:
     }
 
 
-def _rule_values(rule: LayerRule) -> dict[str, Any]:
-    return {
-        "bits": rule.bits,
-        "group_size": rule.group_size,
-        "sym": rule.sym,
-        "scheme": rule.scheme,
-    }
+def rule_values(rule: LayerRule) -> dict[str, Any]:
+    """What a rule sets, as a layer config writes it."""
+    values = {"bits": rule.bits, "group_size": rule.group_size, "sym": rule.sym, "scheme": rule.scheme}
+    return {k: v for k, v in values.items() if v is not None}

@@ -81,10 +81,10 @@ def quantize_to_folder(
             )
             with make_executor(limits.parallel, workplace, task_bytes) as executor:
                 finished = run.run(executor)
-            published = publish(plan, source, staging, finished)
+            errors = publish(plan, source, staging, finished)
         finally:
             journal.close()
-    return _result(plan, out, False, published.errors, began)
+    return _result(plan, out, False, errors, began)
 
 
 def make_executor(parallel: int, workplace: Workplace, task_bytes: int | None) -> Executor:

@@ -59,7 +59,7 @@ def test_quantize_takes_the_spellings_of_other_tools(demo_folder: Path, tmp_path
     assert plan["layout"] == "gptq"
     assert (recipe["scheme"]["group_size"], recipe["scheme"]["symmetric"]) == (32, False)
     assert recipe["ignore"] == ["exact:lm_head", "regex:re:.*q_proj"]
-    assert recipe["layer_config"] == {"re:.*down_proj": {"bits": 8}}
+    assert recipe["layer_config"] == [["regex:re:.*down_proj", {"bits": 8}]]
     assert plan["counts"]["quantized_modules"] == 42
 
 
