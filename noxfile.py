@@ -18,9 +18,9 @@ def dev(session: nox.Session) -> None:
             link.symlink_to(Path("..", name), target_is_directory=True)
     session.run("pip", "install", TORCH)
     session.run("pip", "install", "scikit-build-core>=1.0", "nanobind>=2.4", "cmake", "ninja")
-    session.run(
-        "pip", "install", "--no-build-isolation", "--config-settings=editable.rebuild=true", "--editable", ".[dev]"
-    )  # fmt: skip
+    quiet = "--config-settings=editable.verbose=false"  # a rebuild must not print where --json does
+    rebuild = "--config-settings=editable.rebuild=true"
+    session.run("pip", "install", "--no-build-isolation", rebuild, quiet, "--editable", ".[dev]")
 
 
 @nox.session
