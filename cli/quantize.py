@@ -52,6 +52,13 @@ RUN = (
 @click.option("--parallel", type=int, metavar="N", help="Worker processes. Default: one for each core.")
 @click.option("--max-ram", metavar="SIZE", help="Memory of all processes together, as 6G or 6GiB.")
 @click.option("--max-disk", metavar="SIZE", help="Disk for the output and the source shards fetched ahead, as 50G.")
+@click.option("--stream", is_flag=True, help="Read a Hub repo by ranges: no source shard touches the disk.")
+@click.option(
+    "--push-to", metavar="ORG/NAME", help="Upload each finished file to this Hub repo; one commit at the end."
+)
+@click.option("--private", is_flag=True, help="With --push-to: make the repo private if it has to be created.")
+@click.option("--branch", metavar="NAME", help="With --push-to: commit to this branch, made if need be. Default: main.")
+@click.option("--keep-local", is_flag=True, help="With --push-to: keep the output folder, too.")
 @click.option("--delete-source", is_flag=True, help="Delete each shard of a source folder once its output is durable.")
 @click.option("--restart", is_flag=True, help="Begin anew: discard what an earlier run left in the output folder.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and make nothing.")
@@ -61,8 +68,9 @@ def quantize(
     console: Console, source: str, schemes: tuple[str, ...], layout: str | None, bits: int | None,
     group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
     include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, output_dir: Path | None,
-    subfolder: str | None, parallel: int | None, max_ram: str | None, max_disk: str | None, delete_source: bool,
-    restart: bool, dry_run: bool,
+    subfolder: str | None, parallel: int | None, max_ram: str | None, max_disk: str | None, stream: bool,
+    push_to: str | None, private: bool, branch: str | None, keep_local: bool, delete_source: bool, restart: bool,
+    dry_run: bool,
 ) -> None:  # fmt: skip
     """Quantize SOURCE into a folder.
 
@@ -80,6 +88,8 @@ def quantize(
         max_ram_bytes=parse_size(max_ram, "--max-ram"),
         max_disk_bytes=parse_size(max_disk, "--max-disk"),
         delete_source=delete_source,
+        stream=stream,
+        keep_local=keep_local,
         log=console.log,
     )
     if parallel is not None:
@@ -89,8 +99,9 @@ def quantize(
         return
     with show_progress(console) as report:
         result = api.quantize(
-            source, recipe, output_dir=output_dir, subfolder=subfolder, limits=limits, restart=restart, report=report
-        )
+            source, recipe, output_dir=output_dir, subfolder=subfolder, limits=limits, restart=restart, report=report,
+            push_to=push_to, private=private, branch=branch,
+        )  # fmt: skip
     if console.as_json:
         print_json(describe_result(result))
     elif not console.quiet:
@@ -103,7 +114,8 @@ def _show_plan(console: Console, source: str, recipe: "Recipe", subfolder: str |
     from shardq.reports import describe_plan
 
     plan = api.plan(source, recipe, subfolder=subfolder)
-    limits.task_bytes(plan.largest_task_bytes, len(plan.decisions))  # refuses a --max-ram that is too small
+    network = plan.checkpoint.commit is not None
+    limits.share_memory(plan.largest_task_bytes, len(plan.decisions), plan.largest_span_bytes, network)  # may refuse
     if console.as_json:
         print_json(describe_plan(plan, tensors=False))
     else:

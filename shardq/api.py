@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardq.destinations.base import Destination
+from shardq.errors import BadOption
 from shardq.headers import read_checkpoint, read_dump
 from shardq.limits import Limits
 from shardq.plans import Plan, make_plan
@@ -25,6 +27,9 @@ def quantize(
     limits: Limits | None = None,
     restart: bool = False,
     report: Report | None = None,
+    push_to: str | None = None,
+    private: bool = False,
+    branch: str | None = None,
 ) -> Result:
     """Quantize a checkpoint into a folder, or resume a run that stopped, or answer that it is done.
 
@@ -32,12 +37,15 @@ def quantize(
     `recipe`: a scheme's name, which may carry a layout ("W4A16@gptq"), or what `make_recipe` returns.
     `output_dir`: by default the source's name with the scheme's behind it, in the current folder.
     `restart`: discard what an earlier run with other parameters left. `report` is called with each step.
+    `push_to`: a Hub repo, "org/name"; each finished file is uploaded and, without `limits.keep_local`, deleted here, and
+    everything appears there with one commit at the end. It is created if need be, `private` if so; `branch`: not main.
     Raises a ShardqError whose class and message say what is wrong; what is finished is kept, and the same call resumes.
     """
-    wanted = _recipe(recipe)
+    wanted, limits = _recipe(recipe), limits or Limits()
+    destination = _destination(push_to, private, branch, limits)
     opened = open_source(str(source), subfolder)
     out = Path(output_dir) if output_dir else Path(f"{opened.label.rpartition('/')[2]}-{wanted.scheme.name}")
-    return quantize_to_folder(opened, wanted, out, limits or Limits(), restart, report or _silent)
+    return quantize_to_folder(opened, wanted, out, limits, restart, report or _silent, destination)
 
 
 def plan(source: str | Path, recipe: str | Recipe = "W4A16", *, subfolder: str | None = None) -> Plan:
@@ -67,6 +75,22 @@ def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection"
     from shardq.inspection import inspect_source
 
     return inspect_source(open_source(str(source), subfolder))
+
+
+def _destination(push_to: str | None, private: bool, branch: str | None, limits: Limits) -> Destination | None:
+    """Raises BadOption."""
+    if push_to is None:
+        if private or branch or limits.keep_local:
+            raise BadOption("--private, --branch and --keep-local have a meaning only with --push-to")
+        return None
+    if limits.delete_source and not limits.keep_local:
+        raise BadOption(
+            "--delete-source with --push-to would leave uploads that no commit names as the only copy of the weights: "
+            "add --keep-local, or delete the source afterwards"
+        )
+    from shardq.destinations.hub import open_destination  # brings an HTTP client
+
+    return open_destination(push_to, private=private, branch=branch)
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:

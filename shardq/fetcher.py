@@ -1,10 +1,10 @@
-"""Fetches remote shards ahead of the workers, a few at a time, under a cap on staged bytes."""
+"""Fetches remote shards into the staging folder on background threads. How many at a time is the caller's decision."""
 
 import logging
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,6 @@ from shardq.files.atomic import writing
 from shardq.sources.base import Source
 
 logger = logging.getLogger(__name__)
-AHEAD: Final = 3  # shards staged or on their way at a time, without a disk cap
 THREADS: Final = 2
 
 
@@ -29,24 +28,26 @@ class Fetched:
 
 
 class Fetcher:
-    """Downloads shards in order on background threads. `ready` is a descriptor that becomes readable on arrival."""
+    """Downloads shards in order. `ready` is a descriptor that becomes readable on arrival."""
 
-    def __init__(
-        self, source: Source, folder: Path, shards: Sequence[Shard], staged: Sequence[Shard], cap_bytes: int | None
-    ) -> None:
-        """Begin. `staged` are shards that an earlier run left: they count until they are freed."""
+    def __init__(self, source: Source, folder: Path) -> None:
+        """Begin, with nothing to do."""
         self._source, self._folder = source, folder
         self.fetched_bytes = 0  # so far, over all shards
-        self._todo = list(reversed(shards))
-        self._cap = cap_bytes
-        self._staged = {s.name: s.size_bytes for s in staged}  # here (from an earlier run) or on their way
+        self._todo: deque[Shard] = deque()
         self._change = threading.Condition()
         self._stop = False
         self._arrived: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
         self.ready, self._wake = os.pipe()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(THREADS, len(shards)))]
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS)]
         for t in self._threads:
             t.start()
+
+    def start(self, shard: Shard) -> None:
+        """Queue a shard."""
+        with self._change:
+            self._todo.append(shard)
+            self._change.notify()
 
     def take(self) -> list[Fetched]:
         """What has arrived since the last call."""
@@ -55,12 +56,6 @@ class Fetcher:
             arrived.append(self._arrived.get())
             os.read(self.ready, 1)
         return arrived
-
-    def free(self, shard: Shard) -> None:
-        """Tell that a staged shard was deleted."""
-        with self._change:
-            del self._staged[shard.name]
-            self._change.notify_all()
 
     def close(self) -> None:
         """Start no more downloads and wait for the running ones to notice."""
@@ -74,15 +69,9 @@ class Fetcher:
 
     def _next(self) -> Shard | None:
         with self._change:
-            while not self._stop and self._todo:
-                size = self._todo[-1].size_bytes
-                fits = self._cap is None or sum(self._staged.values()) + size <= self._cap
-                if not self._staged or (len(self._staged) < AHEAD and fits):
-                    shard = self._todo.pop()
-                    self._staged[shard.name] = size
-                    return shard
+            while not self._todo and not self._stop:
                 self._change.wait()
-        return None
+            return None if self._stop else self._todo.popleft()
 
     def _count(self, count: int) -> None:
         if self._stop:

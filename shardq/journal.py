@@ -20,6 +20,7 @@ Events, by the key "event". The pipeline writes and reads them; this module know
     | task    | id, checksum, sse, ssw, max  | no      | a task's output bytes are written, perhaps not yet to disk |
     | sealed  | file, sha256, size           | yes     | an output file is complete and on the disk                 |
     | freed   | shard                        | no      | a source shard is deleted, as nothing needs it any more    |
+    | uploaded | file, to                    | yes     | a sealed file is in the storage of a destination           |
 
 An event that is not durable becomes so with the next durable one, being before it in the file; its output bytes do not,
 so whoever replays a task event checks the checksum. Only one process may have a journal open; the folder's lock sees to

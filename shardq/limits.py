@@ -9,6 +9,9 @@ from shardq.logs import LogConfig
 BASE_BYTES = 64 << 20  # the supervisor and the fork server, measured: 48 MB
 TENSOR_BYTES = 4 << 10  # the supervisor's records of one tensor, measured: 2.9 kB
 WORKER_BYTES = 10 << 20  # one worker before its first task, measured: 5 MB
+HUB_BYTES = 48 << 20  # the HTTP client and the Hub's library, measured: 40 MB
+LEAST_SLOTS = 2  # pieces of range mode: one is filled while the other is worked on
+SPANS_AHEAD = 2  # pieces that range mode holds besides those that workers read
 
 
 def _cores() -> int:
@@ -23,6 +26,8 @@ class Limits:
     max_ram_bytes: int | None = None  # of the whole process tree
     max_disk_bytes: int | None = None  # of output and staged source shards together
     delete_source: bool = False  # delete a local source shard as soon as its output is durable
+    stream: bool = False  # range mode: keep no source shard on the disk
+    keep_local: bool = False  # keep output files also when they are uploaded
     log: LogConfig | None = None  # where workers log; None: nowhere of their own
 
     def __post_init__(self) -> None:
@@ -30,17 +35,32 @@ class Limits:
         if self.parallel < 1:
             raise BadOption(f"--parallel {self.parallel}: expected at least 1 worker")
 
-    def task_bytes(self, largest_task_bytes: int, tensors: int) -> int | None:
-        """Memory that running tasks may take together; None without a cap. Raises BudgetTooSmall."""
+    def share_memory(self, largest_task_bytes: int, tensors: int, span_bytes: int, network: bool) -> "Memory":
+        """What running tasks may take together, and how many pieces of `span_bytes` range mode may hold.
+
+        `network`: the source or the destination is on the Hub. Raises BudgetTooSmall.
+        """
+        wanted = self.parallel + SPANS_AHEAD if self.stream and network else 0
         if self.max_ram_bytes is None:
-            return None
-        fixed = BASE_BYTES + tensors * TENSOR_BYTES + self.parallel * WORKER_BYTES
-        left = self.max_ram_bytes - fixed
-        if left < largest_task_bytes:
-            need = largest_task_bytes + fixed
+            return Memory(None, wanted)
+        fixed = BASE_BYTES + tensors * TENSOR_BYTES + self.parallel * WORKER_BYTES + (HUB_BYTES if network else 0)
+        left = self.max_ram_bytes - fixed - largest_task_bytes
+        least = min(wanted, LEAST_SLOTS) * span_bytes
+        if left < least:
+            need = fixed + largest_task_bytes + least
+            pieces = f" and range mode two pieces of {span_bytes / 1e6:.0f} MB" if wanted else ""
             raise BudgetTooSmall(
                 f"--max-ram {self.max_ram_bytes / 1e6:.0f} MB is too small for {self.parallel} workers: the largest "
-                f"task needs {largest_task_bytes / 1e6:.0f} MB; expected at least {need / 1e6:.0f} MB, or fewer "
+                f"task needs {largest_task_bytes / 1e6:.0f} MB{pieces}; expected at least {need / 1e6:.0f} MB, or fewer "
                 "workers with --parallel"
             )
-        return left
+        slots = min(wanted, left // span_bytes) if wanted else 0
+        return Memory(left + largest_task_bytes - slots * span_bytes, slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """How a run divides its memory."""
+
+    task_bytes: int | None  # for all running tasks together; None: no cap
+    slots: int  # pieces of range mode; 0 without it

@@ -1,37 +1,41 @@
-"""Runs a plan: bring source shards, hand tasks to workers, seal finished files, free source shards.
+"""Runs a plan: bring source shards, hand tasks to workers, seal finished files, free source shards, upload.
 
 Order of events for an output file: all its tasks -> fsync and hash in `part` -> rename to `ready` -> fsync of the
-folder -> journal line, fsync -> only then is its source shard freed. A crash loses at most unjournaled tasks.
+folder -> journal line, fsync -> only then is its source shard freed -> upload, journal line, fsync -> only then is the
+output file freed. A crash loses at most unjournaled tasks.
 """
 
-import errno
 import logging
-import os
-import shutil
 import signal
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
+from shardq.admission import Admission, ShardCost, record_bytes
 from shardq.checkpoint import Shard
-from shardq.errors import BudgetTooSmall, DiskFull, Interrupted, ShardqError, SourceUnreadable, Terminated
+from shardq.destinations.base import StoredFile
+from shardq.errors import Interrupted, ShardqError, Terminated
 from shardq.executors.base import Executor, Job, Outcome
-from shardq.fetcher import Fetcher
-from shardq.files.atomic import preallocate, pwrite_all, writing
+from shardq.fetcher import Fetched
 from shardq.journal import Journal
 from shardq.limits import Limits
 from shardq.plans import OutputFile, Plan
 from shardq.progress import Progress, Report, Stage
+from shardq.side_files import select_side_files
 from shardq.signals import StopFlag
 from shardq.sources.base import Source
+from shardq.space import check_space
 from shardq.staging import Progressed, Staging
-from shardq.tasks import Checked, Done, Sealed, SealTask, Task
+from shardq.streamer import Passed, Piece
+from shardq.supply import Supply
+from shardq.tasks import Checked, Done, Sealed, SealTask, Streamed, Task
+from shardq.uploader import Uploaded, Uploader
 
 logger = logging.getLogger(__name__)
 POLL_S: Final = 1.0  # longest wait without looking at the stop flag
 SEAL_COST_BYTES: Final = 1 << 20
+Work = Task | Checked | Streamed | SealTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,63 +57,89 @@ class Pipeline:
         journal: Journal,
         before: Progressed,
         limits: Limits,
+        slots: int,
         report: Report,
+        uploader: Uploader | None,
+        destination: str | None,
     ) -> None:
-        self._plan, self._source, self._staging = plan, source, staging
-        self._journal, self._limits, self._report = journal, limits, report
+        self._plan, self._staging, self._journal = plan, staging, journal
+        self._limits, self._report = limits, report
+        self._uploader, self._destination = uploader, destination
         self._files: Mapping[str, OutputFile] = {f.name: f for f in plan.files}
+        self._shards: Mapping[str, Shard] = {s.name: s for s in plan.checkpoint.shards}
         self._tasks: dict[str, list[Task]] = {f.name: [] for f in plan.files}
         for task in plan.tasks:
             self._tasks[task.file].append(task)
         self._done: dict[int, Done] = dict(before.tasks)
         self._sealed: dict[str, tuple[str, int]] = dict(before.sealed)
+        self._uploaded: set[str] = set(before.uploaded)
         self._left = {f: len(ts) for f, ts in self._tasks.items()}  # tasks of this run still to finish, by file
-        self._todo: deque[Task | Checked | SealTask] = deque()
+        self._todo: deque[Work] = deque()
         self._begun: set[str] = set()  # output files that have their size and header
+        self._passed: set[str] = set()  # streamed shards whose hash was right
+        self._wrong: set[str] = set()  # streamed shards whose hash was wrong, to be done again
+        self._suspect: dict[str, ShardqError] = {}  # errors of tasks of streamed shards that have not passed yet
         self._error: ShardqError | None = None
-        self._fetcher: Fetcher | None = None
+        self._supply = Supply(source, staging, slots, plan.largest_span_bytes)
+        self._source = source
+        self._admission: Admission
         self._resumed_bytes = sum(t.source_bytes for f in self._sealed for t in self._tasks[f])
         self._done_bytes = self._resumed_bytes
         self._total_bytes = plan.source_bytes  # a sum over all tensors, told at every step
 
-    def run(self, executor: Executor) -> Finished:
-        """Do everything that is left. Raises Interrupted, Terminated, or the first error of a task or download."""
+    def run(self, executor: Executor, stop: StopFlag) -> Finished:
+        """Do everything that is left. Raises Interrupted, Terminated, or the first error of a task or transfer."""
         self._tell("start", "")
-        self._check_space()
-        with StopFlag() as stop:
-            try:
-                self._bring()
-                self._loop(executor, stop)
-            finally:
-                if self._fetcher:
-                    self._fetcher.close()
+        try:
+            self._admission = self._account()
+            self._resume()
+            while not self._finished() or executor.unfinished():
+                if stop.signal or self._error:
+                    self._drain(executor, stop)
+                self._step(executor, stop)
+        finally:
+            self.close()
         return Finished(self._done, self._sealed)
+
+    def close(self) -> None:
+        """Stop all transfers. May be called again."""
+        self._supply.close()
+        if self._uploader:
+            self._uploader.close()
 
     # --- loop ------------------------------------------------------------------------------------------------------
 
-    def _loop(self, executor: Executor, stop: StopFlag) -> None:
-        while len(self._sealed) < len(self._files) or executor.unfinished():
-            if stop.signal or self._error:
-                self._drain(executor, stop)
-            while self._todo and executor.room() > 0:
-                work = self._todo.popleft()
-                if (name := work.task.file if isinstance(work, Checked) else work.file) not in self._begun:
-                    self._begin(self._files[name])
-                executor.submit(self._job(work))
-            also = [stop.ready] + ([self._fetcher.ready] if self._fetcher else [])
-            for outcome in executor.wait(POLL_S, also):
-                self._collect(outcome)
-            if self._fetcher:
-                self._tell("fetch", "")
-            for got in self._fetcher.take() if self._fetcher else ():
-                if got.error:
-                    self._error = self._error or got.error
-                else:
-                    self._journal.append(
-                        {"event": "fetched", "shard": got.shard.name, "sha256": got.sha256},
-                        durable=False,
-                    )
-                    self._enqueue(got.shard.name)
+    def _step(self, executor: Executor, stop: StopFlag) -> None:
+        """Begin what may begin, wait for something to happen, and take it in."""
+        self._admit()
+        self._take()
+        while self._todo and executor.room() > 0:
+            work = self._todo.popleft()
+            if not isinstance(work, SealTask):
+                self._begin(self._files[_task_of(work).file])
+            executor.submit(self._job(work))
+        also = [stop.ready, *self._supply.ready, *([self._uploader.ready] if self._uploader else [])]
+        for outcome in executor.wait(POLL_S, also):
+            self._collect(outcome)
+        self._take()
+        if self._supply.ready:
+            self._tell("fetch", "")
+
+    def _take(self) -> None:
+        """Everything that transfers have brought."""
+        for news in self._supply.take():
+            match news:
+                case Fetched():
+                    self._on_fetched(news)
+                case Piece():
+                    self._todo.extend(Streamed(t, news.slot.path, news.origin) for t in news.span.tasks)
+                case Passed():
+                    self._on_passed(news)
+        for uploaded in self._uploader.take() if self._uploader else ():
+            self._on_uploaded(uploaded)
+
+    def _finished(self) -> bool:
+        return len(self._sealed) == len(self._files) and (not self._uploader or len(self._uploaded) == len(self._files))
 
     def _drain(self, executor: Executor, stop: StopFlag) -> None:
         """Let running tasks finish, keep what they did, and raise."""
@@ -125,163 +155,192 @@ class Pipeline:
             f"{self._staging.work}: run the same command again to resume"
         )
 
-    def _job(self, work: Task | Checked | SealTask) -> Job:
+    def _job(self, work: Work) -> Job:
         if isinstance(work, SealTask):
             number = len(self._plan.tasks) + list(self._files).index(work.file)
             return Job(number, work, SEAL_COST_BYTES, f"sealing {work.file}")
-        task = work.task if isinstance(work, Checked) else work
+        task = _task_of(work)
         return Job(task.id, work, task.cost_bytes, f"{task.tensor} in {task.shard}")
+
+    # --- tasks -----------------------------------------------------------------------------------------------------
 
     def _collect(self, outcome: Outcome) -> None:
         match outcome.result:
             case None:
-                self._error = self._error or outcome.error
+                assert outcome.error is not None
+                self._on_failed(outcome.job.work, outcome.error)
             case Sealed() as sealed:
-                self._finish(sealed)
+                self._on_sealed(sealed)
             case Done() as done:
-                self._note(done)
+                self._on_done(done)
             case other:
                 raise TypeError(f"a worker answered {other!r}")
 
-    def _note(self, done: Done) -> None:
-        task = self._plan.tasks[done.id]
-        if not done.reused:
-            self._journal.append(
-                {"event": "task", "id": done.id, "checksum": done.checksum, "sse": done.squared_error,
-                 "ssw": done.squared_weight, "max": done.max_error},
-                durable=False,
-            )  # fmt: skip
+    def _on_failed(self, work: object, error: ShardqError) -> None:
+        """The run ends, unless the task may have read wrong bytes: then the shard's hash decides."""
+        if isinstance(work, Streamed) and work.task.shard not in self._passed:
+            self._suspect.setdefault(work.task.shard, error)
+            self._count_off(work.task)
         else:
+            self._error = self._error or error
+
+    def _on_done(self, done: Done) -> None:
+        task = self._plan.tasks[done.id]
+        if done.reused:
             self._resumed_bytes += task.source_bytes
+        elif not self._supply.is_streamed(self._shards[task.shard]):
+            self._journal_task(done)
         self._done[done.id] = done
         self._done_bytes += task.source_bytes
-        self._left[task.file] -= 1
+        self._count_off(task)
         self._tell("work", task.shard)
-        if self._left[task.file] == 0:
-            self._todo.appendleft(SealTask(task.file, self._files[task.file].size_bytes))
 
-    def _finish(self, sealed: Sealed) -> None:
+    def _count_off(self, task: Task) -> None:
+        self._supply.settle(task)
+        self._left[task.file] -= 1
+        self._complete(task.file)
+
+    def _complete(self, name: str) -> None:
+        """Seal a file when all its tasks are done and its source is known to have been right."""
+        if self._left[name] > 0:
+            return
+        file = self._files[name]
+        shard = self._shards[file.shard]
+        if self._supply.is_streamed(shard):
+            if shard.name in self._wrong:
+                self._do_again(shard, file)
+                return
+            if shard.name not in self._passed:
+                return
+            if shard.name in self._suspect:
+                self._error = self._error or self._suspect[shard.name]
+                return
+            for task in self._tasks[name]:  # only now: what was made of wrong bytes must never be found in the journal
+                self._journal_task(self._done[task.id])
+        self._begin(file)
+        self._todo.appendleft(SealTask(name, file.size_bytes))
+
+    def _do_again(self, shard: Shard, file: OutputFile) -> None:
+        """Forget what was made of a shard that came wrong."""
+        self._wrong.discard(shard.name)
+        self._suspect.pop(shard.name, None)
+        for task in self._tasks[file.name]:
+            if self._done.pop(task.id, None):
+                self._done_bytes -= task.source_bytes
+        self._left[file.name] = len(self._tasks[file.name])
+        self._error = self._error or self._supply.again(shard, self._tasks[file.name])
+
+    def _journal_task(self, done: Done) -> None:
+        self._journal.append(
+            {"event": "task", "id": done.id, "checksum": done.checksum, "sse": done.squared_error,
+             "ssw": done.squared_weight, "max": done.max_error},
+            durable=False,
+        )  # fmt: skip
+
+    def _begin(self, file: OutputFile) -> None:
+        """Make an output file; only now, so that disk is taken as it is freed."""
+        if file.name not in self._begun:
+            self._staging.begin(file)
+            self._begun.add(file.name)
+
+    # --- files and shards --------------------------------------------------------------------------------------------
+
+    def _on_sealed(self, sealed: Sealed) -> None:
         """A file is durable in `part`: settle it, record it, and only then let its source go."""
         file = self._files[sealed.file]
         self._staging.settle(sealed.file)
         self._journal.append(
-            {
-                "event": "sealed",
-                "file": sealed.file,
-                "sha256": sealed.sha256,
-                "size": file.size_bytes,
-            },
-            durable=True,
+            {"event": "sealed", "file": sealed.file, "sha256": sealed.sha256, "size": file.size_bytes}, durable=True
         )
         self._sealed[sealed.file] = (sealed.sha256, file.size_bytes)
-        self._free(file.shard)
+        self._free(self._shards[file.shard])
+        if self._uploader:
+            self._uploader.submit(
+                self._staging.ready / file.name, StoredFile(file.name, file.size_bytes, sealed.sha256)
+            )
         self._tell("file", sealed.file)
 
-    # --- source shards -----------------------------------------------------------------------------------------------
-
-    def _bring(self) -> None:
-        """Queue what is at hand and fetch the rest."""
-        missing: list[Shard] = []
-        staged: list[Shard] = []
-        for shard in self._plan.checkpoint.shards:
-            if shard.name in self._sealed:
-                self._free(shard.name)  # a crash may have come between the journal line and the deletion
-            elif self._source.local_path(shard.name):
-                self._enqueue(shard.name)
-            elif self._staged(shard).exists():
-                staged.append(shard)
-                self._enqueue(shard.name)
-            else:
-                missing.append(shard)
-        if missing and not self._source.remote:
-            raise SourceUnreadable(
-                f"shard {missing[0].name} of {self._source.label} is gone since its header was read: put it back and "
-                "run the same command again"
-            )
-        if missing:
-            cap = self._limits.max_disk_bytes
-            left = None if cap is None else cap - self._plan.output_bytes
-            self._fetcher = Fetcher(self._source, self._staging.src, missing, staged, left)
-
-    def _staged(self, shard: Shard) -> Path:
-        return self._staging.src / shard.name
-
-    def _enqueue(self, shard: str) -> None:
+    def _on_fetched(self, got: Fetched) -> None:
         """Queue the tasks of a shard; those that an earlier run did are only checked."""
-        file = self._files[shard]
-        path = self._staging.part / file.name
-        kept = path.exists() and path.stat().st_size == file.size_bytes
+        if got.error:
+            self._error = self._error or got.error
+            return
+        if got.sha256:
+            self._journal.append({"event": "fetched", "shard": got.shard.name, "sha256": got.sha256}, durable=False)
+        file = self._file_of(got.shard)
+        kept = self._staging.has_part(file)
         for task in self._tasks[file.name]:
             self._todo.append(Checked(task, self._done[task.id]) if kept and task.id in self._done else task)
         if not self._tasks[file.name]:  # only empty tensors
-            self._todo.append(SealTask(file.name, file.size_bytes))
+            self._complete(file.name)
 
-    def _begin(self, file: OutputFile) -> None:
-        """Make an output file of its final size, header first; only now, so that disk is taken as it is freed."""
-        path = self._staging.part / file.name
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                preallocate(fd, file.size_bytes, str(path))
-                pwrite_all(fd, file.header, 0)
-            finally:
-                os.close(fd)
-        self._begun.add(file.name)
+    def _on_passed(self, passed: Passed) -> None:
+        if passed.error:
+            self._error = self._error or passed.error
+            return
+        (self._passed if passed.sha256 else self._wrong).add(passed.shard.name)
+        self._complete(self._file_of(passed.shard).name)
 
-    def _free(self, name: str) -> None:
+    def _on_uploaded(self, uploaded: Uploaded) -> None:
+        """A file is in the destination's storage: record that, and only then let it go."""
+        if uploaded.error:
+            self._error = self._error or uploaded.error
+            return
+        name = uploaded.file.name
+        self._journal.append({"event": "uploaded", "file": name, "to": self._destination}, durable=True)
+        self._uploaded.add(name)
+        if not self._limits.keep_local:
+            self._staging.drop(name)
+            self._admission.release(self._files[name].shard)
+        self._tell("upload", name)
+
+    def _free(self, shard: Shard) -> None:
         """Delete what we fetched, or the user's own shard when that was asked for."""
-        shard = next(s for s in self._plan.checkpoint.shards if s.name == name)
-        staged, own = self._staged(shard), self._source.local_path(name)
-        with writing(own or staged):
-            if staged.exists():
-                staged.unlink()
-                if self._fetcher:
-                    self._fetcher.free(shard)
-            elif own and self._source.commit is None and self._limits.delete_source:  # a folder, never the Hub's cache
-                own.unlink()
-                logger.info("deleted source shard %s", own)
-            else:
-                return
-        self._journal.append({"event": "freed", "shard": name}, durable=False)
+        if self._supply.free(shard, self._limits.delete_source):
+            self._journal.append({"event": "freed", "shard": shard.name}, durable=False)
+        self._admission.free(shard.name)
 
-    def _check_space(self) -> None:
-        """Refuse a run that the disk or --max-disk cannot hold, before it starts. Raises DiskFull, BudgetTooSmall."""
-        largest = max((s.size_bytes for s in self._missing()), default=0)
-        cap, least = self._limits.max_disk_bytes, self._plan.output_bytes + largest
-        if cap is not None and cap < least:
-            raise BudgetTooSmall(
-                f"--max-disk {cap / 1e9:.2f} GB is too small: the output takes {self._plan.output_bytes / 1e9:.2f} GB "
-                f"and the largest shard to fetch {largest / 1e9:.2f} GB; expected at least {least / 1e9:.2f} GB"
-            )
-        need = largest + self._output_growth_bytes()
-        free = shutil.disk_usage(self._staging.work).free
-        if need > free:
-            raise DiskFull(
-                f"{self._staging.out} needs {need / 1e9:.2f} GB more and its disk has {free / 1e9:.2f} GB free: free "
-                "some space or choose another --output-dir"
-            )
+    def _admit(self) -> None:
+        while cost := self._admission.next():
+            shard = self._shards[cost.name]
+            self._supply.begin(shard, self._tasks[self._file_of(shard).name])
 
-    def _output_growth_bytes(self) -> int:
-        """The most by which the run will ever have grown the disk's content, fetched shards apart: files are made in
-        order, and with --delete-source each makes room for others once it is done."""
-        left = [f for f in self._plan.files if f.name not in self._sealed]
-        grown = [f.size_bytes - _allocated(self._staging.part / f.name) for f in left]
-        if not self._limits.delete_source:
-            return sum(grown)
-        sizes = {s.name: s.size_bytes for s in self._plan.checkpoint.shards}
-        now = peak = 0
-        for f, more in zip(left, grown, strict=True):
-            now += more
-            peak = max(peak, now)
-            now -= sizes[f.shard]
-        return peak + max(grown, default=0)  # the next file is begun before the last one is done
+    # --- start -----------------------------------------------------------------------------------------------------
 
-    def _missing(self) -> Iterator[Shard]:
-        for shard in self._plan.checkpoint.shards:
-            here = self._source.local_path(shard.name) or self._staged(shard).exists()
-            if shard.name not in self._sealed and not here:
-                yield shard
+    def _account(self) -> Admission:
+        """The account of disk, with what an earlier run left. Raises BudgetTooSmall, DiskFull."""
+        uploads = self._uploader is not None and not self._limits.keep_local
+        todo = [
+            ShardCost(f.shard, self._supply.staged_bytes(self._shards[f.shard]), f.size_bytes)
+            for f in self._plan.files
+            if f.name not in self._sealed
+        ]
+        sides = select_side_files(self._plan.checkpoint.side_files)
+        kept = record_bytes(len(self._plan.decisions), len(self._plan.tasks), sum(s.size_bytes for s in sides))
+        here = {f: size for f, (_, size) in self._sealed.items() if f not in self._uploaded or self._limits.keep_local}
+        waiting = {self._files[f].shard: size for f, size in here.items()} if uploads else {}
+        if not uploads:
+            kept += sum(here.values())
+        hurried = not self._source.remote and self._uploader is None
+        admission = Admission(todo, kept, waiting, self._limits.max_disk_bytes, uploads, hurried)
+        check_space(self._plan, self._staging, todo, uploads, self._limits.delete_source)
+        return admission
+
+    def _resume(self) -> None:
+        """Take up what an earlier run left: free what it could not free any more, upload what it had sealed."""
+        for name, (sha256, size_bytes) in self._sealed.items():
+            self._free(self._shards[self._files[name].shard])
+            if not self._uploader:
+                continue
+            if name not in self._uploaded:
+                self._uploader.submit(self._staging.find(name), StoredFile(name, size_bytes, sha256))
+            elif not self._limits.keep_local:
+                self._staging.drop(name)  # a crash may have come between the journal line and the deletion
+        self._admit()
+        self._supply.trim(self._admission.staged)
+
+    def _file_of(self, shard: Shard) -> OutputFile:
+        return self._files[shard.name]
 
     def _tell(self, stage: Stage, item: str) -> None:
         self._report(
@@ -291,7 +350,8 @@ class Pipeline:
                 done_bytes=self._done_bytes,
                 total_bytes=self._total_bytes,
                 resumed_bytes=self._resumed_bytes,
-                fetched_bytes=self._fetcher.fetched_bytes if self._fetcher else 0,
+                fetched_bytes=self._supply.fetched_bytes,
+                uploaded_bytes=self._uploader.uploaded_bytes if self._uploader else 0,
                 done_files=len(self._sealed),
                 total_files=len(self._files),
             )
@@ -307,11 +367,5 @@ def source_paths(plan: Plan, source: Source, staging: Staging) -> dict[str, str]
     return paths
 
 
-def _allocated(path: Path) -> int:
-    """Bytes of disk that a file already holds."""
-    try:
-        return path.stat().st_blocks * 512
-    except OSError as e:
-        if e.errno == errno.ENOENT:
-            return 0
-        raise
+def _task_of(work: Task | Checked | Streamed) -> Task:
+    return work.task if isinstance(work, Checked | Streamed) else work

@@ -17,7 +17,7 @@ from shardq.layouts.base import Layout, ModuleChoice
 from shardq.recipe import Recipe
 from shardq.roles import Role
 from shardq.schemes import Scheme
-from shardq.tasks import SLAB_BYTES, CopyTask, Piece, QuantizeTask, Target, Task
+from shardq.tasks import SLAB_BYTES, SPAN_BYTES, CopyTask, Piece, QuantizeTask, Target, Task
 from shardq.version import NUMERICS, VERSION
 
 COPY_PIECES = 64  # small tensors copied by one task; keeps a task's message below 4 kB
@@ -103,6 +103,13 @@ class Plan:
         """Memory of the largest task."""
         return max((t.cost_bytes for t in self.tasks), default=0)
 
+    @property
+    def largest_span_bytes(self) -> int:
+        """Memory that range mode needs for one piece: SPAN_BYTES, less for small shards, more for huge rows."""
+        largest_shard = max((s.size_bytes for s in self.checkpoint.shards), default=0)
+        largest_task = max((end - begin for begin, end in (t.extent for t in self.tasks)), default=0)
+        return max(min(SPAN_BYTES, largest_shard), largest_task)
+
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """The plan of a checkpoint under a recipe. Raises what `decide` raises."""
@@ -118,8 +125,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     for shard, ds in by_shard.items():
         file = _output_file(shard, ds, layout)
         files.append(file)
-        made: list[Task] = [*_quantize_tasks(ds, file, layout), *_copy_tasks(ds, file)]
-        made.sort(key=lambda t: t.source_bytes, reverse=True)  # big first: no giant at the tail
+        made = sorted(_tasks(ds, file, layout), key=lambda t: t.source_bytes, reverse=True)  # no giant at the tail
         first = len(tasks)
         tasks.extend(replace(t, id=first + i) for i, t in enumerate(made))
     return Plan(checkpoint, recipe, decisions, tuple(files), tuple(tasks))
@@ -155,16 +161,41 @@ def _output_file(shard: str, ds: Sequence[Decision], layout: Layout) -> OutputFi
     )
 
 
-def _quantize_tasks(ds: Sequence[Decision], file: OutputFile, layout: Layout) -> Iterator[QuantizeTask]:
-    for d in ds:
-        if d.scheme is None:
-            continue
+def _tasks(ds: Sequence[Decision], file: OutputFile, layout: Layout) -> Iterator[Task]:
+    """All tasks of a shard in the order of its bytes. Small copies share a task, but only inside one window of
+    SPAN_BYTES, so that range mode can bring every task's bytes in one piece."""
+    window = 0  # where the present one begins
+    batch: list[Piece] = []
+    for atom in _atoms(ds, file, layout):
+        begin, end = atom.extent if isinstance(atom, QuantizeTask) else (atom.begin, atom.begin + atom.size_bytes)
+        apart = end - window > SPAN_BYTES
+        if batch and (apart or len(batch) == COPY_PIECES):
+            yield CopyTask(-1, file.shard, file.name, tuple(batch))
+            batch = []
+        if apart:
+            window = begin
+        if isinstance(atom, QuantizeTask):
+            yield atom
+        else:
+            batch.append(atom)
+    if batch:
+        yield CopyTask(-1, file.shard, file.name, tuple(batch))
+
+
+def _atoms(ds: Sequence[Decision], file: OutputFile, layout: Layout) -> Iterator[QuantizeTask | Piece]:
+    """What a shard's tensors come to, none larger than a slab, in the order of their bytes."""
+    for d in sorted(ds, key=lambda d: d.tensor.begin):
         t = d.tensor
-        targets = tuple(
-            Target(s.name.removeprefix(t.module + "."), s.dtype, s.shape, file.offsets[s.name][0])
-            for s in _specs(d, layout)
-        )
-        yield from _slabs(t, d.scheme, file.name, layout, targets)
+        if d.scheme is not None:
+            targets = tuple(
+                Target(s.name.removeprefix(t.module + "."), s.dtype, s.shape, file.offsets[s.name][0])
+                for s in _specs(d, layout)
+            )
+            yield from _slabs(t, d.scheme, file.name, layout, targets)
+            continue
+        target = file.offsets[t.name][0]
+        for at in range(0, t.size_bytes, SLAB_BYTES):
+            yield Piece(t.name, t.begin + at, target + at, min(SLAB_BYTES, t.size_bytes - at))
 
 
 def _slabs(
@@ -180,22 +211,3 @@ def _slabs(
             -1, t.shard, file, t.name, t.dtype, t.begin, rows, columns, row, min(rows, row + slab), scheme,
             layout.name, targets,
         )  # fmt: skip
-
-
-def _copy_tasks(ds: Sequence[Decision], file: OutputFile) -> Iterator[CopyTask]:
-    batch: list[Piece] = []
-    for d in ds:
-        t = d.tensor
-        if d.scheme is not None or t.size_bytes == 0:
-            continue
-        target = file.offsets[t.name][0]
-        for at in range(0, t.size_bytes, SLAB_BYTES):
-            piece = Piece(t.name, t.begin + at, target + at, min(SLAB_BYTES, t.size_bytes - at))
-            if batch and (
-                len(batch) == COPY_PIECES or sum(p.size_bytes for p in batch) + piece.size_bytes > SLAB_BYTES
-            ):
-                yield CopyTask(-1, t.shard, file.name, tuple(batch))
-                batch = []
-            batch.append(piece)
-    if batch:
-        yield CopyTask(-1, ds[0].tensor.shard, file.name, tuple(batch))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["start", "fetch", "work", "file"]
+Stage = Literal["start", "fetch", "work", "file", "upload"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Progress:
     total_bytes: int
     resumed_bytes: int  # of done_bytes, those that an earlier run had finished
     fetched_bytes: int  # downloaded so far, 0 for a folder
+    uploaded_bytes: int  # so far, 0 without a destination
     done_files: int
     total_files: int
 

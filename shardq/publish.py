@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from shardq.card import make_card, make_command
 from shardq.config_json import dump, set_key
+from shardq.destinations.base import Destination, StoredFile
 from shardq.files.atomic import sync_folder, write_atomic, writing
 from shardq.ledger import LEDGER, Errors, encode_ledger, make_ledger, merge, tensor_errors
 from shardq.pipeline import Finished
@@ -24,8 +25,16 @@ from shardq.version import VERSION
 README: Final = "README.md"
 
 
-def publish(plan: Plan, source: Source, staging: Staging, finished: Finished) -> Errors:
-    """Write what is missing and move everything into place; return the error over all quantized weights.
+def publish(
+    plan: Plan,
+    source: Source,
+    staging: Staging,
+    finished: Finished,
+    destination: Destination | None,
+    keep_local: bool,
+) -> tuple[Errors, str | None]:
+    """Write what is missing, commit everything to the destination if there is one, and move everything into place
+    unless it is to be there only. Return the error over all quantized weights, and the commit.
 
     May be repeated after a crash.
     """
@@ -42,6 +51,13 @@ def publish(plan: Plan, source: Source, staging: Staging, finished: Finished) ->
     if plan.checkpoint.index_name:
         extra[plan.checkpoint.index_name] = dump(_index(plan))
     extra[CONFIG] = _config(plan, block)
+    commit = None
+    if destination:
+        files = [StoredFile(name, size, sha256) for name, (sha256, size) in finished.sealed.items()]
+        commit = destination.commit(files, extra, f"{plan.recipe.preset} of {plan.checkpoint.label}")
+        if not keep_local:
+            staging.abandon()
+            return total, commit
     for name, data in extra.items():
         write_atomic(staging.ready / name, data)
     order = (*finished.sealed, *extra)
@@ -54,7 +70,7 @@ def publish(plan: Plan, source: Source, staging: Staging, finished: Finished) ->
     with writing(staging.out):
         sync_folder(staging.out)
     staging.remove()
-    return total
+    return total, commit
 
 
 def _side_files(plan: Plan, source: Source) -> Mapping[str, bytes]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from shardq.budget import ByteBudget
 from shardq.checkpoint import Checkpoint
 from shardq.checkpoint_record import decode_checkpoint, encode_checkpoint
+from shardq.destinations.base import Destination
 from shardq.errors import RecipeChanged
 from shardq.executors.base import Executor
 from shardq.executors.inline import InlineExecutor
@@ -18,16 +19,19 @@ from shardq.files.atomic import write_atomic
 from shardq.files.safetensors import tensor_bytes
 from shardq.headers import read_checkpoint
 from shardq.ledger import LEDGER, Errors, decode_ledger
-from shardq.limits import Limits
+from shardq.limits import Limits, Memory
 from shardq.lock import FolderLock
 from shardq.pipeline import Pipeline, source_paths
 from shardq.plans import Plan, make_plan
 from shardq.progress import Report
 from shardq.publish import is_complete, publish, recorded_identity
+from shardq.push import prepare_push, push_folder, still_stored
 from shardq.recipe import Recipe
+from shardq.signals import StopFlag
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE, Staging, changed_message, check_folder
 from shardq.tasks import Workplace
+from shardq.uploader import Uploader
 
 ENTRY: Final = "shardq.worker:start"
 
@@ -36,9 +40,9 @@ ENTRY: Final = "shardq.worker:start"
 class Result:
     """What a call of `quantize` did."""
 
-    output: Path
+    output: Path  # the folder; with a destination and without keep_local nothing is left in it
     fingerprint: str
-    already_done: bool  # the folder was complete; no weight was read
+    already_done: bool  # folder or destination were complete; no weight was read
     quantized: int  # source tensors
     copied: int
     source_bytes: int
@@ -46,12 +50,24 @@ class Result:
     errors: Errors | None  # over all quantized weights; None when already done
     seconds: float
     warnings: tuple[str, ...]  # what is odd but harmless about the checkpoint
+    pushed_to: str | None = None  # the destination, None without one
+    pushed_commit: str | None = None
 
 
 def quantize_to_folder(
-    source: Source, recipe: Recipe, out: Path, limits: Limits, restart: bool, report: Report
+    source: Source,
+    recipe: Recipe,
+    out: Path,
+    limits: Limits,
+    restart: bool,
+    report: Report,
+    destination: Destination | None = None,
 ) -> Result:
-    """Make a quantized checkpoint of `source` in `out`, or finish one that was begun. Raises any ShardqError."""
+    """Make a quantized checkpoint of `source` in `out`, or finish one that was begun.
+
+    With a `destination` every finished file is uploaded and, without `limits.keep_local`, deleted here; all of them
+    appear there with one commit at the end. Raises any ShardqError.
+    """
     began = time.perf_counter()
     staging = Staging(out)
     check_folder(out, _folder(source))
@@ -67,24 +83,59 @@ def quantize_to_folder(
         raise RecipeChanged(changed_message(out, recorded, plan.identity()))
     if done:
         _refuse_newer_source(plan, source, out)
-        return _result(plan, out, True, None, began)
-    task_bytes = limits.task_bytes(plan.largest_task_bytes, len(plan.decisions))
+    memory = limits.share_memory(
+        plan.largest_task_bytes, len(plan.decisions), plan.largest_span_bytes, source.remote or destination is not None
+    )
+    pushed = prepare_push(plan, destination) if destination and not restart else None
+    if destination and restart:
+        destination.prepare()
+    if pushed and not limits.keep_local and staging.work.exists():  # a crash came after the commit
+        with FolderLock(staging.work / "lock"):
+            staging.abandon()
+    if done and destination and not pushed:
+        pushed = push_folder(out, destination)
+    if pushed and (done or not limits.keep_local):
+        return _result(plan, out, True, None, began, destination, pushed)
+    if done:
+        return _result(plan, out, True, None, began, None, None)
+    errors, commit = _run(plan, source, staging, limits, memory, restart, report, destination)
+    return _result(plan, out, False, errors, began, destination, commit)
+
+
+def _run(
+    plan: Plan,
+    source: Source,
+    staging: Staging,
+    limits: Limits,
+    memory: Memory,
+    restart: bool,
+    report: Report,
+    destination: Destination | None,
+) -> tuple[Errors, str | None]:
+    """Everything that a plan still needs, from where an earlier run stopped; the errors, and the commit if pushed."""
     staging.make()
+    label = destination.label if destination else None
     with FolderLock(staging.work / "lock"):
-        journal, before = staging.open(plan, _stamps(plan, source), restart)
+        journal, before = staging.open(plan, _stamps(plan, source), restart, label)
         try:
             if limits.delete_source:
                 write_atomic(staging.source_record, encode_checkpoint(plan.checkpoint))
-            run = Pipeline(plan, source, staging, journal, before, limits, report)
+            if destination:
+                before = still_stored(before, destination, staging)
             workplace = Workplace(
                 source_paths(plan, source, staging), str(staging.part), limits.parallel > 1, limits.log
             )
-            with make_executor(limits.parallel, workplace, task_bytes) as executor:
-                finished = run.run(executor)
-            errors = publish(plan, source, staging, finished)
+            with StopFlag() as stop:
+                uploader = Uploader(destination) if destination else None
+                run = Pipeline(plan, source, staging, journal, before, limits, memory.slots, report, uploader, label)
+                try:
+                    with make_executor(limits.parallel, workplace, memory.task_bytes) as executor:
+                        finished = run.run(executor, stop)
+                finally:
+                    run.close()
+                return publish(plan, source, staging, finished, destination, limits.keep_local)
         finally:
             journal.close()
-    return _result(plan, out, False, errors, began)
 
 
 def make_executor(parallel: int, workplace: Workplace, task_bytes: int | None) -> Executor:
@@ -155,7 +206,15 @@ def _result_from_records(out: Path, began: float) -> Result:
     )
 
 
-def _result(plan: Plan, out: Path, already: bool, errors: Errors | None, began: float) -> Result:
+def _result(
+    plan: Plan,
+    out: Path,
+    already: bool,
+    errors: Errors | None,
+    began: float,
+    destination: Destination | None,
+    commit: str | None,
+) -> Result:
     quantized = sum(d.action == "quantize" for d in plan.decisions)
     return Result(
         output=out,
@@ -168,4 +227,6 @@ def _result(plan: Plan, out: Path, already: bool, errors: Errors | None, began: 
         errors=errors,
         seconds=time.perf_counter() - began,
         warnings=plan.checkpoint.warnings,
+        pushed_to=destination.label if destination else None,
+        pushed_commit=commit,
     )

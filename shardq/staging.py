@@ -21,9 +21,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from shardq.errors import OutputOccupied, RecipeChanged
-from shardq.files.atomic import sync_folder, writing
+from shardq.files.atomic import preallocate, pwrite_all, sync_folder, writing
 from shardq.journal import Journal
-from shardq.plans import Plan
+from shardq.plans import OutputFile, Plan
 from shardq.tasks import Done
 
 WORK: Final = ".shardq"
@@ -37,6 +37,7 @@ class Progressed:
 
     tasks: Mapping[int, Done]
     sealed: Mapping[str, tuple[str, int]]  # file -> sha256, size
+    uploaded: frozenset[str]  # sealed files that are in the destination's storage
 
 
 class Staging:
@@ -57,8 +58,10 @@ class Staging:
             for folder in (self.part, self.ready, self.src):
                 folder.mkdir(parents=True, exist_ok=True)
 
-    def open(self, plan: Plan, modified: Mapping[str, int], restart: bool) -> tuple[Journal, Progressed]:
-        """Replay the journal of a plan's run, or begin one.
+    def open(
+        self, plan: Plan, modified: Mapping[str, int], restart: bool, destination: str | None
+    ) -> tuple[Journal, Progressed]:
+        """Replay the journal of a plan's run, or begin one. What was uploaded to `destination` need not be here.
 
         `modified` says when each shard of a source folder was last changed, in ns: what an earlier run made of a shard
         that has changed since is forgotten, as equal headers need not mean equal weights. Raises RecipeChanged, with
@@ -79,7 +82,7 @@ class Staging:
             events = []
         stamps = {"event": "stamps", "modified": modified}
         journal.append(stamps, durable=True)
-        return journal, self._progress([*events, stamps], plan)
+        return journal, self._progress([*events, stamps], plan, destination)
 
     def discard(self) -> None:
         """Remove everything that an earlier run left, published or not, except its lock. Raises NotWritable."""
@@ -93,6 +96,33 @@ class Staging:
             for file in (self.journal, self.source_record):
                 file.unlink(missing_ok=True)
             sync_folder(self.work)
+
+    def begin(self, file: OutputFile) -> None:
+        """Make a part of its final size, header first. Raises DiskFull, NotWritable."""
+        path = self.part / file.name
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                preallocate(fd, file.size_bytes, str(path))
+                pwrite_all(fd, file.header, 0)
+            finally:
+                os.close(fd)
+
+    def has_part(self, file: OutputFile) -> bool:
+        """True if an earlier run has begun this part."""
+        path = self.part / file.name
+        return path.exists() and path.stat().st_size == file.size_bytes
+
+    def find(self, file: str) -> Path:
+        """Where a sealed file is: in `ready`, or already in its place."""
+        path = self.ready / file
+        return path if path.exists() else self.out / file
+
+    def drop(self, file: str) -> None:
+        """Delete a sealed file that is uploaded. Raises NotWritable."""
+        with writing(self.ready / file):
+            (self.ready / file).unlink(missing_ok=True)
 
     def settle(self, file: str) -> None:
         """Move a finished part into `ready`; durable when this returns."""
@@ -114,6 +144,12 @@ class Staging:
             shutil.rmtree(self.work)
             sync_folder(self.out)
 
+    def abandon(self) -> None:
+        """Remove the working folder, and the output folder if it is then empty: the output is elsewhere."""
+        self.remove()
+        with contextlib.suppress(OSError):  # it holds something else
+            self.out.rmdir()
+
     def _published(self) -> list[Path]:
         """What an earlier run has put, or was about to put, into the output folder; config.json first, so that the rest
         never loads."""
@@ -125,27 +161,32 @@ class Staging:
         inside = [n for n in names if not PurePosixPath(n).is_absolute() and ".." not in PurePosixPath(n).parts]
         return [self.out / n for n in sorted(inside, key=lambda n: (n != CONFIG, n == PROVENANCE, n))]
 
-    def _progress(self, events: list[dict[str, Any]], plan: Plan) -> Progressed:
+    def _progress(self, events: list[dict[str, Any]], plan: Plan, destination: str | None) -> Progressed:
         shard_of = {f.name: f.shard for f in plan.files}
         modified: dict[str, int] = {}
         tasks: dict[int, Done] = {}
         sealed: dict[str, tuple[str, int]] = {}
+        uploaded: set[str] = set()
         for e in events:
             if e["event"] == "task":
                 tasks[e["id"]] = Done(e["id"], e["checksum"], e["sse"], e["ssw"], e["max"], 0.0, reused=True)
-            elif e["event"] == "sealed" and self._intact(e["file"], e["size"]):
+            elif e["event"] == "sealed":
                 sealed[e["file"]] = (e["sha256"], e["size"])
+                uploaded.discard(e["file"])
+            elif e["event"] == "uploaded" and e["to"] == destination and e["file"] in sealed:
+                uploaded.add(e["file"])
             elif e["event"] == "stamps":
                 changed = {s for s, at in e["modified"].items() if modified.get(s, at) != at}
                 tasks = {i: d for i, d in tasks.items() if plan.tasks[i].shard not in changed}
                 sealed = {f: v for f, v in sealed.items() if shard_of[f] not in changed}
                 modified |= e["modified"]
+        sealed = {f: v for f, v in sealed.items() if f in uploaded or self._intact(f, v[1])}
         for path in (p for p in self.ready.rglob("*") if p.is_file()):  # renamed, but the journal line was lost
             name = path.relative_to(self.ready).as_posix()
             if name not in sealed:
                 (self.part / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, self.part / name)
-        return Progressed(tasks, sealed)
+        return Progressed(tasks, sealed, frozenset(uploaded & sealed.keys()))
 
     def _intact(self, file: str, size: int) -> bool:
         """True if a sealed file is there, in `ready` or already in its place."""

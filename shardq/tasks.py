@@ -10,6 +10,7 @@ from shardq.schemes import Scheme
 
 TILE_BYTES = 1 << 20  # source bytes held at once: fits a core's second-level cache with its codes
 SLAB_BYTES = 64 << 20  # source bytes of the largest task; fixed, so that plans do not depend on the machine
+SPAN_BYTES = SLAB_BYTES  # source bytes that range mode holds in one piece; no task reaches over two
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,11 @@ class QuantizeTask:
     def source_bytes(self) -> int:
         """Source bytes that this task reads."""
         return (self.end_row - self.row) * self.row_bytes
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The first byte in the source shard that it reads, and the byte behind the last."""
+        return self.begin + self.row * self.row_bytes, self.begin + self.end_row * self.row_bytes
 
     @property
     def tile_rows(self) -> int:
@@ -97,12 +103,26 @@ class CopyTask:
         return sum(p.size_bytes for p in self.pieces)
 
     @property
+    def extent(self) -> tuple[int, int]:
+        """The first byte in the source shard that it reads, and the byte behind the last."""
+        return min(p.begin for p in self.pieces), max(p.begin + p.size_bytes for p in self.pieces)
+
+    @property
     def cost_bytes(self) -> int:
         """Memory while it runs."""
         return 2 * TILE_BYTES
 
 
 Task = QuantizeTask | CopyTask
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A task whose source bytes are in memory, not in a file of their own."""
+
+    task: Task
+    path: str  # where a process opens the memory
+    origin: int  # offset in the source shard of the memory's first byte
 
 
 @dataclass(frozen=True, slots=True)

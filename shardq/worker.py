@@ -28,7 +28,7 @@ from shardq.layouts.base import OutSpec
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows, take_buffers
 from shardq.slabs import Slab, open_slab
-from shardq.tasks import TILE_BYTES, Checked, CopyTask, Done, QuantizeTask, Sealed, SealTask, Task, Workplace
+from shardq.tasks import TILE_BYTES, Checked, CopyTask, Done, QuantizeTask, Sealed, SealTask, Streamed, Task, Workplace
 
 WEIGHT_ARRAYS: Final[Mapping[str, type]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
 TARGET_ARRAYS: Final[Mapping[str, type]] = {"I32": np.int32, "F16": np.float16}
@@ -57,10 +57,12 @@ class Worker:
         self._arena = Arena()
         self._sources = Descriptors(os.O_RDONLY)
         self._parts = Descriptors(os.O_RDWR)
+        self._memory: Streamed | None = None  # where the present task's source bytes are, if not in a file
 
     def run(self, work: object) -> Done | Sealed:
         """Do one task. Raises CorruptShard, NonFiniteWeight, SourceUnreadable, DiskFull."""
         began = time.perf_counter()
+        self._memory, work = (work, work.task) if isinstance(work, Streamed) else (None, work)
         match work:
             case QuantizeTask():
                 done: Done | Sealed = self._quantize(work)
@@ -220,8 +222,13 @@ class Worker:
     def _open(
         self, shard: str, begin: int, size_bytes: int, room: NDArray[np.uint8], alignment: int, tensor: str
     ) -> AbstractContextManager[Slab]:
+        what = f"{tensor} in {shard}"
+        if memory := self._memory:  # may always be mapped, as nobody can cut it
+            return open_slab(
+                self._sources.get(memory.path), begin - memory.origin, size_bytes, room, alignment, True, what
+            )
         fd = self._sources.get(self._place.sources[shard])
-        return open_slab(fd, begin, size_bytes, room, alignment, self._place.mapped, f"{tensor} in {shard}")
+        return open_slab(fd, begin, size_bytes, room, alignment, self._place.mapped, what)
 
     def _checksum(self, out: Mapping[str, NDArray[Any]]) -> int:
         checksum = 0

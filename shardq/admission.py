@@ -1,0 +1,117 @@
+"""Which shard a run may begin next, so that the disk it takes stays under a cap."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from shardq.budget import ByteBudget
+from shardq.errors import BudgetTooSmall
+
+AHEAD: Final = 3  # shards staged or on their way at a time; with uploads, as many output files again
+METADATA_BYTES: Final = 1 << 20  # config, index, card, lock
+TENSOR_BYTES: Final = 1 << 10  # of ledger and index, in two copies while they are written; measured: 0.4 kB
+TASK_BYTES: Final = 256  # of the journal; measured: 170
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCost:
+    """Disk that one shard needs."""
+
+    name: str
+    staged_bytes: int  # for the source shard, until its output is durable; 0 when it needs no copy
+    output_bytes: int  # for the output file
+
+    @property
+    def total_bytes(self) -> int:
+        """While both are there."""
+        return self.staged_bytes + self.output_bytes
+
+
+class Admission:
+    """Shards in the order of the plan; the next one is begun when the cap has room for it and few are under way.
+
+    `begin`, then `free` when the source shard is gone and, where outputs are uploaded, `release` when the output file
+    is gone. Without uploads outputs are never released, so a cap has to hold all of them.
+    """
+
+    def __init__(
+        self,
+        todo: Sequence[ShardCost],
+        kept_bytes: int,
+        waiting: Mapping[str, int],
+        cap_bytes: int | None,
+        uploads: bool,
+        hurried: bool,
+    ) -> None:
+        """`kept_bytes` are on the disk already, or will be besides the shards; `waiting`: outputs of an earlier run, by
+        source shard, that will be uploaded. `hurried`: nothing is staged or uploaded, so nothing is gained by waiting.
+        Raises BudgetTooSmall when the cap can never hold."""
+        self._todo = list(reversed(todo))
+        self._uploads, self._hurried = uploads, hurried
+        self._staged: dict[str, int] = {}
+        self._outputs = dict(waiting)  # on the disk and to be uploaded
+        self._budget = ByteBudget(cap_bytes)
+        least = max(least_disk_bytes(todo, kept_bytes, uploads), kept_bytes + sum(waiting.values()))
+        if cap_bytes is not None and cap_bytes < least:
+            raise BudgetTooSmall(_too_small(todo, kept_bytes, cap_bytes, least, uploads))
+        self._budget.take(kept_bytes + sum(waiting.values()))
+
+    @property
+    def staged(self) -> tuple[str, ...]:
+        """Shards that are in the staging folder or on their way there."""
+        return tuple(self._staged)
+
+    @property
+    def used_bytes(self) -> int:
+        """Disk that is promised now."""
+        return self._budget.used_bytes
+
+    def next(self) -> ShardCost | None:
+        """The next shard, begun; None when it has to wait, or none is left."""
+        if not self._todo:
+            return None
+        cost = self._todo[-1]
+        busy = not self._hurried and (len(self._staged) >= AHEAD or len(self._outputs) >= 2 * AHEAD)
+        if busy or not self._budget.admits(cost.total_bytes):
+            return None
+        self._budget.take(cost.total_bytes)
+        if cost.staged_bytes:
+            self._staged[cost.name] = cost.staged_bytes
+        if self._uploads:
+            self._outputs[cost.name] = cost.output_bytes
+        return self._todo.pop()
+
+    def free(self, name: str) -> None:
+        """The staged source shard is deleted."""
+        self._budget.give(self._staged.pop(name, 0))
+
+    def release(self, name: str) -> None:
+        """The output of a source shard is uploaded and deleted."""
+        self._budget.give(self._outputs.pop(name, 0))
+
+
+def least_disk_bytes(todo: Sequence[ShardCost], kept_bytes: int, uploads: bool) -> int:
+    """The smallest cap under which a run gets through."""
+    if uploads:
+        return kept_bytes + max((c.total_bytes for c in todo), default=0)
+    return kept_bytes + sum(c.output_bytes for c in todo) + max((c.staged_bytes for c in todo), default=0)
+
+
+def record_bytes(tensors: int, tasks: int, side_files_bytes: int) -> int:
+    """Disk for everything besides shards: ledger, index, journal, and the files copied from the source."""
+    return METADATA_BYTES + tensors * TENSOR_BYTES + tasks * TASK_BYTES + side_files_bytes
+
+
+def _too_small(todo: Sequence[ShardCost], kept_bytes: int, cap: int, least: int, uploads: bool) -> str:
+    outputs = kept_bytes + sum(c.output_bytes for c in todo)
+    largest = max((c.staged_bytes for c in todo), default=0)
+    if uploads:
+        return (
+            f"--max-disk {cap / 1e9:.3f} GB is too small: the largest shard and its output need "
+            f"{least / 1e9:.3f} GB; expected at least that, or --stream to keep no source shard on disk"
+        )
+    return (
+        f"--max-disk {cap / 1e9:.3f} GB is too small: the output takes {outputs / 1e9:.3f} GB and the largest shard to "
+        f"fetch {largest / 1e9:.3f} GB; expected at least {least / 1e9:.3f} GB, or --stream to keep no source shard on "
+        "disk, or --push-to to keep no output"
+    )

@@ -1,0 +1,1 @@
+"""Where outputs go besides a folder."""
