@@ -90,19 +90,16 @@ class Pipeline:
     def run(self, executor: Executor, stop: StopFlag) -> Finished:
         """Do everything that is left. Raises Interrupted, Terminated, or the first error of a task or transfer."""
         self._tell("start", "")
-        try:
-            self._admission = self._account()
-            self._resume()
-            while not self._finished() or executor.unfinished():
-                if stop.signal or self._error:
-                    self._drain(executor, stop)
-                self._step(executor, stop)
-        finally:
-            self.close()
+        self._admission = self._account()
+        self._resume()
+        while not self._finished() or executor.unfinished():
+            if stop.signal or self._error:
+                self._drain(executor, stop)
+            self._step(executor, stop)
         return Finished(self._done, self._sealed)
 
     def close(self) -> None:
-        """Stop all transfers. May be called again."""
+        """Stop all transfers; only after the workers, which may read what a transfer has brought."""
         self._supply.close()
         if self._uploader:
             self._uploader.close()

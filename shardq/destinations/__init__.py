@@ -1,1 +1,0 @@
-"""Where outputs go besides a folder."""
