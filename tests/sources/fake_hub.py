@@ -10,7 +10,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, Literal
@@ -67,6 +67,9 @@ def is_large(path: str) -> bool:
 class FakeHub:
     """Two servers, a set of repos, a log and a list of faults."""
 
+    hub_handler: ClassVar[type["_Handler"]]
+    storage_handler: ClassVar[type["_Handler"]]
+
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.log: list[Seen] = []
@@ -76,7 +79,7 @@ class FakeHub:
         self.url, self.storage_url = (f"http://127.0.0.1:{s.server_address[1]}" for s in self.servers)
 
     def _serve(self, name: Literal["hub", "storage"]) -> ThreadingHTTPServer:
-        base = _HubHandler if name == "hub" else _StorageHandler
+        base = self.hub_handler if name == "hub" else self.storage_handler
         handler = type(base.__name__, (base,), {"hub": self, "origin": name})
         server = _Server(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -123,7 +126,15 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_POST(self) -> None:
+        self.begin(self.route_write)
+
+    do_PUT = do_DELETE = do_POST
+
     def do_GET(self) -> None:
+        self.begin(self.route)
+
+    def begin(self, route: Callable[[str, Fault | None], None]) -> None:
         path = unquote(self.path)
         seen = Seen(
             self.origin,
@@ -138,10 +149,13 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind == "status":
             self.answer(fault.status, b"", dict(fault.headers))
         else:
-            self.route(path, fault)
+            route(path, fault)
 
     def route(self, path: str, fault: Fault | None) -> None:
         raise NotImplementedError
+
+    def route_write(self, path: str, fault: Fault | None) -> None:
+        self.answer(405, b"", {})
 
     def answer(self, status: int, body: bytes, headers: Mapping[str, str], drop_at: int | None = None) -> None:
         self.send_response(status)
@@ -263,3 +277,7 @@ class _StorageHandler(_Handler):
                         self.answer_file(data, {"ETag": f'"{wanted}"'}, fault)
                         return
         self.answer(404, b"", {})
+
+
+FakeHub.hub_handler = _HubHandler
+FakeHub.storage_handler = _StorageHandler
