@@ -37,8 +37,8 @@ def quantize(
     `recipe`: a scheme's name, which may carry a layout ("W4A16@gptq"), or what `make_recipe` returns.
     `output_dir`: by default the source's name with the scheme's behind it, in the current folder.
     `restart`: discard what an earlier run with other parameters left. `report` is called with each step.
-    `push_to`: a Hub repo, "org/name"; each finished file is uploaded and, without `limits.keep_local`, deleted here, and
-    everything appears there with one commit at the end. It is created if need be, `private` if so; `branch`: not main.
+    `push_to`: a Hub repo, "org/name"; each finished file is uploaded and, without `limits.keep_local`, deleted here;
+    all appear there with one commit at the end. Repo (`private` or not) and `branch` are made if need be.
     Raises a ShardqError whose class and message say what is wrong; what is finished is kept, and the same call resumes.
     """
     wanted, limits = _recipe(recipe), limits or Limits()
@@ -88,9 +88,9 @@ def _destination(push_to: str | None, private: bool, branch: str | None, limits:
             "--delete-source with --push-to would leave uploads that no commit names as the only copy of the weights: "
             "add --keep-local, or delete the source afterwards"
         )
-    from shardq.destinations.hub import open_destination  # brings an HTTP client
+    from shardq.destinations.hub import HubDestination  # brings an HTTP client
 
-    return open_destination(push_to, private=private, branch=branch)
+    return HubDestination(push_to, branch=branch, private=private)
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:

@@ -51,8 +51,8 @@ class Limits:
             pieces = f" and range mode two pieces of {span_bytes / 1e6:.0f} MB" if wanted else ""
             raise BudgetTooSmall(
                 f"--max-ram {self.max_ram_bytes / 1e6:.0f} MB is too small for {self.parallel} workers: the largest "
-                f"task needs {largest_task_bytes / 1e6:.0f} MB{pieces}; expected at least {need / 1e6:.0f} MB, or fewer "
-                "workers with --parallel"
+                f"task needs {largest_task_bytes / 1e6:.0f} MB{pieces}; expected at least {need / 1e6:.0f} MB, or "
+                "fewer workers with --parallel"
             )
         slots = min(wanted, left // span_bytes) if wanted else 0
         return Memory(left + largest_task_bytes - slots * span_bytes, slots)

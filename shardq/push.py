@@ -3,10 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from shardq.destinations.base import Destination, StoredFile
+from shardq.errors import OutputOccupied
 from shardq.plans import Plan
-from shardq.staging import PROVENANCE, Progressed, Staging
+from shardq.staging import CONFIG, PROVENANCE, Progressed, Staging
+
+WEIGHTS: Final = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 
 def prepare_push(plan: Plan, destination: Destination) -> str | None:
@@ -16,10 +20,18 @@ def prepare_push(plan: Plan, destination: Destination) -> str | None:
     """
     destination.prepare()
     record = destination.provenance()
-    if record is None or record.get("identity") != plan.identity():
+    if record is None:
+        weights = sorted(n for n in destination.names() if n == CONFIG or n.endswith(WEIGHTS))
+        if weights:
+            raise OutputOccupied(
+                f"{destination.label} holds something else ({', '.join(weights[:4])}{', ...' if weights[4:] else ''}): "
+                "choose another repo or --branch, or empty it"
+            )
         return None
+    if record.get("identity") != plan.identity():
+        return None  # an older output: the commit replaces it
     files = [StoredFile(name, f["size"], f["sha256"]) for name, f in record["files"].items()]
-    return destination.head if destination.holds(files) else None
+    return destination.head() if destination.holds(files, {}) else None
 
 
 def still_stored(before: Progressed, destination: Destination, staging: Staging) -> Progressed:

@@ -86,9 +86,9 @@ def quantize_to_folder(
     memory = limits.share_memory(
         plan.largest_task_bytes, len(plan.decisions), plan.largest_span_bytes, source.remote or destination is not None
     )
-    pushed = prepare_push(plan, destination) if destination and not restart else None
-    if destination and restart:
-        destination.prepare()
+    pushed = prepare_push(plan, destination) if destination else None
+    if restart:
+        pushed = None
     if pushed and not limits.keep_local and staging.work.exists():  # a crash came after the commit
         with FolderLock(staging.work / "lock"):
             staging.abandon()

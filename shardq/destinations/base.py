@@ -33,6 +33,14 @@ class Destination(Protocol):
         """shardq.json as it is there now; None without a readable one."""
         ...
 
+    def head(self) -> str:
+        """The commit that is there now."""
+        ...
+
+    def names(self) -> set[str]:
+        """All files that are there now."""
+        ...
+
     def holds(self, files: Collection[StoredFile], small: Mapping[str, bytes]) -> bool:
         """True if all these files are there now, with this content. Others may be there too."""
         ...

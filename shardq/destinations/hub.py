@@ -95,6 +95,14 @@ class HubDestination:
         snapshot = read_snapshot(self._client, read_head(self._client).commit)
         return read_record(self._client, snapshot.commit) if PROVENANCE in snapshot.entries else None
 
+    def head(self) -> str:
+        """The commit at the branch's head. Raises HubAccess, HubTransfer."""
+        return read_head(self._client).commit
+
+    def names(self) -> set[str]:
+        """All files at the branch's head. Raises HubAccess, HubTransfer."""
+        return set(read_snapshot(self._client, self.head()).entries)
+
     def holds(self, files: Collection[StoredFile], small: Mapping[str, bytes]) -> bool:
         """True if the branch's head has all these files with this content, whatever else it has."""
         return read_snapshot(self._client, read_head(self._client).commit).holds(files, small)
