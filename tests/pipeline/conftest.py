@@ -29,7 +29,12 @@ MakeCheckpoint = Callable[..., Path]
 
 
 def write_checkpoint(
-    folder: Path, hidden: int = 128, layers: int = 3, dtypes: Sequence[str] = ("BF16",), mlp: bool = True
+    folder: Path,
+    hidden: int = 128,
+    layers: int = 3,
+    dtypes: Sequence[str] = ("BF16",),
+    mlp: bool = True,
+    attention: str = "qkvo",
 ) -> Path:
     """A Llama of random weights with a shard for each layer, the dtypes taking turns; the same bytes each time."""
     folder.mkdir(parents=True)
@@ -38,7 +43,7 @@ def write_checkpoint(
     for layer in range(layers):
         dtype = dtypes[layer % len(dtypes)]
         prefix = f"model.layers.{layer}"
-        parts = [(f"self_attn.{p}_proj", (hidden, hidden)) for p in "qkvo"]
+        parts = [(f"self_attn.{p}_proj", (hidden, hidden)) for p in attention]
         if mlp:
             parts += [("mlp.gate_proj", (3 * hidden, hidden)), ("mlp.up_proj", (3 * hidden, hidden))]
             parts += [("mlp.down_proj", (hidden, 3 * hidden))]
@@ -80,11 +85,12 @@ def _values(spec: TensorSpec, rng: np.random.Generator) -> bytes:
 
 @pytest.fixture
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
-    """make_checkpoint(hidden=, layers=, mlp=): a new checkpoint folder, free to be damaged."""
+    """make_checkpoint(hidden=, layers=, mlp=, attention=): a new checkpoint folder, free to be damaged."""
     made: list[Path] = []
 
-    def make(hidden: int = 128, layers: int = 3, mlp: bool = True) -> Path:
-        made.append(write_checkpoint(tmp_path / f"source{len(made)}" / "model", hidden, layers, mlp=mlp))
+    def make(hidden: int = 128, layers: int = 3, mlp: bool = True, attention: str = "qkvo") -> Path:
+        folder = tmp_path / f"source{len(made)}" / "model"
+        made.append(write_checkpoint(folder, hidden, layers, mlp=mlp, attention=attention))
         return made[-1]
 
     return make
