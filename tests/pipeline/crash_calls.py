@@ -27,7 +27,7 @@ NAMES: Final = ("replace", "rename", "unlink", "remove", "mkdir", "rmdir")
 SIZES: Final = ("ftruncate", "posix_fallocate")
 SYNCS: Final = ("fsync", "fdatasync")
 # Nothing here follows these: a run that comes to use one of them on its files needs more code here.
-UNKNOWN: Final = ("link", "symlink", "truncate", "pwritev", "writev", "sendfile", "copy_file_range", "splice", "utime")
+UNKNOWN: Final = ("link", "symlink", "truncate", "pwritev", "writev", "sendfile", "copy_file_range", "splice")
 ERRORS: Final = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 ONLY_WRITES: Final = ("torn", "short")
 KINDS: Final = ("kill", *ONLY_WRITES, *ERRORS, *CUTS)
@@ -119,11 +119,11 @@ class Watch:
             self._plain[name](fd, *sizes)
 
     def _sync(self, name: str, fd: int) -> None:
+        """Never waits for the true disk, whose power nobody will cut."""
         with self._lock:
             if fd not in self._paths:
-                self._plain[name](fd)
                 return
-            self._count(name)  # and no wait for the true disk: this process will not cut its power
+            self._count(name)
             node = self._disk.node(self._paths[fd])
             if node is not None and not any(_called_by(f, sys._getframe(1)) for f in self._forgotten):
                 self._disk.synced(node)

@@ -71,7 +71,7 @@ class Disk:
     def node(self, path: str) -> int | None:
         """The file or folder at a path, None if there is none."""
         node: int | None = ROOT
-        for part in Path(path).relative_to(self.root).parts:
+        for part in path.removeprefix(str(self.root)).split("/")[1:]:
             node = None if node is None else self._names.get((node, part))
         return node
 
