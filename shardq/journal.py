@@ -36,7 +36,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from shardq.files.atomic import pwrite_all, sync_folder, writing
+from shardq.files.atomic import pwrite_all, sync_way, writing
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Journal:
                     os.ftruncate(fd, good_bytes)
                     os.fsync(fd)
                 if not events:
-                    sync_folder(path.parent)
+                    sync_way(path.parent)
             except BaseException:
                 os.close(fd)
                 raise

@@ -77,6 +77,20 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
         os.close(fd)
 
 
+def sync_way(path: str | os.PathLike[str]) -> None:
+    """Make names in folder `path` durable, and the names of all folders on the way to it, up to its file system's root.
+
+    For a folder that may be new: a durable name in a folder without one would be lost with it. A folder that may not be
+    read is left out, as it was there before. Raises OSError.
+    """
+    folder = os.path.abspath(path)
+    sync_folder(folder)
+    while not os.path.ismount(folder):
+        folder = os.path.dirname(folder)
+        with suppress(PermissionError):
+            sync_folder(folder)
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Put `data` at `path`, durably; whoever looks sees the old content or the new one, never a part.
 

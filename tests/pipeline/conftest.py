@@ -1,9 +1,14 @@
 """Small checkpoints on disk, and what a folder holds, for the tests of whole runs."""
 
+import contextlib
 import hashlib
 import importlib.util
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import shardq
 from shardq import Limits
 from shardq.files.safetensors import TensorSpec, plan_file
 
@@ -25,11 +31,19 @@ CONFIG = {
     "vocab_size": 64,
 }
 
+HERE = Path(__file__).parent
+LIMIT_S = 60.0  # for anything that takes a second on an idle machine
+
 MakeCheckpoint = Callable[..., Path]
 
 
 def write_checkpoint(
-    folder: Path, hidden: int = 128, layers: int = 3, dtypes: Sequence[str] = ("BF16",), mlp: bool = True
+    folder: Path,
+    hidden: int = 128,
+    layers: int = 3,
+    dtypes: Sequence[str] = ("BF16",),
+    mlp: bool = True,
+    attention: str = "qkvo",
 ) -> Path:
     """A Llama of random weights with a shard for each layer, the dtypes taking turns; the same bytes each time."""
     folder.mkdir(parents=True)
@@ -38,7 +52,7 @@ def write_checkpoint(
     for layer in range(layers):
         dtype = dtypes[layer % len(dtypes)]
         prefix = f"model.layers.{layer}"
-        parts = [(f"self_attn.{p}_proj", (hidden, hidden)) for p in "qkvo"]
+        parts = [(f"self_attn.{p}_proj", (hidden, hidden)) for p in attention]
         if mlp:
             parts += [("mlp.gate_proj", (3 * hidden, hidden)), ("mlp.up_proj", (3 * hidden, hidden))]
             parts += [("mlp.down_proj", (hidden, 3 * hidden))]
@@ -80,11 +94,12 @@ def _values(spec: TensorSpec, rng: np.random.Generator) -> bytes:
 
 @pytest.fixture
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
-    """make_checkpoint(hidden=, layers=, mlp=): a new checkpoint folder, free to be damaged."""
+    """make_checkpoint(hidden=, layers=, mlp=, attention=): a new checkpoint folder, free to be damaged."""
     made: list[Path] = []
 
-    def make(hidden: int = 128, layers: int = 3, mlp: bool = True) -> Path:
-        made.append(write_checkpoint(tmp_path / f"source{len(made)}" / "model", hidden, layers, mlp=mlp))
+    def make(hidden: int = 128, layers: int = 3, mlp: bool = True, attention: str = "qkvo") -> Path:
+        folder = tmp_path / f"source{len(made)}" / "model"
+        made.append(write_checkpoint(folder, hidden, layers, mlp=mlp, attention=attention))
         return made[-1]
 
     return make
@@ -114,6 +129,74 @@ def contents() -> Callable[[Path], dict[str, str]]:
         }
 
     return read
+
+
+@pytest.fixture(scope="session")
+def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, contents: Any) -> dict[str, str]:
+    """The contents of what `checkpoint` becomes."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    shardq.quantize(checkpoint, output_dir=out, limits=Limits(parallel=1))
+    read: dict[str, str] = contents(out)
+    return read
+
+
+class Run(subprocess.Popen[str]):
+    """`shardq quantize` in a process group of its own."""
+
+    def kill_group(self) -> None:
+        """kill -9 for the run, its fork server and its workers."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+
+    def wait_for(self, condition: Callable[[], bool]) -> bool:
+        """True once it holds, False if the process ends before."""
+        deadline_s = time.monotonic() + LIMIT_S
+        while not condition():
+            if self.poll() is not None:
+                return False
+            assert time.monotonic() < deadline_s, "nothing happens"
+            time.sleep(0.002)
+        return True
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[..., Run]]:
+    """begin(source, out, slow_s, *options, before=()): a Run whose tasks take `slow_s` longer; `before` are words before
+    the command."""
+    begun: list[Run] = []
+
+    def run(source: Path, out: Path, slow_s: float, *options: str, before: Sequence[str] = ()) -> Run:
+        words = ["quantize", str(source), "-o", str(out), "--parallel", "2", *options]
+        begun.append(
+            Run(
+                [*before, sys.executable, "-P", str(HERE / "slow_cli.py"), *words],
+                env={**os.environ, "SLOW_S": str(slow_s)},
+                start_new_session=True,
+                text=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        )
+        return begun[-1]
+
+    yield run
+    for process in begun:
+        with process:
+            process.kill_group()
+
+
+@pytest.fixture
+def journal_lines() -> Callable[[Path, str], int]:
+    """journal_lines(out, event): how often an event is in the journal of a run."""
+
+    def count(out: Path, event: str) -> int:
+        try:
+            return (out / ".shardq" / "journal.jsonl").read_text().count(f'"event":"{event}"')
+        except FileNotFoundError:
+            return 0
+
+    return count
 
 
 @pytest.fixture(scope="session")

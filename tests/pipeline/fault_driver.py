@@ -1,136 +1,252 @@
-"""Runs `shardq.quantize` again and again, each time with a fault at another call to the operating system, and after
-each fault once more without one. A process of its own: every run is a fork of it, and only that dies.
+"""Runs a scene again and again, each time with a fault at another call that changes files, and after each fault again
+until it is done. A process of its own: every run is a fork of it, and only that dies.
 
-    python fault_driver.py kill|error SOURCE OUT [delete-source]
+    python fault_driver.py SCENE CHECKPOINT FOLDER OPTIONS
 
-Prints one JSON object: {"calls": how many there are, "wrong": [what went wrong, in words]}.
+OPTIONS is one JSON object, see `Options`. Prints one JSON object, see `Found`.
 """
 
-import errno
+import gc
 import hashlib
 import json
 import logging
 import os
-import shutil
+import random
 import signal
 import sys
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+from crash_calls import DEADLY, KINDS, ONLY_WRITES, WRITES, Fault, Watch
+from crash_disk import CUTS, Disk
+from crash_scenes import SCENES, Scene
 
 import shardq
 from shardq.errors import ShardqError
+from shardq.journal import Journal
 
-WATCHED: Final = ("pwrite", "fsync", "replace", "unlink", "mkdir", "rmdir", "ftruncate", "posix_fallocate")
 CONFIG: Final = "config.json"
-ERRORS: Final = (errno.ENOSPC, errno.EIO)
 DONE, REFUSED, RAISED = 0, 10, 11  # exit codes of a run
+HANGS_S: Final = 60  # the time after which a run is killed
 
 
-def main(mode: str, source: Path, out: Path, delete_source: bool) -> None:
-    """Every call in turn."""
-    scene = Scene(source, out, delete_source)
-    scene.reset()
-    shardq.quantize(source, output_dir=out, limits=shardq.Limits(parallel=1))  # loads every module before the forks
-    scene.reset()
-    code, calls = scene.run(None, mode)
-    assert code == DONE, f"the undisturbed run ended with {code}"
-    expected = contents(out)
-    wrong: list[str] = []
-    for call in range(1, calls + 1):
-        scene.reset()
-        code, _ = scene.run(call, mode)
-        wrong += [f"call {call}: {w}" for w in scene.judge(code, mode, expected)]
-    print(json.dumps({"calls": calls, "wrong": wrong}))
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to try."""
+
+    kinds: Sequence[str] = KINDS
+    share: tuple[int, int] = (0, 1)  # of the single faults begin with that one, take every that-many-th
+    doubles: int = 0  # how many random double faults
+    seed: int = 1  # of the order; shares of one sweep have the same
+    double_seed: int = 1
+    verify_every: int = 50  # cases
+    forgotten: Sequence[str] = ()  # a bug to find: see `Watch`
+    early_delete: bool = False  # a bug to find: a source shard goes before the journal says that it may
+    enough: int = 1_000_000  # stop after so many findings
 
 
-class Scene:
-    """A source that may be eaten up, and an output folder."""
+@dataclass(slots=True)
+class Found:
+    """What came of it."""
 
-    def __init__(self, source: Path, out: Path, delete_source: bool) -> None:
-        self.original, self.out, self.delete_source = source, out, delete_source
-        self.source = out.parent / "eaten" / source.name if delete_source else source
+    calls: list[str] = field(default_factory=list)  # of an undisturbed run
+    singles: int = 0
+    doubles: int = 0
+    verified: int = 0
+    seconds: float = 0.0
+    wrong: list[str] = field(default_factory=list)
 
-    def reset(self) -> None:
-        """As before the first run."""
-        shutil.rmtree(self.out, ignore_errors=True)
-        if self.delete_source:
-            shutil.rmtree(self.source, ignore_errors=True)
-            shutil.copytree(self.original, self.source)
 
-    def run(self, fault_at: int | None, mode: str) -> tuple[int, int]:
-        """Exit code, or minus the signal, of one run, and the calls that it made."""
-        counter = self.out.parent / "calls"
-        counter.write_text("0")
-        pid = os.fork()
-        if pid == 0:
-            os._exit(self._run_here(fault_at, mode, counter))
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), int(counter.read_text())
+class Sweep:
+    """All faults of one scene."""
 
-    def judge(self, code: int, mode: str, expected: dict[str, str]) -> list[str]:
-        """What is wrong about the folder after a fault, and after the run that follows."""
+    def __init__(self, scene: Scene, notes: Path, options: Options) -> None:
+        """`notes` is a folder outside the disk."""
+        self._scene, self._options = scene, options
+        self._outcome, self._saved = notes / "outcome.json", notes / "disk.pickle"
+        self._found = Found()
+        self._expected: dict[str, str] = {}
+        self._originals: dict[str, str] = {}
+
+    def run(self) -> Found:
+        """Every single fault of the share, then the double ones."""
+        began = time.monotonic()
+        self._reset()
+        self._originals = {n: _hash(p) for n, p in self._scene.only_here.items()}
+        code = self._run(None)
+        assert code == DONE, f"the undisturbed run ended with {code}: {self._said()}"
+        self._expected = contents(self._scene.out)
+        self._found.calls = json.loads(self._outcome.read_text())["calls"]
+        for faults in (*self._singles(), *self._doubles()):
+            if len(self._found.wrong) >= self._options.enough:
+                break
+            self._try(faults)
+        self._found.seconds = time.monotonic() - began
+        return self._found
+
+    def _singles(self) -> Iterator[tuple[Fault]]:
+        kinds = self._options.kinds
+        all_faults = [
+            Fault(kind, call, seed=call)
+            for call, name in enumerate(self._found.calls, start=1)
+            for kind in kinds
+            if name in WRITES or kind not in ONLY_WRITES
+        ]
+        random.Random(self._options.seed).shuffle(all_faults)  # a bug is found sooner, and shares are alike
+        rest, divisor = self._options.share
+        yield from ((f,) for f in all_faults[rest::divisor])
+
+    def _doubles(self) -> Iterator[tuple[Fault, Fault]]:
+        chance = random.Random(self._options.double_seed)
+        for i in range(self._options.doubles):
+            first, second = (
+                Fault(chance.choice(self._options.kinds), chance.randint(1, len(self._found.calls)), seed=i)
+                for _ in range(2)
+            )
+            yield first, second
+
+    # --- one case -----------------------------------------------------------------------------------------------------
+
+    def _try(self, faults: Sequence[Fault]) -> None:
+        """Begin anew, fail at each fault, then run once more without."""
+        self._reset()
         wrong: list[str] = []
-        if code not in ({-signal.SIGKILL} if mode == "kill" else {DONE, REFUSED}):
-            wrong.append(f"exit code {code}")
-        there = contents(self.out) if self.out.exists() else {}
-        shards = {n: h for n, h in expected.items() if n.endswith(".safetensors")}
+        for fault in faults:
+            code = self._run(fault)
+            if code not in _endings(fault):
+                wrong.append(f"{fault.kind} at {fault.call} ended with {code}: {self._said()}")
+            wrong += self._look()
+        code = self._run(None)
+        if code != DONE:
+            wrong.append(f"the next run ended with {code}: {self._said()}")
+        elif contents(self._scene.out) != self._expected:
+            wrong.append(f"the next run's output differs: {self._difference()}")
+        else:
+            wrong += self._after()
+        if len(faults) == 1:
+            self._found.singles += 1
+        else:
+            self._found.doubles += 1
+        where = ", ".join(f"{f.kind} at {self._name(f)}" for f in faults)
+        self._found.wrong += [f"{where}: {w}" for w in wrong]
+
+    def _look(self) -> list[str]:
+        """What is wrong between two runs."""
+        there = contents(self._scene.out)
+        wrong: list[str] = []
+        shards = {n: h for n, h in self._expected.items() if n.endswith(".safetensors")}
         if CONFIG in there and any(there.get(n) != h for n, h in shards.items()):
             wrong.append(f"{CONFIG} beside incomplete shards")
-        code, _ = self.run(None, mode)
-        if code != DONE:
-            wrong.append(f"the next run ended with {code}")
-        elif contents(self.out) != expected:
-            wrong.append("the next run's output differs")
+        for name, source in self._scene.only_here.items():
+            kept = source.exists() and _hash(source) == self._originals[name]
+            made = shards[name] in (there.get(name), there.get(f".shardq/ready/{name}"))
+            if not kept and not made:
+                wrong.append(f"{name} is lost")
         return wrong
 
-    def _run_here(self, fault_at: int | None, mode: str, counter: Path) -> int:
-        count = watch(fault_at, mode)
-        limits = shardq.Limits(parallel=1, delete_source=self.delete_source)
+    def _after(self) -> list[str]:
+        """What is wrong if the power goes when all is done, and now and then what `verify` says."""
+        case = self._found.singles + self._found.doubles
+        kind = CUTS[case % len(CUTS)]
+        if case % self._options.verify_every == 0:
+            self._found.verified += 1
+            if problems := shardq.verify(self._scene.out, deep=True).problems:
+                return [f"verify: {p}" for p in problems]
+        Disk.load(self._saved, self._scene.disk).cut(kind, random.Random(case))
+        there = {n: h for n, h in contents(self._scene.out).items() if not n.startswith(".shardq/")}  # may come back
+        if there != self._expected:
+            return [f"a later power cut ({kind}) changes the output: {self._difference()}"]
+        return []
+
+    # --- one run ------------------------------------------------------------------------------------------------------
+
+    def _reset(self) -> None:
+        self._scene.prepare()
+        self._saved.unlink(missing_ok=True)
+
+    def _run(self, fault: Fault | None) -> int:
+        """Exit code of a run, or minus the signal that ended it."""
+        self._outcome.unlink(missing_ok=True)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(HANGS_S)
+            os._exit(self._run_here(fault))
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def _run_here(self, fault: Fault | None) -> int:
+        disk = Disk.load(self._saved, self._scene.disk)
+        watch = Watch(disk, self._saved, fault, self._options.forgotten)
+        watch.begin()
+        if self._options.early_delete:
+            delete_early(self._scene.only_here)
+        code, said = DONE, ""
         try:
-            shardq.quantize(self.source, output_dir=self.out, limits=limits)
+            self._scene.run()
         except ShardqError as e:
-            print(f"call {fault_at}: {e}", file=sys.stderr)
-            return REFUSED
+            code, said = REFUSED, str(e)
         except Exception:
-            logging.getLogger(__name__).exception("call %s", fault_at)
-            return RAISED
-        counter.write_text(str(count()))
-        return DONE
+            code, said = RAISED, traceback.format_exc()
+        if watch.escaped:
+            code, said = RAISED, f"unseen changes: {watch.escaped}"
+        disk.save(self._saved)
+        self._outcome.write_text(json.dumps({"calls": watch.calls, "said": said}))
+        return code
+
+    # --- words --------------------------------------------------------------------------------------------------------
+
+    def _said(self) -> str:
+        return str(json.loads(self._outcome.read_text())["said"]) if self._outcome.exists() else ""
+
+    def _name(self, fault: Fault) -> str:
+        calls = self._found.calls
+        return f"call {fault.call} ({calls[fault.call - 1] if fault.call <= len(calls) else 'behind the last'})"
+
+    def _difference(self) -> str:
+        there = contents(self._scene.out)
+        return ", ".join(sorted(n for n, _ in there.items() ^ self._expected.items())) or "none"
 
 
-def watch(fault_at: int | None, mode: str) -> Callable[[], int]:
-    """Count the calls of this process; make one of them fail, or be its last. Returns the counter."""
-    count = 0
+def _endings(fault: Fault) -> set[int]:
+    """The exit codes that a run may end with; it may also have ended before the call."""
+    if fault.kind in DEADLY:
+        return {DONE, -signal.SIGKILL}
+    return {DONE} if fault.kind == "short" else {DONE, REFUSED}
 
-    def wrap(name: str) -> Callable[..., Any]:
-        plain = getattr(os, name)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == fault_at and mode == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if count == fault_at:
-                code = ERRORS[count % len(ERRORS)]
-                raise OSError(code, os.strerror(code))
-            # A killed process loses nothing that it has written, so waiting for the disk would prove nothing here.
-            return None if name == "fsync" else plain(*args, **kwargs)
+def delete_early(sources: Mapping[str, Path]) -> None:
+    """The bug that matters most, in this process."""
+    append = Journal.append
 
-        return call
+    def late(journal: Journal, event: Mapping[str, object], durable: bool) -> None:
+        if event["event"] == "sealed":
+            sources[str(event["file"])].unlink(missing_ok=True)
+        append(journal, event, durable)
 
-    for name in WATCHED:
-        setattr(os, name, wrap(name))
-    return lambda: count
+    Journal.append = late  # type: ignore[method-assign]
 
 
 def contents(folder: Path) -> dict[str, str]:
     """Every file below a folder, with its hash; the working folder counts, too."""
-    return {
-        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in folder.rglob("*")
-        if p.is_file()
-    }
+    return {p.relative_to(folder).as_posix(): _hash(p) for p in folder.rglob("*") if p.is_file()}
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main(scene: str, original: Path, folder: Path, options: Options) -> None:
+    """Sweep one scene."""
+    logging.disable()  # a torn journal is what this is about
+    made = SCENES[scene](folder / "disk", original)
+    made.prepare()
+    made.run()  # loads every module before the forks
+    gc.disable()  # a collection in a fork copies all pages
+    print(json.dumps(asdict(Sweep(made, folder, options).run())))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), "delete-source" in sys.argv)
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), replace(Options(), **json.loads(sys.argv[4])))

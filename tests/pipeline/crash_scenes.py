@@ -1,0 +1,79 @@
+"""What a sweep runs: a source, an output folder, and the call that makes one from the other.
+
+A scene is a row of SCENES: a function from the disk's folder and an untouched checkpoint to a `Scene`. To sweep another
+kind of run, add a row.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from unittest.mock import patch
+
+import shardq
+from shardq.sources.base import SourceFile
+from shardq.sources.demo import DemoSource
+
+SHARDS: Final = "*.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One kind of run. All that may be lost lies below `disk`."""
+
+    disk: Path
+    out: Path
+    prepare: Callable[[], None]  # makes the disk what it is before the first run
+    run: Callable[[], object]  # may be repeated until it says that it is done
+    only_here: Mapping[str, Path]  # shards with no other copy, and where they are before the first run
+
+
+def keeping(disk: Path, original: Path) -> Scene:
+    """A folder that is read in place."""
+    out = disk / "out"
+
+    def run() -> object:
+        return shardq.quantize(original, output_dir=out, limits=shardq.Limits(parallel=1))
+
+    return Scene(disk, out, lambda: _clear(disk), run, {})
+
+
+def eating(disk: Path, original: Path) -> Scene:
+    """A folder whose shards are deleted on the way."""
+    source, out = disk / original.name, disk / "out"
+
+    def prepare() -> None:
+        _clear(disk)
+        shutil.copytree(original, source)
+
+    def run() -> object:
+        return shardq.quantize(source, output_dir=out, limits=shardq.Limits(parallel=1, delete_source=True))
+
+    return Scene(disk, out, prepare, run, {p.name: source / p.name for p in original.glob(SHARDS)})
+
+
+def fetching(disk: Path, original: Path) -> Scene:
+    """A remote source, fetched into the staging folder by threads: the demo, but as small as the others."""
+    out = disk / "out"
+    held = {p.name: p.read_bytes() for p in original.iterdir()}
+    listing = tuple(SourceFile(n, len(b), hashlib.sha256(b).hexdigest()) for n, b in sorted(held.items()))
+
+    def run() -> object:
+        with patch("shardq.sources.demo.open_demo", lambda: DemoSource(held, listing)):
+            return shardq.quantize("demo", output_dir=out, limits=shardq.Limits(parallel=1))
+
+    return Scene(disk, out, lambda: _clear(disk), run, {})
+
+
+SCENES: Final[Mapping[str, Callable[[Path, Path], Scene]]] = {
+    "keeping": keeping,
+    "eating": eating,
+    "fetching": fetching,
+}
+
+
+def _clear(disk: Path) -> None:
+    shutil.rmtree(disk, ignore_errors=True)
+    disk.mkdir()

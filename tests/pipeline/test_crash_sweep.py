@@ -1,0 +1,98 @@
+"""A fault at every call that changes a file, alone or with a second one in the run that follows: nothing is lost, nothing
+half done looks finished, and the same call completes the output to the same bytes. And the sweep sees the bugs that it
+is there for."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+DRIVER = HERE / "fault_driver.py"
+CUTS = ("undone", "removed", "done", "mixed")  # as in crash_disk.py
+LIMIT_S = 240.0
+SHARES = 2  # driver processes at a time
+
+Sweep = Callable[..., list[dict[str, Any]]]
+
+# What a sweep has to find, as the options that put it in.
+BUGS = {
+    "file fsync of the seal": {"forgotten": ["Worker._seal"]},
+    "folder fsync of settle": {"forgotten": ["sync_folder<Staging.settle"]},
+    "fsync of the journal": {"forgotten": ["Journal.append"]},
+    "fsync of write_atomic": {"forgotten": ["write_atomic"]},
+    "folder fsync of publish": {"forgotten": ["sync_folder<publish"]},
+    "delete before the journal line": {"early_delete": True},
+}
+
+
+@pytest.fixture
+def sweep(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Sweep:
+    """sweep(scene, shares, options): what `fault_driver.py` finds, from so many processes at a time."""
+
+    def run(scene: str, *options: dict[str, Any]) -> list[dict[str, Any]]:
+        source = make_checkpoint(layers=2, mlp=False, attention="o")
+        begun: list[subprocess.Popen[str]] = []
+        for i, words in enumerate(options):
+            folder = tmp_path / f"process{i}"
+            folder.mkdir()
+            command = [sys.executable, str(DRIVER), scene, str(source), str(folder), json.dumps(words)]
+            begun.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        found: list[dict[str, Any]] = []
+        for process in begun:
+            out, messages = process.communicate(timeout=LIMIT_S)
+            assert process.returncode == 0, messages
+            found.append(json.loads(out))
+        return found
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scene", "part", "doubles"), [("eating", 1, 200), ("fetching", 2, 60), ("keeping", 4, 60)])
+def test_fault_at_every_call(sweep: Sweep, scene: str, part: int, doubles: int) -> None:
+    """`part`: of the faults of a scene that is much like the others, one in so many."""
+    share = SHARES * part
+    found = sweep(scene, *({"share": [i, share], "doubles": doubles // SHARES, "double_seed": i} for i in range(SHARES)))
+    assert [w for f in found for w in f["wrong"]] == []
+    assert len(found[0]["calls"]) > 100
+    assert sum(f["singles"] for f in found) > 7 * len(found[0]["calls"]) / part
+    assert sum(f["doubles"] for f in found) == doubles
+    assert all(f["verified"] for f in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS)
+def test_bug_is_found(sweep: Sweep, bug: str) -> None:
+    words = {"kinds": CUTS, "enough": 1, **BUGS[bug]}
+    found = sweep("eating", *({**words, "share": [i, SHARES]} for i in range(SHARES)))
+    assert any(f["wrong"] for f in found)
+
+
+@pytest.mark.parametrize("scene", ["eating", "fetching"])
+def test_no_change_of_a_file_escapes_the_sweep(make_checkpoint: Callable[..., Path], tmp_path: Path, scene: str) -> None:
+    """The C library sees the same calls as the sweep, native code included."""
+    compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+    if sys.platform != "linux" or compiler is None:
+        pytest.skip("needs Linux and a C compiler")
+    shim, log = tmp_path / "shim.so", tmp_path / "log"
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(shim), str(HERE / "crash_shim.c"), "-ldl"]
+    built = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    source = make_checkpoint(layers=2, mlp=False, attention="o")
+    done = subprocess.run(
+        [sys.executable, str(HERE / "crash_trace.py"), scene, str(source), str(tmp_path), str(log)],
+        env={**os.environ, "LD_PRELOAD": str(shim)},
+        check=False, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    followed = Counter(name for name in json.loads(done.stdout) if name != "fsync")  # waiting changes nothing
+    assert Counter(line.split()[0] for line in log.read_text().splitlines()) == followed
+    assert followed.total() > 80
