@@ -51,15 +51,16 @@ def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16") -> Plan:
     return make_plan(read_dump(Path(folder)), _recipe(recipe))
 
 
-def verify(folder: str | Path, *, deep: bool = False, source: str | Path | None = None) -> "Verification":
-    """Check a finished output folder against its ledger, index, headers and configuration.
+def verify(result: str | Path, *, deep: bool = False, source: str | Path | None = None) -> "Verification":
+    """Check a finished output, a folder or "org/name[@revision]", against its ledger, index, headers and configuration.
 
     `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed
-    from the original weights and copies are compared byte for byte. Raises VerifyFailed when nothing can be checked.
+    from the original weights and copies are compared byte for byte. Of a repo only headers and records are read unless
+    `deep` or `source` is given. Raises VerifyFailed when nothing can be checked.
     """
-    from shardq.verification import verify_folder  # brings numpy
+    from shardq.verification import verify_output  # brings numpy
 
-    return verify_folder(Path(folder), deep, open_source(str(source)) if source is not None else None)
+    return verify_output(str(result), deep, open_source(str(source)) if source is not None else None)
 
 
 def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection":
