@@ -1,6 +1,6 @@
 """`shardq audit`"""
 
-import datetime
+import datetime as dt
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ def audit(
         max_traffic_bytes=None if max_traffic.lower() == "none" else parse_size(max_traffic, "--max-traffic"),
         dry_run=dry_run,
     )
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     document = {**make_statement(done), "checked_at": now}
     if statement:
         from shardq.files.atomic import write_atomic
@@ -89,10 +89,8 @@ def _failure(done: "Audit") -> AuditFailed:
 
 def _print(console: Console, done: "Audit", document: dict[str, Any]) -> None:
     checks, traffic = [t.check for t in done.tensors], done.traffic
-    read = (
-        f"{show_bytes(traffic.total_bytes)} in {traffic.requests} reads: {show_bytes(traffic.header_bytes)} of headers"
-    )
-    sides = f"{show_bytes(traffic.source_bytes)} of the source, {show_bytes(traffic.result_bytes)} of the result"
+    header, source, result = map(show_bytes, (traffic.header_bytes, traffic.source_bytes, traffic.result_bytes))
+    sides = f"{header} of headers, {source} of the source, {result} of the result"
     print_pairs(
         [
             ("result", done.result),
@@ -102,7 +100,10 @@ def _print(console: Console, done: "Audit", document: dict[str, Any]) -> None:
             ("fingerprint", done.fingerprint),
             ("seed", str(done.seed)),
             ("tensors", f"{len(checks)} of {done.tensors_in_ledger}, {sum(c.whole for c in checks)} of them whole"),
-            ("would read" if done.dry_run else "read", f"{read}, {sides}"),
+            (
+                "would read" if done.dry_run else "read",
+                f"{show_bytes(traffic.total_bytes)} in {traffic.requests} reads: {sides}",
+            ),
             ("compared", "" if done.dry_run else show_bytes(sum(t.bytes_compared for t in done.tensors))),
             ("verdict", document["verdict"]),
             ("digest", document["digest"]),

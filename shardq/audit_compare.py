@@ -62,9 +62,7 @@ def _compare_quantized(check: Check, source: Source, result: Source, layout: Lay
         part_stats = stats[row - cut.row : end_row - cut.row]
         arrays = _derive(check, (row, end_row), source, layout, kernels, arena, part_stats)
         if arrays is None:
-            text = (
-                f"{s.name} in source shard {s.shard} holds weights that cannot be quantized: nothing is to be derived"
-            )
+            text = f"{s.name} in source shard {s.shard} holds weights that cannot be quantized: nothing to derive"
             return Compared(compared, text, None)
         for derived in s.outputs:
             made = arrays[derived.spec.suffix]

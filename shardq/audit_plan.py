@@ -15,7 +15,7 @@ from shardq.audit_subjects import Derived, Subject, draw
 from shardq.errors import BadOption
 from shardq.unpack import WINDOW_BYTES
 
-GAP_BYTES: Final = 1 << 20  # runs of bytes that are nearer than this are read at once
+GAP_BYTES: Final = 1 << 20  # runs of bytes that are no further apart are read at once
 COLUMN_LANES: Final = 32  # columns of a block are a multiple: whole words for every width
 
 Span = tuple[int, int]
@@ -95,7 +95,7 @@ def plan_checks(subjects: Sequence[Subject], budget_bytes: int | None, seed: int
     budget is too small for the least block of each.
     """
     if budget_bytes is None:
-        return tuple(Check(s, whole(s), _join(_reads(s, whole(s)), GAP_BYTES)) for s in subjects)
+        return tuple(Check(s, whole(s), _join(_reads(s, whole(s)), 0)) for s in subjects)
     least = {s.name: _least_bytes(s) for s in subjects}
     reserved = sum(least.values())
     if reserved > budget_bytes:
@@ -113,8 +113,9 @@ def plan_checks(subjects: Sequence[Subject], budget_bytes: int | None, seed: int
     checks: list[Check] = []
     for s in subjects:
         apart = _reads(s, cuts[s.name])
-        check = Check(s, cuts[s.name], _join(apart, min(GAP_BYTES, left // max(1, len(apart)))))
-        left -= check.result_bytes - sum(end - begin for begin, end in apart)
+        wanted = sum(end - begin for begin, end in apart)
+        check = Check(s, cuts[s.name], _join(apart, min(GAP_BYTES, wanted, left // max(1, len(apart)))))
+        left -= check.result_bytes - wanted
         checks.append(check)
     return tuple(checks)
 
@@ -130,9 +131,9 @@ def _cut(s: Subject, allowed_bytes: int, seed: int) -> Cut:
     least_rows = -(-by_row * min(s.rows, s.unit_rows) // s.rows)
     # Half for the rows of the source, half for lines of the result; what one side cannot use goes to the other.
     for_lines = allowed_bytes - fixed - max(least_rows, min((allowed_bytes - fixed) // 2, by_row))
-    count = (
-        s.columns if by_column <= max(0, for_lines) else max(step, s.columns * for_lines // by_column // step * step)
-    )
+    count = s.columns
+    if by_column > max(0, for_lines):
+        count = max(step, s.columns * for_lines // by_column // step * step)
     column = _place(seed, "column", s, count, s.columns, step)
     end_column = min(s.columns, column + count)
     lines_bytes = _cost(s, Cut(0, 0, column, end_column))

@@ -111,8 +111,8 @@ def _check_numerics(output: Output) -> None:
     made = output.identity.get("numerics")
     if made != NUMERICS:
         raise VerifyFailed(
-            f"{output.where} was made with numerics {made} of shardq {output.identity.get('version')}: this version has "
-            f"numerics {NUMERICS}; audit it with that version"
+            f"{output.where} was made with numerics {made} of shardq {output.identity.get('version')}: this version "
+            f"has numerics {NUMERICS}; audit it with that version"
         )
 
 
@@ -125,9 +125,9 @@ def _check_records(output: Output) -> Iterator[str]:
         yield f"{PROVENANCE} has fingerprint {said}: its identity has {identity_sha256(output.identity)}"
 
 
-def _check_entries(output: Output) -> dict[str, dict[str, Any]]:
+def _check_entries(output: Output) -> dict[str, Any]:
     """The ledger's tensors. Raises VerifyFailed for one that does not say what every entry says."""
-    ledger: dict[str, dict[str, Any]] = output.ledger["tensors"]
+    ledger: dict[str, Any] = output.ledger["tensors"]
     for name, entry in ledger.items():
         if not isinstance(entry, dict) or not entry.keys() >= ENTRY_KEYS:
             raise VerifyFailed(f"{LEDGER} of {output.where} has a broken entry for {name}: quantize again")
@@ -137,7 +137,7 @@ def _check_entries(output: Output) -> dict[str, dict[str, Any]]:
 
 
 def _check_listing(output: Output, source: Source) -> None:
-    """The source is at the commit, and has the shards, that the records name. Raises BadOption, CheckpointIncomplete."""
+    """The source is at the commit and has the shards that the records name. Raises BadOption, CheckpointIncomplete."""
     label, commit = output.identity["source.label"], output.identity["source.commit"]
     if commit is not None and source.commit not in {None, commit}:
         raise BadOption(
@@ -199,9 +199,7 @@ def _make_subjects(
 def _rest(limit_bytes: int | None, header_bytes: int) -> int | None:
     """What records and headers leave of the limit."""
     if limit_bytes is not None and header_bytes >= limit_bytes:
-        raise BadOption(
-            f"--max-traffic {limit_bytes} is used up by records and headers, {header_bytes} bytes: allow more"
-        )
+        raise BadOption(f"--max-traffic {limit_bytes} is used up by {header_bytes} bytes of headers: allow more")
     return None if limit_bytes is None else limit_bytes - header_bytes
 
 

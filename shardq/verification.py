@@ -42,8 +42,8 @@ def verify_output(result: str, deep: bool, source: Source | None) -> Verificatio
     Always: headers, sizes, index, configuration and completeness against the ledger, and the sha256 of each shard where
     the Hub tells it. `deep`: also the sha256 of each shard as it is read, and every module unpacked; a repo's weights
     are then read twice. With `source`: error figures recomputed and copies compared byte for byte. Memory: the packed
-    bytes and the codes of one module. Raises VerifyFailed when the output is unfinished or holds no records, and HubAccess and HubTransfer; everything
-    else comes back as problems.
+    bytes and the codes of one module. Raises VerifyFailed when the output is unfinished or holds no records, and
+    HubAccess and HubTransfer; everything else comes back as problems.
     """
     opened = open_result(result)
     output = read_output(opened, result)
