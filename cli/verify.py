@@ -1,6 +1,6 @@
 """`shardq verify`"""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,26 +12,32 @@ from shardq.errors import KernelUnavailable, VerifyFailed
 EXAMPLES = (
     "shardq verify demo-W4A16",
     "shardq verify demo-W4A16 --deep --source demo",
+    "shardq verify org/name-W4A16@main",
 )
 
 
 @click.command("verify", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*SOURCE, KernelUnavailable, VerifyFailed)))
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("result", metavar="OUT_OR_REPO")
 @click.option("--deep", is_flag=True, help="Also take the hash of each shard, and unpack every module.")
 @click.option(
     "--source", metavar="SOURCE", help="Also compare with the original: error figures recomputed, copies byte for byte."
 )
 @output_options
 @click.pass_obj
-def verify(console: Console, folder: Path, deep: bool, source: str | None) -> None:
-    """Check a finished output FOLDER against its own ledger, index, headers and configuration."""
+def verify(console: Console, result: str, deep: bool, source: str | None) -> None:
+    """Check a finished output against its own ledger, index, headers and configuration.
+
+    OUT_OR_REPO is a folder or org/name[@revision]; of a repo only headers and records are read, unless --deep or
+    --source is given.
+    """
     from shardq import api
 
-    v = api.verify(folder, deep=deep, source=source)
-    failure = VerifyFailed(f"{folder} is damaged, {len(v.problems)} problems: get it again or quantize again")
+    v = api.verify(result, deep=deep, source=source)
+    failure = VerifyFailed(f"{result} is damaged, {len(v.problems)} problems: get it again or quantize again")
     if console.as_json:
-        document = {
-            "folder": str(v.folder),
+        document: dict[str, Any] = {
+            "result": v.result,
+            "commit": v.commit,
             "files": v.files,
             "tensors": v.tensors,
             "deep": v.deep,
@@ -48,7 +54,8 @@ def verify(console: Console, folder: Path, deep: bool, source: str | None) -> No
         raise failure
     print_pairs(
         [
-            ("folder", str(v.folder)),
+            ("result", v.result),
+            ("commit", v.commit or ""),
             ("sound", f"{v.files} shards, {v.tensors} source tensors accounted for"),
             ("deep", "hashes taken, modules unpacked" if v.deep else ""),
             ("compared", f"{v.compared} tensors with {source}" if source else ""),

@@ -13,7 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from shardq.api import inspect, plan, plan_headers, quantize, verify
+    from shardq.api import audit, inspect, plan, plan_headers, quantize, verify
+    from shardq.audit_statement import Audit
     from shardq.errors import ShardqError
     from shardq.inspection import Inspection
     from shardq.limits import Limits
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES: Final = {
+    "Audit": "shardq.audit_statement",
     "Inspection": "shardq.inspection",
     "Limits": "shardq.limits",
     "Plan": "shardq.plans",
@@ -34,6 +36,7 @@ _HOMES: Final = {
     "Result": "shardq.run",
     "ShardqError": "shardq.errors",
     "Verification": "shardq.verification",
+    "audit": "shardq.api",
     "inspect": "shardq.api",
     "make_recipe": "shardq.recipe",
     "plan": "shardq.api",
@@ -43,6 +46,7 @@ _HOMES: Final = {
 }
 
 __all__ = [
+    "Audit",
     "Inspection",
     "Limits",
     "Plan",
@@ -52,6 +56,7 @@ __all__ = [
     "ShardqError",
     "Verification",
     "__version__",
+    "audit",
     "inspect",
     "make_recipe",
     "plan",

@@ -14,6 +14,7 @@ from shardq.run import Result, quantize_to_folder
 from shardq.sources import open_source
 
 if TYPE_CHECKING:
+    from shardq.audit_statement import Audit
     from shardq.inspection import Inspection
     from shardq.verification import Verification
 
@@ -59,15 +60,41 @@ def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16") -> Plan:
     return make_plan(read_dump(Path(folder)), _recipe(recipe))
 
 
-def verify(folder: str | Path, *, deep: bool = False, source: str | Path | None = None) -> "Verification":
-    """Check a finished output folder against its ledger, index, headers and configuration.
+def verify(result: str | Path, *, deep: bool = False, source: str | Path | None = None) -> "Verification":
+    """Check a finished output, a folder or "org/name[@revision]", against its ledger, index, headers and configuration.
 
     `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed
-    from the original weights and copies are compared byte for byte. Raises VerifyFailed when nothing can be checked.
+    from the original weights and copies are compared byte for byte. Of a repo only headers and records are read unless
+    `deep` or `source` is given. Raises VerifyFailed when nothing can be checked.
     """
-    from shardq.verification import verify_folder  # brings numpy
+    from shardq.verification import verify_output  # brings numpy
 
-    return verify_folder(Path(folder), deep, open_source(str(source)) if source is not None else None)
+    return verify_output(str(result), deep, open_source(str(source)) if source is not None else None)
+
+
+def audit(
+    result: str | Path,
+    *,
+    source: str | Path | None = None,
+    subfolder: str | None = None,
+    sample: int = 200,
+    seed: int | None = None,
+    max_traffic_bytes: int | None = 10**9,
+    dry_run: bool = False,
+) -> "Audit":
+    """Derive `sample` random tensors of a finished output again from its source, and compare the bytes.
+
+    `result`: a folder or "org/name[@revision]". `source` (and a `subfolder` of it): what it was made of, by default the
+    repo that its records name. No more than `max_traffic_bytes` are read of both, None: no limit; of large tensors
+    blocks are compared then. `seed` chooses the tensors, by default the fingerprint does. `dry_run` only plans.
+    Differences are among the problems of the Audit; raises BadOption and VerifyFailed when it cannot be made.
+    """
+    from shardq.auditing import Question, audit_result  # brings numpy
+    from shardq.outputs import open_result
+
+    question = Question(sample, seed, max_traffic_bytes, dry_run)
+    named = None if source is None else str(source)
+    return audit_result(open_result(str(result)), str(result), named, subfolder, question)
 
 
 def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection":

@@ -176,6 +176,12 @@ class VerifyFailed(ShardqError):
     exit_code = 50
 
 
+class AuditFailed(ShardqError):
+    """An output of which an audited byte, or a record, is not what its source and recipe give."""
+
+    exit_code = 51
+
+
 class Interrupted(ShardqError):
     """Stopped by SIGINT; what is finished is kept and the same command resumes."""
 

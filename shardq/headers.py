@@ -54,7 +54,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         warnings += index.warnings
         _check_shards_exist(index, files, source.label)
         warnings += _warn_of_extra_files(files, shard_names)
-    headers = _read_headers(source, [files[name] for name in shard_names])
+    headers = read_headers(source, [files[name] for name in shard_names])
     tensors, notes = _merge(headers, index.weight_map if index else None)
     warnings += notes
     config, config_bytes = _read_config(source, files)
@@ -95,8 +95,11 @@ def _warn_of_extra_files(files: Mapping[str, SourceFile], shard_names: Sequence[
     return [f"Not in the index and left out: {', '.join(extra[:4])}{more}."]
 
 
-def _read_headers(source: Source, shards: Sequence[SourceFile]) -> dict[str, Header]:
-    """Headers of all shards, in their order. Those on the network are read side by side."""
+def read_headers(source: Source, shards: Sequence[SourceFile]) -> dict[str, Header]:
+    """Headers of `shards`, in their order; those on the network are read side by side.
+
+    Raises CorruptShard, UnknownDtype, SourceUnreadable, HubAccess, HubTransfer.
+    """
     if not source.remote:
         return {f.name: _read_header(source, f) for f in shards}
     with ThreadPoolExecutor(_REMOTE_READERS) as pool:

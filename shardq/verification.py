@@ -1,109 +1,96 @@
-"""Check an output folder against its own ledger, index, headers and hashes, and against its source if at hand."""
+"""Check an output against its own ledger, index, headers and hashes, and against its source if at hand.
+
+The output is a folder or a repo: everything is read by ranges, and without `deep` only headers and records are.
+"""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from shardq.config_json import dump
-from shardq.errors import ShardqError, VerifyFailed
-from shardq.files.safetensors import Header, HeaderTensor, read_header
-from shardq.layouts import find_layout
-from shardq.layouts.base import Layout
-from shardq.ledger import LEDGER, decode_ledger
-from shardq.schemes import Scheme
-from shardq.sources.base import Source
-from shardq.staging import CONFIG, PROVENANCE, WORK
-from shardq.unpack import check_against_source, check_module
-
-HASH_BYTES = 8 << 20
+from shardq.errors import CorruptShard, SourceUnreadable, UnknownDtype, VerifyFailed
+from shardq.files.safetensors import Header, HeaderTensor
+from shardq.headers import read_headers
+from shardq.ledger import LEDGER
+from shardq.outputs import Output, open_result, read_output
+from shardq.sources.base import Source, SourceFile
+from shardq.staging import CONFIG, PROVENANCE
+from shardq.unpack import WINDOW_BYTES, OutputShard, check_against_source, check_module
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
     """What `verify` found."""
 
-    folder: Path
+    result: str  # the folder or repo, as it was named
+    commit: str | None  # of a repo
     files: int  # weight shards
     tensors: int  # source tensors in the ledger
     deep: bool  # hashes were taken and modules unpacked
     compared: int  # source tensors compared with their source
-    problems: tuple[str, ...]  # empty when the folder is sound
+    problems: tuple[str, ...]  # empty when the output is sound
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """An output folder's records."""
-
-    folder: Path
-    provenance: Mapping[str, Any]
-    ledger: Mapping[str, Any]
-    config: Mapping[str, Any]
-    headers: Mapping[str, Header]  # shard -> header
-
-    @property
-    def layout(self) -> Layout:
-        """The layout that the folder was written in."""
-        return find_layout(self.provenance["identity"]["recipe.layout"])
+Headers = Mapping[str, Header]  # shard -> header
 
 
-def verify_folder(folder: Path, deep: bool, source: Source | None) -> Verification:
-    """Check a finished output folder.
+def verify_output(result: str, deep: bool, source: Source | None) -> Verification:
+    """Check a finished output: a folder, or org/name[@revision].
 
-    Always: headers, sizes, index, configuration and completeness against the ledger. `deep`: also the sha256 of each
-    shard, and every module unpacked. With `source`: error figures recomputed and copies compared byte for byte.
-    Raises VerifyFailed when the folder is unfinished or holds no records; everything else comes back as problems.
+    Always: headers, sizes, index, configuration and completeness against the ledger, and the sha256 of each shard where
+    the Hub tells it. `deep`: also the sha256 of each shard as it is read, and every module unpacked; a repo's weights
+    are then read twice. With `source`: error figures recomputed and copies compared byte for byte. Memory: the packed
+    bytes and the codes of one module. Raises VerifyFailed when the output is unfinished or holds no records, and
+    HubAccess and HubTransfer; everything else comes back as problems.
     """
-    output = _open(folder)
-    problems = [*_check_ledger(output), *_check_index(output), *_check_config(output)]
+    opened = open_result(result)
+    output = read_output(opened, result)
+    headers = _read_headers(output)
+    problems = [*_check_ledger(output, headers), *_check_index(output, headers), *_check_config(output)]
+    complete = not problems
+    problems += _check_listed_hashes(output)
     compared = 0
     if deep:
-        problems += _check_hashes(output)
-        problems += [p for n, e in _quantized(output) for p in check_module(n, e, *_place(output, e), output.layout)]
+        problems += (p for p in _check_hashes(output) if p not in problems)
+        for name, entry in _quantized(output) if complete else ():
+            shard = OutputShard(opened, entry["file"], headers[entry["file"]])
+            problems += check_module(name, entry, shard, output.layout)
     if source is not None and not problems:
-        found, compared = check_against_source(output.ledger["tensors"], source, output.layout, output.headers, folder)
+        shards = {name: OutputShard(opened, name, h) for name, h in headers.items()}
+        found, compared = check_against_source(output.ledger["tensors"], source, output.layout, shards)
         problems += found
-    return Verification(folder, len(output.headers), len(output.ledger["tensors"]), deep, compared, tuple(problems))
+    tensors = len(output.ledger["tensors"])
+    return Verification(result, opened.commit, len(headers), tensors, deep, compared, tuple(problems))
 
 
-def _open(folder: Path) -> Output:
-    if (folder / WORK).exists():
-        raise VerifyFailed(f"{folder} is unfinished: run the command that began it again to resume")
-    try:
-        provenance = json.loads((folder / PROVENANCE).read_bytes())
-        ledger = decode_ledger((folder / LEDGER).read_bytes())
-        config = json.loads((folder / CONFIG).read_bytes())
-        files = provenance["files"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise VerifyFailed(
-            f"{folder} has no readable {PROVENANCE}, {LEDGER} and {CONFIG} ({e}): expected the output of "
-            "`shardq quantize`"
-        ) from e
-    headers: dict[str, Header] = {}
-    for name, record in files.items():
-        path = folder / name
-        if not path.exists():
-            raise VerifyFailed(f"{folder} lacks {name}, which {PROVENANCE} lists: get it again or quantize again")
-        if path.stat().st_size != record["size"]:
+def _read_headers(output: Output) -> dict[str, Header]:
+    """Of all shards that the records list, after a look at their sizes. Raises VerifyFailed."""
+    shards: list[SourceFile] = []
+    for name, record in output.provenance["files"].items():
+        file = output.files.get(name)
+        if file is None:
+            raise VerifyFailed(f"{output.where} lacks {name}, which {PROVENANCE} lists: get it again or quantize again")
+        if file.size_bytes != record["size"]:
             raise VerifyFailed(
-                f"{path} has {path.stat().st_size} bytes: expected {record['size']}; get it again or quantize again"
+                f"{output.where}/{name} has {file.size_bytes} bytes: expected {record['size']}; get it again or "
+                "quantize again"
             )
-        try:
-            headers[name] = read_header(path)
-        except ShardqError as e:
-            raise VerifyFailed(str(e)) from e
-    return Output(folder, provenance, ledger, config, headers)
+        shards.append(file)
+    try:
+        return read_headers(output.source, shards)
+    except (CorruptShard, UnknownDtype, SourceUnreadable) as e:
+        raise VerifyFailed(str(e)) from e
 
 
-def _tensors(output: Output) -> dict[str, tuple[str, HeaderTensor]]:
-    return {t.name: (file, t) for file, h in output.headers.items() for t in h.tensors}
+def _tensors(headers: Headers) -> dict[str, tuple[str, HeaderTensor]]:
+    return {t.name: (file, t) for file, h in headers.items() for t in h.tensors}
 
 
-def _check_ledger(output: Output) -> Iterator[str]:
+def _check_ledger(output: Output, headers: Headers) -> Iterator[str]:
     """Every ledger entry has its tensors, every tensor has a ledger entry."""
-    there = _tensors(output)
+    there = _tensors(headers)
     claimed: dict[str, str] = {}
     if output.ledger["fingerprint"] != output.provenance["fingerprint"]:
         yield f"{LEDGER} and {PROVENANCE} are of different runs"
@@ -114,6 +101,8 @@ def _check_ledger(output: Output) -> Iterator[str]:
                 yield f"{out_name} is missing: the ledger promises it for {name}"
             elif (tensor.dtype, list(tensor.shape)) != (dtype, list(shape)):
                 yield f"{out_name} in {file} is {tensor.dtype} {list(tensor.shape)}: expected {dtype} {list(shape)}"
+            elif file != entry["file"]:
+                yield f"{out_name} is in {file}: the ledger has it in {entry['file']}"
             if out_name in claimed:
                 yield f"{out_name} is claimed by {name} and {claimed[out_name]}"
             claimed[out_name] = name
@@ -125,7 +114,7 @@ def _expected(output: Output, name: str, entry: Mapping[str, Any]) -> Iterator[t
     if entry["outcome"] == "copied":
         yield name, entry["dtype"], tuple(entry["shape"])
         return
-    scheme = believed_scheme(output, name)
+    scheme = output.believed_scheme(name)
     if scheme is None:
         return  # _check_config tells
     rows, columns = entry["shape"]
@@ -134,26 +123,27 @@ def _expected(output: Output, name: str, entry: Mapping[str, Any]) -> Iterator[t
         yield f"{module}.{spec.suffix}", spec.dtype, spec.shape
 
 
-def believed_scheme(output: Output, name: str) -> Scheme | None:
-    """What a loader would take from config.json for the module of a source tensor."""
-    return output.layout.scheme_of(output.config["quantization_config"], name.removesuffix(".weight"))
-
-
-def _check_index(output: Output) -> Iterator[str]:
+def _check_index(output: Output, headers: Headers) -> Iterator[str]:
     """The index names exactly the tensors that the shards hold, with the right total."""
-    indexes = sorted(output.folder.glob("*.safetensors.index.json"))
-    there = {name: file for name, (file, _) in _tensors(output).items()}
+    indexes = [n for n in sorted(output.files) if n.endswith(".safetensors.index.json") and "/" not in n]
+    there = {name: file for name, (file, _) in _tensors(headers).items()}
     if not indexes:
-        if len(output.headers) > 1:
-            yield f"{len(output.headers)} shards and no index"
+        if len(headers) > 1:
+            yield f"{len(headers)} shards and no index"
         return
-    index = json.loads(indexes[0].read_bytes())
-    if index["weight_map"] != there:
-        wrong = sorted(set(index["weight_map"].items()) ^ set(there.items()))[:3]
-        yield f"{indexes[0].name} and the shards disagree, first about {wrong}"
-    total = sum(t.end - t.begin for h in output.headers.values() for t in h.tensors)
-    if index["metadata"]["total_size"] != total:
-        yield f"{indexes[0].name} says total_size {index['metadata']['total_size']}: expected {total}"
+    name = indexes[0]
+    try:
+        index = json.loads(_read_all(output, name))
+        weight_map, said = index["weight_map"], index["metadata"]["total_size"]
+        differing = sorted(set(weight_map.items()) ^ set(there.items()))
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
+        yield f"{name} is not an index ({e})"
+        return
+    if differing:
+        yield f"{name} and the shards disagree, first about {differing[:3]}"
+    total = sum(t.end - t.begin for h in headers.values() for t in h.tensors)
+    if said != total:
+        yield f"{name} says total_size {said}: expected {total}"
 
 
 def _check_config(output: Output) -> Iterator[str]:
@@ -163,29 +153,37 @@ def _check_config(output: Output) -> Iterator[str]:
         yield f"{CONFIG} has no quantization_config"
         return
     for name, content in output.layout.config_files(block).items():
-        path = output.folder / name
-        if not path.exists() or path.read_bytes() != dump(content):
+        if name not in output.files or _read_all(output, name) != dump(content):
             yield f"{name} differs from quantization_config in {CONFIG}"
     for name, entry in _quantized(output):
-        scheme = believed_scheme(output, name)
+        scheme = output.believed_scheme(name)
         if scheme is None or scheme.name != entry["scheme"]:
             believed = scheme.name if scheme else "not quantized"
             yield f"{CONFIG} says {believed} for {name}: the ledger says {entry['scheme']}"
 
 
+def _check_listed_hashes(output: Output) -> Iterator[str]:
+    """What the Hub says of its large files, without reading them."""
+    for name, record in output.provenance["files"].items():
+        yield from _compare_hash(name, output.files[name].sha256, record["sha256"])
+
+
 def _check_hashes(output: Output) -> Iterator[str]:
     for name, record in output.provenance["files"].items():
         digest = hashlib.sha256()
-        with (output.folder / name).open("rb") as f:
-            while block := f.read(HASH_BYTES):
-                digest.update(block)
-        if digest.hexdigest() != record["sha256"]:
-            yield f"{name} has sha256 {digest.hexdigest()}: expected {record['sha256']}; get it again or quantize again"
+        for at in range(0, record["size"], WINDOW_BYTES):
+            digest.update(output.source.read(name, at, min(record["size"], at + WINDOW_BYTES)))
+        yield from _compare_hash(name, digest.hexdigest(), record["sha256"])
+
+
+def _compare_hash(name: str, found: str | None, expected: str) -> Iterator[str]:
+    if found not in {None, expected}:
+        yield f"{name} has sha256 {found}: expected {expected}; get it again or quantize again"
 
 
 def _quantized(output: Output) -> Iterator[tuple[str, Mapping[str, Any]]]:
     return ((n, e) for n, e in output.ledger["tensors"].items() if e["outcome"] == "quantized")
 
 
-def _place(output: Output, entry: Mapping[str, Any]) -> tuple[Path, Header]:
-    return output.folder / entry["file"], output.headers[entry["file"]]
+def _read_all(output: Output, name: str) -> bytes:
+    return output.source.read(name, 0, output.files[name].size_bytes)

@@ -1,0 +1,137 @@
+"""Derive one tensor's part again from the source, and compare it with what the result holds, byte for byte."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardq.arena import Arena, reserve
+from shardq.audit_plan import Check, Span, lines, span
+from shardq.audit_subjects import Derived
+from shardq.kernels import KernelSet
+from shardq.layouts.base import Layout
+from shardq.quantizers.rtn import quantize_rows, take_buffers
+from shardq.sources.base import Source
+from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS
+
+Bytes = NDArray[np.uint8]
+Runs = list[tuple[int, Bytes]]  # first offset in the file, bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What came of one check."""
+
+    bytes_compared: int  # of the result; up to the first window that differs
+    problem: str | None  # the first byte that differs
+    stats: NDArray[np.float64] | None  # figures of each row, when all rows of a quantized tensor were derived
+
+
+def compare(check: Check, source: Source, result: Source, layout: Layout, kernels: KernelSet) -> Compared:
+    """Do one check. Memory: the part of the result that is compared, and a window of the source with its codes.
+
+    Raises what reading raises; a difference is no error here.
+    """
+    if check.subject.scheme is None:
+        return _compare_copy(check, source, result)
+    return _compare_quantized(check, source, result, layout, kernels)
+
+
+def _compare_copy(check: Check, source: Source, result: Source) -> Compared:
+    s = check.subject
+    (derived,) = s.outputs
+    compared = 0
+    for begin, end in check.reads:
+        at = s.begin + begin - derived.begin
+        found = np.frombuffer(result.read(s.file, begin, end), np.uint8)
+        expected = np.frombuffer(source.read(s.shard, at, at + end - begin), np.uint8)
+        compared += end - begin
+        if problem := _differ(check, derived, found[None], expected[None], begin, 0):
+            return Compared(compared, problem, None)
+    return Compared(compared, None, None)
+
+
+def _compare_quantized(check: Check, source: Source, result: Source, layout: Layout, kernels: KernelSet) -> Compared:
+    s, cut = check.subject, check.cut
+    runs = [(begin, np.frombuffer(result.read(s.file, begin, end), np.uint8)) for begin, end in check.reads]
+    stats = np.empty((cut.end_row - cut.row, 3), np.float64)
+    arena = Arena()
+    compared = 0
+    for row, end_row in check.windows:
+        part_stats = stats[row - cut.row : end_row - cut.row]
+        arrays = _derive(check, (row, end_row), source, layout, kernels, arena, part_stats)
+        if arrays is None:
+            text = f"{s.name} in source shard {s.shard} holds weights that cannot be quantized: nothing to derive"
+            return Compared(compared, text, None)
+        for derived in s.outputs:
+            made = arrays[derived.spec.suffix]
+            if made.size == 0:
+                continue
+            found, expected, offset = _pair(check, derived, (row, end_row), made, runs)
+            compared += found.size
+            if problem := _differ(check, derived, found, expected, offset, derived.line_bytes):
+                return Compared(compared, problem, None)
+    return Compared(compared, None, stats if len(stats) == s.rows else None)
+
+
+def _derive(
+    check: Check, window: Span, source: Source, layout: Layout, kernels: KernelSet, arena: Arena,
+    stats: NDArray[np.float64],
+) -> dict[str, NDArray[Any]] | None:  # fmt: skip
+    """What a worker would write for these rows: the same quantizer, the same layout. None for NaN and infinity."""
+    s, (row, end_row) = check.subject, window
+    assert s.scheme is not None
+    raw = source.read(s.shard, s.begin + row * s.row_bytes, s.begin + end_row * s.row_bytes)
+    weights: NDArray[Any] = np.frombuffer(raw, WEIGHT_ARRAYS[s.dtype]).reshape(-1, s.columns)
+    rows, groups = len(weights), s.scheme.groups(s.columns)
+    arena.reset(reserve(((rows, s.columns), np.uint8), ((rows, groups), np.float32), ((rows, groups), np.uint8)))
+    buffers = take_buffers(arena, rows, s.columns, s.scheme)
+    part, bad = quantize_rows(weights, s.dtype, s.scheme, buffers, stats, kernels)
+    if bad:
+        return None
+    arrays: dict[str, NDArray[Any]] = {}
+    for spec in (d.spec for d in s.outputs):
+        if spec.slab_axis is None:  # no row decides it; compared once
+            shape = spec.shape if row == check.cut.row else (0,)
+        else:
+            shape = spec.slab_shape(s.rows, row, end_row)
+        arrays[spec.suffix] = np.empty(shape, TARGET_ARRAYS[spec.dtype])
+    layout.pack(part, 0, arrays, s.scheme, kernels)
+    return arrays
+
+
+def _pair(check: Check, derived: Derived, window: Span, array: NDArray[Any], runs: Runs) -> tuple[Bytes, Bytes, int]:
+    """Bytes [lines, bytes] of the result, what they should be, and where the first lies in the file."""
+    s, spec = check.subject, derived.spec
+    first, last = lines(derived, s, check.cut)
+    held = _held(span(derived, s, check.cut), runs).reshape(last - first, derived.line_bytes)
+    made = array.reshape(len(array), -1).view(np.uint8)
+    offset = derived.begin + first * derived.line_bytes
+    if spec.slab_axis is None:
+        return held, made, offset
+    begin, end = spec.slab_range(s.rows, *window)
+    if spec.slab_axis == 0:
+        return held[begin - first : end - first], made, derived.begin + begin * derived.line_bytes
+    left, right = begin * array.itemsize, end * array.itemsize
+    return held[:, left:right], made[first:last], offset + left
+
+
+def _held(wanted: Span, runs: Runs) -> Bytes:
+    """The bytes of one tensor among those that were read."""
+    begin, end = wanted
+    for offset, run in runs:
+        if offset <= begin and end <= offset + run.size:
+            return run[begin - offset : end - offset]
+    raise AssertionError(f"bytes {begin} to {end} were not read")
+
+
+def _differ(check: Check, derived: Derived, found: Bytes, expected: Bytes, offset: int, line_bytes: int) -> str | None:
+    """The first byte that differs; `offset` is that of the first byte, `line_bytes` from one line to the next."""
+    if np.array_equal(found, expected):
+        return None
+    line, byte = (int(i) for i in np.argwhere(found != expected)[0])
+    return (
+        f"{derived.name} in {check.subject.file} differs at byte {offset + line * line_bytes + byte} of the file: "
+        f"expected {expected[line, byte]:#04x}, found {found[line, byte]:#04x}"
+    )

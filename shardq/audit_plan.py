@@ -1,0 +1,187 @@
+"""What an audit reads of each tensor, and what that costs: pure, from headers alone.
+
+A tensor is read whole where its share of the allowed traffic is enough. Of a larger one a block is compared: rows of
+the source, and of the result what these rows became. Where the result keeps a weight's rows together, that is one run
+of bytes. Where it keeps columns together (qweight is [columns / 8, rows]), whole lines of the result are read for some
+columns, and what is compared is where the rows and the columns meet.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from shardq.audit_subjects import Derived, Subject, draw
+from shardq.errors import BadOption
+from shardq.unpack import WINDOW_BYTES
+
+GAP_BYTES: Final = 1 << 20  # runs of bytes that are no further apart are read at once
+COLUMN_LANES: Final = 32  # columns of a block are a multiple: whole words for every width
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The part of a tensor that is compared."""
+
+    row: int
+    end_row: int
+    column: int
+    end_column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One tensor's part of an audit."""
+
+    subject: Subject
+    cut: Cut
+    reads: tuple[Span, ...]  # of the result's file, in order
+
+    @property
+    def whole(self) -> bool:
+        """True if every byte of the tensor is compared."""
+        return self.cut == whole(self.subject)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that are read from the source."""
+        return (self.cut.end_row - self.cut.row) * self.subject.row_bytes
+
+    @property
+    def result_bytes(self) -> int:
+        """Bytes that are read from the result."""
+        return sum(end - begin for begin, end in self.reads)
+
+    @property
+    def windows(self) -> tuple[Span, ...]:
+        """Rows that are read from the source at once."""
+        s, cut = self.subject, self.cut
+        step = max(s.unit_rows, WINDOW_BYTES // max(1, s.row_bytes) // s.unit_rows * s.unit_rows)
+        return tuple((row, min(cut.end_row, row + step)) for row in range(cut.row, cut.end_row, step))
+
+    @property
+    def requests(self) -> int:
+        """Reads on both sides."""
+        return len(self.windows) + len(self.reads)
+
+
+def whole(s: Subject) -> Cut:
+    """All of a tensor."""
+    return Cut(0, s.rows, 0, s.columns)
+
+
+def lines(d: Derived, s: Subject, cut: Cut) -> Span:
+    """Indices of the first axis of a result's tensor that hold what `cut` asks for."""
+    if d.spec.slab_axis is None or s.rows == 0:
+        return 0, d.spec.shape[0]
+    if d.spec.slab_axis == 0:
+        return d.spec.slab_range(s.rows, cut.row, cut.end_row)
+    count = d.spec.shape[0]
+    return cut.column * count // s.columns, -(-cut.end_column * count // s.columns)
+
+
+def span(d: Derived, s: Subject, cut: Cut) -> Span:
+    """Where these lines lie in the result's file."""
+    first, last = lines(d, s, cut)
+    return d.begin + first * d.line_bytes, d.begin + last * d.line_bytes
+
+
+def plan_checks(subjects: Sequence[Subject], budget_bytes: int | None, seed: int) -> tuple[Check, ...]:
+    """What to read of each tensor, in order, so that all of it costs no more than `budget_bytes`; None: all of each.
+
+    Small tensors are read whole, and what they leave of their shares goes to larger ones. Raises BadOption when the
+    budget is too small for the least block of each.
+    """
+    if budget_bytes is None:
+        return tuple(Check(s, whole(s), _join(_reads(s, whole(s)), 0)) for s in subjects)
+    least = {s.name: _least_bytes(s) for s in subjects}
+    reserved = sum(least.values())
+    if reserved > budget_bytes:
+        raise BadOption(
+            f"--max-traffic leaves {budget_bytes} bytes for {len(subjects)} tensors, which need at least {reserved}: "
+            "allow more, or take a smaller --sample"
+        )
+    left = budget_bytes
+    cuts: dict[str, Cut] = {}
+    for done, s in enumerate(sorted(subjects, key=lambda s: _cost(s, whole(s)))):
+        reserved -= least[s.name]
+        share = min(max(least[s.name], left // (len(subjects) - done)), left - reserved)
+        cuts[s.name] = _cut(s, share, seed)
+        left -= _cost(s, cuts[s.name])
+    checks: list[Check] = []
+    for s in subjects:
+        apart = _reads(s, cuts[s.name])
+        wanted = sum(end - begin for begin, end in apart)
+        check = Check(s, cuts[s.name], _join(apart, min(GAP_BYTES, wanted, left // max(1, len(apart)))))
+        left -= check.result_bytes - wanted
+        checks.append(check)
+    return tuple(checks)
+
+
+def _cut(s: Subject, allowed_bytes: int, seed: int) -> Cut:
+    """The whole tensor or a block of it at a place that the seed decides, for at most `allowed_bytes`."""
+    if _cost(s, whole(s)) <= allowed_bytes:
+        return whole(s)
+    step = _column_step(s)
+    by_column = sum(d.size_bytes for d in s.outputs if d.spec.slab_axis == 1)
+    by_row = s.rows * s.row_bytes + sum(d.size_bytes for d in s.outputs if d.spec.slab_axis == 0)
+    fixed = sum(d.size_bytes for d in s.outputs if d.spec.slab_axis is None)
+    least_rows = -(-by_row * min(s.rows, s.unit_rows) // s.rows)
+    # Half for the rows of the source, half for lines of the result; what one side cannot use goes to the other.
+    for_lines = allowed_bytes - fixed - max(least_rows, min((allowed_bytes - fixed) // 2, by_row))
+    count = s.columns
+    if by_column > max(0, for_lines):
+        count = max(step, s.columns * for_lines // by_column // step * step)
+    column = _place(seed, "column", s, count, s.columns, step)
+    end_column = min(s.columns, column + count)
+    lines_bytes = _cost(s, Cut(0, 0, column, end_column))
+    rows = (allowed_bytes - lines_bytes) * s.rows // by_row
+    rows = max(s.unit_rows, min(rows, s.rows) // s.unit_rows * s.unit_rows)
+    row = _place(seed, "row", s, rows, s.rows, s.unit_rows)
+    return Cut(row, min(s.rows, row + rows), column, end_column)
+
+
+def _place(seed: int, what: str, s: Subject, count: int, total: int, step: int) -> int:
+    """Where a run of `count` of `total` begins, a multiple of `step`; the last may end behind the total."""
+    return draw(seed, what, s.name) % (-(-max(0, total - count) // step) + 1) * step
+
+
+def _column_step(s: Subject) -> int:
+    """Columns of the smallest block: whole groups and whole words, where the row has more than one group."""
+    group = s.scheme.group_columns(s.columns) if s.scheme else 1
+    return min(s.columns, COLUMN_LANES if group == s.columns else math.lcm(group, COLUMN_LANES))
+
+
+def _least_bytes(s: Subject) -> int:
+    """What the smallest block may cost, at the worst place."""
+    margin = sum(d.line_bytes for d in s.outputs if d.spec.slab_axis == 1)
+    smallest = Cut(0, min(s.rows, s.unit_rows), 0, _column_step(s))
+    return min(_cost(s, whole(s)), _cost(s, smallest) + margin)
+
+
+def _cost(s: Subject, cut: Cut) -> int:
+    """Bytes that a cut reads from both sides."""
+    spans = (span(d, s, cut) for d in s.outputs)
+    return (cut.end_row - cut.row) * s.row_bytes + sum(end - begin for begin, end in spans)
+
+
+def _reads(s: Subject, cut: Cut) -> tuple[Span, ...]:
+    """Runs of bytes of the result. Copies stream; the packed tensors of a module are needed together."""
+    spans = sorted(span(d, s, cut) for d in s.outputs)
+    if s.scheme is None:
+        ((begin, end),) = spans
+        return tuple((at, min(end, at + WINDOW_BYTES)) for at in range(begin, end, WINDOW_BYTES))
+    return tuple(x for x in spans if x[0] < x[1])
+
+
+def _join(spans: Iterable[Span], gap_bytes: int) -> tuple[Span, ...]:
+    """Spans in order, those joined that are at most `gap_bytes` apart and make no more than a window together."""
+    joined: list[Span] = []
+    for begin, end in spans:
+        if joined and begin - joined[-1][1] <= gap_bytes and end - joined[-1][0] <= WINDOW_BYTES:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((begin, end))
+    return tuple(joined)

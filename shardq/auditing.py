@@ -1,0 +1,236 @@
+"""Audit: derive some tensors of a finished output again from its source, and compare the bytes.
+
+Source and result are folders or repos and are read by ranges; how much is bounded before the first weight is read.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from shardq.audit_compare import compare
+from shardq.audit_meter import Meter
+from shardq.audit_plan import Check, plan_checks
+from shardq.audit_statement import Audit, Audited, Traffic
+from shardq.audit_subjects import NoSubjectError, Subject, choose_names, make_subject
+from shardq.errors import BadOption, CheckpointIncomplete, VerifyFailed
+from shardq.files.safetensors import Header
+from shardq.headers import read_headers
+from shardq.kernels import KernelSet, load
+from shardq.ledger import LEDGER
+from shardq.outputs import Output, identity_sha256, read_output
+from shardq.sources import open_source
+from shardq.sources.base import Source
+from shardq.staging import PROVENANCE
+from shardq.unpack import check_figures
+from shardq.version import NUMERICS
+
+READERS: Final = 4  # tensors that are read side by side, to hide the network's delays
+READERS_BYTES: Final = 64 << 20  # a larger tensor is read alone: each is held in memory
+ENTRY_KEYS: Final = frozenset({"outcome", "role", "shard", "dtype", "shape", "file"})
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """How an audit is to be made."""
+
+    sample: int  # tensors
+    seed: int | None  # None: from the fingerprint
+    max_traffic_bytes: int | None  # of records, headers and weights together; None: no limit
+    dry_run: bool
+
+
+def audit_result(result: Source, where: str, source: str | None, subfolder: str | None, question: Question) -> Audit:
+    """Audit a finished output. `where` is its name as the user wrote it.
+
+    `source` names what it was made of, by default the repo that its records name, at the commit that they name unless a
+    revision is given. A byte that differs is no error: it is among the problems. Memory: what is compared of one
+    tensor's result, and a window of its source; four times that for small ones.
+    Raises BadOption (not the source that the records name, or a traffic limit that is too small), VerifyFailed
+    (unfinished, no records, made with other numerics), and what reading raises.
+    """
+    if question.sample < 1:
+        raise BadOption(f"--sample {question.sample}: expected at least one tensor")
+    read_result = Meter(result)
+    output = read_output(read_result, where)
+    _check_numerics(output)
+    read_source = Meter(_open_recorded(source, subfolder, output))
+    return audit_output(output, read_result, read_source, question)
+
+
+def audit_output(output: Output, result: Meter, source: Meter, question: Question) -> Audit:
+    """As audit_result, with both sides open."""
+    ledger, fingerprint = output.ledger["tensors"], output.provenance["fingerprint"]
+    seed = int(fingerprint[:8], 16) if question.seed is None else question.seed
+    problems = list(_check_records(output))
+    names = choose_names(_check_entries(output), question.sample, seed)
+    _check_listing(output, source)
+    subjects, odd = _make_subjects(names, output, result, source)
+    problems += odd
+    headers = Traffic(0, source.read_bytes, result.read_bytes, result.requests + source.requests)
+    checks = plan_checks(subjects, _rest(question.max_traffic_bytes, headers.total_bytes), seed)
+    if question.dry_run:
+        audited, traffic = [Audited(c, 0, None) for c in checks], _planned_traffic(headers, checks)
+    else:
+        audited = _compare_all(checks, output, result, source)
+        traffic = _read_traffic(headers, result, source)
+        problems += (t.problem for t in audited if t.problem)
+    return Audit(
+        result=output.where,
+        result_label=result.label,
+        result_commit=result.commit,
+        source=source.label,
+        source_commit=source.commit,
+        identity=output.identity,
+        fingerprint=fingerprint,
+        seed=seed,
+        sample=question.sample,
+        max_traffic_bytes=question.max_traffic_bytes,
+        tensors=tuple(audited),
+        tensors_in_ledger=len(ledger),
+        traffic=traffic,
+        problems=tuple(problems),
+        dry_run=question.dry_run,
+    )
+
+
+def _open_recorded(text: str | None, subfolder: str | None, output: Output) -> Source:
+    label, commit = output.identity["source.label"], output.identity["source.commit"]
+    if text is None and commit is None:
+        raise BadOption(f"{output.where} was made of {label}, which is no repo: say with --source where that is now")
+    wanted = label if text is None else text
+    in_repo = wanted.removeprefix("hf://") == label and not Path(wanted).expanduser().exists()
+    return open_source(wanted, subfolder, revision=commit if in_repo else None)
+
+
+# --- what the records say --------------------------------------------------------------------------------------------
+
+
+def _check_numerics(output: Output) -> None:
+    made = output.identity.get("numerics")
+    if made != NUMERICS:
+        raise VerifyFailed(
+            f"{output.where} was made with numerics {made} of shardq {output.identity.get('version')}: this version "
+            f"has numerics {NUMERICS}; audit it with that version"
+        )
+
+
+def _check_records(output: Output) -> Iterator[str]:
+    """The three places of the fingerprint agree: nobody changed the recipe or the source's name afterwards."""
+    said = output.provenance["fingerprint"]
+    if said != output.ledger["fingerprint"]:
+        yield f"{LEDGER} and {PROVENANCE} are of different runs"
+    if said != identity_sha256(output.identity):
+        yield f"{PROVENANCE} has fingerprint {said}: its identity has {identity_sha256(output.identity)}"
+
+
+def _check_entries(output: Output) -> dict[str, Any]:
+    """The ledger's tensors. Raises VerifyFailed for one that does not say what every entry says."""
+    ledger: dict[str, Any] = output.ledger["tensors"]
+    for name, entry in ledger.items():
+        if not isinstance(entry, dict) or not entry.keys() >= ENTRY_KEYS:
+            raise VerifyFailed(f"{LEDGER} of {output.where} has a broken entry for {name}: quantize again")
+        if entry["file"] not in output.files:
+            raise VerifyFailed(f"{output.where} lacks {entry['file']}, where the ledger has {name}")
+    return ledger
+
+
+def _check_listing(output: Output, source: Source) -> None:
+    """The source is at the commit and has the shards that the records name. Raises BadOption, CheckpointIncomplete."""
+    label, commit = output.identity["source.label"], output.identity["source.commit"]
+    if commit is not None and source.commit not in {None, commit}:
+        raise BadOption(
+            f"{source.label} is at commit {source.commit}: {output.where} was made of {label} at {commit}; give "
+            f"--source {label}@{commit}"
+        )
+    files = {f.name: f for f in source.files()}
+    for name, size_bytes, sha256, _ in output.identity["source.shards"]:
+        if name not in files:
+            raise CheckpointIncomplete(f"{source.label} has no shard {name}, which {output.where} was made of")
+        found = files[name]
+        if found.size_bytes != size_bytes:
+            raise BadOption(
+                f"{source.label} is not what {output.where} was made of: shard {name} has {found.size_bytes} bytes, "
+                f"the records say {size_bytes}"
+            )
+        if None not in {found.sha256, sha256} and found.sha256 != sha256:
+            raise BadOption(
+                f"{source.label} is not what {output.where} was made of: shard {name} has sha256 {found.sha256}, the "
+                f"records say {sha256}"
+            )
+
+
+def _check_header(name: str, header: Header, output: Output, source: Source) -> None:
+    recorded = {shard[0]: shard[3] for shard in output.identity["source.shards"]}
+    if recorded.get(name) != header.sha256:
+        raise BadOption(
+            f"{source.label} is not what {output.where} was made of: the header of shard {name} has sha256 "
+            f"{header.sha256}, the records say {recorded.get(name)}"
+        )
+
+
+def _make_subjects(
+    names: Sequence[str], output: Output, result: Source, source: Source
+) -> tuple[list[Subject], list[str]]:
+    """The chosen tensors, and what is odd about those that cannot be audited; reads the headers that they lie under."""
+    entries = {name: output.ledger["tensors"][name] for name in names}
+    files = {f.name: f for f in source.files()}
+    for entry in entries.values():
+        if entry["shard"] not in files:
+            raise CheckpointIncomplete(f"{source.label} has no shard {entry['shard']}, which the ledger names")
+    of_source = read_headers(source, [files[n] for n in dict.fromkeys(e["shard"] for e in entries.values())])
+    of_result = read_headers(result, [output.files[n] for n in dict.fromkeys(e["file"] for e in entries.values())])
+    for name, header in of_source.items():
+        _check_header(name, header, output, source)
+    subjects: list[Subject] = []
+    problems: list[str] = []
+    for name in names:
+        try:
+            subjects.append(make_subject(name, output, of_source, of_result))
+        except NoSubjectError as e:
+            problems.append(str(e))
+    return subjects, problems
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def _rest(limit_bytes: int | None, header_bytes: int) -> int | None:
+    """What records and headers leave of the limit."""
+    if limit_bytes is not None and header_bytes >= limit_bytes:
+        raise BadOption(f"--max-traffic {limit_bytes} is used up by {header_bytes} bytes of headers: allow more")
+    return None if limit_bytes is None else limit_bytes - header_bytes
+
+
+def _compare_all(checks: Sequence[Check], output: Output, result: Source, source: Source) -> list[Audited]:
+    kernels = load()
+    largest = max((c.source_bytes + c.result_bytes for c in checks), default=0)
+    with ThreadPoolExecutor(READERS if largest <= READERS_BYTES else 1) as pool:
+        futures = [pool.submit(_audit, c, output, result, source, kernels) for c in checks]
+        try:
+            return [f.result() for f in futures]
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _audit(check: Check, output: Output, result: Source, source: Source, kernels: KernelSet) -> Audited:
+    found = compare(check, source, result, output.layout, kernels)
+    problem = found.problem
+    if found.stats is not None and problem is None:
+        entry = output.ledger["tensors"][check.subject.name]
+        problem = next(check_figures(check.subject.name, entry, found.stats), None)
+    return Audited(check, found.bytes_compared, problem)
+
+
+def _read_traffic(headers: Traffic, result: Meter, source: Meter) -> Traffic:
+    """What was read; less than was planned where a difference ended a tensor's check."""
+    requests = result.requests + source.requests
+    of_source, of_result = source.read_bytes - headers.source_bytes, result.read_bytes - headers.result_bytes
+    return Traffic(headers.total_bytes, of_source, of_result, requests)
+
+
+def _planned_traffic(headers: Traffic, checks: Sequence[Check]) -> Traffic:
+    requests = headers.requests + sum(c.requests for c in checks)
+    of_source, of_result = sum(c.source_bytes for c in checks), sum(c.result_bytes for c in checks)
+    return Traffic(headers.total_bytes, of_source, of_result, requests)
