@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from shardq.errors import BadOption, SourceUnreadable
+from shardq.errors import BadOption, CorruptShard, SourceUnreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,21 @@ class SourceFile:
     name: str
     size_bytes: int
     sha256: str | None  # when the source knows it without reading the file
+
+
+class FileReader(Protocol):
+    """Reads parts of one file, for one thread at a time."""
+
+    def read_into(self, begin: int, out: memoryview) -> None:
+        """Fill `out` (writable bytes, C-contiguous) from byte `begin` of the file on; what fails in passing is retried.
+
+        Raises CorruptShard past the end of the file, SourceUnreadable, HubAccess, HubTransfer.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
+        ...
 
 
 class Source(Protocol):
@@ -50,9 +65,15 @@ class Source(Protocol):
     def fetch(self, name: str, target: Path, on_bytes: Callable[[int], None]) -> str | None:
         """Bring a file of a remote source to `target`, whole, verified and durable; returns its sha256 (hex).
 
-        Nothing is at `target` before it is complete. `on_bytes` gets the bytes of each step; a negative number takes
-        back bytes that have to be moved again.
+        Nothing is at `target` before it is complete. What has arrived when a call fails or is killed is kept beside it
+        and taken up by the next call. `on_bytes` gets the bytes of each step, those taken up included; a negative
+        number takes back bytes that have to be moved again; 0 comes at least twice a second while nothing arrives.
+        Whatever it raises ends the call.
         """
+        ...
+
+    def open_file(self, name: str, on_bytes: Callable[[int], None]) -> FileReader:
+        """A reader of parts of a file; `on_bytes` as for `fetch`. Several threads open a reader each."""
         ...
 
 
@@ -72,3 +93,11 @@ def check_subfolder(subfolder: str | None) -> str | None:
     if ".." in parts or subfolder.startswith("/"):
         raise BadOption(f"subfolder {subfolder!r} must lie inside the source")
     return "/".join(parts) or None
+
+
+def check_part(name: str, begin: int, count: int, size_bytes: int) -> None:
+    """Raises CorruptShard when a file of `size_bytes` has no `count` bytes from `begin` on."""
+    if begin < 0 or begin + count > size_bytes:
+        raise CorruptShard(
+            f"{name} has {size_bytes} bytes, but bytes {begin} to {begin + count} are asked for; get the file again"
+        )

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from shardq.files.atomic import write_atomic
 from shardq.files.safetensors import TensorSpec, plan_file
-from shardq.sources.base import SourceFile, find_file
+from shardq.sources.base import FileReader, SourceFile, check_part, find_file
 
 _SEED: Final = 20260701
 _HIDDEN: Final = 256
@@ -105,6 +105,29 @@ class DemoSource:
         write_atomic(target, self.contents[name])
         on_bytes(file.size_bytes)
         return file.sha256
+
+    def open_file(self, name: str, on_bytes: Callable[[int], None]) -> FileReader:
+        """Reads from memory."""
+        find_file(self.listing, name, self.label)
+        return MemoryReader(self.contents[name], name, on_bytes)
+
+
+class MemoryReader:
+    """Reads a file that is in memory."""
+
+    def __init__(self, data: bytes, name: str, on_bytes: Callable[[int], None]) -> None:
+        self._data = data
+        self._name = name
+        self._on_bytes = on_bytes
+
+    def read_into(self, begin: int, out: memoryview) -> None:
+        """Raises CorruptShard past the end of the file."""
+        check_part(self._name, begin, out.nbytes, len(self._data))
+        out.cast("B")[:] = memoryview(self._data)[begin : begin + out.nbytes]
+        self._on_bytes(out.nbytes)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 def open_demo() -> DemoSource:

@@ -6,17 +6,26 @@ huggingface_hub is imported inside functions only, so that importing this module
 import hashlib
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
 from shardq.errors import ChecksumMismatch, HubAccess, HubTransfer
 from shardq.files.atomic import explain_os_error, sync_folder, writing
-from shardq.sources.base import Source, SourceFile, find_file
-from shardq.sources.hub_errors import RETRY_STATUSES, RetryPolicy, explain_hub_error, server_wait_s
-from shardq.sources.hub_transfer import FileSink, Link, RangeSink, RemoteFile
-from shardq.sources.local import open_folder, read_range
+from shardq.sources.base import FileReader, Source, SourceFile, check_part, find_file
+from shardq.sources.hub_errors import (
+    RETRY_STATUSES,
+    Gate,
+    RetryPolicy,
+    explain_hub_error,
+    ignore_tick,
+    server_wait_s,
+    sleep_ticking,
+)
+from shardq.sources.hub_parts import bad_path, keep_part, part_path, remove_leftovers
+from shardq.sources.hub_sinks import FileSink, MemorySink
+from shardq.sources.hub_transfer import Link, RemoteFile, Transfer
+from shardq.sources.local import open_folder, open_local, read_range
 from shardq.version import VERSION
 
 _TRIES_WITH_WRONG_HASH: Final = 2
@@ -42,19 +51,29 @@ class HubSource:
     def read(self, name: str, begin: int, end: int) -> bytes:
         """From the user's cache if it is there, else by a range request. A whole file is checked against its hash.
 
-        Raises HubAccess, HubTransfer, ChecksumMismatch.
+        Raises HubAccess, HubTransfer, ChecksumMismatch, CorruptShard.
         """
         cached = self.local_path(name)
         if cached is not None:
             return read_range(cached, begin, end)
         file = find_file(self.listing, name, self.label)
+        check_part(name, begin, end - begin, file.size_bytes)
+        out = bytearray(end - begin)
         for _ in range(_TRIES_WITH_WRONG_HASH):
-            sink = RangeSink()
-            self.link.move(self._remote(file), begin, end, sink)
+            self._transfer(file, ignore_bytes).move(begin, end, MemorySink(memoryview(out), ignore_bytes))
             whole = begin == 0 and end == file.size_bytes
-            if not whole or file.sha256 in {None, hashlib.sha256(sink.data).hexdigest()}:
-                return bytes(sink.data)
-        raise _mismatch(self.label, file, hashlib.sha256(sink.data).hexdigest())
+            if not whole or file.sha256 in {None, hashlib.sha256(out).hexdigest()}:
+                return bytes(out)
+        raise ChecksumMismatch(_mismatch(self.label, file, hashlib.sha256(out).hexdigest()))
+
+    def open_file(self, name: str, on_bytes: Callable[[int], None]) -> FileReader:
+        """Reads the user's cache if the file is there, else by range requests to the storage address that is resolved
+        once for all of them. Raises SourceUnreadable."""
+        cached = self.local_path(name)
+        if cached is not None:
+            return open_local(cached, on_bytes)
+        file = find_file(self.listing, name, self.label)
+        return HubReader(file, self._transfer(file, on_bytes), on_bytes)
 
     def local_path(self, name: str) -> Path | None:
         """The file in the user's Hub cache at this commit, if it has the listed size."""
@@ -71,45 +90,71 @@ class HubSource:
         return Path(path) if usable else None
 
     def fetch(self, name: str, target: Path, on_bytes: Callable[[int], None]) -> str | None:
-        """Download to `target` through `target`.part: verified by size and, where the Hub knows it, sha256; fsynced.
+        """Download to `target` through a part file beside it: verified by size and, where the Hub knows it, sha256;
+        fsynced.
 
-        A wrong hash is fetched once more. Raises HubAccess, HubTransfer, ChecksumMismatch, DiskFull, NotWritable; then
-        nothing is left behind.
+        The part file is named for the content that is fetched, and kept when the call fails; a part of other content is
+        deleted. A wrong hash is fetched once more, then set aside as `target`.bad until the next call. Raises HubAccess,
+        HubTransfer, ChecksumMismatch, DiskFull, NotWritable.
         """
         file = find_file(self.listing, name, self.label)
-        part = target.with_name(target.name + ".part")
+        part = part_path(target, file.sha256 or f"{self.commit}:{file.size_bytes}")
+        remove_leftovers(target, part)
         with writing(part):
-            fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        sink = FileSink(fd, part, on_bytes)
         try:
-            sha256 = self._download(file, FileSink(fd, part, on_bytes))
+            sha256 = self._download(file, target, part, sink)
             with writing(target):
                 os.fsync(fd)
                 os.replace(part, target)
                 sync_folder(target.parent)
         finally:
-            os.close(fd)
-            with suppress(OSError):  # it has its final name, unless something failed
-                os.unlink(part)
+            keep_part(sink, part, fd)
         return sha256
 
-    def _download(self, file: SourceFile, sink: FileSink) -> str:
-        for _ in range(_TRIES_WITH_WRONG_HASH):
-            self.link.move(self._remote(file), 0, file.size_bytes, sink)
+    def _download(self, file: SourceFile, target: Path, part: Path, sink: FileSink) -> str:
+        sink.resume(file.size_bytes)
+        fresh = 0  # downloads from the first byte on; a part that was taken up proves nothing
+        while True:
+            fresh += sink.size_bytes == 0
+            self._transfer(file, sink.on_bytes).move(0, file.size_bytes, sink)
             found = sink.digest.hexdigest()
             if file.sha256 in {None, found}:
                 return found
+            if fresh == _TRIES_WITH_WRONG_HASH:
+                bad = bad_path(target)
+                with writing(bad):
+                    os.replace(part, bad)
+                raise ChecksumMismatch(f"{_mismatch(self.label, file, found)}; what came is kept as {bad.name}")
             sink.restart()
-        raise _mismatch(self.label, file, found)
 
     def _path(self, name: str) -> str:
         return f"{self.subfolder}/{name}" if self.subfolder else name
 
-    def _remote(self, file: SourceFile) -> RemoteFile:
+    def _transfer(self, file: SourceFile, on_bytes: Callable[[int], None]) -> Transfer:
         from huggingface_hub import hf_hub_url
 
         path = self._path(file.name)
         url = hf_hub_url(self.label, path, revision=self.commit, endpoint=self.endpoint)
-        return RemoteFile(self.label, self.commit, path, url, file.size_bytes)
+        return Transfer(self.link, RemoteFile(self.label, self.commit, path, url, file.size_bytes), on_bytes)
+
+
+class HubReader:
+    """Reads parts of one file of a repo."""
+
+    def __init__(self, file: SourceFile, transfer: Transfer, on_bytes: Callable[[int], None]) -> None:
+        self._file = file
+        self._transfer = transfer
+        self._on_bytes = on_bytes
+
+    def read_into(self, begin: int, out: memoryview) -> None:
+        """Raises HubAccess, HubTransfer, and CorruptShard past the end of the file."""
+        check_part(self._file.name, begin, out.nbytes, self._file.size_bytes)
+        self._transfer.move(begin, begin + out.nbytes, MemorySink(out.cast("B"), self._on_bytes))
+
+    def close(self) -> None:
+        """Nothing to let go of: connections are the link's."""
 
 
 def open_hub(
@@ -130,7 +175,8 @@ def open_hub(
         return _open_cached(repo, revision, subfolder)
     policy = retry or RetryPolicy(timeout_s=float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
     api = HfApi(endpoint=endpoint, library_name="shardq", library_version=VERSION)
-    ask = _Asker(repo, revision, policy)
+    link = Link(api.endpoint, policy)
+    ask = _Asker(repo, revision, policy, link.gate)
     info = ask(lambda: api.model_info(repo, revision=revision, timeout=policy.timeout_s), "the repo")
     commit = info.sha
     if commit is None:
@@ -144,7 +190,7 @@ def open_hub(
         SourceFile(e.path[cut:], e.size, e.lfs.sha256 if e.lfs else None) for e in entries if isinstance(e, RepoFile)
     ]
     listing.sort(key=lambda f: f.name)
-    return HubSource(repo, commit, subfolder, tuple(listing), api.endpoint, Link(api.endpoint, policy))
+    return HubSource(repo, commit, subfolder, tuple(listing), api.endpoint, link)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +200,7 @@ class _Asker:
     repo: str
     revision: str | None
     retry: RetryPolicy
+    gate: Gate
 
     def __call__(self, call: Callable[[], _Answer], what: str) -> _Answer:
         import httpx2
@@ -162,6 +209,7 @@ class _Asker:
         failures = 0
         while True:
             asked_s = None
+            self.gate.wait(ignore_tick)
             try:
                 return call()
             except HfHubHTTPError as error:
@@ -181,7 +229,11 @@ class _Asker:
                     f"({error}); check HF_ENDPOINT and proxies"
                 ) from error
             failures += 1
-            self.retry.pause(failures, asked_s, f"{self.repo}, {what}", reason)
+            wait_s = self.retry.next_wait_s(failures, asked_s, f"{self.repo}, {what}", reason)
+            if reason == "HTTP 429":
+                self.gate.hold(wait_s)
+            else:
+                sleep_ticking(wait_s, ignore_tick)
 
 
 def _open_cached(repo: str, revision: str | None, subfolder: str | None) -> Source:
@@ -199,8 +251,13 @@ def _open_cached(repo: str, revision: str | None, subfolder: str | None) -> Sour
     return open_folder(snapshot, subfolder, label=repo, commit=os.path.basename(snapshot))
 
 
-def _mismatch(label: str, file: SourceFile, found: str) -> ChecksumMismatch:
-    return ChecksumMismatch(
+def _mismatch(label: str, file: SourceFile, found: str) -> str:
+    return (
         f"{label}, file {file.name}: sha256 is {found}, the Hub promises {file.sha256}, "
         f"{_TRIES_WITH_WRONG_HASH} times in a row; try another network, or report it to the owner of the repo"
     )
+
+
+def ignore_bytes(count: int) -> None:
+    """For those who need no progress."""
+    del count

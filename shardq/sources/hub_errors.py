@@ -5,8 +5,9 @@ huggingface_hub is imported inside functions only, so that importing this module
 
 import re
 import secrets
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,20 @@ if TYPE_CHECKING:
 RETRY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 # IETF draft-ietf-httpapi-ratelimit-headers: r requests are left in a window that ends in t seconds
 _RATE_LIMIT: Final = re.compile(r";\s*r\s*=\s*(\d+)\s*;\s*t\s*=\s*(\d+)")
+_TICK_S: Final = 0.25
 _LOG_IN: Final = "log in with `hf auth login` or set HF_TOKEN"
+
+
+def ignore_tick() -> None:
+    """For those who need not be asked while something waits."""
+
+
+def sleep_ticking(wait_s: float, tick: Callable[[], None]) -> None:
+    """Sleep, calling `tick` at least every quarter of a second; what it raises ends the sleep."""
+    ends_at = time.monotonic() + wait_s
+    while (left_s := ends_at - time.monotonic()) > 0:
+        tick()
+        time.sleep(min(left_s, _TICK_S))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +45,8 @@ class RetryPolicy:
     longest_wait_s: float = 8.0
     longest_server_wait_s: float = 330.0  # the Hub counts requests in windows of five minutes
     timeout_s: float = 10.0  # without any byte
+    least_rate_bytes_s: float = 1000.0  # a connection that is slower on the average of stall_s is given up
+    stall_s: float = 30.0
 
     def wait_s(self, failures: int, asked_s: float | None) -> float:
         """Seconds to wait after the given number of failures; `asked_s` is what the server asked for."""
@@ -40,8 +56,8 @@ class RetryPolicy:
         # Many downloads that failed together must not come back together.
         return longest * (0.5 + secrets.randbelow(1000) / 2000)
 
-    def pause(self, failures: int, asked_s: float | None, what: str, reason: str) -> None:
-        """Wait before the next attempt. Raises HubTransfer when patience is used up."""
+    def next_wait_s(self, failures: int, asked_s: float | None, what: str, reason: str) -> float:
+        """Seconds to wait before the next attempt. Raises HubTransfer when patience is used up."""
         if failures >= self.failures:
             raise HubTransfer(
                 f"{what}: gave up after {failures} failures in a row, the last: {reason}; "
@@ -52,7 +68,37 @@ class RetryPolicy:
                 f"{what}: {reason}, and the server asks to wait {asked_s:.0f} s, "
                 f"more than {self.longest_server_wait_s:.0f} s; run the same command again later"
             )
-        time.sleep(self.wait_s(failures, asked_s))
+        return self.wait_s(failures, asked_s)
+
+    def pause(
+        self, failures: int, asked_s: float | None, what: str, reason: str, tick: Callable[[], None] = ignore_tick
+    ) -> None:
+        """Wait before the next attempt, calling `tick`, which may raise. Raises HubTransfer when patience is used up."""
+        sleep_ticking(self.next_wait_s(failures, asked_s, what, reason), tick)
+
+
+class Gate:
+    """The moment before which nobody may send a request, shared by all threads: an answer 429 is meant for all of
+    them, and requests that go on regardless only make the wait longer."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._opens_at = 0.0
+
+    def hold(self, wait_s: float) -> None:
+        """Nobody for so many seconds from now."""
+        with self._lock:
+            self._opens_at = max(self._opens_at, time.monotonic() + wait_s)
+
+    def wait(self, tick: Callable[[], None]) -> None:
+        """Return when requests may be sent, calling `tick` meanwhile, which may raise."""
+        while True:
+            with self._lock:
+                left_s = self._opens_at - time.monotonic()
+            if left_s <= 0:
+                return
+            # Those who wait together start one after another.
+            sleep_ticking(left_s + secrets.randbelow(1000) / 1000 * min(1.0, left_s / 4), tick)
 
 
 def server_wait_s(headers: Mapping[str, str]) -> float | None:

@@ -1,30 +1,30 @@
-"""Moves bytes of one file from the Hub: redirects, byte ranges, retries, and resuming inside one call.
+"""Moves bytes of one file from the Hub: redirects, byte ranges, retries, and going on where a connection broke.
 
-The library's own download gives up on a reset connection, checks no hash and costs twice the CPU time. Here every
-answer is checked against the range that was asked for, and the token goes to the Hub's own origin only. huggingface_hub
-and its HTTP client are imported inside functions only.
+The library's own download gives up on a reset connection, checks no hash and costs several times the CPU time. Here
+every answer is checked against the range that was asked for, and the token goes to the Hub's own origin only.
+huggingface_hub is imported inside functions only.
 """
 
-import hashlib
-import os
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
-from urllib.parse import urljoin, urlsplit
+from typing import Final
+from urllib.parse import urljoin
 
 from shardq.errors import HubTransfer
-from shardq.files.atomic import pwrite_all, reading, writing
-from shardq.sources.hub_errors import RETRY_STATUSES, RetryPolicy, explain_hub_error, server_wait_s
+from shardq.files.atomic import reading
+from shardq.sources.hub_dial import Connection, Origin, Pool, origin
+from shardq.sources.hub_errors import RETRY_STATUSES, Gate, RetryPolicy, explain_hub_error, server_wait_s, sleep_ticking
+from shardq.sources.hub_sinks import Sink
+from shardq.sources.hub_wire import Answer, Patience, WireError
 from shardq.version import VERSION
 
-if TYPE_CHECKING:
-    import httpx2
-
 _MAX_HOPS: Final = 8
+_MAX_SKIPPED_BYTES: Final = 4 << 20  # read and dropped where a server ignores ranges; more is refused
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_EXPIRED: Final = frozenset({400, 401, 403, 404, 410})  # from storage: what clouds answer to an old signature
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,192 +38,196 @@ class RemoteFile:
     size_bytes: int
 
 
-class Sink(Protocol):
-    """Takes the bytes of a file in order."""
-
-    def put(self, data: bytes) -> None:
-        """The next bytes."""
-        ...
-
-    def restart(self) -> bool:
-        """Forget everything and begin again; False when that is not possible."""
-        ...
-
-
-class RangeSink:
-    """Collects a range in memory; cannot restart, as a server that ignores ranges would send the whole file."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def put(self, data: bytes) -> None:
-        self.data += data
-
-    def restart(self) -> bool:
-        return False
-
-
-class FileSink:
-    """Writes a file from its beginning and hashes it on the way."""
-
-    def __init__(self, fd: int, path: Path, on_bytes: Callable[[int], None]) -> None:
-        self.fd = fd
-        self.path = path
-        self.on_bytes = on_bytes
-        self.size_bytes = 0
-        self.digest = hashlib.sha256()
-
-    def put(self, data: bytes) -> None:
-        with writing(self.path):
-            pwrite_all(self.fd, data, self.size_bytes)
-        self.digest.update(data)
-        self.size_bytes += len(data)
-        self.on_bytes(len(data))
-
-    def restart(self) -> bool:
-        with writing(self.path):
-            os.ftruncate(self.fd, 0)
-        self.on_bytes(-self.size_bytes)
-        self.size_bytes = 0
-        self.digest = hashlib.sha256()
-        return True
-
-
 class _PassingError(Exception):
     """A failure that may not happen again."""
 
-    def __init__(self, reason: str, asked_s: float | None = None) -> None:
+    def __init__(self, reason: str, asked_s: float | None = None, for_all: bool = False) -> None:
         super().__init__(reason)
         self.asked_s = asked_s
+        self.for_all = for_all  # the server counts requests: nobody else should ask either
 
 
 class _ExpiredError(_PassingError):
     """A storage address that does not let us in any more: ask the Hub for a new one."""
 
 
-class _RangeIgnoredError(Exception):
-    """The whole file came as an answer to a request for a part of it."""
-
-
-def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port: what a token must not leave."""
-    parts = urlsplit(url)
-    port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
-    return parts.scheme, (parts.hostname or "").lower(), port
-
-
 class Link:
-    """An HTTP client of our own: the library's shared one is closed under all threads when one of them fails."""
+    """What the transfers of one source share: connections, patience, and the pauses that the server asks for.
+
+    Not the library's HTTP client: that one is closed under all threads when one of them fails to connect.
+    """
 
     def __init__(self, endpoint: str, retry: RetryPolicy) -> None:
-        import httpx2
-
         self.origin = origin(endpoint)
         self.retry = retry
-        self.client = httpx2.Client(timeout=retry.timeout_s, follow_redirects=False)
+        self.gate = Gate()
+        self.pool = Pool()
 
-    def move(self, file: RemoteFile, begin: int, end: int, sink: Sink) -> None:
-        """Put the bytes [begin, end) of `file` into `sink`.
 
-        Broken connections go on where they broke. Raises HubAccess, HubTransfer, and what the sink raises.
+class Transfer:
+    """One file and the storage address that the Hub gave for it; for one thread at a time."""
+
+    def __init__(self, link: Link, file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
+        """`on_bytes(0)` is called at least twice a second while something waits; what it raises ends the transfer."""
+        self._link = link
+        self._file = file
+        self._what = f"{file.repo}, file {file.name}"
+        self._tick: Callable[[], None] = lambda: on_bytes(0)
+        self._address = file.url
+
+    def move(self, begin: int, end: int, sink: Sink) -> None:
+        """Put the bytes [begin, end) of the file into `sink`, except those that it has already.
+
+        Raises HubAccess, HubTransfer, and what the sink and `on_bytes` raise.
         """
-        import httpx2
-
-        what = f"{file.repo}, file {file.name}"
-        position = furthest = begin
-        failures = 0
-        address = file.url
-        while position < end:
-            asked_s = None
+        retry = self._link.retry
+        furthest, failures = begin + sink.size_bytes, 0
+        while begin + sink.size_bytes < end:
+            resolved = self._address != self._file.url
             try:
-                response = self._open(file, address, position, end)
-                try:
-                    address = str(response.url)
-                    for data in response.iter_raw():
-                        if position + len(data) > end:
-                            raise _PassingError("more bytes came than were asked for")
-                        sink.put(data)
-                        position += len(data)
-                finally:
-                    response.close()
-                reason = f"the answer ended at byte {position} of {end}"
-            except _RangeIgnoredError as error:
-                if end != file.size_bytes or not sink.restart():
-                    raise HubTransfer(
-                        f"{what}: the server ignores ranges and would send all {file.size_bytes} bytes; "
-                        "download the repo into a folder and give that"
-                    ) from error
-                position = 0
-                reason = "the server ignores byte ranges"
-            except _PassingError as error:
-                reason, asked_s = str(error), error.asked_s
-                if isinstance(error, _ExpiredError):
-                    address = file.url
-            except httpx2.TransportError as error:
-                reason = f"{type(error).__name__}: {error}"
-            if position < end:
-                failures = 1 if position > furthest else failures + 1
-                furthest = max(furthest, position)
-                self.retry.pause(failures, asked_s, what, reason)
-
-    def _open(self, file: RemoteFile, address: str, begin: int, end: int) -> "httpx2.Response":
-        """An open answer whose body is exactly the bytes from `begin` on. The caller closes it."""
-        whole = begin == 0 and end == file.size_bytes
-        for _ in range(_MAX_HOPS):
-            headers = self._headers(address)
-            if not whole:
-                headers["range"] = f"bytes={begin}-{end - 1}"
-            request = self.client.build_request("GET", address, headers=headers)
-            response = self.client.send(request, stream=True)
-            if response.has_redirect_location:
-                response.close()
-                address = urljoin(address, response.headers["location"])
+                self._pour(begin, end, sink)
                 continue
+            except _PassingError as error:
+                problem = error
+            except WireError as error:
+                problem = _PassingError(str(error))
+            sink.flush()
+            position = begin + sink.size_bytes
+            failures = 0 if position > furthest else failures + 1
+            furthest = max(furthest, position)
+            expired = isinstance(problem, _ExpiredError)
+            if expired or failures > 1:
+                self._address = self._file.url
+            wait_s = retry.next_wait_s(failures, problem.asked_s, self._what, str(problem))
+            if problem.for_all:
+                self._link.gate.hold(wait_s)
+            elif not (expired and resolved and failures <= 1):  # an address that grew old is no sign of trouble
+                sleep_ticking(wait_s, self._tick)
+
+    def _pour(self, begin: int, end: int, sink: Sink) -> None:
+        """One attempt. Raises WireError, _PassingError."""
+        position = begin + sink.size_bytes
+        connection, answer = self._open(position, end)
+        try:
+            if answer.status == 200 and position > 0:
+                self._catch_up(answer, begin, end, sink)
+            self._drain(answer, begin, end, sink)
+            sink.flush()
+            reusable = answer.finish()
+        except BaseException:
+            connection.close()
+            raise
+        self._link.pool.put_back(connection, reusable)
+
+    def _drain(self, answer: Answer, begin: int, end: int, sink: Sink) -> None:
+        retry = self._link.retry
+        since, at_first = time.monotonic(), sink.size_bytes
+        while (missing := end - begin - sink.size_bytes) > 0:
+            count = answer.read_into(sink.space()[:missing])
+            if count == 0:
+                raise _PassingError(f"the answer ended at byte {begin + sink.size_bytes} of {end}")
+            sink.took(count)
+            passed_s = time.monotonic() - since
+            if passed_s >= retry.stall_s:
+                if sink.size_bytes - at_first < retry.least_rate_bytes_s * passed_s:
+                    raise _PassingError(f"less than {retry.least_rate_bytes_s:.0f} bytes/s for {passed_s:.0f} s")
+                since, at_first = time.monotonic(), sink.size_bytes
+
+    def _catch_up(self, answer: Answer, begin: int, end: int, sink: Sink) -> None:
+        """The server sends the file from its first byte, not from where the sink is."""
+        if begin == 0:
+            sink.restart()
+            return
+        missed = begin + sink.size_bytes
+        if missed > _MAX_SKIPPED_BYTES:
+            raise HubTransfer(
+                f"{self._what}: the server ignores byte ranges and would send all {self._file.size_bytes} bytes "
+                f"for the {end - missed} from {missed} on; download the repo into a folder and give that"
+            )
+        scratch = memoryview(bytearray(missed))
+        while missed > 0:
+            count = answer.read_into(scratch[:missed])
+            if count == 0:
+                raise _PassingError("the answer ended too early")
+            missed -= count
+
+    def _open(self, begin: int, end: int) -> tuple[Connection, Answer]:
+        """An answer whose body has the bytes from `begin` on, or with status 200 all bytes of the file."""
+        link = self._link
+        patience = Patience(link.retry.timeout_s, self._tick)
+        for _ in range(_MAX_HOPS):
+            link.gate.wait(self._tick)
+            connection = link.pool.connect(self._place(), patience)
             try:
-                self._check(response, file, begin, whole)
+                answer = connection.ask(self._address, self._headers(begin, end), patience)
+                if answer.status not in _REDIRECTS or "location" not in answer.headers:
+                    self._check(answer, begin, end)
+                    return connection, answer
+                reusable = answer.finish()
             except BaseException:
-                response.close()
+                connection.close()
                 raise
-            return response
+            link.pool.put_back(connection, reusable)
+            self._address = urljoin(self._address, answer.headers["location"])
         raise _ExpiredError(f"more than {_MAX_HOPS} redirects")
 
-    def _headers(self, address: str) -> dict[str, str]:
+    def _place(self) -> Origin:
+        try:
+            place = origin(self._address)
+        except ValueError:
+            place = Origin("", "", 0)
+        if place.scheme not in {"http", "https"} or not place.host:
+            raise HubTransfer(
+                f"{self._what}: the Hub redirects to {self._address!a}, which is no place to download from"
+            )
+        return place
+
+    def _headers(self, begin: int, end: int) -> dict[str, str]:
         from huggingface_hub import constants, get_token
 
         # A compressed body has other lengths and offsets than the file.
-        headers = {"user-agent": f"shardq/{VERSION}", "accept-encoding": "identity"}
-        if origin(address) == self.origin and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        headers = {"user-agent": f"shardq/{VERSION}", "accept": "*/*", "accept-encoding": "identity"}
+        if begin > 0 or end < self._file.size_bytes:
+            headers["range"] = f"bytes={begin}-{end - 1}"
+        if origin(self._address) == self._link.origin and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
             with reading(constants.HF_TOKEN_PATH):
                 token = get_token()
             if token:
                 headers["authorization"] = f"Bearer {token}"
         return headers
 
-    def _check(self, response: "httpx2.Response", file: RemoteFile, begin: int, whole: bool) -> None:
-        """Is this the part of the file that was asked for?"""
+    def _check(self, answer: Answer, begin: int, end: int) -> None:
+        """Is this the file, or the part of it that was asked for?"""
+        status, size = answer.status, self._file.size_bytes
+        if status in RETRY_STATUSES:
+            raise _PassingError(f"HTTP {status}", server_wait_s(answer.headers), for_all=status == 429)
+        if status in _EXPIRED and origin(self._address) != self._link.origin:
+            raise _ExpiredError(f"HTTP {status} from storage")
+        self._refuse_errors(answer)
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            raise _PassingError("the server compressed a body that must not be")
+        if status == 200:
+            length = answer.headers.get("content-length", str(size))
+            if length != str(size):
+                raise _PassingError(f"{length} bytes are offered, the listing says {size}")
+            return
+        found = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+        if status != 206 or (begin == 0 and end == size):
+            raise _PassingError(f"unexpected HTTP {status}")
+        if not found or int(found[1]) != begin or int(found[3]) != size:
+            raise _PassingError(f"Content-Range {answer.headers.get('content-range')!a}, expected from {begin}")
+
+    def _refuse_errors(self, answer: Answer) -> None:
+        """Raises HubAccess, HubTransfer."""
+        import httpx2
         from huggingface_hub import hf_raise_for_status
         from huggingface_hub.errors import HfHubHTTPError
 
-        status = response.status_code
-        if status in RETRY_STATUSES:
-            raise _PassingError(f"HTTP {status}", server_wait_s(response.headers))
-        if status in {401, 403} and origin(str(response.url)) != self.origin:
-            raise _ExpiredError(f"HTTP {status} from storage")
-        try:
-            hf_raise_for_status(response)
-        except HfHubHTTPError as error:
-            raise explain_hub_error(error, file.repo, file.revision, f"file {file.name}") from error
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise _PassingError("the server compressed a body that must not be")
-        if not whole and status == 200:
-            raise _RangeIgnoredError
-        if status != (200 if whole else 206):
-            raise _PassingError(f"unexpected HTTP {status}")
-        if whole:
-            length = response.headers.get("content-length", str(file.size_bytes))
-            if length != str(file.size_bytes):
-                raise _PassingError(f"{length} bytes are offered, the listing says {file.size_bytes}")
+        if answer.status < 400:
             return
-        found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-        if not found or int(found[1]) != begin or int(found[3]) != file.size_bytes:
-            raise _PassingError(f"Content-Range {response.headers.get('content-range')!a}, expected from {begin}")
+        request = httpx2.Request("GET", self._address)
+        try:
+            hf_raise_for_status(httpx2.Response(answer.status, headers=dict(answer.headers), request=request))
+        except HfHubHTTPError as error:
+            what = f"file {self._file.name}"
+            raise explain_hub_error(error, self._file.repo, self._file.revision, what) from error

@@ -4,10 +4,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from shardq.errors import SourceUnreadable
 from shardq.files.atomic import explain_os_error, pread_exact, reading
-from shardq.sources.base import SourceFile
+from shardq.sources.base import FileReader, SourceFile
+
+_PIECE_BYTES: Final = 8 << 20  # a slow disk reports, and can be stopped, after each
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,37 @@ class FolderSource:
         """Not for folders: their files are used in place."""
         del on_bytes
         raise AssertionError(f"{name} is in a local folder; nothing to fetch to {target}")
+
+    def open_file(self, name: str, on_bytes: Callable[[int], None]) -> FileReader:
+        """Raises SourceUnreadable."""
+        return open_local(self.root / name, on_bytes)
+
+
+class LocalReader:
+    """Reads a file through one descriptor."""
+
+    def __init__(self, fd: int, name: str, on_bytes: Callable[[int], None]) -> None:
+        self._fd = fd
+        self._name = name
+        self._on_bytes = on_bytes
+
+    def read_into(self, begin: int, out: memoryview) -> None:
+        """Raises SourceUnreadable, and CorruptShard past the end of the file."""
+        bytes_ = out.cast("B")
+        for at in range(0, len(bytes_), _PIECE_BYTES):
+            piece = bytes_[at : at + _PIECE_BYTES]
+            pread_exact(self._fd, piece, begin + at, self._name)
+            self._on_bytes(len(piece))
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._fd)
+
+
+def open_local(path: Path, on_bytes: Callable[[int], None]) -> LocalReader:
+    """A reader of a file on this machine. Raises SourceUnreadable."""
+    with reading(path):
+        return LocalReader(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path.name, on_bytes)
 
 
 def read_range(path: Path, begin: int, end: int) -> bytes:

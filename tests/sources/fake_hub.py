@@ -10,7 +10,8 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, Literal
@@ -18,9 +19,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_test_token"
 PAGE = 4  # entries of a tree listing per page
+STEP_BYTES = 1 << 20  # sent at a time
+TRICKLE_S = 0.02
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
     """One request that arrived."""
 
@@ -29,20 +32,50 @@ class Seen:
     path: str
     range: str | None
     authorization: str | None
+    sent_bytes: int | None = None  # of the body, once the answer has ended
+    status: int | None = None
+    at_s: float = 0.0  # time.monotonic()
+
+    @property
+    def begin(self) -> int:
+        """The first byte that was asked for."""
+        return int(self.range.removeprefix("bytes=").partition("-")[0]) if self.range else 0
 
 
 @dataclass
 class Fault:
-    """What to do wrong, with which requests, how often."""
+    """What to do wrong, with which requests, how often.
 
-    kind: Literal["status", "drop", "corrupt", "ignore_range", "wrong_range"]
+    status: answer with it and `headers`. reset_now, hang: before the head of the answer. drop (reset), truncate (clean
+    close), stall (for `for_s`), trickle (at `rate_bytes_s`): after `at` bytes of the body. corrupt: the byte at `at`.
+    ignore_range, wrong_range: send something else. expire: the signed address is void from now on.
+    """
+
+    kind: Literal[
+        "status",
+        "reset_now",
+        "hang",
+        "drop",
+        "truncate",
+        "stall",
+        "trickle",
+        "corrupt",
+        "ignore_range",
+        "wrong_range",
+        "expire",
+        "drop_put",
+        "lose_reply",
+        "reject_hash",
+    ]
     path: str  # regular expression, searched in the path
     times: int = 1
     status: int = 503
     headers: Mapping[str, str] = field(default_factory=dict)
-    # drop: bytes sent before the connection is reset; corrupt: offset of the flipped bit
     at: int = 0
     skip: int = 0  # let this many matching requests pass first
+    for_s: float = 60.0
+    rate_bytes_s: float = 100.0
+    method: str = ""  # regular expression
 
 
 @dataclass
@@ -52,6 +85,7 @@ class Repo:
     commits: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     access: Literal["public", "private", "gated"] = "public"
+    _hashes: dict[int, tuple[bytes, str]] = field(default_factory=dict)
 
     def commit(self, files: Mapping[str, bytes], ref: str = "main") -> str:
         sha = hashlib.sha1(repr((len(self.commits), sorted(files))).encode()).hexdigest()
@@ -59,55 +93,26 @@ class Repo:
         self.refs[ref] = sha
         return sha
 
+    def sha256(self, data: bytes) -> str:
+        """Computed once for each object."""
+        found = self._hashes.get(id(data))
+        if found is None:
+            found = self._hashes[id(data)] = (data, hashlib.sha256(data).hexdigest())
+        return found[1]
+
+    def find(self, sha256: str) -> bytes | None:
+        """The content of a file with this hash."""
+        files = (data for tree in list(self.commits.values()) for data in tree.values())
+        return next((data for data in files if self.sha256(data) == sha256), None)
+
 
 def is_large(path: str) -> bool:
     return path.endswith((".safetensors", "tokenizer.json"))
 
 
-class FakeHub:
-    """Two servers, a set of repos, a log and a list of faults."""
-
-    hub_handler: ClassVar[type["_Handler"]]
-    storage_handler: ClassVar[type["_Handler"]]
-
-    def __init__(self) -> None:
-        self.repos: dict[str, Repo] = {}
-        self.log: list[Seen] = []
-        self.faults: list[Fault] = []
-        self.lock = threading.Lock()
-        self.servers = [self._serve("hub"), self._serve("storage")]
-        self.url, self.storage_url = (f"http://127.0.0.1:{s.server_address[1]}" for s in self.servers)
-
-    def _serve(self, name: Literal["hub", "storage"]) -> ThreadingHTTPServer:
-        base = self.hub_handler if name == "hub" else self.storage_handler
-        handler = type(base.__name__, (base,), {"hub": self, "origin": name})
-        server = _Server(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        return server
-
-    def close(self) -> None:
-        for server in self.servers:
-            server.shutdown()
-            server.server_close()
-
-    def seen(self, pattern: str, method: str = "GET") -> list[Seen]:
-        with self.lock:
-            return [s for s in self.log if s.method == method and re.search(pattern, s.path)]
-
-    def take_fault(self, path: str) -> Fault | None:
-        with self.lock:
-            for fault in self.faults:
-                if fault.times > 0 and re.search(fault.path, path):
-                    if fault.skip > 0:
-                        fault.skip -= 1
-                        continue
-                    fault.times -= 1
-                    return fault
-        return None
-
-
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # clients hang up as they please
@@ -115,10 +120,11 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    hub: ClassVar[FakeHub]
+    hub: ClassVar["FakeHub"]
     origin: ClassVar[Literal["hub", "storage"]]
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    seen: Seen
 
     def log_message(self, template: str, *args: object) -> None:
         pass
@@ -126,51 +132,89 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def do_POST(self) -> None:
-        self.begin(self.route_write)
-
-    do_PUT = do_DELETE = do_POST
-
     def do_GET(self) -> None:
-        self.begin(self.route)
-
-    def begin(self, route: Callable[[str, Fault | None], None]) -> None:
-        path = unquote(self.path)
-        seen = Seen(
-            self.origin,
-            self.command,
-            path,
-            self.headers.get("range"),
-            self.headers.get("authorization"),
-        )
-        with self.hub.lock:
-            self.hub.log.append(seen)
-        fault = self.hub.take_fault(path)
+        path, fault = self.arrive()
         if fault is not None and fault.kind == "status":
             self.answer(fault.status, b"", dict(fault.headers))
         else:
-            route(path, fault)
+            self.route(path, fault)
+
+    def do_POST(self) -> None:
+        path, fault = self.arrive()
+        self.route_write(path, fault)
+
+    do_PUT = do_DELETE = do_POST
+
+    def arrive(self) -> tuple[str, Fault | None]:
+        """Log a request. Resets, hangs and expiries happen here."""
+        path = unquote(self.path)
+        authorization = self.headers.get("authorization")
+        now = time.monotonic()
+        self.seen = Seen(self.origin, self.command, path, self.headers.get("range"), authorization, at_s=now)
+        with self.hub.lock:
+            self.hub.log.append(self.seen)
+        fault = self.hub.take_fault(path, self.command)
+        if fault is not None and fault.kind == "reset_now":
+            self.reset()
+            raise ConnectionAbortedError
+        if fault is not None and fault.kind == "hang":
+            self.hub.closing.wait(fault.for_s)
+        return path, fault
+
+    def reset(self) -> None:
+        """The connection is reset, not closed, when this request has been dealt with."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.shutdown(socket.SHUT_RD)
+        self.close_connection = True
 
     def route(self, path: str, fault: Fault | None) -> None:
         raise NotImplementedError
 
     def route_write(self, path: str, fault: Fault | None) -> None:
+        """POST, PUT and DELETE; here there is nothing to be written."""
+        del path, fault
+        self.close_connection = True  # the body stays unread
         self.answer(405, b"", {})
 
-    def answer(self, status: int, body: bytes, headers: Mapping[str, str], drop_at: int | None = None) -> None:
+    def answer(
+        self, status: int, body: bytes | memoryview, headers: Mapping[str, str], fault: Fault | None = None
+    ) -> None:
+        self.seen.status = status
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.seen.sent_bytes = 0
         if self.command == "HEAD":
             return
-        self.wfile.write(body if drop_at is None else body[:drop_at])
-        if drop_at is not None:
+        view = memoryview(body)
+        if fault is None or fault.kind not in {"drop", "truncate", "stall", "trickle"}:
+            self.send_body(view)
+            return
+        self.send_body(view[: fault.at])
+        if fault.kind == "drop":
             self.wfile.flush()
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.shutdown(socket.SHUT_RD)
+            time.sleep(TRICKLE_S)  # what was sent arrives before the reset
+            self.reset()
+        elif fault.kind == "truncate":
             self.close_connection = True
+        elif fault.kind == "stall":
+            self.hub.closing.wait(fault.for_s)
+            self.send_body(view[fault.at :])
+        else:
+            step = max(1, int(fault.rate_bytes_s * TRICKLE_S))
+            for at in range(fault.at, len(view), step):
+                if self.hub.closing.wait(TRICKLE_S):
+                    return
+                self.send_body(view[at : at + step])
+
+    def send_body(self, view: memoryview) -> None:
+        for at in range(0, len(view), STEP_BYTES):
+            piece = view[at : at + STEP_BYTES]
+            self.wfile.write(piece)
+            assert self.seen.sent_bytes is not None
+            self.seen.sent_bytes += len(piece)
 
     def answer_json(self, value: object, headers: Mapping[str, str]) -> None:
         self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json", **headers})
@@ -179,28 +223,30 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(status, b"", {"X-Error-Code": code, "X-Error-Message": code})
 
     def answer_file(self, data: bytes, headers: Mapping[str, str], fault: Fault | None) -> None:
-        if fault is not None and fault.kind == "corrupt":
+        kind = fault.kind if fault is not None else None
+        if fault is not None and kind == "corrupt":
             data = data[: fault.at] + bytes([data[fault.at] ^ 1]) + data[fault.at + 1 :]
-        drop_at = fault.at if fault is not None and fault.kind == "drop" else None
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range") or "")
-        if match is None or (fault is not None and fault.kind == "ignore_range"):
-            self.answer(200, data, headers, drop_at)
+        if match is None or kind == "ignore_range":
+            self.answer(200, data, headers, fault)
             return
         begin, end = int(match[1]), min(int(match[2] or len(data) - 1) + 1, len(data))
         if begin >= len(data):
             self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             return
-        shift = 1 if fault is not None and fault.kind == "wrong_range" else 0
-        content_range = f"bytes {begin + shift}-{end - 1}/{len(data)}"
-        self.answer(206, data[begin:end], {**headers, "Content-Range": content_range}, drop_at)
+        content_range = f"bytes {begin + (kind == 'wrong_range')}-{end - 1}/{len(data)}"
+        self.answer(206, memoryview(data)[begin:end], {**headers, "Content-Range": content_range}, fault)
 
 
-class _HubHandler(_Handler):
+class HubHandler(_Handler):
     def route(self, path: str, fault: Fault | None) -> None:
         url = urlsplit(path)
         api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?", url.path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", url.path)
         match = api or file
+        if match and match[1] in self.hub.moved:
+            self.answer(307, b"", {"Location": self.path.replace(match[1], self.hub.moved[match[1]], 1)})
+            return
         repo = self.hub.repos.get(match[1]) if match else None
         allowed = self.headers.get("authorization") == f"Bearer {TOKEN}"
         if match is None or repo is None or (repo.access == "private" and not allowed):
@@ -214,20 +260,21 @@ class _HubHandler(_Handler):
             if repo.access == "gated" and not allowed:
                 self.refuse(403, "GatedRepo")
             else:
-                self.resolve(sha, repo.commits[sha], file[3], fault)
+                self.resolve(sha, repo, file[3], fault)
         elif api is not None and api[2] == "tree":
-            self.tree(match[1], sha, repo.commits[sha], api[4] or "", parse_qs(url.query))
+            self.tree(match[1], sha, repo, api[4] or "", parse_qs(url.query))
         else:
             self.answer_json({"id": match[1], "sha": sha, "siblings": []}, {"X-Repo-Commit": sha})
 
     def tree(
         self,
-        repo: str,
+        repo_id: str,
         sha: str,
-        files: Mapping[str, bytes],
+        repo: Repo,
         folder: str,
         query: Mapping[str, list[str]],
     ) -> None:
+        files = repo.commits[sha]
         prefix = f"{folder}/" if folder else ""
         names = sorted(n for n in files if n.startswith(prefix))
         if not names:
@@ -239,17 +286,18 @@ class _HubHandler(_Handler):
             size = len(files[name])
             entry: dict[str, object] = {"type": "file", "path": name, "size": size, "oid": "0" * 40}
             if is_large(name):
-                sha256 = hashlib.sha256(files[name]).hexdigest()
+                sha256 = repo.sha256(files[name])
                 entry["lfs"] = {"oid": sha256, "size": size, "pointerSize": 134}
             entries.append(entry)
         headers = {}
         if start + PAGE < len(names):
-            place = f"/api/models/{repo}/tree/{sha}/{folder}".rstrip("/")
+            place = f"/api/models/{repo_id}/tree/{sha}/{folder}".rstrip("/")
             next_page = f"{self.hub.url}{place}?recursive=True&cursor={start + PAGE}"
             headers["Link"] = f'<{next_page}>; rel="next"'
         self.answer_json(entries, headers)
 
-    def resolve(self, sha: str, files: Mapping[str, bytes], name: str, fault: Fault | None) -> None:
+    def resolve(self, sha: str, repo: Repo, name: str, fault: Fault | None) -> None:
+        files = repo.commits[sha]
         if name not in files:
             self.refuse(404, "EntryNotFound")
             return
@@ -257,27 +305,91 @@ class _HubHandler(_Handler):
         if not is_large(name):
             self.answer_file(data, {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}, fault)
             return
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = repo.sha256(data)
         headers = {
             "X-Repo-Commit": sha,
             "X-Linked-Etag": f'"{sha256}"',
             "X-Linked-Size": str(len(data)),
-            "Location": f"{self.hub.storage_url}/store/{sha256}?signature=abc",
+            "Location": f"{self.hub.storage_url}/store/{sha256}?signature={self.hub.sign()}",
         }
-        self.answer(302, b"", headers)
+        self.answer(302, b"moved, as the real one says at some length", headers)
 
 
-class _StorageHandler(_Handler):
+class StorageHandler(_Handler):
     def route(self, path: str, fault: Fault | None) -> None:
-        wanted = urlsplit(path).path.removeprefix("/store/")
-        for repo in self.hub.repos.values():
-            for files in repo.commits.values():
-                for data in files.values():
-                    if hashlib.sha256(data).hexdigest() == wanted:
-                        self.answer_file(data, {"ETag": f'"{wanted}"'}, fault)
-                        return
-        self.answer(404, b"", {})
+        url = urlsplit(path)
+        signature = parse_qs(url.query)["signature"][0]
+        if not self.hub.accept(signature, void=fault is not None and fault.kind == "expire"):
+            self.answer(403, b"<Error>expired</Error>", {})
+            return
+        wanted = url.path.removeprefix("/store/")
+        data = next((d for repo in self.hub.repos.values() if (d := repo.find(wanted)) is not None), None)
+        if data is None:
+            self.answer(404, b"", {})
+        else:
+            self.answer_file(data, {"ETag": f'"{wanted}"'}, fault)
 
 
-FakeHub.hub_handler = _HubHandler
-FakeHub.storage_handler = _StorageHandler
+class FakeHub:
+    """Two servers, a set of repos, a log and a list of faults."""
+
+    hub_handler: ClassVar[type[_Handler]] = HubHandler
+    storage_handler: ClassVar[type[_Handler]] = StorageHandler
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.moved: dict[str, str] = {}  # renamed repos: old id -> new id
+        self.log: list[Seen] = []
+        self.faults: list[Fault] = []
+        self.signature_uses: int | None = None  # how often a signed storage address may be used
+        self.signature_s: float | None = None  # and for how long
+        self.signatures: dict[str, tuple[int | None, float]] = {}  # uses left, when it was issued
+        self.lock = threading.Lock()
+        self.closing = threading.Event()
+        self.servers = [self._serve("hub"), self._serve("storage")]
+        self.url, self.storage_url = (f"http://127.0.0.1:{s.server_address[1]}" for s in self.servers)
+
+    def _serve(self, name: Literal["hub", "storage"]) -> ThreadingHTTPServer:
+        base = self.hub_handler if name == "hub" else self.storage_handler
+        handler = type(base.__name__, (base,), {"hub": self, "origin": name})
+        server = _Server(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        return server
+
+    def close(self) -> None:
+        self.closing.set()
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+
+    def seen(self, pattern: str, method: str = "GET") -> list[Seen]:
+        with self.lock:
+            return [s for s in self.log if s.method == method and re.search(pattern, s.path)]
+
+    def take_fault(self, path: str, method: str = "GET") -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.times > 0 and re.search(fault.path, path) and re.search(fault.method, method):
+                    if fault.skip > 0:
+                        fault.skip -= 1
+                        continue
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def sign(self) -> str:
+        """A new signature for a storage address."""
+        with self.lock:
+            signature = f"s{len(self.signatures)}"
+            self.signatures[signature] = (self.signature_uses, time.monotonic())
+        return signature
+
+    def accept(self, signature: str, void: bool) -> bool:
+        """Is a signature still good? `void`: not from now on."""
+        with self.lock:
+            uses, issued_at = self.signatures[signature]
+            if void or uses == 0 or (self.signature_s is not None and time.monotonic() - issued_at > self.signature_s):
+                self.signatures[signature] = (0, issued_at)
+                return False
+            self.signatures[signature] = (None if uses is None else uses - 1, issued_at)
+        return True

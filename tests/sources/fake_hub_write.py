@@ -8,8 +8,6 @@ import hashlib
 import itertools
 import json
 import re
-import socket
-import struct
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from typing import Any, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 import yaml
-from fake_hub import TOKEN, FakeHub, Fault, Repo, _Handler, _HubHandler, _StorageHandler, is_large
+from fake_hub import TOKEN, FakeHub, Fault, HubHandler, Repo, StorageHandler, _Handler, is_large
 
 READ_TOKEN = "hf_read_only_token"
 PAGE = 4  # entries of a tree listing per page
@@ -63,12 +61,7 @@ class WritableHub(FakeHub):
         self.before_commit: Callable[[], None] | None = None  # called once, when the next commit arrives
         self.counter = itertools.count(1)
         self.commit_lock = threading.Lock()
-        self.closing = threading.Event()
         super().__init__()
-
-    def close(self) -> None:
-        self.closing.set()
-        super().close()
 
     def take_write_fault(self, method: str, path: str) -> WriteFault | None:
         with self.lock:
@@ -154,22 +147,19 @@ class _Writing(_Handler):
         kind = self.headers.get("content-type") or ""
         return kind.endswith("json") and "ndjson" not in kind
 
-    def answer(self, status: int, body: bytes, headers: Mapping[str, str], drop_at: int | None = None) -> None:
+    def answer(
+        self, status: int, body: bytes | memoryview, headers: Mapping[str, str], fault: Fault | None = None
+    ) -> None:
         if self.write_fault is not None and self.write_fault.kind == "lose_reply":
             self.reset()
         else:
-            super().answer(status, body, headers, drop_at)
-
-    def reset(self) -> None:
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.shutdown(socket.SHUT_RD)
-        self.close_connection = True
+            super().answer(status, body, headers, fault)
 
     def say(self, status: int, message: str) -> None:
         self.answer(status, json.dumps({"error": message}).encode(), {"Content-Type": "application/json"})
 
 
-class WritingHubHandler(_Writing, _HubHandler):
+class WritingHubHandler(_Writing, HubHandler):
     """The Hub's own origin."""
 
     def route(self, path: str, fault: Fault | None) -> None:
@@ -190,15 +180,14 @@ class WritingHubHandler(_Writing, _HubHandler):
         token = (self.headers.get("authorization") or "").removeprefix("Bearer ")
         return "write" if token == TOKEN else "read" if token == READ_TOKEN else ""
 
-    def tree(
-        self, repo: str, sha: str, files: Mapping[str, bytes], folder: str, query: Mapping[str, list[str]]
-    ) -> None:
+    def tree(self, repo_id: str, sha: str, repo: Repo, folder: str, query: Mapping[str, list[str]]) -> None:
+        files = repo.commits[sha]
         start = int(query.get("cursor", ["0"])[0])
         names = sorted(files)
         entries = [_entry(name, files[name]) for name in names[start : start + PAGE]]
         headers = {}
         if start + PAGE < len(names):
-            page = f"{self.hub.url}/api/models/{repo}/tree/{sha}?recursive=True&cursor={start + PAGE}"
+            page = f"{self.hub.url}/api/models/{repo_id}/tree/{sha}?recursive=True&cursor={start + PAGE}"
             headers["Link"] = f'<{page}>; rel="next"'
         self.answer_json(entries, headers)
 
@@ -328,7 +317,7 @@ class WritingHubHandler(_Writing, _HubHandler):
         return (400, problem) if problem else None
 
 
-class WritingStorageHandler(_Writing, _StorageHandler):
+class WritingStorageHandler(_Writing, StorageHandler):
     """Where large files go, with signed addresses."""
 
     def write(self, path: str, body: Any) -> None:

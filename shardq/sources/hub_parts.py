@@ -1,0 +1,45 @@
+"""Files beside the target of a download: the part that has arrived, and what had a wrong hash."""
+
+import hashlib
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from shardq.files.atomic import writing
+from shardq.sources.hub_sinks import FileSink
+
+_KEY_DIGITS: Final = 12
+
+
+def part_path(target: Path, content: str) -> Path:
+    """`target.KEY.part`. The key names the content, so that a part of anything else is never taken up."""
+    key = hashlib.sha256(content.encode()).hexdigest() if len(content) != 64 else content
+    return target.with_name(f"{target.name}.{key[:_KEY_DIGITS]}.part")
+
+
+def bad_path(target: Path) -> Path:
+    """`target.bad`: a download with a wrong hash, for whoever wants to look at it."""
+    return target.with_name(f"{target.name}.bad")
+
+
+def remove_leftovers(target: Path, part: Path) -> None:
+    """Delete what earlier calls left for `target`, except `part`. Raises NotWritable."""
+    ours = re.compile(rf"{re.escape(target.name)}(\.[0-9a-f]{{{_KEY_DIGITS}}}\.part|\.bad)")
+    with writing(target):
+        for name in os.listdir(target.parent):
+            if ours.fullmatch(name) and name != part.name:
+                with suppress(FileNotFoundError):
+                    os.unlink(target.with_name(name))
+
+
+def keep_part(sink: FileSink, part: Path, fd: int) -> None:
+    """Leave what has arrived for the next call; an empty part is removed. Does nothing after a success."""
+    try:
+        sink.keep()
+        if sink.size_bytes == 0:
+            with suppress(FileNotFoundError):
+                os.unlink(part)
+    finally:
+        os.close(fd)
