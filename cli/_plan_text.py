@@ -39,8 +39,22 @@ def _summary(d: dict[str, Any]) -> list[tuple[str, str]]:
         ("tensors", f"{counts['tensors']} in {counts['shards']} shards: {counts['quantized_modules']} quantized"),
         ("bytes", change),
         ("largest task", memory),
+        *(_needs(d["needs"]) if d["needs"] else ()),
         ("fingerprint", d["fingerprint"]),
     ]
+
+
+def _needs(needs: dict[str, Any]) -> list[tuple[str, str]]:
+    """The least disk, and requests beside the Hub's limit."""
+    disk = {k: show_bytes(v) for k, v in needs["disk"].items()}
+    ways = f"with --stream {disk['stream']}; with --push-to {disk['push']}; with both {disk['push_stream']}"
+    rows = [("disk", f"at least {disk['default']}; {ways}")]
+    if "requests" in needs:
+        r, limit = needs["requests"], needs["request_limit"]
+        allowed = f"{limit['anonymous']} in {limit['window_s'] // 60} minutes, {limit['token']} with a token"
+        storage = f"{r['default']['storage']} to its storage, {r['stream']['storage']} with --stream"
+        rows.append(("requests", f"{r['default']['hub']} to the Hub, which allows {allowed}; {storage}"))
+    return rows
 
 
 def _kept(tensors: list[dict[str, Any]]) -> list[tuple[str, int, str, str]]:

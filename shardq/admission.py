@@ -8,9 +8,6 @@ from shardq.budget import ByteBudget
 from shardq.errors import BudgetTooSmall
 
 AHEAD: Final = 3  # shards staged or on their way at a time; with uploads, as many output files again
-METADATA_BYTES: Final = 64 << 10  # config, card, lock
-TENSOR_BYTES: Final = 512  # of ledger and index; measured: 200
-TASK_BYTES: Final = 256  # of the journal; measured: 170
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +94,21 @@ def least_disk_bytes(todo: Sequence[ShardCost], kept_bytes: int, uploads: bool) 
     return kept_bytes + sum(c.output_bytes for c in todo) + max((c.staged_bytes for c in todo), default=0)
 
 
-def record_bytes(tensors: int, tasks: int, side_files_bytes: int) -> int:
-    """Disk for everything besides shards: ledger, index, journal, and the files copied from the source."""
-    return METADATA_BYTES + tensors * TENSOR_BYTES + tasks * TASK_BYTES + side_files_bytes
-
-
 def _too_small(todo: Sequence[ShardCost], kept_bytes: int, cap: int, least: int, uploads: bool) -> str:
-    outputs = kept_bytes + sum(c.output_bytes for c in todo)
-    largest = max((c.staged_bytes for c in todo), default=0)
     if uploads:
         return (
-            f"--max-disk {cap / 1e9:.3f} GB is too small: the largest shard and its output need "
-            f"{least / 1e9:.3f} GB; expected at least that, or --stream to keep no source shard on disk"
+            f"--max-disk {megabytes(cap)} is too small: the largest shard, its output and the records need "
+            f"{megabytes(least)}; expected at least that, or --stream to keep no source shard on disk"
         )
+    outputs = kept_bytes + sum(c.output_bytes for c in todo)
+    largest = max((c.staged_bytes for c in todo), default=0)
     return (
-        f"--max-disk {cap / 1e9:.3f} GB is too small: the output takes {outputs / 1e9:.3f} GB and the largest shard to "
-        f"fetch {largest / 1e9:.3f} GB; expected at least {least / 1e9:.3f} GB, or --stream to keep no source shard on "
+        f"--max-disk {megabytes(cap)} is too small: the output takes {megabytes(outputs)} and the largest shard to "
+        f"fetch {megabytes(largest)}; expected at least {megabytes(least)}, or --stream to keep no source shard on "
         "disk, or --push-to to keep no output"
     )
+
+
+def megabytes(size_bytes: int) -> str:
+    """For messages, rounded up, so that what is asked for is enough."""
+    return f"{-(-size_bytes // 10_000) / 100:.2f} MB"

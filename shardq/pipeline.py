@@ -9,10 +9,10 @@ import logging
 import signal
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from shardq.admission import Admission, ShardCost, record_bytes
+from shardq.admission import Admission
 from shardq.checkpoint import Shard
 from shardq.destinations.base import StoredFile
 from shardq.errors import Interrupted, ShardqError, Terminated
@@ -20,9 +20,9 @@ from shardq.executors.base import Executor, Job, Outcome
 from shardq.fetcher import Fetched
 from shardq.journal import Journal
 from shardq.limits import Limits
+from shardq.needs import record_bytes, shard_costs
 from shardq.plans import OutputFile, Plan
 from shardq.progress import Progress, Report, Stage
-from shardq.side_files import select_side_files
 from shardq.signals import StopFlag
 from shardq.sources.base import Source
 from shardq.space import check_space
@@ -308,12 +308,11 @@ class Pipeline:
         """The account of disk, with what an earlier run left. Raises BudgetTooSmall, DiskFull."""
         uploads = self._uploader is not None and not self._limits.keep_local
         todo = [
-            ShardCost(f.shard, self._supply.staged_bytes(self._shards[f.shard]), f.size_bytes)
-            for f in self._plan.files
-            if f.name not in self._sealed
+            replace(cost, staged_bytes=self._supply.staged_bytes(self._shards[cost.name]))
+            for cost in shard_costs(self._plan, staged=False)
+            if cost.name not in self._sealed
         ]
-        sides = select_side_files(self._plan.checkpoint.side_files)
-        kept = record_bytes(len(self._plan.decisions), len(self._plan.tasks), sum(s.size_bytes for s in sides))
+        kept = record_bytes(self._plan)
         here = {f: size for f, (_, size) in self._sealed.items() if f not in self._uploaded or self._limits.keep_local}
         waiting = {self._files[f].shard: size for f, size in here.items()} if uploads else {}
         if not uploads:

@@ -17,9 +17,9 @@ class Progress:
     total_bytes: int
     resumed_bytes: int  # of done_bytes, those that an earlier run had finished
     fetched_bytes: int  # downloaded so far, 0 for a folder
-    uploaded_bytes: int  # so far, 0 without a destination
     done_files: int
     total_files: int
+    uploaded_bytes: int = 0  # so far, 0 without a destination
 
 
 Report = Callable[[Progress], None]

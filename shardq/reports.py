@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from shardq.needs import ANONYMOUS_REQUESTS, TOKEN_REQUESTS, WINDOW_S, count_requests, disk_bytes
 from shardq.plans import Plan
 
 
@@ -39,6 +40,7 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
             "largest_task": plan.largest_task_bytes if known else None,
             "quantized_source": sum(d.tensor.size_bytes for d in plan.decisions if d.scheme) if known else None,
         },
+        "needs": _needs(plan) if known else None,
         "warnings": list(c.warnings),
     }
     if tensors:
@@ -56,3 +58,23 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
             for d in plan.decisions
         ]
     return described
+
+
+def _needs(plan: Plan) -> dict[str, Any]:
+    """The least disk of each way to run it, and for a source on the Hub the requests and what the Hub allows."""
+    remote = plan.checkpoint.commit is not None
+    needs: dict[str, Any] = {
+        "disk": {
+            "default": disk_bytes(plan, staged=remote, uploads=False),
+            "stream": disk_bytes(plan, staged=False, uploads=False),
+            "push": disk_bytes(plan, staged=remote, uploads=True),
+            "push_stream": disk_bytes(plan, staged=False, uploads=True),
+        },
+        "span": plan.largest_span_bytes,
+    }
+    if remote:
+        for name, stream in (("default", False), ("stream", True)):
+            found = count_requests(plan, stream)
+            needs.setdefault("requests", {})[name] = {"hub": found.hub, "storage": found.storage}
+        needs["request_limit"] = {"window_s": WINDOW_S, "anonymous": ANONYMOUS_REQUESTS, "token": TOKEN_REQUESTS}
+    return needs

@@ -16,6 +16,7 @@ import pytest
 import shardq
 from shardq import Limits, Progress, make_recipe
 from shardq.errors import BudgetTooSmall, CheckpointIncomplete, ChecksumMismatch
+from shardq.needs import disk_bytes
 from shardq.run import Result, quantize_to_folder
 from shardq.sources.base import Source
 from shardq.sources.hub import open_hub
@@ -54,7 +55,7 @@ def shards(source: Source) -> set[str]:
 
 def staged(out: Path) -> set[str]:
     """Source shards in the working folder, whole or on their way."""
-    return {p.name.removesuffix(".part") for p in (out / ".shardq" / "src").glob("*")}
+    return {p.name.partition(".safetensors")[0] + ".safetensors" for p in (out / ".shardq" / "src").glob("*")}
 
 
 def downloaded(hub: Any, repo: Source) -> list[str]:
@@ -141,20 +142,16 @@ def test_resume_fetches_no_shard_again(hub: Any, repo: Source, folder: Path, tmp
 
 def test_disk_cap_limits_what_is_staged(repo: Source, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    shard_bytes = max(f.size_bytes for f in repo.files() if f.name.endswith(".safetensors"))
-    plan = shardq.plan(tmp_path / "source0" / "model")
+    least = disk_bytes(shardq.plan(tmp_path / "source0" / "model"), staged=True, uploads=False)
     peak = 0
 
     def count(_: Progress) -> None:
         nonlocal peak
         peak = max(peak, len(staged(out)))
 
-    def limits(count: float) -> Limits:
-        return Limits(parallel=1, max_disk_bytes=plan.output_bytes + int(count * shard_bytes))
-
     with pytest.raises(BudgetTooSmall, match="largest shard to fetch"):
-        quantize(repo, out, limits(0.9), silent)
-    quantize(repo, out, limits(1.1), count)
+        quantize(repo, out, Limits(parallel=1, max_disk_bytes=least - 1), silent)
+    quantize(repo, out, Limits(parallel=1, max_disk_bytes=least), count)
     assert peak == 1
 
 
