@@ -72,8 +72,10 @@ class HubDestination:
             raise HubAccess(
                 f"{self.label}: there is no token to write with; log in with `hf auth login` or set HF_TOKEN"
             )
-        private = self._private or None  # None: as the owner's settings say
-        _ask_library(client, lambda: self._api.create_repo(client.repo, private=private, exist_ok=True), "the repo")
+        there = client.patiently(lambda: client.send("GET", client.api, "the repo", accepted={401, 404}), "the repo")
+        if there.status_code != 200:
+            private = self._private or None  # None: as the owner's settings say
+            _ask_library(client, lambda: self._api.create_repo(client.repo, private=private, exist_ok=True), "the repo")
         if client.branch != MAIN:
             _ask_library(
                 client,
