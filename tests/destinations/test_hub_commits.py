@@ -95,6 +95,12 @@ def test_patience_with_a_commit_ends(hub: Any, fake: ModuleType, destination: Hu
     assert content(hub) == {}
 
 
+def test_an_answer_that_says_nothing_is_looked_into(hub: Any, fake: ModuleType, destination: HubDestination) -> None:
+    hub.write_faults.append(fake.WriteFault("status", "/commit/", status=200))
+    commit = push(destination, A)
+    assert [c.oid for c in hub.commits] == [commit]
+
+
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_an_edited_card_is_followed(hub: Any, destination: HubDestination, when: str) -> None:
     def edit() -> None:
@@ -166,6 +172,7 @@ def test_a_strange_record_harms_nothing(hub: Any, destination: HubDestination, r
     again.prepare()
     push(again, A)
     assert content(hub) == {**A.large, **A.small}
+    assert ".gitattributes" in hub.files(REPO)
 
 
 def test_a_new_card_of_the_same_output_is_committed(hub: Any, destination: HubDestination) -> None:

@@ -246,6 +246,26 @@ def test_a_file_is_read_once_and_not_hashed(
     assert read_bytes == FILES[0].size_bytes
 
 
+def test_the_librarys_xet_client_is_used_when_asked_for(
+    hub: Any, open_destination: Open, paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hf_xet")
+
+    def refuse(*_args: object) -> None:
+        raise AssertionError("hashed")
+
+    monkeypatch.setattr("huggingface_hub.utils.sha.sha_fileobj", refuse)
+    hub.xet_folder = tmp_path / "xet"
+    destination = open_destination(xet=True)
+    destination.prepare()
+    counted: list[int] = []
+    destination.upload(paths[NAMES[0]], FILES[0], counted.append)
+    assert sum(counted) == FILES[0].size_bytes
+    kept = [p for p in hub.xet_folder.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in kept) > FILES[0].size_bytes
+    assert hub.seen(r"/put/", "PUT") == []
+
+
 def test_dropped_uploads_are_reported(hub: Any, open_destination: Open, paths: dict[str, Path]) -> None:
     destination = open_destination()
     destination.prepare()
