@@ -72,13 +72,13 @@ class HubDestination:
             raise HubAccess(
                 f"{self.label}: there is no token to write with; log in with `hf auth login` or set HF_TOKEN"
             )
-        private = self._private or None  # None: as the owner's settings say
-        _ask_library(client, lambda: self._api.create_repo(client.repo, private=private, exist_ok=True), "the repo")
-        if client.branch != MAIN:
+        if self._is_missing(client.api, "the repo"):
+            private = self._private or None  # None: as the owner's settings say
+            _ask_library(client, lambda: self._api.create_repo(client.repo, private=private, exist_ok=True), "the repo")
+        what = f"branch {client.branch}"
+        if self._is_missing(f"{client.api}/revision/{client.quoted_branch}", what):
             _ask_library(
-                client,
-                lambda: self._api.create_branch(client.repo, branch=client.branch, exist_ok=True),
-                f"branch {client.branch}",
+                client, lambda: self._api.create_branch(client.repo, branch=client.branch, exist_ok=True), what
             )
         head = read_head(client)
         if self._private and not head.private:
@@ -152,6 +152,11 @@ class HubDestination:
             f"{self._client.endpoint}/api/validate-yaml", "README.md", {"content": text, "repoType": "model"}
         )
 
+    def _is_missing(self, url: str, what: str) -> bool:
+        """True if the Hub knows nothing at `url`, or does not tell us."""
+        answer = self._client.patiently(lambda: self._client.send("GET", url, what, accepted={401, 404}), what)
+        return answer.status_code != 200
+
     def _inline(self, small: Mapping[str, bytes]) -> set[str]:
         """The small files that the Hub wants in the commit itself; the others belong into storage."""
         modes: dict[str, str] = {}
@@ -203,5 +208,9 @@ def _ask_library(client: HubClient, call: Callable[[], object], what: str) -> No
             raise PassingError(f"{type(error).__name__}: {error}") from error
         except HFValidationError as error:
             raise HubAccess(f"{client.repo!r} cannot be the name of a Hub repo; write org/name") from error
+        except ValueError as error:
+            raise HubTransfer(
+                f"{client.repo}: the answer for {what} is not what the Hub sends ({error}); check HF_ENDPOINT"
+            ) from error
 
     client.patiently(attempt, what)

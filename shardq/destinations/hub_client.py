@@ -44,8 +44,9 @@ class HubClient:
         self.api = f"{self.endpoint}/api/models/{repo}"
         self.quoted_branch = quote(branch, safe="")
         self._origin = origin(endpoint)
-        timeout = httpx2.Timeout(retry.timeout_s, read=max(retry.timeout_s, ANSWER_S))
-        self._client = httpx2.Client(timeout=timeout, follow_redirects=True)
+        self._quick = httpx2.Timeout(retry.timeout_s)
+        self._slow = httpx2.Timeout(retry.timeout_s, read=max(retry.timeout_s, ANSWER_S))
+        self._client = httpx2.Client(follow_redirects=True)
 
     def has_token(self) -> bool:
         """True if there is a token to send. Raises SourceUnreadable for a token file that cannot be read."""
@@ -75,7 +76,8 @@ class HubClient:
         while place is not None:
             response = self.patiently(partial(self.send, "GET", place, what), what)
             yield from decode_json(response, self.repo, what)
-            place = response.links.get("next", {}).get("url")
+            following = response.links.get("next", {}).get("url")
+            place = self.own_address(following) if following else None
 
     def post_json(self, url: str, what: str, body: object, headers: Mapping[str, str] | None = None) -> Any:
         """The JSON that answers a POST, with patience: for requests that may be repeated."""
@@ -117,6 +119,7 @@ class HubClient:
                 url,
                 content=content,
                 headers={**self._headers(url), **(headers or {})},
+                timeout=self._quick if method == "GET" else self._slow,
                 follow_redirects=content is None or isinstance(content, bytes),  # a stream cannot be sent twice
             )
         except httpx2.TransportError as error:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from shardq.destinations.base import StoredFile
-from shardq.destinations.hub_client import HubClient, PassingError, decode_json
+from shardq.destinations.hub_client import HubClient, PassingError
 from shardq.destinations.hub_tree import Snapshot, read_head, read_record, read_snapshot
 from shardq.errors import HubAccess
 from shardq.staging import PROVENANCE
 
 _MOVED: Final = frozenset({409, 412})
+_NEVER_DELETED: Final = frozenset({".gitattributes"})  # says which files of the repo are in storage
 _WHAT: Final = "the commit"
 
 
@@ -113,6 +114,7 @@ def _leftovers(client: HubClient, base: Snapshot, content: Content) -> set[str]:
         names = record.get(key)
         if isinstance(names, (dict, list)):
             listed |= {name for name in names if isinstance(name, str)}
+    listed -= _NEVER_DELETED
     return (listed & base.entries.keys()) - {f.name for f in content.files} - content.small.keys()
 
 
@@ -123,8 +125,10 @@ def _send(client: HubClient, body: bytes) -> str:
     response = client.send("POST", url, _WHAT, body, headers, _MOVED)
     if response.status_code in _MOVED:
         raise PassingError(f"the branch has moved (HTTP {response.status_code})")
-    reply = decode_json(response, client.repo, _WHAT)
-    commit = reply.get("commitOid") if isinstance(reply, dict) else None
+    try:
+        commit = response.json()["commitOid"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PassingError("the answer names no commit") from error
     if not isinstance(commit, str):
         raise PassingError("the answer names no commit")
     return commit

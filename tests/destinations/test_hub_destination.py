@@ -37,16 +37,11 @@ def stored_file(name: str, data: bytes) -> StoredFile:
 FILES = [stored_file(name, data) for name, data in CONTENT.items()]
 
 
-def record(files: dict[str, bytes] | tuple[str, ...], others: tuple[str, ...] = (), made: str = "a") -> bytes:
-    """A shardq.json."""
-    return json.dumps({"fingerprint": made, "files": dict.fromkeys(files, {}), "others": list(others)}).encode()
-
-
 SMALL = {
     "config.json": b'{"a": 1}',
     "tokenizer.json": b'{"large": true}',  # the Hub wants it in storage
     "README.md": b'---\nlicense: "mit"\n---\n# card\n',
-    "shardq.json": record(NAMES, ("README.md", "config.json", "shardq.json", "tokenizer.json")),
+    "shardq.json": json.dumps({"files": dict.fromkeys(NAMES), "others": ["README.md", "config.json"]}).encode(),
 }
 ALL = {**CONTENT, **SMALL}
 
@@ -249,6 +244,26 @@ def test_a_file_is_read_once_and_not_hashed(
         patched.setattr("huggingface_hub.utils.sha.sha_fileobj", refuse)
         destination.upload(paths[NAMES[0]], FILES[0], ignore)
     assert read_bytes == FILES[0].size_bytes
+
+
+def test_the_librarys_xet_client_is_used_when_asked_for(
+    hub: Any, open_destination: Open, paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hf_xet")
+
+    def refuse(*_args: object) -> None:
+        raise AssertionError("hashed")
+
+    monkeypatch.setattr("huggingface_hub.utils.sha.sha_fileobj", refuse)
+    hub.xet_folder = tmp_path / "xet"
+    destination = open_destination(xet=True)
+    destination.prepare()
+    counted: list[int] = []
+    destination.upload(paths[NAMES[0]], FILES[0], counted.append)
+    assert sum(counted) == FILES[0].size_bytes
+    kept = [p for p in hub.xet_folder.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in kept) > FILES[0].size_bytes
+    assert hub.seen(r"/put/", "PUT") == []
 
 
 def test_dropped_uploads_are_reported(hub: Any, open_destination: Open, paths: dict[str, Path]) -> None:

@@ -56,6 +56,7 @@ class WritableHub(FakeHub):
         self.objects: dict[str, bytes] = {}  # storage, by sha256
         self.parts: dict[int, dict[int, bytes]] = {}  # of uploads that are not complete
         self.part_bytes: int | None = None  # larger files are sent in parts
+        self.xet_folder = ""  # where the real Xet client keeps what it is given, without any server
         self.commits: list[Commit] = []
         self.write_faults: list[WriteFault] = []
         self.before_commit: Callable[[], None] | None = None  # called once, when the next commit arrives
@@ -167,6 +168,11 @@ class WritingHubHandler(_Writing, HubHandler):
         repo = self.hub.repos.get(info[1]) if info else None
         if path == "/api/whoami-v2" and self.rights():
             self.answer_json({"name": "me", "auth": {"accessToken": {"role": self.rights()}}}, {})
+        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/xet-write-token/[^/]+", path) and self.rights() == "write":
+            expires = {"X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": "4000000000"}
+            headers = {"X-Xet-Cas-Url": f"local://{self.writable.xet_folder}", **expires}
+            body = {"casUrl": headers["X-Xet-Cas-Url"], "accessToken": "xet", "exp": 4000000000}
+            self.answer_json(body, headers)
         elif info and repo and (repo.access != "private" or self.rights()):
             sha = repo.refs.get(info[2] or "main", info[2])
             if sha in repo.commits:
