@@ -6,6 +6,8 @@
     ENOSPC     the call fails: no space left
     EIO        the call fails: the device reports an error
     undone ... the power goes instead of the call; see crash_disk.py
+
+Not a test by itself: `fault_driver.py` uses it.
 """
 
 import errno
@@ -76,7 +78,7 @@ class Watch:
                 setattr(os, name, call)
         sys.addaudithook(self._audit)
 
-    # --- the calls ----------------------------------------------------------------------------------------------------
+    # --- the calls ---------------------------------------------------------------------------------------------------
 
     def _open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         with self._lock:
@@ -101,16 +103,14 @@ class Watch:
     def _write(self, name: str, fd: int, data: Any, *offset: int) -> int:
         plain = self._plain[name]
         if fd not in self._paths:
-            written: int = plain(fd, data, *offset)
-            return written
+            return int(plain(fd, data, *offset))
         with self._lock:
             half = memoryview(data).cast("B")[: max(1, memoryview(data).nbytes // 2)]
             kind = self._count(name)
             if kind == "torn":
                 plain(fd, half, *offset)
                 self._die()
-            written = plain(fd, half if kind == "short" else data, *offset)
-            return written
+            return int(plain(fd, half if kind == "short" else data, *offset))
 
     def _resize(self, name: str, fd: int, *sizes: int) -> None:
         with self._lock:
@@ -166,7 +166,7 @@ class Watch:
             self.escaped.append(name)
         return self._plain[name](*words, **named)
 
-    # --- what goes wrong ------------------------------------------------------------------------------------------------
+    # --- what goes wrong ---------------------------------------------------------------------------------------------
 
     def _count(self, name: str) -> str | None:
         """Count a call; at the chosen one die, fail, or return what the caller has to do."""
@@ -178,18 +178,21 @@ class Watch:
             raise OSError(ERRORS[kind], os.strerror(ERRORS[kind]))
         if kind in CUTS:
             self._disk.cut(kind, random.Random(self._fault.seed))
-            self._saved.unlink(missing_ok=True)  # what is left is all there is
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._saved.unlink(missing_ok=True)  # all that is left is durable
+            self._kill()
         if kind == "kill":
             self._die()
         return kind
 
     def _die(self) -> NoReturn:
         self._disk.save(self._saved)
+        self._kill()
+
+    def _kill(self) -> NoReturn:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("still alive")
 
-    # --- paths ----------------------------------------------------------------------------------------------------------
+    # --- paths -------------------------------------------------------------------------------------------------------
 
     def _full(self, path: Any, dir_fd: int | None) -> str | None:
         """The path if it lies below the root; a descriptor's name counts as none."""

@@ -48,7 +48,7 @@ class Disk:
         self._names: dict[Entry, int] = {}
         self._folders = {ROOT}
         self._synced: dict[int, bytes] = {}  # content on the disk
-        self._unnamed: dict[int, tuple[bytes, int]] = {}  # content and time of files without a name; they may get it back
+        self._unnamed: dict[int, tuple[bytes, int]] = {}  # content and time of files whose name is gone
         self._scan(root, ROOT)
         self._durable = dict(self._names)
         self._changes: list[Change] = []
@@ -66,7 +66,7 @@ class Disk:
         with path.open("wb") as f:
             pickle.dump(self, f)
 
-    # --- what happens -----------------------------------------------------------------------------------------------
+    # --- what happens ------------------------------------------------------------------------------------------------
 
     def node(self, path: str) -> int | None:
         """The file or folder at a path, None if there is none."""
@@ -115,9 +115,8 @@ class Disk:
     def cut(self, kind: str, chance: random.Random) -> None:
         """The power goes. `kind` is one of CUTS."""
         for change in list(self._changes):
-            if kind == "done" or (kind == "removed" and change.node is None and change.new_name is None):
-                self._apply(change)
-            elif kind == "mixed" and chance.random() < 0.5:
+            removal = change.node is None and change.new_name is None
+            if {"undone": False, "removed": removal, "done": True, "mixed": chance.random() < 0.5}[kind]:
                 self._apply(change)
         now, after = self._paths(self._names), self._paths(self._durable)
         path_of = {node: path for path, node in now.items()}
@@ -143,7 +142,7 @@ class Disk:
         choices = {"undone": [synced], "removed": [synced], "done": [zeros]}
         return chance.choice(choices.get(kind, [synced, zeros, content, content[:half] + zeros[half:]]))
 
-    # --- names --------------------------------------------------------------------------------------------------------
+    # --- names -------------------------------------------------------------------------------------------------------
 
     def _name(self, change: Change) -> None:
         _set(self._names, change)
