@@ -50,7 +50,7 @@ class Watch:
 
     def __init__(self, disk: Disk, saved: Path, fault: Fault | None, forgotten: Sequence[str]) -> None:
         """`saved` gets the disk when the process dies. An fsync in a function of `forgotten` (qualified names, from
-        the innermost out, one `<` between them) is left out, as a bug would."""
+        the innermost out, `<` between them) is left out, as a bug would."""
         self.calls: list[str] = []
         self.escaped: list[str] = []  # changes that came by another way
         self._disk, self._saved, self._fault, self._forgotten = disk, saved, fault, forgotten
@@ -107,10 +107,12 @@ class Watch:
         with self._lock:
             half = memoryview(data).cast("B")[: max(1, memoryview(data).nbytes // 2)]
             kind = self._count(name)
+            at = offset[0] if offset else os.lseek(fd, 0, os.SEEK_CUR)
+            written = int(plain(fd, half if kind in ONLY_WRITES else data, *offset))
+            self._disk.wrote(self._disk.node(self._paths[fd]), at, written)
             if kind == "torn":
-                plain(fd, half, *offset)
                 self._die()
-            return int(plain(fd, half if kind == "short" else data, *offset))
+            return written
 
     def _resize(self, name: str, fd: int, *sizes: int) -> None:
         with self._lock:
@@ -123,8 +125,12 @@ class Watch:
         with self._lock:
             if fd not in self._paths:
                 return
-            self._count(name)
             node = self._disk.node(self._paths[fd])
+            try:
+                self._count(name)
+            except OSError:
+                self._disk.failed(node)
+                raise
             if node is not None and not any(_called_by(f, sys._getframe(1)) for f in self._forgotten):
                 self._disk.synced(node)
 
@@ -212,11 +218,12 @@ class Watch:
 
 
 def _called_by(chain: str, frame: Any) -> bool:
-    """True if the functions of a chain `inner<outer<...` are the innermost ones of the stack."""
-    for name in chain.split("<"):
-        while frame is not None and frame.f_code.co_filename == __file__:
-            frame = frame.f_back
-        if frame is None or frame.f_code.co_qualname != name:
-            return False
+    """True if of a chain `inner<outer<...` the first function makes the call, and the others are further out."""
+    inner, *outer = chain.split("<")
+    while frame.f_code.co_filename == __file__:
         frame = frame.f_back
-    return True
+    stack: list[str] = []
+    while frame is not None:
+        stack.append(frame.f_code.co_qualname)
+        frame = frame.f_back
+    return stack[0] == inner and all(name in stack for name in outer)

@@ -22,6 +22,7 @@ from typing import Final, Self
 
 CUTS: Final = ("undone", "removed", "done", "mixed")
 ROOT: Final = 0
+PAGE_BYTES: Final = 4096
 Entry = tuple[int, str]  # folder, name in it
 
 # A sweep replaces these in `os`.
@@ -49,6 +50,7 @@ class Disk:
         self._folders = {ROOT}
         self._synced: dict[int, bytes] = {}  # content on the disk
         self._unnamed: dict[int, tuple[bytes, int]] = {}  # content and time of files whose name is gone
+        self._again: dict[int, set[int]] = {}  # pages written again since an fsync of the file failed
         self._scan(root, ROOT)
         self._durable = dict(self._names)
         self._changes: list[Change] = []
@@ -108,7 +110,28 @@ class Disk:
                 self._apply(change)
             return
         for path in (p for p, n in self._paths(self._names).items() if n == node):  # none once it is deleted
-            self._synced[node] = _content(path)[0]
+            self._synced[node] = self._reached(node, _content(path)[0])
+
+    def failed(self, node: int | None) -> None:
+        """An fsync failed."""
+        if node is not None and node not in self._folders:
+            self._again[node] = set()
+
+    def wrote(self, node: int | None, offset: int, size_bytes: int) -> None:
+        """Call after each write."""
+        if node in self._again and size_bytes:
+            pages = range(offset // PAGE_BYTES, (offset + size_bytes - 1) // PAGE_BYTES + 1)
+            self._again[node].update(pages)
+
+    def _reached(self, node: int, content: bytes) -> bytes:
+        """What an fsync makes durable of a content."""
+        if node not in self._again:
+            return content
+        reached = bytearray(self._synced[node][: len(content)].ljust(len(content), b"\0"))
+        for page in self._again[node]:
+            at = page * PAGE_BYTES
+            reached[at : at + PAGE_BYTES] = content[at : at + PAGE_BYTES]
+        return bytes(reached)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -224,6 +224,9 @@ def test_way_to_a_folder_is_synced_from_it_to_the_root_of_its_file_system(
     monkeypatch.setattr(os.path, "ismount", lambda path: path == str(tmp_path.parent))
     sync_way(folder)
     assert synced == [str(p) for p in (folder, folder.parent, tmp_path, tmp_path.parent)]
+    synced.clear()
+    sync_way(folder, tmp_path)
+    assert synced == [str(p) for p in (folder, folder.parent, tmp_path)]
 
 
 def test_way_through_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
