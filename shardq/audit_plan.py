@@ -95,7 +95,7 @@ def plan_checks(subjects: Sequence[Subject], budget_bytes: int | None, seed: int
     budget is too small for the least block of each.
     """
     if budget_bytes is None:
-        return tuple(Check(s, whole(s), _join(_reads(s, whole(s)), 0)) for s in subjects)
+        return tuple(_check(s, whole(s), GAP_BYTES) for s in subjects)
     least = {s.name: _least_bytes(s) for s in subjects}
     reserved = sum(least.values())
     if reserved > budget_bytes:
@@ -112,12 +112,17 @@ def plan_checks(subjects: Sequence[Subject], budget_bytes: int | None, seed: int
         left -= _cost(s, cuts[s.name])
     checks: list[Check] = []
     for s in subjects:
-        apart = _reads(s, cuts[s.name])
-        wanted = sum(end - begin for begin, end in apart)
-        check = Check(s, cuts[s.name], _join(apart, min(GAP_BYTES, wanted, left // max(1, len(apart)))))
-        left -= check.result_bytes - wanted
+        check = _check(s, cuts[s.name], left // len(s.outputs))
+        left -= check.source_bytes + check.result_bytes - _cost(s, check.cut)
         checks.append(check)
     return tuple(checks)
+
+
+def _check(s: Subject, cut: Cut, spare_bytes: int) -> Check:
+    """Of what lies between the tensors of a module, no more is read than of the module itself."""
+    apart = _reads(s, cut)
+    wanted = sum(end - begin for begin, end in apart)
+    return Check(s, cut, _join(apart, min(GAP_BYTES, wanted // len(s.outputs), spare_bytes)))
 
 
 def _cut(s: Subject, allowed_bytes: int, seed: int) -> Cut:
