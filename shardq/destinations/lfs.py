@@ -185,7 +185,7 @@ def _verify(client: HubClient, href: str, file: StoredFile, what: str) -> None:
     """Let the Hub look at what has arrived."""
     body = {"oid": file.sha256, "size": file.size_bytes}
     response = client.patiently(lambda: client.send_json(href, what, body, _HEADERS, _REFUSED), what)
-    if response.status_code in {400, 404, 409, 422}:
+    if response.status_code in {400, 409, 422}:
         raise _WrongContentError(f"verification answers {response.status_code}")
     _check_answer(response)
 

@@ -207,6 +207,21 @@ def test_refused_content_is_no_passing_fault(
         destination.upload(paths[NAMES[0]], FILES[0], ignore)
 
 
+def test_verification_that_fails_is_no_passing_fault(
+    hub: Any, fake: ModuleType, open_destination: Open, paths: dict[str, Path]
+) -> None:
+    class Forgetful(dict[str, bytes]):
+        def __setitem__(self, key: str, value: bytes) -> None:
+            pass
+
+    hub.objects = Forgetful()
+    destination = open_destination()
+    destination.prepare()
+    hub.write_faults.append(fake.WriteFault("status", r"/verify", "POST", status=422, times=100))
+    with pytest.raises(ChecksumMismatch, match=r"2 times in a row.*verification answers 422"):
+        destination.upload(paths[NAMES[0]], FILES[0], ignore)
+
+
 def test_a_file_that_has_changed_is_refused(hub: Any, open_destination: Open, paths: dict[str, Path]) -> None:
     destination = open_destination()
     destination.prepare()
