@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from shardq import destinations
 from shardq.destinations.base import StoredFile
 from shardq.destinations.hub import MAX_FILES, HubDestination, check_count
 from shardq.destinations.hub_tree import git_hash
-from shardq.errors import ChecksumMismatch, HubAccess, HubTransfer
+from shardq.errors import BadOption, ChecksumMismatch, HubAccess, HubTransfer
 from shardq.sources.hub import open_hub
 from shardq.sources.hub_errors import RetryPolicy
 
@@ -375,3 +376,16 @@ def test_too_many_files_for_one_commit() -> None:
 
 def test_the_hash_that_git_gives() -> None:
     assert git_hash(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("org/name", "org/name"), ("hf://org/name", "org/name"), ("org/name@main", "org/name"), ("a/b@w4", "a/b@w4")],
+)
+def test_names_of_destinations(text: str, label: str) -> None:
+    assert destinations.open_destination(text).label == label
+
+
+def test_a_branch_without_a_name() -> None:
+    with pytest.raises(BadOption, match="without a branch"):
+        destinations.open_destination("org/name@")

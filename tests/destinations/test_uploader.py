@@ -123,6 +123,14 @@ def test_a_stop_ends_a_wait_between_attempts(
     assert time.monotonic() - began < 1.0
 
 
+def test_watched_work_that_is_killed_is_not_done() -> None:
+    def work(_meter: Meter) -> None:
+        raise SystemExit
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        run_watched(work, lambda _count: None)
+
+
 def test_watched_work_hears_that_nobody_waits() -> None:
     heard: list[bool] = []
 
