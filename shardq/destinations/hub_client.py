@@ -122,12 +122,12 @@ class HubClient:
                 timeout=self._quick if method == "GET" else self._slow,
                 follow_redirects=content is None or isinstance(content, bytes),  # a stream cannot be sent twice
             )
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise PassingError(f"{type(error).__name__}: {error}") from error
         status = response.status_code
         if status in accepted:
             return response
-        if status in RETRY_STATUSES:
+        if status in RETRY_STATUSES or status >= 500:
             raise PassingError(f"HTTP {status}", server_wait_s(response.headers))
         try:
             hf_raise_for_status(response)
