@@ -1,6 +1,5 @@
 """Files beside the target of a download: the part that has arrived, and what had a wrong hash."""
 
-import hashlib
 import os
 import re
 from contextlib import suppress
@@ -13,10 +12,9 @@ from shardq.sources.hub_sinks import FileSink
 _KEY_DIGITS: Final = 12
 
 
-def part_path(target: Path, content: str) -> Path:
+def part_path(target: Path, content_sha256: str) -> Path:
     """`target.KEY.part`. The key names the content, so that a part of anything else is never taken up."""
-    key = hashlib.sha256(content.encode()).hexdigest() if len(content) != 64 else content
-    return target.with_name(f"{target.name}.{key[:_KEY_DIGITS]}.part")
+    return target.with_name(f"{target.name}.{content_sha256[:_KEY_DIGITS]}.part")
 
 
 def bad_path(target: Path) -> Path:
