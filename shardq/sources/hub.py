@@ -22,7 +22,7 @@ from shardq.sources.hub_errors import (
     server_wait_s,
     sleep_ticking,
 )
-from shardq.sources.hub_parts import bad_path, keep_part, part_path, remove_leftovers
+from shardq.sources.hub_parts import bad_path, keep_part, part_path, remove_leftovers, reserve
 from shardq.sources.hub_sinks import FileSink, MemorySink
 from shardq.sources.hub_transfer import Link, RemoteFile, Transfer
 from shardq.sources.local import open_folder, open_local, read_range
@@ -104,6 +104,7 @@ class HubSource:
             fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         sink = FileSink(fd, part, on_bytes)
         try:
+            reserve(fd, file.size_bytes, part)
             sha256 = self._download(file, target, part, sink)
             with writing(target):
                 os.fsync(fd)

@@ -1,5 +1,6 @@
 """Downloads that are stopped, killed or find something on the disk: nothing that has arrived is asked for again."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from shardq.errors import ChecksumMismatch, CorruptShard, HubTransfer, SourceUnreadable
+from shardq.errors import ChecksumMismatch, CorruptShard, DiskFull, HubTransfer, SourceUnreadable
+from shardq.sources.base import SourceFile
 from shardq.sources.demo import open_demo
 from shardq.sources.hub import ignore_bytes, open_hub
 from shardq.sources.hub_errors import RetryPolicy
@@ -254,3 +257,36 @@ def test_reader_uses_the_cache(source: Any, hub: Any, data: bytes, client_settin
     reader.close()
     assert out == data[50:150]
     assert not hub.log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reserves blocks without making the file longer")
+def test_full_disk_is_told_before_the_first_byte(source: Any, hub: Any, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / part_name(data)).write_bytes(data[:1000])
+    listing = (SourceFile(SHARD, 1 << 60, hashlib.sha256(data).hexdigest()),)
+    with pytest.raises(DiskFull, match=r"cannot write .*shard\.\w+\.part"):
+        replace(source, listing=listing).fetch(SHARD, tmp_path / "shard", ignore_bytes)
+    assert not hub.seen("/store/")
+    assert (tmp_path / part_name(data)).read_bytes() == data[:1000]
+
+
+def test_disk_that_fills_up_on_the_way_keeps_what_is_there(
+    source: Any, hub: Any, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardq.sources.hub_sinks.PIECE_BYTES", 64 << 10)
+    write, left = os.pwrite, [5]
+
+    def pwrite(fd: int, piece: memoryview, offset: int) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, piece, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", pwrite)
+        with pytest.raises(DiskFull):
+            source.fetch(SHARD, tmp_path / "shard", ignore_bytes)
+    kept = (tmp_path / part_name(data)).stat().st_size
+    assert kept > 0
+    source.fetch(SHARD, tmp_path / "shard", ignore_bytes)
+    assert (tmp_path / "shard").read_bytes() == data
+    assert [s.begin for s in hub.seen("/store/")][-1] == kept
