@@ -24,7 +24,7 @@ class Arena:
         if size_bytes > self._block.size:
             size = -(-size_bytes // GROWTH) * GROWTH
             self._block = np.empty(0, np.uint8)  # give the old pages back first
-            pages = mmap.mmap(-1, size)
+            pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if sys.platform == "linux":  # huge pages make first touches four times cheaper
                 pages.madvise(mmap.MADV_HUGEPAGE)
             self._block = np.frombuffer(pages, np.uint8)
