@@ -5,7 +5,6 @@ reused from task to task, because fresh pages cost more than the arithmetic.
 """
 
 import hashlib
-import math
 import mmap
 import os
 import time
@@ -99,16 +98,13 @@ class Worker:
         with writing(self._part(task.file)):
             for data, offset in extents:
                 pwrite_all(self._parts.get(self._part(task.file)), data.data, offset)
-        squared_error, squared_weight = (
-            math.fsum(stats[:, 0].tolist()),
-            math.fsum(stats[:, 1].tolist()),
-        )
+        squared_error, squared_weight, max_error = self._kernels.sum_errors(stats)
         return Done(
             task.id,
             self._checksum(out),
             squared_error,
             squared_weight,
-            float(stats[:, 2].max()),
+            max_error,
             0.0,
             False,
         )
