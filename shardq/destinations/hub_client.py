@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from shardq.errors import HubAccess, HubTransfer
 from shardq.files.atomic import reading
+from shardq.sources.hub_dial import origin
 from shardq.sources.hub_errors import RETRY_STATUSES, RetryPolicy, explain_hub_error, server_wait_s
-from shardq.sources.hub_transfer import origin
 from shardq.version import VERSION
 
 if TYPE_CHECKING:
