@@ -126,6 +126,11 @@ def test_a_stop_ends_a_wait_between_attempts(
 
 def test_a_stop_ends_a_transfer_of_the_xet_client(hub: Any, fake_base: ModuleType, make_file: MakeFile) -> None:
     pytest.importorskip("hf_xet")
+
+    def uploads() -> set[threading.Thread]:
+        return {t for t in threading.enumerate() if t.name == THREAD}
+
+    before = uploads()
     destination = HubDestination("org/quantized", endpoint=hub.url, retry=QUICK, xet=True)
     destination.prepare()
     hub.faults.append(fake_base.Fault("status", "xet-write-token", times=100))
@@ -139,9 +144,9 @@ def test_a_stop_ends_a_transfer_of_the_xet_client(hub: Any, fake_base: ModuleTyp
     assert time.monotonic() - began < 1.0
     assert hub.seen("xet-write-token")
     end = began + 2.0  # left alone, it would go on asking for longer
-    while (left := [t for t in threading.enumerate() if t.name == THREAD]) and time.monotonic() < end:
+    while (left := uploads() - before) and time.monotonic() < end:
         time.sleep(0.01)
-    assert left == []
+    assert left == set()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
