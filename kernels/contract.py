@@ -156,7 +156,7 @@ class KernelSet(Protocol):
         """The figures of error_int over all rows of stats [rows, 3], no entry negative: both sums and the largest.
 
         The sums are rounded once, as those of math.fsum, so that they do not depend on how rows were cut; a sum beyond
-        double is infinite or NaN. A NaN makes its figure NaN.
+        double is infinite. A NaN makes its figure NaN.
         """
         ...
 

@@ -26,7 +26,7 @@ class Arena:
             size = -(-size_bytes // GROWTH) * GROWTH
             self._block = np.empty(0, np.uint8)  # give the old pages back first
             pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if sys.platform == "linux":  # huge pages make first touches four times cheaper
+            if sys.platform == "linux":  # huge pages make first touches four times cheaper; shared ones are never huge
                 pages.madvise(mmap.MADV_HUGEPAGE)
             self._block = np.frombuffer(pages, np.uint8)
 

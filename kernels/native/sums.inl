@@ -8,7 +8,7 @@ constexpr int kMostParts = 2100;
 struct ExactSum {
     double parts[kMostParts];
     int count;
-    double special;  // sum of infinities and NaN; 0 when there is none
+    double special;  // sum of what is infinite, overflow included, and of NaN; 0 when there is none
 
     void add(double x) {
         if (!(x - x == 0.0)) {
@@ -23,7 +23,12 @@ struct ExactSum {
             if (rest != 0.0) parts[kept++] = rest;
             x = sum;
         }
-        if (x != 0.0) parts[kept++] = x;
+        if (!(x - x == 0.0)) {
+            special += x;
+            kept = 0;
+        } else if (x != 0.0) {
+            parts[kept++] = x;
+        }
         count = kept;
     }
 

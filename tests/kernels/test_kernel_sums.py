@@ -84,6 +84,12 @@ def test_halves_of_a_unit_are_rounded_by_what_lies_below(kernels: KernelSet) -> 
         assert kernels.sum_errors(stats) == (expected, 0.0, 0.0)
 
 
+def test_a_sum_beyond_double_is_infinite(kernels: KernelSet) -> None:
+    stats = np.full((5000, 3), 1.7e308)
+    stats[:, 1] = np.resize([1.0, 1.7e308, 2.0**-1074], 5000)
+    assert kernels.sum_errors(stats) == (math.inf, math.inf, 1.7e308)
+
+
 def test_what_is_not_finite_stays_so(kernels: KernelSet) -> None:
     stats = np.array([[1.0, np.inf, 1.0], [np.nan, 1.0, np.nan], [1.0, 1.0, 2.0]])
     squares, weights, largest = kernels.sum_errors(stats)
