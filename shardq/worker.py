@@ -205,7 +205,11 @@ class Worker:
                     size = min(HASH_BYTES, task.size_bytes - at)
                     with mmap.mmap(fd, size, offset=at, access=mmap.ACCESS_READ) as pages:
                         digest.update(pages)
-                os.fsync(fd)
+                try:
+                    os.fsync(fd)
+                except OSError:
+                    os.unlink(path)  # what is read back may never reach the disk, yet would pass for done
+                    raise
             finally:
                 os.close(fd)
         return Sealed(task.file, digest.hexdigest(), 0.0)

@@ -149,6 +149,11 @@ class HubDestination:
             upload_content(self._client, file, bytes_chunks(small[file.name]), Meter())
         return commit_once(self._client, Content(files, small, inline, message), self._parent)
 
+    def check(self, files: int, card: str) -> None:
+        """Refuse what the commit would be refused for. Raises HubAccess, HubTransfer."""
+        check_count(files)
+        self.check_card(card)
+
     def check_card(self, text: str) -> None:
         """Let the Hub look at the front matter of a README.md: a bad one makes it refuse the commit.
 
