@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from shardq.destinations.base import Destination
 from shardq.errors import BadOption
 from shardq.headers import read_checkpoint, read_dump
-from shardq.limits import Limits
+from shardq.limits import XET_BUFFER_BYTES, Limits
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
@@ -44,7 +44,7 @@ def quantize(
     """
     wanted, limits = _recipe(recipe), limits or Limits()
     destination = _destination(push_to, private, branch, limits)
-    opened = open_source(str(source), subfolder)
+    opened = open_source(str(source), subfolder, xet=XetOptions(XET_BUFFER_BYTES) if limits.xet else None)
     out = Path(output_dir) if output_dir else Path(f"{opened.label.rpartition('/')[2]}-{wanted.scheme.name}")
     return quantize_to_folder(opened, wanted, out, limits, restart, report or _silent, destination)
 
