@@ -53,7 +53,7 @@ RUN = (
 @click.option("--max-ram", metavar="SIZE", help="Memory of all processes together, as 6G or 6GiB.")
 @click.option("--max-disk", metavar="SIZE", help="Disk for the output and the source shards fetched ahead, as 50G.")
 @click.option("--stream", is_flag=True, help="Read a Hub repo by ranges: no source shard touches the disk.")
-@click.option("--xet", is_flag=True, help="Fetch through the Hub's Xet client instead of plain downloads; needs hf_xet.")
+@click.option("--xet", is_flag=True, help="Fetch with the Hub's Xet client (hf_xet) instead of plain downloads.")
 @click.option(
     "--push-to", metavar="ORG/NAME", help="Upload each finished file to this Hub repo; one commit at the end."
 )

@@ -1,8 +1,8 @@
 """HTTP/1.1 answers, read from a socket of our own by the standard library's parser.
 
 huggingface_hub's HTTP client waits for as long as its timeout without a chance to stop, loses what it has buffered when
-a connection breaks, and copies every byte three times. Here a wait is cut into slices, bytes go from the socket straight
-into the caller's memory, and all that came before a break is kept.
+a connection breaks, and copies every byte three times. Here a wait is cut into slices, bytes go from the socket
+straight into the caller's memory, and all that came before a break is kept.
 """
 
 import http.client
