@@ -51,10 +51,13 @@ def group_cases(kernels: KernelSet, src: np.ndarray, group: int) -> list[Case]:
     x, stats = np.zeros(src.shape, np.float32), np.zeros((rows, 3))
     kernels.rtn_int(src, "BF16", 4, group, False, codes, scales, zeros)
     kernels.widen(src, "BF16", x)
+    steps = np.zeros((shape[1], rows), np.uint16)
     calls: dict[str, Call] = {
         "group_minmax": lambda: kernels.group_minmax(x, group, low, high),
         "rtn_int sym": lambda: kernels.rtn_int(src, "BF16", 4, group, True, codes, scales, zeros),
         "rtn_int asym": lambda: kernels.rtn_int(src, "BF16", 4, group, False, codes, scales, zeros),
+        "narrow_columns": lambda: kernels.narrow_columns(scales, steps, 0),
+        "sum_errors": lambda: kernels.sum_errors(stats),
         "dequantize_int": lambda: kernels.dequantize_int(codes, scales, zeros, group, x),
         "error_int": lambda: kernels.error_int(src, "BF16", codes, scales, zeros, group, stats),
         "rtn_error_int sym": lambda: kernels.rtn_error_int(src, "BF16", 4, group, True, codes, scales, zeros, stats),

@@ -42,10 +42,11 @@ class Measured:
         return self.user_s + self.system_s
 
 
-def measure(command: Sequence[str], env: Mapping[str, str], log: Path) -> Measured:
+def measure(command: Sequence[str], env: Mapping[str, str], log: Path, others: Sequence[int] = ()) -> Measured:
     """Run `command` and then sync. Raises RuntimeError, with the log's end, when it fails.
 
-    Helpers that outlive the command (a fork server) are adopted and waited for, so that their time counts.
+    Helpers that outlive the command (a fork server) are adopted and waited for, so that their time counts; `others` are
+    children of this process that have nothing to do with it.
     """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -60,7 +61,7 @@ def measure(command: Sequence[str], env: Mapping[str, str], log: Path) -> Measur
     wall_s = time.perf_counter() - began_s
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
-    _adopt_the_rest()
+    _adopt_the_rest(others)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Measured(wall_s, after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime, peak)
 
@@ -99,12 +100,11 @@ def _larger(a: Memory, b: Memory) -> Memory:
     )
 
 
-def _adopt_the_rest() -> None:
+def _adopt_the_rest(others: Sequence[int]) -> None:
     deadline_s = time.monotonic() + LEAVE_S
-    while time.monotonic() < deadline_s:
-        try:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                time.sleep(0.005)
-        except ChildProcessError:
-            return
-    raise RuntimeError(f"a process that the command left behind does not end within {LEAVE_S:g} s")
+    while rest := [p.pid for p in psutil.Process().children() if p.pid not in others]:
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(f"a process that the command left behind does not end within {LEAVE_S:g} s")
+        for pid in rest:
+            os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.005)

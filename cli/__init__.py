@@ -7,6 +7,9 @@ first call.
 
 def main() -> None:
     """Entry point of the console script `shardq`."""
+    import importlib
+
+    importlib.import_module("shardq.executors.preload")  # idle threads of numeric libraries cost 0.1 CPU-s a run
     from shardq.cli.group import commands
 
     commands(prog_name="shardq")

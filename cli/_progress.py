@@ -64,14 +64,17 @@ def _lines() -> Report:
         elif step.stage == "file":
             rest = pace(step, time.monotonic() - began_s)
             click.echo(f"shard {step.done_files}/{step.total_files} {step.item}  {rest}", err=True)
+        elif step.stage == "upload":
+            click.echo(f"uploaded {step.item}", err=True)
 
     return report
 
 
 def _description(step: Progress) -> str:
-    """`shards 3/8`, and while shards are downloaded what has arrived: the bar counts quantized bytes only."""
+    """`shards 3/8`, and what has been downloaded and uploaded: the bar counts quantized bytes only."""
     fetched = f", {show_bytes(step.fetched_bytes)} fetched" if step.fetched_bytes else ""
-    return f"shards {step.done_files}/{step.total_files}{fetched}"
+    uploaded = f", {show_bytes(step.uploaded_bytes)} uploaded" if step.uploaded_bytes else ""
+    return f"shards {step.done_files}/{step.total_files}{fetched}{uploaded}"
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ def describe_result(result: "Result") -> dict[str, Any]:
         "counts": {"quantized": result.quantized, "copied": result.copied},
         "bytes": {"source": result.source_bytes, "output": result.output_bytes},
         "errors": errors,
+        "pushed": {"to": result.pushed_to, "commit": result.pushed_commit} if result.pushed_to else None,
         "warnings": list(result.warnings),
         "seconds": result.seconds,
     }
@@ -29,6 +30,7 @@ def print_result(result: "Result") -> None:
     e = result.errors
     pairs = [
         ("output", f"{result.output}{' (was done already)' if result.already_done else ''}"),
+        ("pushed", f"{result.pushed_to}, commit {result.pushed_commit}" if result.pushed_to else ""),
         ("modules", f"{result.quantized} quantized; {result.copied} tensors copied"),
         ("bytes", f"{show_bytes(result.source_bytes)} -> {show_bytes(result.output_bytes)}"),
         ("error", "" if e is None else f"{e.relative:.4f} of the weights' norm, at most {e.max_error:.4g}"),

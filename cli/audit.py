@@ -90,7 +90,7 @@ def _failure(done: "Audit") -> AuditFailed:
 def _print(console: Console, done: "Audit", document: dict[str, Any]) -> None:
     checks, traffic = [t.check for t in done.tensors], done.traffic
     header, source, result = map(show_bytes, (traffic.header_bytes, traffic.source_bytes, traffic.result_bytes))
-    sides = f"{header} of headers, {source} of the source, {result} of the result"
+    read = f"{show_bytes(traffic.total_bytes)} in {traffic.requests} reads: {header} of headers, {source} of source, "
     print_pairs(
         [
             ("result", done.result),
@@ -100,10 +100,7 @@ def _print(console: Console, done: "Audit", document: dict[str, Any]) -> None:
             ("fingerprint", done.fingerprint),
             ("seed", str(done.seed)),
             ("tensors", f"{len(checks)} of {done.tensors_in_ledger}, {sum(c.whole for c in checks)} of them whole"),
-            (
-                "would read" if done.dry_run else "read",
-                f"{show_bytes(traffic.total_bytes)} in {traffic.requests} reads: {sides}",
-            ),
+            ("would read" if done.dry_run else "read", f"{read}{result} of result"),
             ("compared", "" if done.dry_run else show_bytes(sum(t.bytes_compared for t in done.tensors))),
             ("verdict", document["verdict"]),
             ("digest", document["digest"]),

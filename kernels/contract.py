@@ -145,6 +145,21 @@ class KernelSet(Protocol):
         """
         ...
 
+    def narrow_columns(self, src: NDArray[np.float32], out: NDArray[np.uint16], row0: int) -> None:
+        """out[:, row0 : row0 + rows] = src.T as fp16 patterns, src [rows, n], out [n, R]; the rest of out stays.
+
+        Rounded to nearest, half to even; beyond fp16 infinity. A NaN keeps its sign and becomes 0x7e00.
+        """
+        ...
+
+    def sum_errors(self, stats: NDArray[np.float64]) -> tuple[float, float, float]:
+        """The figures of error_int over all rows of stats [rows, 3], no entry negative: both sums and the largest.
+
+        The sums are rounded once, as those of math.fsum, so that they do not depend on how rows were cut; a sum beyond
+        double is infinite. A NaN makes its figure NaN.
+        """
+        ...
+
     def checksum(self, data: Bytes) -> int:
         """A 64-bit digest of bytes [n], n >= 0, against torn and misplaced writes; not cryptographic.
 

@@ -1,5 +1,6 @@
 """Arena: one reusable block of memory that a task carves its arrays from."""
 
+import math
 import mmap
 import sys
 from typing import Any, Final
@@ -24,15 +25,15 @@ class Arena:
         if size_bytes > self._block.size:
             size = -(-size_bytes // GROWTH) * GROWTH
             self._block = np.empty(0, np.uint8)  # give the old pages back first
-            pages = mmap.mmap(-1, size)
-            if sys.platform == "linux":  # huge pages make first touches four times cheaper
+            pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if sys.platform == "linux":  # huge pages make first touches four times cheaper; shared ones are never huge
                 pages.madvise(mmap.MADV_HUGEPAGE)
             self._block = np.frombuffer(pages, np.uint8)
 
     def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An uninitialised array, aligned to a cache line."""
         kind = np.dtype(dtype)
-        size = kind.itemsize * int(np.prod(shape, dtype=np.int64))
+        size = kind.itemsize * math.prod(shape)
         begin = self._used
         self._used = begin + -(-size // ALIGN) * ALIGN
         assert self._used <= self._block.size, "a task took more than it reserved"
@@ -41,6 +42,4 @@ class Arena:
 
 def reserve(*sizes: tuple[tuple[int, ...], DTypeLike]) -> int:
     """Bytes that arrays of these shapes and types take from an arena."""
-    return sum(
-        -(-int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize // ALIGN) * ALIGN for shape, dtype in sizes
-    )
+    return sum(-(-math.prod(shape) * np.dtype(dtype).itemsize // ALIGN) * ALIGN for shape, dtype in sizes)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
-from shardq.audit_plan import Check, Span, lines, span
+from shardq.audit_plan import Check, Span, lines, span, split
 from shardq.audit_subjects import Derived
 from shardq.kernels import KernelSet
 from shardq.layouts.base import Layout
@@ -42,7 +42,7 @@ def _compare_copy(check: Check, source: Source, result: Source) -> Compared:
     s = check.subject
     (derived,) = s.outputs
     compared = 0
-    for begin, end in check.reads:
+    for begin, end in (window for read in check.reads for window in split(read)):
         at = s.begin + begin - derived.begin
         found = np.frombuffer(result.read(s.file, begin, end), np.uint8)
         expected = np.frombuffer(source.read(s.shard, at, at + end - begin), np.uint8)
@@ -54,7 +54,7 @@ def _compare_copy(check: Check, source: Source, result: Source) -> Compared:
 
 def _compare_quantized(check: Check, source: Source, result: Source, layout: Layout, kernels: KernelSet) -> Compared:
     s, cut = check.subject, check.cut
-    runs = [(begin, np.frombuffer(result.read(s.file, begin, end), np.uint8)) for begin, end in check.reads]
+    runs = [(read[0], _read(result, s.file, read)) for read in check.reads]
     stats = np.empty((cut.end_row - cut.row, 3), np.float64)
     arena = Arena()
     compared = 0
@@ -73,6 +73,15 @@ def _compare_quantized(check: Check, source: Source, result: Source, layout: Lay
             if problem := _differ(check, derived, found, expected, offset, derived.line_bytes):
                 return Compared(compared, problem, None)
     return Compared(compared, None, stats if len(stats) == s.rows else None)
+
+
+def _read(source: Source, file: str, wanted: Span) -> Bytes:
+    """A run of bytes, read in windows: what a source returns is a copy."""
+    begin, end = wanted
+    run = np.empty(end - begin, np.uint8)
+    for at, stop in split(wanted):
+        run[at - begin : stop - begin] = np.frombuffer(source.read(file, at, stop), np.uint8)
+    return run
 
 
 def _derive(

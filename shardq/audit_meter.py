@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
-from shardq.sources.base import Source, SourceFile
+from shardq.sources.base import FileReader, Source, SourceFile
 
 
 @dataclass(slots=True)
@@ -48,3 +48,8 @@ class Meter:
         """Not for what is read by ranges."""
         del on_bytes
         raise AssertionError(f"{name} is read by ranges and not fetched to {target}")
+
+    def open_file(self, name: str, on_bytes: Callable[[int], None]) -> FileReader:
+        """Not for what is read by `read`, which counts."""
+        del on_bytes
+        raise AssertionError(f"{name} is read without a reader")

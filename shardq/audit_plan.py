@@ -63,8 +63,8 @@ class Check:
 
     @property
     def requests(self) -> int:
-        """Reads on both sides."""
-        return len(self.windows) + len(self.reads)
+        """Reads on both sides, none larger than a window."""
+        return len(self.windows) + sum(len(split(x)) for x in self.reads)
 
 
 def whole(s: Subject) -> Cut:
@@ -88,6 +88,12 @@ def span(d: Derived, s: Subject, cut: Cut) -> Span:
     return d.begin + first * d.line_bytes, d.begin + last * d.line_bytes
 
 
+def split(wanted: Span) -> tuple[Span, ...]:
+    """A run of bytes in windows."""
+    begin, end = wanted
+    return tuple((at, min(end, at + WINDOW_BYTES)) for at in range(begin, end, WINDOW_BYTES))
+
+
 def plan_checks(subjects: Sequence[Subject], budget_bytes: int | None, seed: int) -> tuple[Check, ...]:
     """What to read of each tensor, in order, so that all of it costs no more than `budget_bytes`; None: all of each.
 
@@ -95,7 +101,7 @@ def plan_checks(subjects: Sequence[Subject], budget_bytes: int | None, seed: int
     budget is too small for the least block of each.
     """
     if budget_bytes is None:
-        return tuple(Check(s, whole(s), _join(_reads(s, whole(s)), 0)) for s in subjects)
+        return tuple(_check(s, whole(s), GAP_BYTES) for s in subjects)
     least = {s.name: _least_bytes(s) for s in subjects}
     reserved = sum(least.values())
     if reserved > budget_bytes:
@@ -112,12 +118,17 @@ def plan_checks(subjects: Sequence[Subject], budget_bytes: int | None, seed: int
         left -= _cost(s, cuts[s.name])
     checks: list[Check] = []
     for s in subjects:
-        apart = _reads(s, cuts[s.name])
-        wanted = sum(end - begin for begin, end in apart)
-        check = Check(s, cuts[s.name], _join(apart, min(GAP_BYTES, wanted, left // max(1, len(apart)))))
-        left -= check.result_bytes - wanted
+        check = _check(s, cuts[s.name], left // len(s.outputs))
+        left -= check.source_bytes + check.result_bytes - _cost(s, check.cut)
         checks.append(check)
     return tuple(checks)
+
+
+def _check(s: Subject, cut: Cut, spare_bytes: int) -> Check:
+    """Of what lies between the tensors of a module, no more is read than of the module itself."""
+    apart = sorted(x for x in (span(d, s, cut) for d in s.outputs) if x[0] < x[1])
+    wanted = sum(end - begin for begin, end in apart)
+    return Check(s, cut, _join(apart, min(GAP_BYTES, wanted // len(s.outputs), spare_bytes)))
 
 
 def _cut(s: Subject, allowed_bytes: int, seed: int) -> Cut:
@@ -167,20 +178,11 @@ def _cost(s: Subject, cut: Cut) -> int:
     return (cut.end_row - cut.row) * s.row_bytes + sum(end - begin for begin, end in spans)
 
 
-def _reads(s: Subject, cut: Cut) -> tuple[Span, ...]:
-    """Runs of bytes of the result. Copies stream; the packed tensors of a module are needed together."""
-    spans = sorted(span(d, s, cut) for d in s.outputs)
-    if s.scheme is None:
-        ((begin, end),) = spans
-        return tuple((at, min(end, at + WINDOW_BYTES)) for at in range(begin, end, WINDOW_BYTES))
-    return tuple(x for x in spans if x[0] < x[1])
-
-
 def _join(spans: Iterable[Span], gap_bytes: int) -> tuple[Span, ...]:
-    """Spans in order, those joined that are at most `gap_bytes` apart and make no more than a window together."""
+    """Spans in order, those joined that are at most `gap_bytes` apart."""
     joined: list[Span] = []
     for begin, end in spans:
-        if joined and begin - joined[-1][1] <= gap_bytes and end - joined[-1][0] <= WINDOW_BYTES:
+        if joined and begin - joined[-1][1] <= gap_bytes:
             joined[-1] = (joined[-1][0], end)
         else:
             joined.append((begin, end))

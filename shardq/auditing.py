@@ -197,10 +197,10 @@ def _make_subjects(
 
 
 def _rest(limit_bytes: int | None, header_bytes: int) -> int | None:
-    """What records and headers leave of the limit."""
+    """What records and headers leave of the limit, which is not reached."""
     if limit_bytes is not None and header_bytes >= limit_bytes:
         raise BadOption(f"--max-traffic {limit_bytes} is used up by {header_bytes} bytes of headers: allow more")
-    return None if limit_bytes is None else limit_bytes - header_bytes
+    return None if limit_bytes is None else limit_bytes - header_bytes - 1
 
 
 def _compare_all(checks: Sequence[Check], output: Output, result: Source, source: Source) -> list[Audited]:

@@ -8,7 +8,9 @@ from typing import Any, Final
 from shardq.ledger import Errors
 from shardq.plans import Plan
 from shardq.recipe import Recipe, rule_values
+from shardq.sources.base import Source
 
+README: Final = "README.md"
 CARRIED: Final = (
     "license",
     "license_name",
@@ -43,6 +45,14 @@ def make_card(plan: Plan, errors: Mapping[str, Errors], total: Errors, source_ca
         "Every source tensor is accounted for in `shardq-ledger.json.zst`; `shardq verify` checks it.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def read_source_card(plan: Plan, source: Source) -> str | None:
+    """README.md of the source, None without one."""
+    for f in plan.checkpoint.side_files:
+        if f.name == README:
+            return source.read(f.name, 0, f.size_bytes).decode(errors="replace")
+    return None
 
 
 def make_command(plan: Plan) -> str:

@@ -56,23 +56,26 @@ class Journal:
     def open(cls, path: Path) -> tuple[Self, list[dict[str, Any]]]:
         """Open or create the journal; return it with the events it holds, oldest first.
 
-        Cuts a torn tail off, durably. Raises NotWritable or DiskFull.
+        Cuts a torn tail off, and all that it returns is on the disk. Raises NotWritable or DiskFull.
         """
         with writing(path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                events, good_bytes = _replay(fd)
-                torn_bytes = os.fstat(fd).st_size - good_bytes
+                events, good = _replay(fd)
+                torn_bytes = os.fstat(fd).st_size - len(good)
                 if torn_bytes:
                     logger.warning("%s: cut %d bytes of a torn tail", path, torn_bytes)
-                    os.ftruncate(fd, good_bytes)
+                    os.ftruncate(fd, len(good))
+                if events:  # after an fsync that failed, pages may be read that never reached the disk
+                    pwrite_all(fd, good, 0)
+                if events or torn_bytes:
                     os.fsync(fd)
                 if not events:
                     sync_way(path.parent)
             except BaseException:
                 os.close(fd)
                 raise
-        return cls(path, fd, good_bytes), events
+        return cls(path, fd, len(good)), events
 
     def append(self, event: Mapping[str, object], durable: bool) -> None:
         """Write one event; with `durable` it and all before it are on the disk on return.
@@ -111,18 +114,18 @@ def _line(event: Mapping[str, object]) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _replay(fd: int) -> tuple[list[dict[str, Any]], int]:
-    """The events of the whole lines at the start of the file, and the bytes of these lines."""
+def _replay(fd: int) -> tuple[list[dict[str, Any]], bytes]:
+    """The events of the whole lines at the start of the file, and these lines."""
     events: list[dict[str, Any]] = []
-    good_bytes = 0
+    lines: list[bytes] = []
     with os.fdopen(os.dup(fd), "rb") as file:
         for line in file:
             event = _event(line)
             if event is None:
                 break
             events.append(event)
-            good_bytes += len(line)
-    return events, good_bytes
+            lines.append(line)
+    return events, b"".join(lines)
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

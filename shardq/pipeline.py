@@ -6,7 +6,6 @@ output file freed. A crash loses at most unjournaled tasks.
 """
 
 import logging
-import signal
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Final
 from shardq.admission import Admission
 from shardq.checkpoint import Shard
 from shardq.destinations.base import StoredFile
-from shardq.errors import Interrupted, ShardqError, Terminated
+from shardq.errors import ShardqError
 from shardq.executors.base import Executor, Job, Outcome
 from shardq.fetcher import Fetched
 from shardq.journal import Journal
@@ -146,11 +145,8 @@ class Pipeline:
                 self._collect(outcome)
         if self._error:
             raise self._error
-        kind = Terminated if stop.signal == signal.SIGTERM else Interrupted
-        raise kind(
-            f"stopped; {100 * self._done_bytes // max(1, self._total_bytes)} % is done and kept in "
-            f"{self._staging.work}: run the same command again to resume"
-        )
+        percent = 100 * self._done_bytes // max(1, self._total_bytes)
+        stop.heed(f"{percent} % is done and kept in {self._staging.work}: run the same command again to resume")
 
     def _job(self, work: Work) -> Job:
         if isinstance(work, SealTask):

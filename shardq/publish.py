@@ -8,21 +8,20 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from shardq.card import make_card, make_command
+from shardq.card import README, make_card, make_command, read_source_card
 from shardq.config_json import dump, set_key
 from shardq.destinations.base import Destination, StoredFile
-from shardq.files.atomic import sync_folder, write_atomic, writing
+from shardq.files.atomic import sync_folder, sync_way, write_atomic, writing
 from shardq.ledger import LEDGER, Errors, encode_ledger, make_ledger, merge, tensor_errors
 from shardq.pipeline import Finished
 from shardq.plans import Plan
 from shardq.side_files import select_side_files
+from shardq.signals import StopFlag
 from shardq.sources.base import Source
 from shardq.staging import CONFIG, PROVENANCE, Staging
 from shardq.version import VERSION
-
-README: Final = "README.md"
 
 
 def publish(
@@ -32,16 +31,17 @@ def publish(
     finished: Finished,
     destination: Destination | None,
     keep_local: bool,
+    stop: StopFlag,
 ) -> tuple[Errors, str | None]:
     """Write what is missing, commit everything to the destination if there is one, and move everything into place
     unless it is to be there only. Return the error over all quantized weights, and the commit.
 
-    May be repeated after a crash.
+    May be repeated after a crash, or after `stop` has ended it. Raises Interrupted, Terminated.
     """
     errors = tensor_errors(plan, finished.done)
     total = merge(errors.values())
     extra = dict(_side_files(plan, source))
-    extra[README] = make_card(plan, errors, total, _source_card(plan, source)).encode()
+    extra[README] = make_card(plan, errors, total, read_source_card(plan, source)).encode()
     extra[LEDGER] = encode_ledger(make_ledger(plan, errors))
     block = plan.layout.config_block(plan.recipe.scheme, plan.choices(), VERSION)
     for name, content in plan.layout.config_files(block).items():
@@ -52,6 +52,8 @@ def publish(
         extra[plan.checkpoint.index_name] = dump(_index(plan))
     extra[CONFIG] = _config(plan, block)
     commit = None
+    said = f"all is quantized and kept in {staging.work}; run the same command again to publish it"
+    stop.heed(said)
     if destination:
         files = [StoredFile(name, size, sha256) for name, (sha256, size) in finished.sealed.items()]
         commit = destination.commit(files, extra, f"{plan.recipe.preset} of {plan.checkpoint.label}")
@@ -62,10 +64,11 @@ def publish(
         write_atomic(staging.ready / name, data)
     order = (*finished.sealed, *extra)
     for name in order[:-1]:
+        stop.heed(said)
         _move(staging, name)
     for folder in {(staging.out / name).parent for name in order}:
         with writing(folder):
-            sync_folder(folder)
+            sync_way(folder, staging.out)
     _move(staging, CONFIG)  # the last: without it nothing loads
     with writing(staging.out):
         sync_folder(staging.out)
@@ -75,13 +78,6 @@ def publish(
 
 def _side_files(plan: Plan, source: Source) -> Mapping[str, bytes]:
     return {f.name: source.read(f.name, 0, f.size_bytes) for f in select_side_files(plan.checkpoint.side_files)}
-
-
-def _source_card(plan: Plan, source: Source) -> str | None:
-    for f in plan.checkpoint.side_files:
-        if f.name == README:
-            return source.read(f.name, 0, f.size_bytes).decode(errors="replace")
-    return None
 
 
 def _provenance(plan: Plan, finished: Finished, total: Errors, others: Iterable[str]) -> dict[str, Any]:
@@ -119,6 +115,8 @@ def _move(staging: Staging, name: str) -> None:
     with writing(target):
         if source.exists():  # else an interrupted publish has moved it
             target.parent.mkdir(parents=True, exist_ok=True)
+            if target.parent != staging.out:
+                sync_way(target.parent, staging.out)  # a power cut that takes the folder takes the file
             os.replace(source, target)
 
 

@@ -5,20 +5,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from shardq.card import make_card, read_source_card
 from shardq.destinations.base import Destination, StoredFile
 from shardq.errors import OutputOccupied
+from shardq.ledger import merge
 from shardq.plans import Plan
+from shardq.sources.base import Source
 from shardq.staging import CONFIG, PROVENANCE, Progressed, Staging
 
 WEIGHTS: Final = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 
-def prepare_push(plan: Plan, destination: Destination) -> str | None:
-    """Make sure that the destination exists and may be written; its commit if it holds this plan's output already.
+def prepare_push(plan: Plan, source: Source, destination: Destination) -> str | None:
+    """Make sure that the destination exists and will take the output; its commit if it holds it already.
 
     Raises HubAccess, HubTransfer, OutputOccupied.
     """
     destination.prepare()
+    destination.check(len(plan.files), make_card(plan, {}, merge(()), read_source_card(plan, source)))
     record = destination.provenance()
     if record is None:
         weights = sorted(n for n in destination.names() if n == CONFIG or n.endswith(WEIGHTS))
@@ -30,8 +34,11 @@ def prepare_push(plan: Plan, destination: Destination) -> str | None:
         return None
     if record.get("identity") != plan.identity():
         return None  # an older output: the commit replaces it
-    files = [StoredFile(name, f["size"], f["sha256"]) for name, f in record["files"].items()]
-    return destination.head() if destination.holds(files, {}) else None
+    try:
+        files = [StoredFile(name, f["size"], f["sha256"]) for name, f in record["files"].items()]
+    except (KeyError, TypeError, AttributeError):  # not as we write it: to be replaced
+        return None
+    return destination.head() if len(files) == len(plan.files) and destination.holds(files, {}) else None
 
 
 def still_stored(before: Progressed, destination: Destination, staging: Staging) -> Progressed:

@@ -86,7 +86,7 @@ def quantize_to_folder(
     memory = limits.share_memory(
         plan.largest_task_bytes, len(plan.decisions), plan.largest_span_bytes, source.remote or destination is not None
     )
-    pushed = prepare_push(plan, destination) if destination else None
+    pushed = prepare_push(plan, source, destination) if destination else None
     if restart:
         pushed = None
     if pushed and not limits.keep_local and staging.work.exists():  # a crash came after the commit
@@ -133,7 +133,7 @@ def _run(
                         finished = run.run(executor, stop)
                 finally:
                     run.close()
-                return publish(plan, source, staging, finished, destination, limits.keep_local)
+                return publish(plan, source, staging, finished, destination, limits.keep_local, stop)
         finally:
             journal.close()
 
@@ -180,9 +180,10 @@ def _refuse_newer_source(plan: Plan, source: Source, out: Path) -> None:
 
 
 def _has_eaten(done: Mapping[str, Any], source: Source, recipe: Recipe) -> bool:
-    """True if a finished run of this recipe has deleted all shards of this source, which cannot be planned again."""
+    """True if a finished run of this recipe has deleted shards of this source, which cannot be planned again. A power
+    cut may have brought some of them back."""
     there = {f.name for f in source.files()}
-    if done["source.label"] != source.label or any(s[0] in there for s in done["source.shards"]):
+    if done["source.label"] != source.label or all(s[0] in there for s in done["source.shards"]):
         return False
     return all(done.get(f"recipe.{k}") == v for k, v in recipe.as_dict().items())
 

@@ -6,6 +6,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Final, Self
 
+from shardq.errors import Interrupted, Terminated
+
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -34,6 +36,12 @@ class StopFlag:
         self._restore()
         os.close(self.ready)
         os.close(self._wake)
+
+    def heed(self, state: str) -> None:
+        """End the run if a signal has come; `state`: what is done, what to do. Raises Interrupted, Terminated."""
+        if self.signal is not None:
+            kind = Terminated if self.signal == signal.SIGTERM else Interrupted
+            raise kind(f"stopped; {state}")
 
     def _catch(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number

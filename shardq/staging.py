@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from shardq.errors import OutputOccupied, RecipeChanged
-from shardq.files.atomic import preallocate, pwrite_all, sync_folder, writing
+from shardq.files.atomic import preallocate, pwrite_all, sync_folder, sync_way, writing
 from shardq.journal import Journal
 from shardq.plans import OutputFile, Plan
 from shardq.tasks import Done
@@ -130,7 +130,7 @@ class Staging:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(source, target)
-            sync_folder(target.parent)
+            sync_way(target.parent, self.ready)
             sync_folder(source.parent)
 
     def remove(self) -> None:
@@ -184,8 +184,9 @@ class Staging:
         for path in (p for p in self.ready.rglob("*") if p.is_file()):  # renamed, but the journal line was lost
             name = path.relative_to(self.ready).as_posix()
             if name not in sealed:
-                (self.part / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, self.part / name)
+                with writing(path):
+                    (self.part / name).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(path, self.part / name)
         return Progressed(tasks, sealed, frozenset(uploaded & sealed.keys()))
 
     def _intact(self, file: str, size: int) -> bool:

@@ -5,7 +5,6 @@ reused from task to task, because fresh pages cost more than the arithmetic.
 """
 
 import hashlib
-import math
 import mmap
 import os
 import time
@@ -99,16 +98,13 @@ class Worker:
         with writing(self._part(task.file)):
             for data, offset in extents:
                 pwrite_all(self._parts.get(self._part(task.file)), data.data, offset)
-        squared_error, squared_weight = (
-            math.fsum(stats[:, 0].tolist()),
-            math.fsum(stats[:, 1].tolist()),
-        )
+        squared_error, squared_weight, max_error = self._kernels.sum_errors(stats)
         return Done(
             task.id,
             self._checksum(out),
             squared_error,
             squared_weight,
-            float(stats[:, 2].max()),
+            max_error,
             0.0,
             False,
         )
@@ -209,7 +205,11 @@ class Worker:
                     size = min(HASH_BYTES, task.size_bytes - at)
                     with mmap.mmap(fd, size, offset=at, access=mmap.ACCESS_READ) as pages:
                         digest.update(pages)
-                os.fsync(fd)
+                try:
+                    os.fsync(fd)
+                except OSError:
+                    os.unlink(path)  # what is read back may never reach the disk, yet would pass for done
+                    raise
             finally:
                 os.close(fd)
         return Sealed(task.file, digest.hexdigest(), 0.0)

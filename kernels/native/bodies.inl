@@ -23,9 +23,11 @@ using namespace shardq;
 #include "checksum.inl"
 #include "error.inl"
 #include "minmax.inl"
+#include "narrow.inl"
 #include "pack.inl"
 #include "rtn.inl"
 #include "rtn_error.inl"
+#include "sums.inl"
 #include "transpose.inl"
 #include "widen.inl"
 
@@ -38,6 +40,6 @@ namespace shardq {
 extern const Table SHARDQ_SET_TABLE;
 const Table SHARDQ_SET_TABLE = {SHARDQ_SET_NAME, widen,          group_minmax,  rtn_int,   rtn_error_int,
                                 pack_bits,       unpack_bits,    transpose_u32, pack_columns,
-                                dequantize_int,  error_int,      checksum};
+                                dequantize_int,  error_int,      narrow_columns, sum_errors, checksum};
 
 }  // namespace shardq

@@ -53,6 +53,8 @@ struct Table {
                          int64_t row0);
     void (*dequantize_int)(const IntCodes& q, float* out);
     void (*error_int)(const Weights& src, const IntCodes& q, double* stats);
+    void (*narrow_columns)(const float* src, int64_t rows, int64_t cols, uint16_t* out, int64_t out_cols, int64_t row0);
+    void (*sum_errors)(const double* stats, int64_t rows, double* out);
     uint64_t (*checksum)(const uint8_t* data, int64_t size_bytes);
 };
 

@@ -244,6 +244,26 @@ public:
         table_->error_int(Weights{in.data<void>(), type, q.rows, q.cols}, q, result.data<double>());
     }
 
+    void narrow_columns(nb::handle src, nb::handle out, int64_t row0) const {
+        const Array in(src, "src", kF32, 2, kRead), result(out, "out", kU16, 2, kWrite);
+        in.expect_filled();
+        expect_strip(result, in.size(1), row0, in.size(0));
+        const nb::gil_scoped_release unlocked;
+        table_->narrow_columns(in.data<float>(), in.size(0), in.size(1), result.data<uint16_t>(), result.size(1), row0);
+    }
+
+    nb::tuple sum_errors(nb::handle stats) const {
+        const Array in(stats, "stats", kF64, 2, kRead);
+        in.expect_filled();
+        in.expect(in.size(0), 3);
+        double sums[3];
+        {
+            const nb::gil_scoped_release unlocked;
+            table_->sum_errors(in.data<double>(), in.size(0), sums);
+        }
+        return nb::make_tuple(sums[0], sums[1], sums[2]);
+    }
+
     uint64_t checksum(nb::handle data) const {
         const Array in(data, "data", kU8, 1, kRead);
         const nb::gil_scoped_release unlocked;
@@ -306,5 +326,7 @@ NB_MODULE(_native, m) {
              nb::arg("group"), nb::arg("out"))
         .def("error_int", &NativeSet::error_int, nb::arg("src"), nb::arg("dtype"), nb::arg("codes"), nb::arg("scales"),
              nb::arg("zeros"), nb::arg("group"), nb::arg("stats"))
+        .def("narrow_columns", &NativeSet::narrow_columns, nb::arg("src"), nb::arg("out"), nb::arg("row0"))
+        .def("sum_errors", &NativeSet::sum_errors, nb::arg("stats"))
         .def("checksum", &NativeSet::checksum, nb::arg("data"));
 }

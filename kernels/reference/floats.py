@@ -27,6 +27,13 @@ def widened(src: NDArray[Any], dtype: str) -> torch.Tensor:
     return (sign | magnitude).view(torch.float32)
 
 
+def narrowed(src: NDArray[np.float32]) -> torch.Tensor:
+    """fp16 patterns of fp32 values, as int16; a NaN keeps no more than its sign."""
+    x = torch.from_numpy(src.copy())
+    nan = torch.where(x.view(torch.int32) < 0, torch.tensor(0xFE00 - 2**16), torch.tensor(0x7E00)).to(torch.int16)
+    return torch.where(x.isnan(), nan, x.half().view(torch.int16))
+
+
 def group_extremes(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Smallest and largest of each group, [rows, G]; NaN is passed over, zeros are +0."""
     infinity = float("inf")

@@ -1,5 +1,6 @@
 """The table of reference kernels, with the names and arguments of the native ones. See shardq.kernels.contract."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from shardq.kernels.contract import Bytes, RawWeights
 from shardq.kernels.reference.arrays import checked_bits, filled, group_count, shaped
-from shardq.kernels.reference.floats import group_extremes, widened
+from shardq.kernels.reference.floats import group_extremes, narrowed, widened
 from shardq.kernels.reference.integers import dequantized, round_to_nearest, sum_of_squares
 from shardq.kernels.reference.streams import WORD_BITS, digest, packed, unpacked
 
@@ -129,6 +130,21 @@ class ReferenceSet:
         difference = w - dequantized(codes, scales, zeros, group)
         figures = (sum_of_squares(difference), sum_of_squares(w), difference.abs().amax(1).double())
         shaped("stats", stats, np.float64, (src.shape[0], 3))[...] = torch.stack(figures, 1).numpy()
+
+    def narrow_columns(self, src: NDArray[np.float32], out: NDArray[np.uint16], row0: int) -> None:
+        """See KernelSet.narrow_columns."""
+        rows, cols = filled("src", src, np.float32).shape
+        shaped("out", out, np.uint16, (cols, out.shape[-1]))
+        if not 0 <= row0 <= out.shape[1] - rows:
+            raise ValueError(f"out: expected row0 {row0} + {rows} rows to fit in its {out.shape[1]} columns")
+        out[:, row0 : row0 + rows] = narrowed(src).T.numpy().view(np.uint16)
+
+    def sum_errors(self, stats: NDArray[np.float64]) -> tuple[float, float, float]:
+        """See KernelSet.sum_errors."""
+        rows = filled("stats", stats, np.float64).shape[0]
+        shaped("stats", stats, np.float64, (rows, 3))
+        squares, weights = (math.fsum(stats[:, i].tolist()) for i in range(2))
+        return squares, weights, float(torch.from_numpy(stats.copy())[:, 2].amax())
 
     def checksum(self, data: Bytes) -> int:
         """See KernelSet.checksum."""

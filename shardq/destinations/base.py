@@ -29,6 +29,10 @@ class Destination(Protocol):
         """Before the first weight: make the place, and find out whether it may be written."""
         ...
 
+    def check(self, files: int, card: str) -> None:
+        """Before the first weight: would an output of so many files, with such a README.md, be taken?"""
+        ...
+
     def provenance(self) -> dict[str, Any] | None:
         """shardq.json as it is there now; None without a readable one."""
         ...

@@ -115,11 +115,17 @@ class HubDestination:
         with reading(path):
             size_bytes = path.stat().st_size
         if size_bytes != file.size_bytes:
-            raise ChecksumMismatch(f"{path} has {size_bytes} bytes, expected {file.size_bytes} when it was written")
+            raise ChecksumMismatch(
+                f"{path} has {size_bytes} bytes, expected {file.size_bytes} as when it was hashed; run again"
+            )
 
         def send(meter: Meter) -> None:
+            def send_xet() -> None:
+                meter.add(0)  # somebody may have stopped waiting since the last attempt
+                upload_xet(self._api, self._client, path, file)
+
             if self._xet:
-                _ask_library(self._client, lambda: upload_xet(self._api, self._client, path, file), f"file {file.name}")
+                _ask_library(self._client, send_xet, f"file {file.name}")
                 meter.add(file.size_bytes)
             else:
                 upload_content(self._client, file, file_chunks(path), meter)
@@ -142,6 +148,11 @@ class HubDestination:
         for file in stored_small(small, inline):
             upload_content(self._client, file, bytes_chunks(small[file.name]), Meter())
         return commit_once(self._client, Content(files, small, inline, message), self._parent)
+
+    def check(self, files: int, card: str) -> None:
+        """Refuse what the commit would be refused for. Raises HubAccess, HubTransfer."""
+        check_count(files)
+        self.check_card(card)
 
     def check_card(self, text: str) -> None:
         """Let the Hub look at the front matter of a README.md: a bad one makes it refuse the commit.
@@ -200,11 +211,11 @@ def _ask_library(client: HubClient, call: Callable[[], object], what: str) -> No
         try:
             call()
         except HfHubHTTPError as error:
-            if error.response.status_code in RETRY_STATUSES:
-                reason = f"HTTP {error.response.status_code}"
-                raise PassingError(reason, server_wait_s(error.response.headers)) from error
+            status = error.response.status_code
+            if status in RETRY_STATUSES or status >= 500:
+                raise PassingError(f"HTTP {status}", server_wait_s(error.response.headers)) from error
             raise explain_hub_error(error, client.repo, client.branch, what) from error
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise PassingError(f"{type(error).__name__}: {error}") from error
         except HFValidationError as error:
             raise HubAccess(f"{client.repo!r} cannot be the name of a Hub repo; write org/name") from error

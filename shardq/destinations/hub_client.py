@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from shardq.errors import HubAccess, HubTransfer
 from shardq.files.atomic import reading
+from shardq.sources.hub_dial import origin
 from shardq.sources.hub_errors import RETRY_STATUSES, RetryPolicy, explain_hub_error, server_wait_s
-from shardq.sources.hub_transfer import origin
 from shardq.version import VERSION
 
 if TYPE_CHECKING:
@@ -122,12 +122,12 @@ class HubClient:
                 timeout=self._quick if method == "GET" else self._slow,
                 follow_redirects=content is None or isinstance(content, bytes),  # a stream cannot be sent twice
             )
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise PassingError(f"{type(error).__name__}: {error}") from error
         status = response.status_code
         if status in accepted:
             return response
-        if status in RETRY_STATUSES:
+        if status in RETRY_STATUSES or status >= 500:
             raise PassingError(f"HTTP {status}", server_wait_s(response.headers))
         try:
             hf_raise_for_status(response)

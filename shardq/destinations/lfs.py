@@ -52,7 +52,7 @@ def file_chunks(path: Path) -> Chunks:
                 with reading(path):
                     data = os.pread(fd, min(_BLOCK_BYTES, end - begin), begin)
                 if not data:
-                    raise ChecksumMismatch(f"{path} ends at byte {begin}, its size was longer when it was written")
+                    raise ChecksumMismatch(f"{path} ends at byte {begin}: it was cut while it was sent; run again")
                 begin += len(data)
                 yield data
         finally:
@@ -90,7 +90,8 @@ def _ask_once(client: HubClient, files: Sequence[StoredFile], what: str) -> dict
     found: dict[str, Mapping[str, Any] | None] = {}
     for item in _objects(reply, client.repo, what):
         _check_error(item.get("error"), client.repo, what)
-        found[str(item.get("oid"))] = item.get("actions")
+        actions = item.get("actions")
+        found[str(item.get("oid"))] = actions if isinstance(actions, dict) and actions.get("upload") else None
     return found
 
 
@@ -104,6 +105,7 @@ def upload_content(client: HubClient, file: StoredFile, chunks: Chunks, meter: M
 
     def attempt() -> None:
         nonlocal wrong
+        meter.add(0)  # somebody may have stopped waiting since the last attempt
         try:
             _upload_once(client, file, chunks, meter, what)
         except _WrongContentError as error:
@@ -125,7 +127,7 @@ def _upload_once(client: HubClient, file: StoredFile, chunks: Chunks, meter: Met
         return
     before = meter.bytes
     try:
-        href, header = _action(actions.get("upload"), client, what)
+        href, header = _action(actions["upload"], client, what)
         if "chunk_size" in header:
             _put_parts(client, href, header, file, chunks, meter, what)
         else:
@@ -185,7 +187,7 @@ def _verify(client: HubClient, href: str, file: StoredFile, what: str) -> None:
     """Let the Hub look at what has arrived."""
     body = {"oid": file.sha256, "size": file.size_bytes}
     response = client.patiently(lambda: client.send_json(href, what, body, _HEADERS, _REFUSED), what)
-    if response.status_code in {400, 404, 409, 422}:
+    if response.status_code in {400, 409, 422}:
         raise _WrongContentError(f"verification answers {response.status_code}")
     _check_answer(response)
 
@@ -206,7 +208,7 @@ def _action(action: Any, client: HubClient, what: str) -> tuple[str, Mapping[str
     try:
         href, header = str(action["href"]), action.get("header") or {}
         if "chunk_size" in header:
-            header = {**header, "chunk_size": int(header["chunk_size"])}
+            header = {**header, "chunk_size": max(1, int(header["chunk_size"]))}
     except (KeyError, TypeError, ValueError) as error:
         raise HubTransfer(f"{client.repo}, {what}: the Hub's way to upload is malformed ({error!r})") from error
     return client.own_address(href), header

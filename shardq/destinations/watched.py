@@ -9,6 +9,7 @@ from shardq.destinations.base import OnBytes
 
 logger = logging.getLogger(__name__)
 TICK_S: Final = 0.2
+THREAD: Final = "shardq-upload"
 
 
 class AbandonedError(Exception):
@@ -36,25 +37,30 @@ class Meter:
 def run_watched(work: Callable[[Meter], None], on_bytes: OnBytes, on_stop: Callable[[], None] | None = None) -> None:
     """Run `work` in a thread of its own; tell `on_bytes` here what it counts, every TICK_S at least.
 
-    What `work` raises is raised here. When `on_bytes` raises, `on_stop` is called and the thread is left to notice, at
-    the latest when the network's timeout comes: a blocked socket cannot be woken safely from outside.
+    What `work` raises is raised here; RuntimeError if it was killed without a word. When `on_bytes` raises, `on_stop`
+    is called and the thread is left to notice, at the latest when the network's timeout comes: a blocked socket cannot
+    be woken safely from outside.
     """
     meter = Meter()
     failures: list[Exception] = []
+    finished: list[bool] = []
 
     def run() -> None:
         try:
             work(meter)
+            finished.append(True)
         except Exception as error:  # raised again below, in the caller's thread
             logger.debug("an upload ended early", exc_info=True)
             failures.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, name=THREAD, daemon=True)
     thread.start()
     told = 0
     try:
-        while thread.is_alive():
+        ended = False
+        while not ended:
             thread.join(TICK_S)
+            ended = not thread.is_alive()
             now = meter.bytes
             on_bytes(now - told)
             told = now
@@ -65,3 +71,5 @@ def run_watched(work: Callable[[Meter], None], on_bytes: OnBytes, on_stop: Calla
         raise
     if failures:
         raise failures[0]
+    if not finished:
+        raise RuntimeError("the working thread was interrupted")

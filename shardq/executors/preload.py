@@ -1,8 +1,8 @@
-"""Imported first in the fork server and in every worker: one thread per worker.
+"""Imported first in the fork server, in every worker and by the command line: one thread per worker.
 
 The numeric libraries read these variables when they are loaded, so this comes before the handler's module, and nothing
-that importing the package `shardq` alone loads may load numpy. The caller's process must not import this module: its
-own libraries may use all cores.
+that importing the package `shardq` alone loads may load numpy. The process of a script that calls shardq must not
+import this module: its own libraries may use all cores.
 """
 
 import os

@@ -77,15 +77,16 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
         os.close(fd)
 
 
-def sync_way(path: str | os.PathLike[str]) -> None:
-    """Make names in folder `path` durable, and the names of all folders on the way to it, up to its file system's root.
+def sync_way(path: str | os.PathLike[str], top: str | os.PathLike[str] | None = None) -> None:
+    """Make names in folder `path` durable, and the names of the folders on the way to it: those below `top`, or all
+    below the root of its file system.
 
-    For a folder that may be new: a durable name in a folder without one would be lost with it. A folder that may not be
-    read is left out, as it was there before. Raises OSError.
+    For folders that may be new: a durable name in a folder without one is lost with it. A folder that may not be read
+    is left out, as it was there before. Raises OSError.
     """
-    folder = os.path.abspath(path)
+    folder, last = os.path.abspath(path), top and os.path.abspath(top)
     sync_folder(folder)
-    while not os.path.ismount(folder):
+    while folder != last and not os.path.ismount(folder):
         folder = os.path.dirname(folder)
         with suppress(PermissionError):
             sync_folder(folder)

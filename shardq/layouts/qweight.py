@@ -59,7 +59,7 @@ class QweightLayout:
         rows, columns = part.codes.shape
         bits = scheme.bits
         kernels.pack_columns(part.codes, bits, out["qweight"].view(np.uint32), row)
-        out["scales"][:, row : row + rows] = part.scales.T
+        kernels.narrow_columns(part.scales, out["scales"].view(np.uint16), row)
         if not scheme.symmetric:
             packed = np.empty((part.zeros.shape[1], rows * bits // 32), np.uint32)
             kernels.pack_bits(np.ascontiguousarray(part.zeros.T), bits, packed)

@@ -22,7 +22,7 @@ from shardq.sources.hub_errors import (
     server_wait_s,
     sleep_ticking,
 )
-from shardq.sources.hub_parts import bad_path, keep_part, part_path, remove_leftovers
+from shardq.sources.hub_parts import bad_path, keep_part, part_path, remove_leftovers, reserve
 from shardq.sources.hub_sinks import FileSink, MemorySink
 from shardq.sources.hub_transfer import Link, RemoteFile, Transfer
 from shardq.sources.local import open_folder, open_local, read_range
@@ -60,7 +60,7 @@ class HubSource:
         check_part(name, begin, end - begin, file.size_bytes)
         out = bytearray(end - begin)
         for _ in range(_TRIES_WITH_WRONG_HASH):
-            self._transfer(file, ignore_bytes).move(begin, end, MemorySink(memoryview(out), ignore_bytes))
+            self._transfer(file).move(begin, end, MemorySink(memoryview(out), ignore_bytes))
             whole = begin == 0 and end == file.size_bytes
             if not whole or file.sha256 in {None, hashlib.sha256(out).hexdigest()}:
                 return bytes(out)
@@ -73,7 +73,7 @@ class HubSource:
         if cached is not None:
             return open_local(cached, on_bytes)
         file = find_file(self.listing, name, self.label)
-        return HubReader(file, self._transfer(file, on_bytes), on_bytes)
+        return HubReader(file, self._transfer(file), on_bytes)
 
     def local_path(self, name: str) -> Path | None:
         """The file in the user's Hub cache at this commit, if it has the listed size."""
@@ -94,16 +94,17 @@ class HubSource:
         fsynced.
 
         The part file is named for the content that is fetched, and kept when the call fails; a part of other content is
-        deleted. A wrong hash is fetched once more, then set aside as `target`.bad until the next call. Raises HubAccess,
-        HubTransfer, ChecksumMismatch, DiskFull, NotWritable.
+        deleted. A wrong hash is fetched once more, then set aside as `target`.bad until the next call.
+        Raises HubAccess, HubTransfer, ChecksumMismatch, DiskFull, NotWritable.
         """
         file = find_file(self.listing, name, self.label)
-        part = part_path(target, file.sha256 or f"{self.commit}:{file.size_bytes}")
+        part = part_path(target, file.sha256 or _sha256_of(f"{self.commit}:{file.name}:{file.size_bytes}"))
         remove_leftovers(target, part)
         with writing(part):
             fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         sink = FileSink(fd, part, on_bytes)
         try:
+            reserve(fd, file.size_bytes, part)
             sha256 = self._download(file, target, part, sink)
             with writing(target):
                 os.fsync(fd)
@@ -118,7 +119,7 @@ class HubSource:
         fresh = 0  # downloads from the first byte on; a part that was taken up proves nothing
         while True:
             fresh += sink.size_bytes == 0
-            self._transfer(file, sink.on_bytes).move(0, file.size_bytes, sink)
+            self._transfer(file).move(0, file.size_bytes, sink)
             found = sink.digest.hexdigest()
             if file.sha256 in {None, found}:
                 return found
@@ -132,12 +133,12 @@ class HubSource:
     def _path(self, name: str) -> str:
         return f"{self.subfolder}/{name}" if self.subfolder else name
 
-    def _transfer(self, file: SourceFile, on_bytes: Callable[[int], None]) -> Transfer:
+    def _transfer(self, file: SourceFile) -> Transfer:
         from huggingface_hub import hf_hub_url
 
         path = self._path(file.name)
         url = hf_hub_url(self.label, path, revision=self.commit, endpoint=self.endpoint)
-        return Transfer(self.link, RemoteFile(self.label, self.commit, path, url, file.size_bytes), on_bytes)
+        return Transfer(self.link, RemoteFile(self.label, self.commit, path, url, file.size_bytes))
 
 
 class HubReader:
@@ -256,6 +257,10 @@ def _mismatch(label: str, file: SourceFile, found: str) -> str:
         f"{label}, file {file.name}: sha256 is {found}, the Hub promises {file.sha256}, "
         f"{_TRIES_WITH_WRONG_HASH} times in a row; try another network, or report it to the owner of the repo"
     )
+
+
+def _sha256_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def ignore_bytes(count: int) -> None:

@@ -73,7 +73,7 @@ class RetryPolicy:
     def pause(
         self, failures: int, asked_s: float | None, what: str, reason: str, tick: Callable[[], None] = ignore_tick
     ) -> None:
-        """Wait before the next attempt, calling `tick`, which may raise. Raises HubTransfer when patience is used up."""
+        """Wait before the next attempt, calling `tick`, which may raise. Raises HubTransfer as `next_wait_s`."""
         sleep_ticking(self.next_wait_s(failures, asked_s, what, reason), tick)
 
 

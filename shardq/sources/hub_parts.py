@@ -1,22 +1,24 @@
 """Files beside the target of a download: the part that has arrived, and what had a wrong hash."""
 
-import hashlib
+import ctypes
+import errno
 import os
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from shardq.files.atomic import writing
+from shardq.files.atomic import explain_os_error, writing
 from shardq.sources.hub_sinks import FileSink
 
 _KEY_DIGITS: Final = 12
+_KEEP_SIZE: Final = 1  # linux/falloc.h
 
 
-def part_path(target: Path, content: str) -> Path:
+def part_path(target: Path, content_sha256: str) -> Path:
     """`target.KEY.part`. The key names the content, so that a part of anything else is never taken up."""
-    key = hashlib.sha256(content.encode()).hexdigest() if len(content) != 64 else content
-    return target.with_name(f"{target.name}.{key[:_KEY_DIGITS]}.part")
+    return target.with_name(f"{target.name}.{content_sha256[:_KEY_DIGITS]}.part")
 
 
 def bad_path(target: Path) -> Path:
@@ -34,11 +36,28 @@ def remove_leftovers(target: Path, part: Path) -> None:
                     os.unlink(target.with_name(name))
 
 
+def reserve(fd: int, size_bytes: int, part: Path) -> None:
+    """Reserve blocks for the whole file where Linux can, so that a full disk shows now and writing costs less.
+
+    The size of the file stays what has arrived, which is where the next call goes on. Raises DiskFull.
+    """
+    if sys.platform != "linux" or size_bytes == 0:
+        return
+    call = ctypes.CDLL(None, use_errno=True).fallocate
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if call(fd, _KEEP_SIZE, 0, size_bytes) == 0:
+        return
+    code = ctypes.get_errno()
+    if code in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        raise explain_os_error(OSError(code, os.strerror(code)), part, writing=True)
+    # Anything else: a file system that cannot reserve.
+
+
 def keep_part(sink: FileSink, part: Path, fd: int) -> None:
     """Leave what has arrived for the next call; an empty part is removed. Does nothing after a success."""
     try:
         sink.keep()
-        if sink.size_bytes == 0:
+        if os.fstat(fd).st_size == 0:
             with suppress(FileNotFoundError):
                 os.unlink(part)
     finally:

@@ -1,7 +1,7 @@
 """Where the bytes of a file go: a part file that is hashed on the way, or memory.
 
-A sink lends its own memory to the socket, so that no byte is copied on its way in, and hands on what it has got in large
-pieces.
+A sink lends its own memory to the socket, so that no byte is copied on its way in, and hands on what it has got in
+large pieces.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class Sink(Protocol):
         ...
 
     def flush(self) -> None:
-        """Hand on and report what is here."""
+        """Hand on what is here and report it, be it nothing. Memory that is lent stays lent."""
         ...
 
     def restart(self) -> None:
@@ -76,17 +76,18 @@ class FileSink:
     def __init__(self, fd: int, path: Path, on_bytes: Callable[[int], None]) -> None:
         self._fd = fd
         self._path = path
-        self.on_bytes = on_bytes
+        self._on_bytes = on_bytes
         self._buffer = memoryview(bytearray(PIECE_BYTES))
-        self._filled = 0
-        self._stored = 0
-        self._started = 0  # bytes whose way to the disk was started
+        self._filled = 0  # of the buffer
+        self._kept = 0  # of these, in the file
+        self._stored = 0  # in the file
+        self._started = 0  # of these, on their way to the disk
         self._flushed_at = time.monotonic()
         self.digest = hashlib.sha256()
 
     @property
     def size_bytes(self) -> int:
-        return self._stored + self._filled
+        return self._stored + self._filled - self._kept
 
     def resume(self, size_bytes: int) -> None:
         """Take what the part file has from an earlier call, unless that is more than the whole file.
@@ -103,36 +104,40 @@ class FileSink:
             pread_exact(self._fd, piece, self._stored, self._path.name)
             self.digest.update(piece)
             self._stored += len(piece)
-            self.on_bytes(len(piece))
+            self._on_bytes(len(piece))
 
     def space(self) -> memoryview:
         return self._buffer[self._filled :]
 
     def took(self, count: int) -> None:
         self._filled += count
-        if self._filled == PIECE_BYTES or time.monotonic() - self._flushed_at >= _REPORT_S:
+        if self._filled == PIECE_BYTES:
+            self.flush()
+            self._filled = self._kept = 0
+        elif time.monotonic() - self._flushed_at >= _REPORT_S:
             self.flush()
 
     def flush(self) -> None:
-        self.on_bytes(self.keep())
+        self._on_bytes(self.keep())
         self._flushed_at = time.monotonic()
 
     def keep(self) -> int:
         """Write what is here without a report. Returns the bytes written; raises DiskFull, NotWritable."""
-        fresh, self._filled = self._filled, 0
-        piece = self._buffer[:fresh]
+        piece = self._buffer[self._kept : self._filled]
         with writing(self._path):
             pwrite_all(self._fd, piece, self._stored)
         self.digest.update(piece)
-        self._stored += fresh
+        self._kept = self._filled  # the buffer goes on where it is: its rest may be lent
+        self._stored += len(piece)
         if self._stored - self._started >= _WRITEBACK_BYTES:  # so that the last fsync has little left to do
             self._started = self._stored
             start_writeback(self._fd)
-        return fresh
+        return len(piece)
 
     def restart(self) -> None:
         with writing(self._path):
             os.ftruncate(self._fd, 0)
-        taken, self._stored, self._filled, self._started = self._stored, 0, 0, 0
+        taken, self._stored = self._stored, 0
+        self._filled = self._kept = self._started = 0
         self.digest = hashlib.sha256()
-        self.on_bytes(-taken)
+        self._on_bytes(-taken)

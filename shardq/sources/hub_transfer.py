@@ -67,18 +67,17 @@ class Link:
 class Transfer:
     """One file and the storage address that the Hub gave for it; for one thread at a time."""
 
-    def __init__(self, link: Link, file: RemoteFile, on_bytes: Callable[[int], None]) -> None:
-        """`on_bytes(0)` is called at least twice a second while something waits; what it raises ends the transfer."""
+    def __init__(self, link: Link, file: RemoteFile) -> None:
         self._link = link
         self._file = file
         self._what = f"{file.repo}, file {file.name}"
-        self._tick: Callable[[], None] = lambda: on_bytes(0)
         self._address = file.url
 
     def move(self, begin: int, end: int, sink: Sink) -> None:
         """Put the bytes [begin, end) of the file into `sink`, except those that it has already.
 
-        Raises HubAccess, HubTransfer, and what the sink and `on_bytes` raise.
+        The sink is flushed at least twice a second while something waits, and what it raises ends the transfer. Raises
+        HubAccess, HubTransfer.
         """
         retry = self._link.retry
         furthest, failures = begin + sink.size_bytes, 0
@@ -102,12 +101,12 @@ class Transfer:
             if problem.for_all:
                 self._link.gate.hold(wait_s)
             elif not (expired and resolved and failures <= 1):  # an address that grew old is no sign of trouble
-                sleep_ticking(wait_s, self._tick)
+                sleep_ticking(wait_s, sink.flush)
 
     def _pour(self, begin: int, end: int, sink: Sink) -> None:
         """One attempt. Raises WireError, _PassingError."""
         position = begin + sink.size_bytes
-        connection, answer = self._open(position, end)
+        connection, answer = self._open(position, end, sink.flush)
         try:
             if answer.status == 200 and position > 0:
                 self._catch_up(answer, begin, end, sink)
@@ -151,12 +150,12 @@ class Transfer:
                 raise _PassingError("the answer ended too early")
             missed -= count
 
-    def _open(self, begin: int, end: int) -> tuple[Connection, Answer]:
+    def _open(self, begin: int, end: int, tick: Callable[[], None]) -> tuple[Connection, Answer]:
         """An answer whose body has the bytes from `begin` on, or with status 200 all bytes of the file."""
         link = self._link
-        patience = Patience(link.retry.timeout_s, self._tick)
+        patience = Patience(link.retry.timeout_s, tick)
         for _ in range(_MAX_HOPS):
-            link.gate.wait(self._tick)
+            link.gate.wait(tick)
             connection = link.pool.connect(self._place(), patience)
             try:
                 answer = connection.ask(self._address, self._headers(begin, end), patience)

@@ -1,5 +1,6 @@
 """Every command explains itself, and nothing heavy is imported for that."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,3 +83,18 @@ def test_import_is_light(module: str, allowed: set[str]) -> None:
     code = f"import sys, {module}; print(*sorted({{m.partition('.')[0] for m in sys.modules}} & {HEAVY}))"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == allowed
+
+
+def test_the_command_line_keeps_numeric_libraries_to_one_thread() -> None:
+    """Their idle threads would spin beside the one worker of `--parallel 1`."""
+    lines = (
+        "import os, sys",
+        "from shardq.cli import main",
+        "sys.argv = ['shardq', 'schemes']",
+        "try:",
+        "    main()",
+        "except SystemExit:",
+        "    sys.exit(os.environ.get('OPENBLAS_NUM_THREADS') != '1')",
+    )
+    env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+    subprocess.run([sys.executable, "-P", "-c", "\n".join(lines)], env=env, check=True, capture_output=True)

@@ -22,8 +22,12 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def fake() -> ModuleType:
-    load("fake_hub")
+def fake_base() -> ModuleType:
+    return load("fake_hub")
+
+
+@pytest.fixture(scope="session")
+def fake(fake_base: ModuleType) -> ModuleType:
     return load("fake_hub_write")
 
 

@@ -79,10 +79,11 @@ def test_a_lost_answer_and_then_an_edited_card(hub: Any, fake: ModuleType, desti
     assert content(hub)["README.md"] == b"# edited\n"
 
 
+@pytest.mark.parametrize("status", [429, 503, 520])
 def test_failures_before_the_commit_are_tried_again_on_the_same_parent(
-    hub: Any, fake: ModuleType, destination: HubDestination
+    hub: Any, fake: ModuleType, destination: HubDestination, status: int
 ) -> None:
-    hub.write_faults.append(fake.WriteFault("status", "/commit/", times=2))
+    hub.write_faults.append(fake.WriteFault("status", "/commit/", times=2, status=status))
     commit = push(destination, A)
     assert [c.oid for c in hub.commits] == [commit]
 

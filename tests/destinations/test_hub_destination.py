@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from shardq import destinations
 from shardq.destinations.base import StoredFile
 from shardq.destinations.hub import MAX_FILES, HubDestination, check_count
 from shardq.destinations.hub_tree import git_hash
-from shardq.errors import ChecksumMismatch, HubAccess, HubTransfer
+from shardq.errors import BadOption, ChecksumMismatch, HubAccess, HubTransfer
 from shardq.sources.hub import open_hub
 from shardq.sources.hub_errors import RetryPolicy
 
@@ -207,6 +208,21 @@ def test_refused_content_is_no_passing_fault(
         destination.upload(paths[NAMES[0]], FILES[0], ignore)
 
 
+def test_verification_that_fails_is_no_passing_fault(
+    hub: Any, fake: ModuleType, open_destination: Open, paths: dict[str, Path]
+) -> None:
+    class Forgetful(dict[str, bytes]):
+        def __setitem__(self, key: str, value: bytes) -> None:
+            pass
+
+    hub.objects = Forgetful()
+    destination = open_destination()
+    destination.prepare()
+    hub.write_faults.append(fake.WriteFault("status", r"/verify", "POST", status=422, times=100))
+    with pytest.raises(ChecksumMismatch, match=r"2 times in a row.*verification answers 422"):
+        destination.upload(paths[NAMES[0]], FILES[0], ignore)
+
+
 def test_a_file_that_has_changed_is_refused(hub: Any, open_destination: Open, paths: dict[str, Path]) -> None:
     destination = open_destination()
     destination.prepare()
@@ -360,3 +376,16 @@ def test_too_many_files_for_one_commit() -> None:
 
 def test_the_hash_that_git_gives() -> None:
     assert git_hash(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("org/name", "org/name"), ("hf://org/name", "org/name"), ("org/name@main", "org/name"), ("a/b@w4", "a/b@w4")],
+)
+def test_names_of_destinations(text: str, label: str) -> None:
+    assert destinations.open_destination(text).label == label
+
+
+def test_a_branch_without_a_name() -> None:
+    with pytest.raises(BadOption, match="without a branch"):
+        destinations.open_destination("org/name@")

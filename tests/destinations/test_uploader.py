@@ -2,6 +2,7 @@
 
 import hashlib
 import select
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from shardq.destinations.base import StoredFile
 from shardq.destinations.hub import HubDestination
-from shardq.destinations.watched import AbandonedError, Meter, run_watched
+from shardq.destinations.watched import THREAD, AbandonedError, Meter, run_watched
 from shardq.errors import ChecksumMismatch, TaskFailed
 from shardq.sources.hub_errors import RetryPolicy
 from shardq.uploader import Uploaded, Uploader
@@ -121,6 +122,40 @@ def test_a_stop_ends_a_wait_between_attempts(
     began = time.monotonic()
     uploader.close()
     assert time.monotonic() - began < 1.0
+
+
+def test_a_stop_ends_a_transfer_of_the_xet_client(hub: Any, fake_base: ModuleType, make_file: MakeFile) -> None:
+    pytest.importorskip("hf_xet")
+
+    def uploads() -> set[threading.Thread]:
+        return {t for t in threading.enumerate() if t.name == THREAD}
+
+    before = uploads()
+    destination = HubDestination("org/quantized", endpoint=hub.url, retry=QUICK, xet=True)
+    destination.prepare()
+    hub.faults.append(fake_base.Fault("status", "xet-write-token", times=100))
+    uploader = Uploader(destination)
+    uploader.submit(*make_file("a.safetensors", 1000))
+    end = time.monotonic() + LIMIT_S
+    while not hub.seen("xet-write-token") and time.monotonic() < end:
+        time.sleep(0.01)
+    began = time.monotonic()
+    uploader.close()
+    assert time.monotonic() - began < 1.0
+    assert hub.seen("xet-write-token")
+    end = began + 2.0  # left alone, it would go on asking for longer
+    while (left := uploads() - before) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert left == set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_watched_work_that_is_killed_is_not_done() -> None:
+    def work(_meter: Meter) -> None:
+        raise SystemExit
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        run_watched(work, lambda _count: None)
 
 
 def test_watched_work_hears_that_nobody_waits() -> None:

@@ -60,6 +60,11 @@ WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
     "columns bits": ("bits", lambda k: k.pack_columns(u8(2, 32), 9, u32(9, 2), 0)),
     "columns ragged": ("codes", lambda k: k.pack_columns(u8(2, 9), 4, u32(2, 2), 0)),
     "columns nothing": ("codes", lambda k: k.pack_columns(u8(2, 0), 4, u32(0, 2), 0)),
+    "narrow shape": ("out", lambda k: k.narrow_columns(f32(2, 3), u16(2, 3), 0)),
+    "narrow row0": ("out", lambda k: k.narrow_columns(f32(2, 3), u16(3, 4), 3)),
+    "narrow dtype": ("out", lambda k: k.narrow_columns(f32(2, 3), u32(3, 2), 0)),  # type: ignore[arg-type]
+    "sums shape": ("stats", lambda k: k.sum_errors(f64(3, 2))),
+    "sums nothing": ("stats", lambda k: k.sum_errors(f64(0, 3))),
     "both bits": ("bits", lambda k: both(k, 1, 2, f64(1, 3))),
     "both group": ("group", lambda k: both(k, 4, 0, f64(1, 3))),
     "both stats": ("stats", lambda k: both(k, 4, 2, f64(3, 1))),

@@ -162,8 +162,9 @@ class Run(subprocess.Popen[str]):
 
 @pytest.fixture
 def begin() -> Iterator[Callable[..., Run]]:
-    """begin(source, out, slow_s, *options, before=()): a Run whose tasks take `slow_s` longer; `before` are words before
-    the command."""
+    """begin(source, out, slow_s, *options, before=()): a Run whose tasks take `slow_s` longer.
+
+    `before` are words before the command."""
     begun: list[Run] = []
 
     def run(source: Path, out: Path, slow_s: float, *options: str, before: Sequence[str] = ()) -> Run:

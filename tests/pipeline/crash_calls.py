@@ -6,6 +6,8 @@
     ENOSPC     the call fails: no space left
     EIO        the call fails: the device reports an error
     undone ... the power goes instead of the call; see crash_disk.py
+
+Not a test by itself: `fault_driver.py` uses it.
 """
 
 import errno
@@ -48,7 +50,7 @@ class Watch:
 
     def __init__(self, disk: Disk, saved: Path, fault: Fault | None, forgotten: Sequence[str]) -> None:
         """`saved` gets the disk when the process dies. An fsync in a function of `forgotten` (qualified names, from
-        the innermost out, one `<` between them) is left out, as a bug would."""
+        the innermost out, `<` between them) is left out, as a bug would."""
         self.calls: list[str] = []
         self.escaped: list[str] = []  # changes that came by another way
         self._disk, self._saved, self._fault, self._forgotten = disk, saved, fault, forgotten
@@ -76,7 +78,7 @@ class Watch:
                 setattr(os, name, call)
         sys.addaudithook(self._audit)
 
-    # --- the calls ----------------------------------------------------------------------------------------------------
+    # --- the calls ---------------------------------------------------------------------------------------------------
 
     def _open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         with self._lock:
@@ -101,15 +103,15 @@ class Watch:
     def _write(self, name: str, fd: int, data: Any, *offset: int) -> int:
         plain = self._plain[name]
         if fd not in self._paths:
-            written: int = plain(fd, data, *offset)
-            return written
+            return int(plain(fd, data, *offset))
         with self._lock:
             half = memoryview(data).cast("B")[: max(1, memoryview(data).nbytes // 2)]
             kind = self._count(name)
+            at = offset[0] if offset else os.lseek(fd, 0, os.SEEK_CUR)
+            written = int(plain(fd, half if kind in ONLY_WRITES else data, *offset))
+            self._disk.wrote(self._disk.node(self._paths[fd]), at, written)
             if kind == "torn":
-                plain(fd, half, *offset)
                 self._die()
-            written = plain(fd, half if kind == "short" else data, *offset)
             return written
 
     def _resize(self, name: str, fd: int, *sizes: int) -> None:
@@ -123,8 +125,12 @@ class Watch:
         with self._lock:
             if fd not in self._paths:
                 return
-            self._count(name)
             node = self._disk.node(self._paths[fd])
+            try:
+                self._count(name)
+            except OSError:
+                self._disk.failed(node)
+                raise
             if node is not None and not any(_called_by(f, sys._getframe(1)) for f in self._forgotten):
                 self._disk.synced(node)
 
@@ -166,7 +172,7 @@ class Watch:
             self.escaped.append(name)
         return self._plain[name](*words, **named)
 
-    # --- what goes wrong ------------------------------------------------------------------------------------------------
+    # --- what goes wrong ---------------------------------------------------------------------------------------------
 
     def _count(self, name: str) -> str | None:
         """Count a call; at the chosen one die, fail, or return what the caller has to do."""
@@ -178,18 +184,21 @@ class Watch:
             raise OSError(ERRORS[kind], os.strerror(ERRORS[kind]))
         if kind in CUTS:
             self._disk.cut(kind, random.Random(self._fault.seed))
-            self._saved.unlink(missing_ok=True)  # what is left is all there is
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._saved.unlink(missing_ok=True)  # all that is left is durable
+            self._kill()
         if kind == "kill":
             self._die()
         return kind
 
     def _die(self) -> NoReturn:
         self._disk.save(self._saved)
+        self._kill()
+
+    def _kill(self) -> NoReturn:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("still alive")
 
-    # --- paths ----------------------------------------------------------------------------------------------------------
+    # --- paths -------------------------------------------------------------------------------------------------------
 
     def _full(self, path: Any, dir_fd: int | None) -> str | None:
         """The path if it lies below the root; a descriptor's name counts as none."""
@@ -209,11 +218,12 @@ class Watch:
 
 
 def _called_by(chain: str, frame: Any) -> bool:
-    """True if the functions of a chain `inner<outer<...` are the innermost ones of the stack."""
-    for name in chain.split("<"):
-        while frame is not None and frame.f_code.co_filename == __file__:
-            frame = frame.f_back
-        if frame is None or frame.f_code.co_qualname != name:
-            return False
+    """True if of a chain `inner<outer<...` the first function makes the call, and the others are further out."""
+    inner, *outer = chain.split("<")
+    while frame.f_code.co_filename == __file__:
         frame = frame.f_back
-    return True
+    stack: list[str] = []
+    while frame is not None:
+        stack.append(frame.f_code.co_qualname)
+        frame = frame.f_back
+    return stack[0] == inner and all(name in stack for name in outer)

@@ -22,6 +22,7 @@ from typing import Final, Self
 
 CUTS: Final = ("undone", "removed", "done", "mixed")
 ROOT: Final = 0
+PAGE_BYTES: Final = 4096
 Entry = tuple[int, str]  # folder, name in it
 
 # A sweep replaces these in `os`.
@@ -48,7 +49,8 @@ class Disk:
         self._names: dict[Entry, int] = {}
         self._folders = {ROOT}
         self._synced: dict[int, bytes] = {}  # content on the disk
-        self._unnamed: dict[int, tuple[bytes, int]] = {}  # content and time of files without a name; they may get it back
+        self._unnamed: dict[int, tuple[bytes, int]] = {}  # content and time of files whose name is gone
+        self._again: dict[int, set[int]] = {}  # pages written again since an fsync of the file failed
         self._scan(root, ROOT)
         self._durable = dict(self._names)
         self._changes: list[Change] = []
@@ -66,7 +68,7 @@ class Disk:
         with path.open("wb") as f:
             pickle.dump(self, f)
 
-    # --- what happens -----------------------------------------------------------------------------------------------
+    # --- what happens ------------------------------------------------------------------------------------------------
 
     def node(self, path: str) -> int | None:
         """The file or folder at a path, None if there is none."""
@@ -108,16 +110,36 @@ class Disk:
                 self._apply(change)
             return
         for path in (p for p, n in self._paths(self._names).items() if n == node):  # none once it is deleted
-            self._synced[node] = _content(path)[0]
+            self._synced[node] = self._reached(node, _content(path)[0])
+
+    def failed(self, node: int | None) -> None:
+        """An fsync failed."""
+        if node is not None and node not in self._folders:
+            self._again[node] = set()
+
+    def wrote(self, node: int | None, offset: int, size_bytes: int) -> None:
+        """Call after each write."""
+        if node in self._again and size_bytes:
+            pages = range(offset // PAGE_BYTES, (offset + size_bytes - 1) // PAGE_BYTES + 1)
+            self._again[node].update(pages)
+
+    def _reached(self, node: int, content: bytes) -> bytes:
+        """What an fsync makes durable of a content."""
+        if node not in self._again:
+            return content
+        reached = bytearray(self._synced[node][: len(content)].ljust(len(content), b"\0"))
+        for page in self._again[node]:
+            at = page * PAGE_BYTES
+            reached[at : at + PAGE_BYTES] = content[at : at + PAGE_BYTES]
+        return bytes(reached)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def cut(self, kind: str, chance: random.Random) -> None:
         """The power goes. `kind` is one of CUTS."""
         for change in list(self._changes):
-            if kind == "done" or (kind == "removed" and change.node is None and change.new_name is None):
-                self._apply(change)
-            elif kind == "mixed" and chance.random() < 0.5:
+            removal = change.node is None and change.new_name is None
+            if {"undone": False, "removed": removal, "done": True, "mixed": chance.random() < 0.5}[kind]:
                 self._apply(change)
         now, after = self._paths(self._names), self._paths(self._durable)
         path_of = {node: path for path, node in now.items()}
@@ -143,7 +165,7 @@ class Disk:
         choices = {"undone": [synced], "removed": [synced], "done": [zeros]}
         return chance.choice(choices.get(kind, [synced, zeros, content, content[:half] + zeros[half:]]))
 
-    # --- names --------------------------------------------------------------------------------------------------------
+    # --- names -------------------------------------------------------------------------------------------------------
 
     def _name(self, change: Change) -> None:
         _set(self._names, change)

@@ -5,6 +5,7 @@ kind of run, add a row.
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ def keeping(disk: Path, original: Path) -> Scene:
 def eating(disk: Path, original: Path) -> Scene:
     """A folder whose shards are deleted on the way."""
     source, out = disk / original.name, disk / "out"
+    shards = {p.relative_to(original).as_posix() for p in original.rglob(SHARDS)}
 
     def prepare() -> None:
         _clear(disk)
@@ -51,7 +53,20 @@ def eating(disk: Path, original: Path) -> Scene:
     def run() -> object:
         return shardq.quantize(source, output_dir=out, limits=shardq.Limits(parallel=1, delete_source=True))
 
-    return Scene(disk, out, prepare, run, {p.name: source / p.name for p in original.glob(SHARDS)})
+    return Scene(disk, out, prepare, run, {n: source / n for n in shards})
+
+
+def nested(disk: Path, original: Path) -> Scene:
+    """As `eating`, but the shards lie in a folder of the checkpoint."""
+    source = disk.parent / "nested"
+    (source / "parts").mkdir(parents=True)
+    for path in original.iterdir():
+        shutil.copy(path, source / "parts" if path.match(SHARDS) else source)
+    index = source / "model.safetensors.index.json"
+    record = json.loads(index.read_text())
+    record["weight_map"] = {tensor: f"parts/{shard}" for tensor, shard in record["weight_map"].items()}
+    index.write_text(json.dumps(record))
+    return eating(disk, source)
 
 
 def fetching(disk: Path, original: Path) -> Scene:
@@ -70,6 +85,7 @@ def fetching(disk: Path, original: Path) -> Scene:
 SCENES: Final[Mapping[str, Callable[[Path, Path], Scene]]] = {
     "keeping": keeping,
     "eating": eating,
+    "nested": nested,
     "fetching": fetching,
 }
 

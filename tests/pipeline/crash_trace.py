@@ -1,6 +1,8 @@
 """Runs a scene once, undisturbed, under `crash_shim.c`; prints the calls that the sweep would disturb, as JSON.
 
     LD_PRELOAD=shim.so python crash_trace.py SCENE CHECKPOINT FOLDER LOG
+
+The shim writes its own count into LOG.
 """
 
 import ctypes

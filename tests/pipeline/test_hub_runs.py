@@ -15,8 +15,7 @@ import pytest
 
 import shardq
 from shardq import Limits, Progress, make_recipe
-from shardq.errors import BudgetTooSmall, CheckpointIncomplete, ChecksumMismatch
-from shardq.needs import disk_bytes
+from shardq.errors import CheckpointIncomplete, ChecksumMismatch
 from shardq.run import Result, quantize_to_folder
 from shardq.sources.base import Source
 from shardq.sources.hub import open_hub
@@ -138,21 +137,6 @@ def test_resume_fetches_no_shard_again(hub: Any, repo: Source, folder: Path, tmp
     assert len(here) >= 3
     assert {*downloaded(hub, repo)} == shards(repo) - here
     assert shardq.verify(out, deep=True, source=folder).problems == ()
-
-
-def test_disk_cap_limits_what_is_staged(repo: Source, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    least = disk_bytes(shardq.plan(tmp_path / "source0" / "model"), staged=True, uploads=False)
-    peak = 0
-
-    def count(_: Progress) -> None:
-        nonlocal peak
-        peak = max(peak, len(staged(out)))
-
-    with pytest.raises(BudgetTooSmall, match="largest shard to fetch"):
-        quantize(repo, out, Limits(parallel=1, max_disk_bytes=least - 1), silent)
-    quantize(repo, out, Limits(parallel=1, max_disk_bytes=least), count)
-    assert peak == 1
 
 
 def test_corrupt_download_is_refused_and_leaves_nothing_loadable(

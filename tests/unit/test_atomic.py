@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from shardq.errors import CorruptShard, DiskFull, NotWritable, SourceUnreadable
+from shardq.files import atomic
 from shardq.files.atomic import (
     explain_os_error,
     pread_exact,
@@ -16,6 +17,7 @@ from shardq.files.atomic import (
     pwrite_all,
     reading,
     sync_folder,
+    sync_way,
     write_atomic,
     writing,
 )
@@ -210,3 +212,29 @@ def test_blocks_turn_system_errors_into_ours_and_nothing_else(tmp_path: Path) ->
         raise KeyError("a bug stays a bug")
     assert isinstance(explain_os_error(failing(errno.EFBIG), "m", writing=True), DiskFull)
     assert "see the reason" in str(explain_os_error(OSError("odd"), "m", writing=False))
+
+
+def test_way_to_a_folder_is_synced_from_it_to_the_root_of_its_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    synced: list[str] = []
+    monkeypatch.setattr(atomic, "sync_folder", synced.append)
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == str(tmp_path.parent))
+    sync_way(folder)
+    assert synced == [str(p) for p in (folder, folder.parent, tmp_path, tmp_path.parent)]
+    synced.clear()
+    sync_way(folder, tmp_path)
+    assert synced == [str(p) for p in (folder, folder.parent, tmp_path)]
+
+
+def test_way_through_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        if path != str(tmp_path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(atomic, "sync_folder", refuse)
+    sync_way(tmp_path)
+    with pytest.raises(PermissionError):
+        sync_way(tmp_path / "below")

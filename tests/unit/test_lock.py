@@ -1,5 +1,6 @@
 """FolderLock: one holder, however the holder before it ended."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -76,6 +77,36 @@ def test_file_of_a_dead_run_is_taken_over(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with FolderLock(path):
         assert json.loads(path.read_bytes())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("host", "pid", "boot_id"),
+    [
+        (socket.gethostname(), os.getppid(), None),  # another process has its number by now
+        (socket.gethostname(), 1, "00000000-0000-0000-0000-000000000000"),  # the machine has started anew
+        ("elsewhere", 1, "00000000-0000-0000-0000-000000000000"),  # a shared disk, a container
+    ],
+)
+def test_name_of_a_process_that_lives_holds_nothing(path: Path, host: str, pid: int, boot_id: str | None) -> None:
+    """Only the kernel's lock counts."""
+    with FolderLock(path):
+        content = json.loads(path.read_bytes())
+    content |= {"host": host, "pid": pid} | ({"boot_id": boot_id} if boot_id else {})
+    path.write_text(json.dumps(content))
+    with FolderLock(path):
+        assert json.loads(path.read_bytes())["pid"] == os.getpid()
+
+
+def test_one_of_many_gets_the_lock_of_a_dead_run(path: Path) -> None:
+    path.write_text('{"host": "gone", "pid": 1, "started": "long ago"}')
+    locks = [FolderLock(path) for _ in range(5)]
+    got: list[FolderLock] = []
+    for lock in locks:
+        with contextlib.suppress(OutputLocked):
+            lock.acquire()
+            got.append(lock)
+    assert got == locks[:1]
+    got[0].release()
 
 
 def test_holder_without_content_is_still_a_holder(path: Path) -> None:
