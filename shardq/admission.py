@@ -1,7 +1,7 @@
 """Which shard a run may begin next, so that the disk it takes stays under a cap."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from shardq.budget import ByteBudget
@@ -95,18 +95,20 @@ def least_disk_bytes(todo: Sequence[ShardCost], kept_bytes: int, uploads: bool) 
 
 
 def _too_small(todo: Sequence[ShardCost], kept_bytes: int, cap: int, least: int, uploads: bool) -> str:
-    if uploads:
-        return (
-            f"--max-disk {megabytes(cap)} is too small: the largest shard, its output and the records need "
-            f"{megabytes(least)}; expected at least that, or --stream to keep no source shard on disk"
-        )
-    outputs = kept_bytes + sum(c.output_bytes for c in todo)
     largest = max((c.staged_bytes for c in todo), default=0)
-    return (
-        f"--max-disk {megabytes(cap)} is too small: the output takes {megabytes(outputs)} and the largest shard to "
-        f"fetch {megabytes(largest)}; expected at least {megabytes(least)}, or --stream to keep no source shard on "
-        "disk, or --push-to to keep no output"
-    )
+    if uploads:
+        why = "the largest shard, its output, what waits for its upload and the records"
+    else:
+        outputs = kept_bytes + sum(c.output_bytes for c in todo)
+        why = f"the output with {megabytes(outputs)} and the largest shard to fetch with {megabytes(largest)}"
+    bare = [replace(c, staged_bytes=0) for c in todo]
+    ways = [("--stream", least_disk_bytes(bare, kept_bytes, uploads))]
+    if not uploads:
+        ways.append(("--push-to", least_disk_bytes(todo, kept_bytes, True)))
+        if largest:
+            ways.append(("both", least_disk_bytes(bare, kept_bytes, True)))
+    instead = "".join(f", or {megabytes(need)} with {way}" for way, need in ways if need < least)
+    return f"--max-disk {megabytes(cap)} is too small for {why}; expected at least {megabytes(least)}{instead}"
 
 
 def megabytes(size_bytes: int) -> str:
