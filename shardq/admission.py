@@ -44,6 +44,7 @@ class Admission:
         source shard, that will be uploaded. `hurried`: nothing is staged or uploaded, so nothing is gained by waiting.
         Raises BudgetTooSmall when the cap can never hold."""
         self._todo = list(reversed(todo))
+        self._begun: list[str] = []
         self._uploads, self._hurried = uploads, hurried
         self._staged: dict[str, int] = {}
         self._outputs = dict(waiting)  # on the disk and to be uploaded
@@ -59,6 +60,11 @@ class Admission:
         return tuple(self._staged)
 
     @property
+    def begun(self) -> tuple[str, ...]:
+        """Shards that `next` has given so far."""
+        return tuple(self._begun)
+
+    @property
     def used_bytes(self) -> int:
         """Disk that is promised now."""
         return self._budget.used_bytes
@@ -72,6 +78,7 @@ class Admission:
         if busy or not self._budget.admits(cost.total_bytes):
             return None
         self._budget.take(cost.total_bytes)
+        self._begun.append(cost.name)
         if cost.staged_bytes:
             self._staged[cost.name] = cost.staged_bytes
         if self._uploads:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ from shardq.sources.base import Source
 LAYERS = 5
 TARGET = "me/quantized"
 SAMPLE_S = 0.0005
+LIMIT_S = 30.0  # for anything that takes milliseconds on an idle machine
 MB = 1_000_000
 MODES = [(False, False), (True, False), (False, True), (True, True)]  # stream, push
 
@@ -159,21 +161,46 @@ def test_a_smaller_cap_is_refused_and_the_message_says_what_would_do(
 
 
 @pytest.mark.parametrize("push", [False, True])
-def test_what_a_run_with_a_larger_cap_left_is_trimmed(
+def test_shards_that_a_run_with_a_larger_cap_staged_are_trimmed(
     model: Any, source: Source, folder: Path, tmp_path: Path, push: bool
 ) -> None:
-    out, work = tmp_path / "out", tmp_path / "out" / ".shardq"
+    out, cap = tmp_path / "out", least(folder, False, push)
 
-    def stop(_: Progress) -> None:
-        if len(list((work / "src").glob("*.safetensors"))) == 3 and list((work / "part").iterdir()):
+    def stop(step: Progress) -> None:
+        if step.stage == "work":
+            wait_for(lambda: len(list((out / ".shardq" / "src").glob("*.safetensors"))) == 3)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(source, out, model, False, push, None, stop)
-    cap = least(folder, False, push)
-    first = used_bytes(out)
-    assert first > cap or not push
-    with Meter(out) as meter:
-        run(source, out, model, False, push, cap, meter.look)
-    assert meter.peak_bytes <= max(cap, first)
+    assert used_bytes(out) > 3 * 7 * MB
+    meter = Meter(out)
+    run(source, out, model, False, push, cap, lambda step: meter.look(step) if step.stage != "start" else None)
+    assert meter.samples > LAYERS
+    assert meter.peak_bytes <= cap
     assert len(made(out, model, push)) == LAYERS
+
+
+def test_outputs_that_a_run_with_a_larger_cap_began_are_trimmed(
+    model: Any, source: Source, folder: Path, tmp_path: Path
+) -> None:
+    out, cap = tmp_path / "out", least(folder, False, push=True)
+
+    def stop(_: Progress) -> None:
+        if len(list((out / ".shardq" / "part").iterdir())) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, out, model, True, True, None, stop)
+    assert used_bytes(out) < cap
+    with Meter(out) as meter:
+        run(source, out, model, False, True, cap, meter.look)
+    assert meter.peak_bytes <= cap
+    assert len(made(out, model, True)) == LAYERS
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "nothing happens"
+        time.sleep(0.002)
