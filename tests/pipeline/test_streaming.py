@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -217,13 +217,17 @@ def test_killed_worker_reads_its_piece_again(
     model.run(model.open(), tmp_path / "usual", "stream")
     killed: list[int] = []
     me = psutil.Process()
-    before = me.children()
+    before = me.children(recursive=True)
 
     def kill(step: Progress) -> None:
-        servers = [p for p in me.children() if p not in before]
-        if step.stage == "work" and not killed and (workers := [w for s in servers for w in s.children()]):
-            killed.append(workers[0].pid)
-            workers[0].kill()
+        if step.stage != "work" or killed:
+            return
+        for process in me.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if process not in before and process.ppid() != me.pid:  # not the fork server
+                    process.kill()
+                    killed.append(process.pid)
+                    return
 
     model.run(model.open(), tmp_path / "out", "stream", kill, 2)
     assert killed
