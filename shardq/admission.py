@@ -1,7 +1,7 @@
 """Which shard a run may begin next, so that the disk it takes stays under a cap."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from shardq.budget import ByteBudget
@@ -44,6 +44,7 @@ class Admission:
         source shard, that will be uploaded. `hurried`: nothing is staged or uploaded, so nothing is gained by waiting.
         Raises BudgetTooSmall when the cap can never hold."""
         self._todo = list(reversed(todo))
+        self._begun: list[str] = []
         self._uploads, self._hurried = uploads, hurried
         self._staged: dict[str, int] = {}
         self._outputs = dict(waiting)  # on the disk and to be uploaded
@@ -59,6 +60,11 @@ class Admission:
         return tuple(self._staged)
 
     @property
+    def begun(self) -> tuple[str, ...]:
+        """Shards that `next` has given so far."""
+        return tuple(self._begun)
+
+    @property
     def used_bytes(self) -> int:
         """Disk that is promised now."""
         return self._budget.used_bytes
@@ -72,6 +78,7 @@ class Admission:
         if busy or not self._budget.admits(cost.total_bytes):
             return None
         self._budget.take(cost.total_bytes)
+        self._begun.append(cost.name)
         if cost.staged_bytes:
             self._staged[cost.name] = cost.staged_bytes
         if self._uploads:
@@ -95,18 +102,20 @@ def least_disk_bytes(todo: Sequence[ShardCost], kept_bytes: int, uploads: bool) 
 
 
 def _too_small(todo: Sequence[ShardCost], kept_bytes: int, cap: int, least: int, uploads: bool) -> str:
-    if uploads:
-        return (
-            f"--max-disk {megabytes(cap)} is too small: the largest shard, its output and the records need "
-            f"{megabytes(least)}; expected at least that, or --stream to keep no source shard on disk"
-        )
-    outputs = kept_bytes + sum(c.output_bytes for c in todo)
     largest = max((c.staged_bytes for c in todo), default=0)
-    return (
-        f"--max-disk {megabytes(cap)} is too small: the output takes {megabytes(outputs)} and the largest shard to "
-        f"fetch {megabytes(largest)}; expected at least {megabytes(least)}, or --stream to keep no source shard on "
-        "disk, or --push-to to keep no output"
-    )
+    if uploads:
+        why = "the largest shard, its output, what waits for its upload and the records"
+    else:
+        outputs = kept_bytes + sum(c.output_bytes for c in todo)
+        why = f"the output with {megabytes(outputs)} and the largest shard to fetch with {megabytes(largest)}"
+    bare = [replace(c, staged_bytes=0) for c in todo]
+    ways = [("--stream", least_disk_bytes(bare, kept_bytes, uploads))]
+    if not uploads:
+        ways.append(("--push-to", least_disk_bytes(todo, kept_bytes, True)))
+        if largest:
+            ways.append(("both", least_disk_bytes(bare, kept_bytes, True)))
+    instead = "".join(f", or {megabytes(need)} with {way}" for way, need in ways if need < least)
+    return f"--max-disk {megabytes(cap)} is too small for {why}; expected at least {megabytes(least)}{instead}"
 
 
 def megabytes(size_bytes: int) -> str:

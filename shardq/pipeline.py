@@ -329,7 +329,7 @@ class Pipeline:
             elif not self._limits.keep_local:
                 self._staging.drop(name)  # a crash may have come between the journal line and the deletion
         self._admit()
-        self._supply.trim(self._admission.staged)
+        self._supply.trim(self._admission.staged, self._admission.begun)
 
     def _file_of(self, shard: Shard) -> OutputFile:
         return self._files[shard.name]

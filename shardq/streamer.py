@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shardq.checkpoint import Shard
-from shardq.errors import BadOption, ChecksumMismatch, ShardqError, TaskFailed
+from shardq.errors import BadOption, BudgetTooSmall, ChecksumMismatch, ShardqError, TaskFailed
 from shardq.sources.base import Source
 from shardq.spans import Span
 
@@ -57,7 +57,8 @@ class Streamer:
     """Streams shards on background threads. `ready` is a descriptor that becomes readable when there is news."""
 
     def __init__(self, source: Source, slots: int, slot_bytes: int) -> None:
-        """Begin with `slots` slots of `slot_bytes`. Raises BadOption where the system has no such memory."""
+        """Begin with `slots` slots of `slot_bytes`. Raises BadOption, BudgetTooSmall where the system
+        has no such memory."""
         self._source = source
         self.fetched_bytes = 0  # so far, over all shards
         self._todo: deque[tuple[Shard, tuple[Span, ...]]] = deque()
@@ -99,8 +100,9 @@ class Streamer:
         for t in self._threads:
             t.join()
         for slot in self._slots:
-            slot.memory.close()
             os.close(slot.fd)
+        self._slots.clear()  # the memory goes with its last view, which an error's traceback may still hold
+        self._free.clear()
         os.close(self.ready)
         os.close(self._wake)
 
@@ -175,9 +177,18 @@ def _make_slot(size_bytes: int) -> Slot:
     make: Callable[[str], int] | None = getattr(os, "memfd_create", None)
     if make is None:
         raise BadOption("--stream needs Linux (memfd_create); leave it out to stage shards on disk")
-    fd = make("shardq-span")
-    os.ftruncate(fd, size_bytes)
-    return Slot(fd, f"/proc/{os.getpid()}/fd/{fd}", mmap.mmap(fd, size_bytes))
+    fd = -1
+    try:
+        fd = make("shardq-span")
+        os.ftruncate(fd, size_bytes)
+        return Slot(fd, f"/proc/{os.getpid()}/fd/{fd}", mmap.mmap(fd, size_bytes))
+    except OSError as e:
+        if fd >= 0:
+            os.close(fd)
+        raise BudgetTooSmall(
+            f"--stream cannot have a piece of memory of {size_bytes / 1e6:.0f} MB: {e.strerror}; raise the limits of "
+            "file size, open files and memory (ulimit), or leave it out to stage shards on disk"
+        ) from e
 
 
 def mismatch(shard: Shard, label: str, tries: int) -> ChecksumMismatch:

@@ -111,13 +111,15 @@ class Supply:
                 return True
         return False
 
-    def trim(self, wanted: Sequence[str]) -> None:
-        """Delete staged shards and parts of shards that an earlier run left, of others than the wanted ones."""
-        for path in [p for p in self._staging.src.rglob("*") if p.is_file()]:
-            name = path.relative_to(self._staging.src).as_posix()
-            if not any(name == w or name.startswith(w + ".") for w in wanted):
-                with writing(path):
-                    path.unlink()
+    def trim(self, staged: Sequence[str], begun: Sequence[str]) -> None:
+        """Delete what an earlier run left and nobody has counted: source shards, whole or not, of others than the
+        `staged` ones, and unfinished output files of others than the `begun` shards."""
+        for folder, wanted in ((self._staging.src, staged), (self._staging.part, begun)):
+            for path in [p for p in folder.rglob("*") if p.is_file()]:
+                name = path.relative_to(folder).as_posix()
+                if not any(name == w or name.startswith(w + ".") for w in wanted):
+                    with writing(path):
+                        path.unlink()
 
     def close(self) -> None:
         """Stop downloads and wait for the running ones to notice."""

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +19,13 @@ import numpy as np
 import pytest
 
 import shardq
-from shardq import Limits
+from shardq import Limits, make_recipe
 from shardq.files.safetensors import TensorSpec, plan_file
+from shardq.progress import Report
+from shardq.run import quantize_to_folder
+from shardq.sources.base import Source
+from shardq.sources.hub import open_hub
+from shardq.sources.hub_errors import RetryPolicy
 
 INDEX = "model.safetensors.index.json"
 CONFIG = {
@@ -227,3 +233,125 @@ def hub(fake_hub_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     hub = fake_hub_module.FakeHub()
     yield hub
     hub.close()
+
+
+class HubModel:
+    """A Hub with one repo; its clients have a token and little patience."""
+
+    repo = "org/model"
+
+    def __init__(self, hub: Any, fake: ModuleType, files: Mapping[str, bytes]) -> None:
+        self.hub, self._fake, self.files = hub, fake, dict(files)
+        self.names = {hashlib.sha256(data).hexdigest(): name for name, data in files.items()}
+        self.shards = sorted(name for name in files if name.endswith(".safetensors"))
+        hub.repos[self.repo] = fake.Repo()
+        hub.repos[self.repo].commit(files)
+
+    def open(self, revision: str | None = None) -> Source:
+        """The repo as a source."""
+        quick = RetryPolicy(failures=4, first_wait_s=0.01, longest_wait_s=0.02, timeout_s=0.4)
+        return open_hub(self.repo, revision, endpoint=self.hub.url, retry=quick)
+
+    def run(self, source: Source, out: Path, mode: str, report: Report = lambda _: None, parallel: int = 1) -> None:
+        """Quantize; `mode` is file or stream."""
+        limits = Limits(parallel=parallel, stream=mode == "stream")
+        quantize_to_folder(source, make_recipe("W4A16"), out, limits, False, report)
+
+    def environment(self, home: Path, name: str, value: int) -> dict[str, str]:
+        """Of a command line that knows this Hub."""
+        library = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(home / "home"), "NO_PROXY": "127.0.0.1"}
+        return {**os.environ, **library, name: str(value)}
+
+    def add_fault(self, kind: str, path: str, **settings: Any) -> Any:
+        """As the fake Hub's Fault."""
+        self.hub.faults.append(self._fake.Fault(kind, path, **settings))
+        return self.hub.faults[-1]
+
+    def store(self, shard: str) -> str:
+        """Where the storage has a shard."""
+        return f"/store/{next(sha256 for sha256, name in self.names.items() if name == shard)}"
+
+    def forget(self) -> None:
+        """Begin to count anew, after a look at who got the token: the Hub, and never the storage."""
+        log, self.hub.log = self.hub.log, []
+        assert {s.authorization for s in log if "/resolve/" in s.path} <= {f"Bearer {self._fake.TOKEN}"}
+        assert {s.authorization for s in log if s.origin == "storage"} <= {None}
+
+    def asked(self, shard: str) -> list[Any]:
+        """What the storage was asked for of a shard, after the first request, which is for the header."""
+        found: list[Any] = self.hub.seen(self.store(shard))
+        return found[1:]
+
+    def sent(self) -> dict[str, int]:
+        """Bytes of each shard that the storage has sent."""
+        return {
+            shard: sum(s.sent_bytes for s in self.hub.seen(self.store(shard)) if s.status in {200, 206})
+            for shard in self.shards
+        }
+
+
+@pytest.fixture
+def make_model(
+    hub: Any, fake_hub_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Path], HubModel]]:
+    """make_model(folder): a HubModel of a checkpoint folder."""
+    made: list[HubModel] = []
+
+    def make(folder: Path) -> HubModel:
+        made.append(HubModel(hub, fake_hub_module, {p.name: p.read_bytes() for p in folder.iterdir()}))
+        return made[-1]
+
+    monkeypatch.setenv("HF_TOKEN", fake_hub_module.TOKEN)
+    yield make
+    for model in made:
+        model.forget()
+
+
+@pytest.fixture
+def short_spans(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes of a span and of a slab, so few that small shards have many."""
+    span_bytes = 96 << 10
+    for name in ("shardq.spans.SPAN_BYTES", "shardq.plans.SPAN_BYTES", "shardq.plans.SLAB_BYTES"):
+        monkeypatch.setattr(name, span_bytes)
+    return span_bytes
+
+
+@dataclass(frozen=True)
+class Usual:
+    """Undisturbed runs."""
+
+    contents: dict[str, str]
+    sent: dict[str, dict[str, int]]  # mode -> shard -> bytes that the storage sent
+
+
+@pytest.fixture
+def model(make_model: Callable[[Path], HubModel], checkpoint: Path, short_spans: int) -> HubModel:
+    """`checkpoint` on a Hub, in many spans."""
+    return make_model(checkpoint)
+
+
+@pytest.fixture
+def source(model: HubModel) -> Source:
+    """Its main branch."""
+    return model.open()
+
+
+@pytest.fixture
+def usual(model: HubModel, known: list[Usual], tmp_path: Path, contents: Any) -> Usual:
+    """Taken once, by the first test that asks."""
+    if not known:
+        sent = {}
+        for mode in ("file", "stream"):
+            model.forget()
+            model.run(model.open(), tmp_path / mode, mode)
+            sent[mode] = model.sent()
+        assert contents(tmp_path / "file") == contents(tmp_path / "stream")
+        known.append(Usual(contents(tmp_path / "file"), sent))
+        model.forget()
+    return known[0]
+
+
+@pytest.fixture(scope="session")
+def known() -> list[Usual]:
+    """For `usual`: what it has taken."""
+    return []

@@ -120,20 +120,30 @@ def test_shards_begin_in_order_and_a_small_one_does_not_overtake() -> None:
     assert [c.name for c in iter(admission.next, None)] == ["s2"]
 
 
-@pytest.mark.parametrize(("uploads", "wanted"), [(False, ["--stream", "--push-to"]), (True, ["--stream"])])
-def test_refusal_names_a_cap_that_is_accepted(uploads: bool, wanted: list[str]) -> None:
-    todo = make([(40 * MB + 1, 11 * MB + 7), (30 * MB, 12 * MB)])
-    least = least_disk_bytes(todo, 12_345, uploads)
+ALL = r"at least ([\d.]+) MB, or ([\d.]+) MB with --stream, or ([\d.]+) MB with --push-to, or ([\d.]+) MB with both"
+PUSHED = r"at least ([\d.]+) MB, or ([\d.]+) MB with --stream"
+STREAMED = r"at least ([\d.]+) MB, or ([\d.]+) MB with --push-to"
+BOTH = r"at least ([\d.]+) MB"
+
+
+@pytest.mark.parametrize(
+    ("uploads", "staged", "text"), [(False, 1, ALL), (True, 1, PUSHED), (False, 0, STREAMED), (True, 0, BOTH)]
+)
+def test_refusal_names_what_would_fit(uploads: bool, staged: int, text: str) -> None:
+    outputs = (11 * MB + 7, 12 * MB)
+    todo = make([(staged * (40 * MB + 1), outputs[0]), (staged * 30 * MB, outputs[1])])
+    bare = make([(0, size) for size in outputs])
+    costs = {"": (todo, uploads), "--stream": (bare, uploads), "--push-to": (todo, True), "both": (bare, True)}
     with pytest.raises(BudgetTooSmall) as refused:
-        Admission(todo, 12_345, {}, least - 1, uploads, hurried=False)
-    message = str(refused.value)
-    assert all(word in message for word in wanted)
-    named = re.search(r"(?:expected at least|need) ([\d.]+) MB", message)
+        Admission(todo, 12_345, {}, least_disk_bytes(todo, 12_345, uploads) - 1, uploads, hurried=False)
+    named = re.search(text + "$", str(refused.value))
     assert named is not None
-    cap = round(float(named[1]) * MB)
-    assert least <= cap < least + 10_000
-    play(todo, 12_345, {}, least, uploads, 1)
-    play(todo, 12_345, {}, cap, uploads, 1)
+    ways = ["", *re.findall(r"with (--stream|--push-to|both)", text)]
+    for way, size in zip(ways, named.groups(), strict=True):
+        shards, pushed = costs[way]
+        cap, least = round(float(size) * MB), least_disk_bytes(shards, 12_345, pushed)
+        assert least <= cap < least + 10_000
+        assert play(shards, 12_345, {}, cap, pushed, 1)[0] <= cap
 
 
 def test_outputs_that_wait_for_their_upload_count() -> None:

@@ -1,0 +1,206 @@
+"""--max-disk, measured: what the output folder takes on the disk at any moment, at the least cap that is accepted."""
+
+import importlib.util
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import shardq
+from shardq import Limits, make_recipe
+from shardq.destinations.hub import HubDestination
+from shardq.errors import BudgetTooSmall
+from shardq.needs import disk_bytes
+from shardq.progress import Progress, Report
+from shardq.run import quantize_to_folder
+from shardq.sources.base import Source
+
+LAYERS = 5
+TARGET = "me/quantized"
+SAMPLE_S = 0.0005
+LIMIT_S = 30.0  # for anything that takes milliseconds on an idle machine
+MB = 1_000_000
+MODES = [(False, False), (True, False), (False, True), (True, True)]  # stream, push
+
+Contents = Callable[[Path], dict[str, str]]
+
+
+@pytest.fixture
+def hub(fake_hub_module: ModuleType, hub: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Instead of the one that can only be read: tests/sources/fake_hub_write.py."""
+    path = Path(__file__).parents[1] / "sources" / "fake_hub_write.py"
+    spec = importlib.util.spec_from_file_location("shardq_fake_hub_to_write", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "fake_hub", fake_hub_module)  # on which it builds
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    writable = module.WritableHub()
+    yield writable
+    writable.close()
+
+
+@pytest.fixture
+def folder(make_checkpoint: Callable[..., Path]) -> Path:
+    """Shards of 7 MB, so that blocks and records are small against them."""
+    return make_checkpoint(hidden=512, layers=LAYERS)
+
+
+@pytest.fixture
+def model(make_model: Callable[[Path], Any], folder: Path) -> Any:
+    return make_model(folder)
+
+
+@pytest.fixture
+def source(model: Any) -> Source:
+    found: Source = model.open()
+    return found
+
+
+def used_bytes(folder: Path) -> int:
+    """Of the disk, by all files below a folder. What moves meanwhile counts once."""
+    sizes: dict[int, int] = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                found = os.stat(os.path.join(place, name))
+            except FileNotFoundError:
+                continue
+            sizes[found.st_ino] = found.st_blocks * 512
+    return sum(sizes.values())
+
+
+class Meter:
+    """Looks at a folder again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._over = folder, threading.Event()
+        self.peak_bytes = self.samples = 0
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "Meter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def look(self, _step: Progress) -> None:
+        """Also at every step of the run, when a file has just come or gone."""
+        self.peak_bytes = max(self.peak_bytes, used_bytes(self._folder))
+        self.samples += 1
+
+    def _watch(self) -> None:
+        while not self._over.wait(SAMPLE_S):
+            now = used_bytes(self._folder)
+            self.peak_bytes = max(self.peak_bytes, now)
+            self.samples += 1
+
+
+def run(
+    source: Source, out: Path, model: Any, stream: bool, push: bool, cap: int | None, report: Report = lambda _: None
+) -> None:
+    limits = Limits(parallel=1, stream=stream, max_disk_bytes=cap)
+    destination = HubDestination(TARGET, endpoint=model.hub.url) if push else None
+    quantize_to_folder(source, make_recipe("W4A16"), out, limits, False, report, destination)
+
+
+def least(folder: Path, stream: bool, push: bool) -> int:
+    return disk_bytes(shardq.plan(folder), staged=not stream, uploads=push)
+
+
+def made(out: Path, model: Any, push: bool) -> dict[str, bytes]:
+    """The output's weights."""
+    files = model.hub.files(TARGET) if push else {p.name: p.read_bytes() for p in out.iterdir()}
+    assert "config.json" in files
+    return {name: data for name, data in files.items() if name.endswith(".safetensors")}
+
+
+@pytest.mark.parametrize(("stream", "push"), MODES)
+def test_the_least_cap_that_is_accepted_is_kept(
+    model: Any, source: Source, folder: Path, tmp_path: Path, stream: bool, push: bool
+) -> None:
+    out, cap = tmp_path / "out", least(folder, stream, push)
+    with Meter(out) as meter:
+        run(source, out, model, stream, push, cap, meter.look)
+    assert meter.samples > 20
+    assert meter.peak_bytes <= cap
+    assert meter.peak_bytes > cap * 0.8  # the cap is no larger than it has to be
+    shardq.quantize(folder, output_dir=tmp_path / "local", limits=Limits(parallel=1))
+    assert made(out, model, push) == made(tmp_path / "local", model, False)
+    assert out.exists() != push
+
+
+@pytest.mark.parametrize(("stream", "push"), MODES)
+def test_a_smaller_cap_is_refused_and_the_message_says_what_would_do(
+    model: Any, source: Source, folder: Path, tmp_path: Path, stream: bool, push: bool
+) -> None:
+    out, cap = tmp_path / "out", least(folder, stream, push)
+    with pytest.raises(BudgetTooSmall, match="--max-disk") as refused:
+        run(source, out, model, stream, push, cap - 1)
+    assert [model.asked(shard) for shard in model.shards] == [[]] * LAYERS  # before any weight
+    assert not list(out.rglob("*.safetensors"))
+    named = re.findall(r"([\d.]+) MB(?: with (--stream|--push-to|both))?", str(refused.value).partition("at least")[2])
+    assert named[0][1] == ""
+    assert (named[-1][1] == "") == (stream and push)  # nothing else would help
+    size, way = named[-1]
+    both = way == "both"
+    run(
+        source, tmp_path / "other", model, stream or both or way == "--stream", push or both or way == "--push-to",
+        round(float(size) * MB),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("push", [False, True])
+def test_shards_that_a_run_with_a_larger_cap_staged_are_trimmed(
+    model: Any, source: Source, folder: Path, tmp_path: Path, push: bool
+) -> None:
+    out, cap = tmp_path / "out", least(folder, False, push)
+
+    def stop(step: Progress) -> None:
+        if step.stage == "work":
+            wait_for(lambda: len(list((out / ".shardq" / "src").glob("*.safetensors"))) == 3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, out, model, False, push, None, stop)
+    assert used_bytes(out) > 3 * 7 * MB
+    meter = Meter(out)
+    run(source, out, model, False, push, cap, lambda step: meter.look(step) if step.stage != "start" else None)
+    assert meter.samples > LAYERS
+    assert meter.peak_bytes <= cap
+    assert len(made(out, model, push)) == LAYERS
+
+
+def test_outputs_that_a_run_with_a_larger_cap_began_are_trimmed(
+    model: Any, source: Source, folder: Path, tmp_path: Path
+) -> None:
+    out, cap = tmp_path / "out", least(folder, False, push=True)
+
+    def stop(_: Progress) -> None:
+        if len(list((out / ".shardq" / "part").iterdir())) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, out, model, True, True, None, stop)
+    assert used_bytes(out) < cap
+    with Meter(out) as meter:
+        run(source, out, model, False, True, cap, meter.look)
+    assert meter.peak_bytes <= cap
+    assert len(made(out, model, True)) == LAYERS
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "nothing happens"
+        time.sleep(0.002)
