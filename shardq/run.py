@@ -27,7 +27,7 @@ from shardq.progress import Report
 from shardq.publish import is_complete, publish, recorded_identity
 from shardq.push import prepare_push, push_folder, still_stored
 from shardq.recipe import Recipe
-from shardq.signals import StopFlag
+from shardq.signals import StopFlag, raise_on_signal
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE, Staging, changed_message, check_folder
 from shardq.tasks import Workplace
@@ -77,7 +77,10 @@ def quantize_to_folder(
         with FolderLock(staging.work / "lock"):
             staging.remove()
     if done and limits.delete_source and _has_eaten(done, source, recipe):
-        return _result_from_records(out, began)
+        commit = None
+        if destination:
+            commit = prepare_push(done, destination) or push_folder(out, destination)
+        return _result_from_records(out, began, destination, commit)
     plan = make_plan(_checkpoint(source, staging, limits, restart), recipe)
     if recorded and recorded != plan.identity():
         raise RecipeChanged(changed_message(out, recorded, plan.identity()))
@@ -86,12 +89,13 @@ def quantize_to_folder(
     memory = limits.share_memory(
         plan.largest_task_bytes, len(plan.decisions), plan.largest_span_bytes, source.remote or destination is not None
     )
-    pushed = prepare_push(plan, destination) if destination else None
+    pushed = prepare_push(plan.identity(), destination) if destination else None
     if restart:
         pushed = None
     if pushed and not limits.keep_local and staging.work.exists():  # a crash came after the commit
         with FolderLock(staging.work / "lock"):
-            staging.abandon()
+            if staging.is_of(plan.identity()):
+                staging.abandon()
     if done and destination and not pushed:
         pushed = push_folder(out, destination)
     if pushed and (done or not limits.keep_local):
@@ -121,7 +125,7 @@ def _run(
             if limits.delete_source:
                 write_atomic(staging.source_record, encode_checkpoint(plan.checkpoint))
             if destination:
-                before = still_stored(before, destination, staging)
+                before = still_stored(before, destination, staging, limits.keep_local)
             workplace = Workplace(
                 source_paths(plan, source, staging), str(staging.part), limits.parallel > 1, limits.log
             )
@@ -133,6 +137,8 @@ def _run(
                         finished = run.run(executor, stop)
                 finally:
                     run.close()
+            message = f"stopped; all shards are done, kept in {staging.work}: run the same command again to resume"
+            with raise_on_signal(message):
                 return publish(plan, source, staging, finished, destination, limits.keep_local)
         finally:
             journal.close()
@@ -187,7 +193,7 @@ def _has_eaten(done: Mapping[str, Any], source: Source, recipe: Recipe) -> bool:
     return all(done.get(f"recipe.{k}") == v for k, v in recipe.as_dict().items())
 
 
-def _result_from_records(out: Path, began: float) -> Result:
+def _result_from_records(out: Path, began: float, destination: Destination | None, commit: str | None) -> Result:
     """What `_result` would say about a finished folder."""
     record = json.loads((out / PROVENANCE).read_bytes())
     entries = decode_ledger((out / LEDGER).read_bytes())["tensors"].values()
@@ -203,6 +209,8 @@ def _result_from_records(out: Path, began: float) -> Result:
         errors=None,
         seconds=time.perf_counter() - began,
         warnings=(),
+        pushed_to=destination.label if destination else None,
+        pushed_commit=commit,
     )
 
 

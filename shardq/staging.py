@@ -84,6 +84,12 @@ class Staging:
         journal.append(stamps, durable=True)
         return journal, self._progress([*events, stamps], plan, destination)
 
+    def is_of(self, identity: Mapping[str, Any]) -> bool:
+        """True if the run that left this working folder had `identity`, or did not get as far as saying so."""
+        journal, events = Journal.open(self.journal)
+        journal.close()
+        return not events or bool(events[0]["identity"] == identity)
+
     def discard(self) -> None:
         """Remove everything that an earlier run left, published or not, except its lock. Raises NotWritable."""
         with writing(self.work):
