@@ -92,10 +92,8 @@ def quantize_to_folder(
     pushed = prepare_push(plan.identity(), destination) if destination else None
     if restart:
         pushed = None
-    if pushed and not limits.keep_local and staging.work.exists():  # a crash came after the commit
-        with FolderLock(staging.work / "lock"):
-            if staging.is_of(plan.identity()):
-                staging.abandon()
+    if pushed and not limits.keep_local:
+        _clear(staging, plan)
     if done and destination and not pushed:
         pushed = push_folder(out, destination)
     if pushed and (done or not limits.keep_local):
@@ -104,6 +102,16 @@ def quantize_to_folder(
         return _result(plan, out, True, None, began, None, None)
     errors, commit = _run(plan, source, staging, limits, memory, restart, report, destination)
     return _result(plan, out, False, errors, began, destination, commit)
+
+
+def _clear(staging: Staging, plan: Plan) -> None:
+    """Remove what a run of this plan has left here that crashed after its commit; what is of another plan stays."""
+    if not staging.work.exists():
+        staging.leave()
+        return
+    with FolderLock(staging.work / "lock"):
+        if staging.is_of(plan.identity()):
+            staging.abandon()
 
 
 def _run(

@@ -153,7 +153,11 @@ class Staging:
     def abandon(self) -> None:
         """Remove the working folder, and the output folder if it is then empty: the output is elsewhere."""
         self.remove()
-        with contextlib.suppress(OSError):  # it holds something else
+        self.leave()
+
+    def leave(self) -> None:
+        """Remove the output folder if it is empty."""
+        with contextlib.suppress(OSError):  # it holds something, or is not there
             self.out.rmdir()
 
     def _published(self) -> list[Path]:

@@ -259,7 +259,9 @@ def push_hub(writable_hub_module: ModuleType, monkeypatch: pytest.MonkeyPatch, t
         "NO_PROXY": "127.0.0.1",
     }.items():
         monkeypatch.setenv(name, value)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # the library read its settings when it was imported
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
