@@ -1,6 +1,7 @@
 """Killed at any moment, a run that uploads is finished by the same command: exactly one commit, the one that a run
 without a kill makes, and nothing that the journal calls uploaded is sent again."""
 
+import itertools
 import json
 import os
 import random
@@ -41,6 +42,7 @@ MOMENTS = [
 ANY_TIME = ("at no request, but after a random time", 0, True)
 NEVER = ("at no request", 0, True)
 RANDOM_KILLS = 6
+WAYS = [(), ("--stream",), ("--keep-local",)]  # to run, taking turns
 Begin = Callable[..., Any]  # of conftest.py
 Lines = Callable[[Path, str], int]
 
@@ -55,7 +57,11 @@ def expected(source: str, tmp_path: Path) -> dict[str, bytes]:
     """What the repo holds after a run that nothing disturbs: what such a run leaves in a folder."""
     out = tmp_path / "undisturbed"
     shardq.quantize(source, output_dir=out, limits=ONE)
-    return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    return files_of(out)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def pushed(hub: Any) -> dict[str, bytes]:
@@ -117,8 +123,9 @@ def test_kill_at_any_moment_leaves_one_commit(
     moments = [*MOMENTS, *[ANY_TIME] * RANDOM_KILLS]
     chance.shuffle(moments)
     killed: Counter[tuple[str, int, bool]] = Counter()
+    ways = itertools.cycle(WAYS)
     while moments:
-        out = tmp_path / f"out{sum(killed.values())}"
+        out, way = tmp_path / f"out{killed.total()}", next(ways)
         push_hub.repos.pop(REPO, None)
         push_hub.commits.clear()
         push_hub.objects.clear()
@@ -127,7 +134,7 @@ def test_kill_at_any_moment_leaves_one_commit(
         while True:  # run, kill, run, kill, ... until one run gets through
             moment = moments.pop() if moments else NEVER
             wire = push_hub.log = Tripwire(moment)
-            process = begin(source, out, chance.choice([0.0, 0.01]), "--push-to", REPO, "--parallel", "1")
+            process = begin(source, out, chance.choice([0.0, 0.01]), "--push-to", REPO, "--parallel", "1", *way)
             wire.kill = process.kill_group
             if moment is ANY_TIME and process.wait_for((out / ".shardq").exists):
                 time.sleep(chance.uniform(0, 0.3))
@@ -146,8 +153,9 @@ def test_kill_at_any_moment_leaves_one_commit(
             assert push_hub.commits or REPO not in push_hub.repos or pushed(push_hub) == {}
         assert pushed(push_hub) == expected
         assert len(push_hub.commits) == 1
+        assert way == ("--keep-local",) or not out.exists()
         assert set(sent.values()) == {1}
-        assert not out.exists()
+        assert files_of(out) == (expected if way == ("--keep-local",) else {})
     assert killed.keys() >= {*MOMENTS}
     assert killed.total() >= 25
 
@@ -253,6 +261,6 @@ def test_cut_between_commit_and_kept_output(
     assert pushed(push_hub) == expected
     push_hub.log.clear()
     shardq.quantize(source, output_dir=out, limits=limits, push_to=REPO)
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == expected
+    assert files_of(out) == expected
     assert puts(push_hub) == {}
     assert len(push_hub.commits) == 1
