@@ -56,6 +56,7 @@ def oracles(session: nox.Session) -> None:
     # GPTQModel's requirements ask for a newer torch than it needs, which would bring a CUDA build.
     session.install("--no-deps", "gptqmodel==7.7.0", "defuser", "optimum", "threadpoolctl", "device-smi", "protobuf")
     session.install("--no-deps", "pillow", "pypcre", "tokenicer", "logbar", "ninja", "torchao")
+    session.install("olah==0.5.4")
     session.run("pytest", "-m", "oracle", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 
 

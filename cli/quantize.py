@@ -53,6 +53,7 @@ RUN = (
 @click.option("--max-ram", metavar="SIZE", help="Memory of all processes together, as 6G or 6GiB.")
 @click.option("--max-disk", metavar="SIZE", help="Disk for the output and the source shards fetched ahead, as 50G.")
 @click.option("--stream", is_flag=True, help="Read a Hub repo by ranges: no source shard touches the disk.")
+@click.option("--xet", is_flag=True, help="Fetch with the Hub's Xet client (hf_xet) instead of plain downloads.")
 @click.option(
     "--push-to", metavar="ORG/NAME", help="Upload each finished file to this Hub repo; one commit at the end."
 )
@@ -68,7 +69,7 @@ def quantize(
     console: Console, source: str, schemes: tuple[str, ...], layout: str | None, bits: int | None,
     group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
     include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, output_dir: Path | None,
-    subfolder: str | None, parallel: int | None, max_ram: str | None, max_disk: str | None, stream: bool,
+    subfolder: str | None, parallel: int | None, max_ram: str | None, max_disk: str | None, stream: bool, xet: bool,
     push_to: str | None, private: bool, branch: str | None, keep_local: bool, delete_source: bool, restart: bool,
     dry_run: bool,
 ) -> None:  # fmt: skip
@@ -89,6 +90,7 @@ def quantize(
         max_disk_bytes=parse_size(max_disk, "--max-disk"),
         delete_source=delete_source,
         stream=stream,
+        xet=xet,
         keep_local=keep_local,
         log=console.log,
     )

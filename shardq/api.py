@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from shardq.destinations.base import Destination
 from shardq.errors import BadOption
 from shardq.headers import read_checkpoint, read_dump
-from shardq.limits import Limits
+from shardq.limits import XET_BUFFER_BYTES, Limits
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
@@ -16,6 +16,7 @@ from shardq.sources import open_source
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
     from shardq.inspection import Inspection
+    from shardq.sources.hub_xet import XetOptions
     from shardq.verification import Verification
 
 
@@ -44,7 +45,7 @@ def quantize(
     """
     wanted, limits = _recipe(recipe), limits or Limits()
     destination = _destination(push_to, private, branch, limits)
-    opened = open_source(str(source), subfolder)
+    opened = open_source(str(source), subfolder, xet=_xet(limits))
     out = Path(output_dir) if output_dir else Path(f"{opened.label.rpartition('/')[2]}-{wanted.scheme.name}")
     return quantize_to_folder(opened, wanted, out, limits, restart, report or _silent, destination)
 
@@ -118,6 +119,14 @@ def _destination(push_to: str | None, private: bool, branch: str | None, limits:
     from shardq.destinations.hub import HubDestination  # brings an HTTP client
 
     return HubDestination(push_to, branch=branch, private=private)
+
+
+def _xet(limits: Limits) -> "XetOptions | None":
+    if not limits.xet:
+        return None
+    from shardq.sources.hub_xet import XetOptions
+
+    return XetOptions(XET_BUFFER_BYTES)
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:

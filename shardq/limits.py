@@ -10,6 +10,7 @@ BASE_BYTES = 64 << 20  # the supervisor and the fork server, measured: 48 MB
 TENSOR_BYTES = 4 << 10  # the supervisor's records of one tensor, measured: 2.9 kB
 WORKER_BYTES = 10 << 20  # one worker before its first task, measured: 5 MB
 HUB_BYTES = 48 << 20  # the HTTP client and the Hub's library, measured: 40 MB
+XET_BUFFER_BYTES = 256 << 20  # that the Xet client may hold; it takes gigabytes if nobody tells it
 LEAST_SLOTS = 2  # pieces of range mode: one is filled while the other is worked on
 SPANS_AHEAD = 2  # pieces that range mode holds besides those that workers read
 
@@ -28,12 +29,18 @@ class Limits:
     delete_source: bool = False  # delete a local source shard as soon as its output is durable
     stream: bool = False  # range mode: keep no source shard on the disk
     keep_local: bool = False  # keep output files also when they are uploaded
+    xet: bool = False  # fetch files that the Hub keeps in Xet storage with the library's Xet client
     log: LogConfig | None = None  # where workers log; None: nowhere of their own
 
     def __post_init__(self) -> None:
         """Raises BadOption."""
         if self.parallel < 1:
             raise BadOption(f"--parallel {self.parallel}: expected at least 1 worker")
+        if self.xet and self.stream:
+            raise BadOption("--xet fetches whole files, --stream reads ranges: give one of them")
+
+    def _network_bytes(self, network: bool) -> int:
+        return (HUB_BYTES + (XET_BUFFER_BYTES if self.xet else 0)) if network else 0
 
     def share_memory(self, largest_task_bytes: int, tensors: int, span_bytes: int, network: bool) -> "Memory":
         """What running tasks may take together, and how many pieces of `span_bytes` range mode may hold.
@@ -43,7 +50,7 @@ class Limits:
         wanted = self.parallel + SPANS_AHEAD if self.stream and network else 0
         if self.max_ram_bytes is None:
             return Memory(None, wanted)
-        fixed = BASE_BYTES + tensors * TENSOR_BYTES + self.parallel * WORKER_BYTES + (HUB_BYTES if network else 0)
+        fixed = BASE_BYTES + tensors * TENSOR_BYTES + self.parallel * WORKER_BYTES + self._network_bytes(network)
         left = self.max_ram_bytes - fixed - largest_task_bytes
         least = min(wanted, LEAST_SLOTS) * span_bytes
         if left < least:

@@ -18,7 +18,6 @@ from shardq.ledger import LEDGER, Errors, encode_ledger, make_ledger, merge, ten
 from shardq.pipeline import Finished
 from shardq.plans import Plan
 from shardq.side_files import select_side_files
-from shardq.signals import StopFlag
 from shardq.sources.base import Source
 from shardq.staging import CONFIG, PROVENANCE, Staging
 from shardq.version import VERSION
@@ -31,12 +30,11 @@ def publish(
     finished: Finished,
     destination: Destination | None,
     keep_local: bool,
-    stop: StopFlag,
 ) -> tuple[Errors, str | None]:
     """Write what is missing, commit everything to the destination if there is one, and move everything into place
     unless it is to be there only. Return the error over all quantized weights, and the commit.
 
-    May be repeated after a crash, or after `stop` has ended it. Raises Interrupted, Terminated.
+    May be repeated after a crash.
     """
     errors = tensor_errors(plan, finished.done)
     total = merge(errors.values())
@@ -52,8 +50,6 @@ def publish(
         extra[plan.checkpoint.index_name] = dump(_index(plan))
     extra[CONFIG] = _config(plan, block)
     commit = None
-    said = f"all is quantized and kept in {staging.work}; run the same command again to publish it"
-    stop.heed(said)
     if destination:
         files = [StoredFile(name, size, sha256) for name, (sha256, size) in finished.sealed.items()]
         commit = destination.commit(files, extra, f"{plan.recipe.preset} of {plan.checkpoint.label}")
@@ -64,7 +60,6 @@ def publish(
         write_atomic(staging.ready / name, data)
     order = (*finished.sealed, *extra)
     for name in order[:-1]:
-        stop.heed(said)
         _move(staging, name)
     for folder in {(staging.out / name).parent for name in order}:
         with writing(folder):

@@ -25,9 +25,9 @@ from shardq.pipeline import Pipeline, source_paths
 from shardq.plans import Plan, make_plan
 from shardq.progress import Report
 from shardq.publish import is_complete, publish, recorded_identity
-from shardq.push import prepare_push, push_folder, still_stored
+from shardq.push import check_push, prepare_push, push_folder, still_stored
 from shardq.recipe import Recipe
-from shardq.signals import StopFlag
+from shardq.signals import StopFlag, raise_on_signal
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE, Staging, changed_message, check_folder
 from shardq.tasks import Workplace
@@ -77,7 +77,10 @@ def quantize_to_folder(
         with FolderLock(staging.work / "lock"):
             staging.remove()
     if done and limits.delete_source and _has_eaten(done, source, recipe):
-        return _result_from_records(out, began)
+        commit = None
+        if destination:
+            commit = prepare_push(done, destination) or push_folder(out, destination)
+        return _result_from_records(out, began, destination, commit)
     plan = make_plan(_checkpoint(source, staging, limits, restart), recipe)
     if recorded and recorded != plan.identity():
         raise RecipeChanged(changed_message(out, recorded, plan.identity()))
@@ -86,12 +89,13 @@ def quantize_to_folder(
     memory = limits.share_memory(
         plan.largest_task_bytes, len(plan.decisions), plan.largest_span_bytes, source.remote or destination is not None
     )
-    pushed = prepare_push(plan, source, destination) if destination else None
+    pushed = prepare_push(plan.identity(), destination) if destination else None
     if restart:
         pushed = None
-    if pushed and not limits.keep_local and staging.work.exists():  # a crash came after the commit
-        with FolderLock(staging.work / "lock"):
-            staging.abandon()
+    if pushed and not limits.keep_local:
+        _clear(staging, plan)
+    if destination and not pushed:
+        check_push(plan, source, destination)
     if done and destination and not pushed:
         pushed = push_folder(out, destination)
     if pushed and (done or not limits.keep_local):
@@ -100,6 +104,16 @@ def quantize_to_folder(
         return _result(plan, out, True, None, began, None, None)
     errors, commit = _run(plan, source, staging, limits, memory, restart, report, destination)
     return _result(plan, out, False, errors, began, destination, commit)
+
+
+def _clear(staging: Staging, plan: Plan) -> None:
+    """Remove what a run of this plan has left here that crashed after its commit; what is of another plan stays."""
+    if not staging.work.exists():
+        staging.leave()
+        return
+    with FolderLock(staging.work / "lock"):
+        if staging.is_of(plan.identity()):
+            staging.abandon()
 
 
 def _run(
@@ -121,7 +135,7 @@ def _run(
             if limits.delete_source:
                 write_atomic(staging.source_record, encode_checkpoint(plan.checkpoint))
             if destination:
-                before = still_stored(before, destination, staging)
+                before = still_stored(before, destination, staging, limits.keep_local)
             workplace = Workplace(
                 source_paths(plan, source, staging), str(staging.part), limits.parallel > 1, limits.log
             )
@@ -133,7 +147,10 @@ def _run(
                         finished = run.run(executor, stop)
                 finally:
                     run.close()
-                return publish(plan, source, staging, finished, destination, limits.keep_local, stop)
+            state = f"all shards are done, kept in {staging.work}: run the same command again to resume"
+            stop.heed(state)
+            with raise_on_signal(f"stopped; {state}"):
+                return publish(plan, source, staging, finished, destination, limits.keep_local)
         finally:
             journal.close()
 
@@ -188,7 +205,7 @@ def _has_eaten(done: Mapping[str, Any], source: Source, recipe: Recipe) -> bool:
     return all(done.get(f"recipe.{k}") == v for k, v in recipe.as_dict().items())
 
 
-def _result_from_records(out: Path, began: float) -> Result:
+def _result_from_records(out: Path, began: float, destination: Destination | None, commit: str | None) -> Result:
     """What `_result` would say about a finished folder."""
     record = json.loads((out / PROVENANCE).read_bytes())
     entries = decode_ledger((out / LEDGER).read_bytes())["tensors"].values()
@@ -204,6 +221,8 @@ def _result_from_records(out: Path, began: float) -> Result:
         errors=None,
         seconds=time.perf_counter() - began,
         warnings=(),
+        pushed_to=destination.label if destination else None,
+        pushed_commit=commit,
     )
 
 

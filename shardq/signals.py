@@ -1,8 +1,10 @@
-"""Turn SIGINT and SIGTERM into a flag that a loop can look at and wait for."""
+"""Turn SIGINT and SIGTERM into a flag that a loop can look at and wait for, or into an error."""
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Final, Self
 
@@ -52,3 +54,30 @@ class StopFlag:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+@contextlib.contextmanager
+def raise_on_signal(message: str) -> Iterator[None]:
+    """While entered, the first signal raises Interrupted or Terminated with `message`, wherever the main thread is: for
+    work that may be cut off at any point. A second signal acts as it did before.
+
+    Outside the main thread signals cannot be caught, and nothing is raised.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, signal._HANDLER] = {}
+
+    def restore() -> None:
+        while before:
+            signal.signal(*before.popitem())
+
+    def catch(number: int, _frame: FrameType | None) -> None:
+        restore()
+        raise (Terminated if number == signal.SIGTERM else Interrupted)(message)
+
+    before |= {s: signal.signal(s, catch) for s in SIGNALS}
+    try:
+        yield
+    finally:
+        restore()

@@ -84,6 +84,12 @@ class Staging:
         journal.append(stamps, durable=True)
         return journal, self._progress([*events, stamps], plan, destination)
 
+    def is_of(self, identity: Mapping[str, Any]) -> bool:
+        """True if the run that left this working folder had `identity`, or did not get as far as saying so."""
+        journal, events = Journal.open(self.journal)
+        journal.close()
+        return not events or bool(events[0]["identity"] == identity)
+
     def discard(self) -> None:
         """Remove everything that an earlier run left, published or not, except its lock. Raises NotWritable."""
         with writing(self.work):
@@ -147,7 +153,11 @@ class Staging:
     def abandon(self) -> None:
         """Remove the working folder, and the output folder if it is then empty: the output is elsewhere."""
         self.remove()
-        with contextlib.suppress(OSError):  # it holds something else
+        self.leave()
+
+    def leave(self) -> None:
+        """Remove the output folder if it is empty."""
+        with contextlib.suppress(OSError):  # it holds something, or is not there
             self.out.rmdir()
 
     def _published(self) -> list[Path]:

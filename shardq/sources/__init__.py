@@ -2,13 +2,16 @@
 
 import os
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from shardq.errors import BadOption, SourceUnreadable
-from shardq.sources.base import Source, SourceFile, check_subfolder
+from shardq.sources.base import FileReader, Source, SourceFile, check_subfolder
 from shardq.sources.local import open_folder
 
-__all__ = ["Source", "SourceFile", "open_source"]
+if TYPE_CHECKING:
+    from shardq.sources.hub_xet import XetOptions
+
+__all__ = ["FileReader", "Source", "SourceFile", "open_source"]
 
 _HUB_SCHEME: Final = "hf://"
 _NAME: Final = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -16,12 +19,14 @@ _REPO: Final = re.compile(rf"{_NAME}/{_NAME}")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def open_source(text: str, subfolder: str | None = None, revision: str | None = None) -> Source:
+def open_source(
+    text: str, subfolder: str | None = None, revision: str | None = None, xet: "XetOptions | None" = None
+) -> Source:
     """The source that `text` names: a folder, `org/name[@revision]`, `hf://org/name[@revision]` or `demo`.
 
     A folder that exists wins over anything else with that name. `subfolder` is inside the folder or repo. The Hub is
-    asked once to pin the revision. Raises SourceUnreadable (no such thing), BadOption (contradicting options),
-    HubAccess, HubTransfer.
+    asked once to pin the revision; `xet` says how to fetch its files through hf_xet, and nothing elsewhere. Raises
+    SourceUnreadable (no such thing), BadOption (contradicting options), HubAccess, HubTransfer.
     """
     inside = check_subfolder(subfolder)
     if not text.startswith(_HUB_SCHEME) and os.path.lexists(os.path.expanduser(text)):
@@ -43,7 +48,7 @@ def open_source(text: str, subfolder: str | None = None, revision: str | None = 
         raise BadOption(f"two revisions for {repo}: {pinned!r} and {revision!r}; give one")
     from shardq.sources.hub import open_hub  # brings an HTTP client
 
-    return open_hub(repo, revision=pinned or revision, subfolder=inside)
+    return open_hub(repo, revision=pinned or revision, subfolder=inside, xet=xet)
 
 
 def _names_a_repo(text: str, repo: str) -> bool:

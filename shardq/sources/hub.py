@@ -22,9 +22,10 @@ from shardq.sources.hub_errors import (
     server_wait_s,
     sleep_ticking,
 )
-from shardq.sources.hub_parts import bad_path, keep_part, part_path, remove_leftovers, reserve
+from shardq.sources.hub_parts import bad_path, keep_part, part_path, remove_leftovers, reserve, xet_path
 from shardq.sources.hub_sinks import FileSink, MemorySink
-from shardq.sources.hub_transfer import Link, RemoteFile, Transfer
+from shardq.sources.hub_transfer import Link, RemoteFile, Transfer, token_header
+from shardq.sources.hub_xet import XetFiles, XetOptions, hash_file, open_xet
 from shardq.sources.local import open_folder, open_local, read_range
 from shardq.version import VERSION
 
@@ -42,6 +43,7 @@ class HubSource:
     listing: tuple[SourceFile, ...]
     endpoint: str
     link: Link
+    xet: XetFiles | None = None
     remote: bool = True
 
     def files(self) -> tuple[SourceFile, ...]:
@@ -98,6 +100,8 @@ class HubSource:
         Raises HubAccess, HubTransfer, ChecksumMismatch, DiskFull, NotWritable.
         """
         file = find_file(self.listing, name, self.label)
+        if self.xet is not None and self._path(name) in self.xet.hashes:
+            return self._fetch_by_xet(self.xet, file, target, on_bytes)
         part = part_path(target, file.sha256 or _sha256_of(f"{self.commit}:{file.name}:{file.size_bytes}"))
         remove_leftovers(target, part)
         with writing(part):
@@ -129,6 +133,33 @@ class HubSource:
                     os.replace(part, bad)
                 raise ChecksumMismatch(f"{_mismatch(self.label, file, found)}; what came is kept as {bad.name}")
             sink.restart()
+
+    def _fetch_by_xet(
+        self, xet: XetFiles, file: SourceFile, target: Path, on_bytes: Callable[[int], None]
+    ) -> str | None:
+        """hf_xet cannot resume: its part file is always begun anew. The hash is that of the file on the disk."""
+        part = xet_path(target)
+        remove_leftovers(target, part)
+        path, what = self._path(file.name), f"{self.label}, file {file.name}"
+        for left in reversed(range(_TRIES_WITH_WRONG_HASH)):
+            xet.download(path, what, file.size_bytes, part, on_bytes)
+            found = hash_file(part, lambda: on_bytes(0))
+            if file.sha256 in {None, found}:
+                break
+            if left == 0:
+                with writing(part):
+                    os.replace(part, bad_path(target))
+                raise ChecksumMismatch(f"{_mismatch(self.label, file, found)}; kept as {bad_path(target).name}")
+            on_bytes(-file.size_bytes)
+        with writing(target):
+            fd = os.open(part, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.replace(part, target)
+            sync_folder(target.parent)
+        return found
 
     def _path(self, name: str) -> str:
         return f"{self.subfolder}/{name}" if self.subfolder else name
@@ -164,11 +195,13 @@ def open_hub(
     subfolder: str | None = None,
     endpoint: str | None = None,
     retry: RetryPolicy | None = None,
+    xet: XetOptions | None = None,
 ) -> Source:
     """List `repo` at `revision` (branch, tag or commit; None: the main branch), resolved to a commit once.
 
     `endpoint` and `retry` default to the library's settings (HF_ENDPOINT, HF_HUB_DOWNLOAD_TIMEOUT). When the library is
-    offline (HF_HUB_OFFLINE) only a snapshot in its cache can be opened. Raises HubAccess, HubTransfer.
+    offline (HF_HUB_OFFLINE) only a snapshot in its cache can be opened. `xet`: fetch what is in Xet storage through
+    hf_xet. Raises HubAccess, HubTransfer, BadOption.
     """
     from huggingface_hub import HfApi, RepoFile, constants
 
@@ -191,7 +224,12 @@ def open_hub(
         SourceFile(e.path[cut:], e.size, e.lfs.sha256 if e.lfs else None) for e in entries if isinstance(e, RepoFile)
     ]
     listing.sort(key=lambda f: f.name)
-    return HubSource(repo, commit, subfolder, tuple(listing), api.endpoint, link)
+    files = None
+    if xet is not None:
+        hashes = {e.path: e.xet_hash for e in entries if isinstance(e, RepoFile) and e.xet_hash}
+        token_url = f"{api.endpoint}/api/models/{repo}/xet-read-token/{commit}"
+        files = open_xet(xet, token_url, token_header, hashes)
+    return HubSource(repo, commit, subfolder, tuple(listing), api.endpoint, link, files)
 
 
 @dataclass(frozen=True, slots=True)

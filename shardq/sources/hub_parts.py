@@ -21,6 +21,11 @@ def part_path(target: Path, content_sha256: str) -> Path:
     return target.with_name(f"{target.name}.{content_sha256[:_KEY_DIGITS]}.part")
 
 
+def xet_path(target: Path) -> Path:
+    """`target.xet.part`: being written by hf_xet, in an order of its own; of no use when that fails."""
+    return target.with_name(f"{target.name}.xet.part")
+
+
 def bad_path(target: Path) -> Path:
     """`target.bad`: a download with a wrong hash, for whoever wants to look at it."""
     return target.with_name(f"{target.name}.bad")
@@ -28,7 +33,7 @@ def bad_path(target: Path) -> Path:
 
 def remove_leftovers(target: Path, part: Path) -> None:
     """Delete what earlier calls left for `target`, except `part`. Raises NotWritable."""
-    ours = re.compile(rf"{re.escape(target.name)}(\.[0-9a-f]{{{_KEY_DIGITS}}}\.part|\.bad)")
+    ours = re.compile(rf"{re.escape(target.name)}(\.[0-9a-f]{{{_KEY_DIGITS}}}\.part|\.xet\.part|\.bad)")
     with writing(target):
         for name in os.listdir(target.parent):
             if ours.fullmatch(name) and name != part.name:

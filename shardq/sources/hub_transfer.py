@@ -51,6 +51,17 @@ class _ExpiredError(_PassingError):
     """A storage address that does not let us in any more: ask the Hub for a new one."""
 
 
+def token_header() -> dict[str, str]:
+    """The user's token as the library finds it, for the Hub's own origin only; empty without one."""
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return {}
+    with reading(constants.HF_TOKEN_PATH):
+        token = get_token()
+    return {"authorization": f"Bearer {token}"} if token else {}
+
+
 class Link:
     """What the transfers of one source share: connections, patience, and the pauses that the server asks for.
 
@@ -182,18 +193,11 @@ class Transfer:
         return place
 
     def _headers(self, begin: int, end: int) -> dict[str, str]:
-        from huggingface_hub import constants, get_token
-
         # A compressed body has other lengths and offsets than the file.
         headers = {"user-agent": f"shardq/{VERSION}", "accept": "*/*", "accept-encoding": "identity"}
         if begin > 0 or end < self._file.size_bytes:
             headers["range"] = f"bytes={begin}-{end - 1}"
-        if origin(self._address) == self._link.origin and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
-            with reading(constants.HF_TOKEN_PATH):
-                token = get_token()
-            if token:
-                headers["authorization"] = f"Bearer {token}"
-        return headers
+        return headers | (token_header() if origin(self._address) == self._link.origin else {})
 
     def _check(self, answer: Answer, begin: int, end: int) -> None:
         """Is this the file, or the part of it that was asked for?"""

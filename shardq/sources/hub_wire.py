@@ -1,27 +1,24 @@
-"""HTTP/1.1 answers, read from a socket of our own.
+"""HTTP/1.1 answers, read from a socket of our own by the standard library's parser.
 
-The library's HTTP client waits for as long as its timeout without a chance to stop, loses what it has buffered when a
-connection breaks, and copies every byte three times. Here a wait is cut into slices, bytes go from the socket straight
-into the caller's memory, and all that came before a break is kept.
+huggingface_hub's HTTP client waits for as long as its timeout without a chance to stop, loses what it has buffered when
+a connection breaks, and copies every byte three times. Here a wait is cut into slices, bytes go from the socket
+straight into the caller's memory, and all that came before a break is kept.
 """
 
 import http.client
 import io
-import re
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 SLICE_S: Final = 0.25  # how long one wait for the socket lasts before the caller is asked whether to go on
-_LINE_BYTES: Final = 1 << 16
 _READ_AHEAD_BYTES: Final = 1 << 14  # only for the head of an answer; the body bypasses it
 _DRAIN_BYTES: Final = 1 << 16  # a rest of an answer that is read so that its connection can be used again
 _HEAD_S: Final = 60.0  # for the head of an answer, however slowly it drips
-_STATUS: Final = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n]*)?\r?\n")
 
 
 class WireError(Exception):
@@ -71,73 +68,70 @@ class _Incoming(io.RawIOBase):
                 raise WireError(f"no byte came for {self._patience.timeout_s:g} s")
 
 
+class _Reader(io.BufferedReader):
+    """A reader whose `readinto` gives what one look at the socket brings, so that a break loses nothing before it."""
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        return self.readinto1(buffer)
+
+
+class _Wire:
+    """What http.client takes for a socket."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+
+    def makefile(self, _mode: str) -> _Reader:
+        """The incoming side."""
+        return self._reader
+
+
 class Answer:
     """Status, headers (names in lower case) and body of the next answer on a socket. Raises WireError."""
 
     def __init__(self, sock: socket.socket, patience: Patience) -> None:
-        self._incoming = _Incoming(sock, patience)
-        self._reader = io.BufferedReader(self._incoming, _READ_AHEAD_BYTES)
-        self.status = 100
-        self.headers: Mapping[str, str] = {}
-        while self.status < 200:  # interim answers come before the real one
-            self._read_head()
-        self._incoming.head_ends_at = float("inf")
-
-    def _read_head(self) -> None:
-        line = self._reader.readline(_LINE_BYTES)
-        match = _STATUS.fullmatch(line)
-        if match is None:
-            raise WireError("the answer is not HTTP/1" if line else "the connection was closed before an answer")
+        incoming = _Incoming(sock, patience)
+        self._response = http.client.HTTPResponse(
+            cast("socket.socket", _Wire(_Reader(incoming, _READ_AHEAD_BYTES))), method="GET"
+        )
         try:
-            message = http.client.parse_headers(self._reader)
-        except http.client.HTTPException as error:
+            self._response.begin()
+        except http.client.RemoteDisconnected as error:
+            raise WireError("the connection was closed before an answer") from error
+        except (http.client.HTTPException, ValueError) as error:
             raise WireError(f"the head of the answer is malformed ({type(error).__name__})") from error
-        self.status = int(match[2])
-        self.headers = {key.lower(): value.strip() for key, value in message.items()}
-        empty = self.status < 200 or self.status in {204, 304}
-        length = self.headers.get("content-length", "")
-        self._chunked = not empty and "chunked" in self.headers.get("transfer-encoding", "").lower()
-        # of the body or of the chunk; None: until the connection closes
-        self._left = 0 if empty or self._chunked else int(length) if length.isdecimal() else None
-        self._ended = self._left == 0 and not self._chunked
-        self._keeps = match[1] == b"1" and "close" not in self.headers.get("connection", "").lower()
+        incoming.head_ends_at = float("inf")
+        self.status = self._response.status
+        self.headers: Mapping[str, str] = {k.lower(): v.strip() for k, v in self._response.headers.items()}
 
     def read_into(self, out: memoryview) -> int:
         """The next bytes of the body, as many as are there and fit; 0 when it has ended. Raises WireError."""
-        if self._chunked and self._left == 0 and not self._ended:
-            self._begin_chunk()
-        if self._ended:
-            return 0
-        if self._left is None:
-            count = self._reader.readinto1(out)
-            self._ended, self._keeps = count == 0, False
-            return count
-        count = self._reader.readinto1(out[: self._left])
-        if count == 0:
-            raise WireError(f"the connection was closed {self._left} bytes early")
-        self._left -= count
-        self._ended = self._left == 0 and not self._chunked
+        if self._response.chunked:
+            return self._read_chunk_into(out)
+        count = self._response.readinto(out)
+        if count == 0 and self._response.length:
+            raise WireError(f"the connection was closed {self._response.length} bytes early")
         return count
 
-    def _begin_chunk(self) -> None:
-        line = self._reader.readline(_LINE_BYTES).strip() or self._reader.readline(_LINE_BYTES).strip()
+    def _read_chunk_into(self, out: memoryview) -> int:
         try:
-            self._left = int(line.partition(b";")[0], 16)
-        except ValueError as error:
-            raise WireError("a chunk of the answer is malformed") from error
-        if self._left == 0:
-            self._ended, self._keeps = True, False  # trailers may follow; not worth the parsing
+            data = self._response.read1(len(out))
+        except (http.client.HTTPException, ValueError) as error:
+            raise WireError(f"a chunk of the answer is malformed ({type(error).__name__})") from error
+        out[: len(data)] = data
+        return len(data)
 
     def finish(self) -> bool:
         """Read the rest if it is short. True: the connection is fit for another request."""
         rest = memoryview(bytearray(_DRAIN_BYTES))
         try:
-            if self._left is not None and self._left <= _DRAIN_BYTES and not self._chunked:
+            if not self._response.isclosed() and 0 < (self._response.length or 0) <= _DRAIN_BYTES:
                 while self.read_into(rest):
                     pass
         except WireError:
             return False
-        return self._keeps and self._ended
+        ended = self._response.isclosed() or self._response.length == 0
+        return ended and not self._response.will_close
 
 
 def exchange(sock: socket.socket, request: str, host: str, headers: Mapping[str, str], patience: Patience) -> Answer:

@@ -1,10 +1,13 @@
 """Fixtures of the command line's tests: commands run in this process, and the demo model as a folder."""
 
+import importlib.util
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -70,3 +73,27 @@ def finished_folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     result = CliRunner().invoke(commands, ["quantize", str(demo_folder), "-o", str(out), "--parallel", "1"])
     assert result.exit_code == 0, result.output
     return out
+
+
+@pytest.fixture(scope="session")
+def fake_hub() -> ModuleType:
+    """tests/sources/fake_hub_write.py."""
+    for name in ("fake_hub", "fake_hub_write"):
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "sources" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses, and the module that builds on it, look it up
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def hub(fake_hub: ModuleType, demo_folder: Path) -> Iterator[Any]:
+    """A Hub on loopback that takes uploads; it has the demo model as org/model."""
+    hub = fake_hub.WritableHub()
+    repo = fake_hub.Repo()
+    repo.commit({p.name: p.read_bytes() for p in demo_folder.iterdir()})
+    hub.repos["org/model"] = repo
+    yield hub
+    hub.close()

@@ -355,3 +355,57 @@ def usual(model: HubModel, known: list[Usual], tmp_path: Path, contents: Any) ->
 def known() -> list[Usual]:
     """For `usual`: what it has taken."""
     return []
+
+
+@pytest.fixture(scope="session")
+def writable_hub_module() -> ModuleType:
+    """tests/sources/fake_hub_write.py."""
+    for name in ("fake_hub", "fake_hub_write"):
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "sources" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses, and the module that builds on it, look it up
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def push_hub(writable_hub_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A Hub on loopback that takes uploads; this process and those that it starts have a token for it, no proxy, an
+    empty cache."""
+    from huggingface_hub import constants
+
+    hub = writable_hub_module.WritableHub()
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    home = tmp_path / "hub_home"
+    for name, value in {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": writable_hub_module.TOKEN,
+        "HF_HOME": str(home),
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # the library read its settings when it was imported
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def host_model(push_hub: Any, writable_hub_module: ModuleType) -> Callable[[Path], str]:
+    """host_model(folder): the folder as a repo on `push_hub`; returns its name."""
+
+    def host(folder: Path) -> str:
+        repo = writable_hub_module.Repo()
+        repo.commit({p.name: p.read_bytes() for p in folder.iterdir()})
+        push_hub.repos["org/model"] = repo
+        return "org/model"
+
+    return host

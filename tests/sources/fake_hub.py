@@ -85,6 +85,7 @@ class Repo:
     commits: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     access: Literal["public", "private", "gated"] = "public"
+    xet_hashes: dict[str, str] = field(default_factory=dict)  # by path: what is in Xet storage
     _hashes: dict[int, tuple[bytes, str]] = field(default_factory=dict)
 
     def commit(self, files: Mapping[str, bytes], ref: str = "main") -> str:
@@ -241,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
 class HubHandler(_Handler):
     def route(self, path: str, fault: Fault | None) -> None:
         url = urlsplit(path)
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?", url.path)
+        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree|xet-read-token)/([^/]+)(?:/(.+))?)?", url.path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", url.path)
         match = api or file
         if match and match[1] in self.hub.moved:
@@ -261,6 +262,9 @@ class HubHandler(_Handler):
                 self.refuse(403, "GatedRepo")
             else:
                 self.resolve(sha, repo, file[3], fault)
+        elif api is not None and api[2] == "xet-read-token":
+            exp = int(time.time()) + 3600
+            self.answer_json({"casUrl": self.hub.cas_url, "accessToken": "short-lived", "exp": exp}, {})
         elif api is not None and api[2] == "tree":
             self.tree(match[1], sha, repo, api[4] or "", parse_qs(url.query))
         else:
@@ -287,6 +291,8 @@ class HubHandler(_Handler):
             entry: dict[str, object] = {"type": "file", "path": name, "size": size, "oid": "0" * 40}
             if is_large(name):
                 sha256 = repo.sha256(files[name])
+                if name in repo.xet_hashes:
+                    entry["xetHash"] = repo.xet_hashes[name]
                 entry["lfs"] = {"oid": sha256, "size": size, "pointerSize": 134}
             entries.append(entry)
         headers = {}
@@ -341,6 +347,7 @@ class FakeHub:
         self.moved: dict[str, str] = {}  # renamed repos: old id -> new id
         self.log: list[Seen] = []
         self.faults: list[Fault] = []
+        self.cas_url = ""  # of the Xet storage; "local://folder" needs no server
         self.signature_uses: int | None = None  # how often a signed storage address may be used
         self.signature_s: float | None = None  # and for how long
         self.signatures: dict[str, tuple[int | None, float]] = {}  # uses left, when it was issued
