@@ -7,11 +7,11 @@ output file freed. A crash loses at most unjournaled tasks.
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from shardq.admission import Admission
+from shardq.admission import Admission, ShardCost
 from shardq.checkpoint import Shard
 from shardq.destinations.base import StoredFile
 from shardq.errors import ShardqError
@@ -294,7 +294,10 @@ class Pipeline:
         self._admission.free(shard.name)
 
     def _admit(self) -> None:
-        while cost := self._admission.next():
+        self._bring(iter(self._admission.next, None))
+
+    def _bring(self, costs: Iterable[ShardCost]) -> None:
+        for cost in costs:
             shard = self._shards[cost.name]
             self._supply.begin(shard, self._tasks[self._file_of(shard).name])
 
@@ -328,8 +331,9 @@ class Pipeline:
                 self._uploader.submit(self._staging.find(name), StoredFile(name, size_bytes, sha256))
             elif not self._limits.keep_local:
                 self._staging.drop(name)  # a crash may have come between the journal line and the deletion
-        self._admit()
-        self._supply.trim(self._admission.staged, self._admission.begun)
+        first = list(iter(self._admission.next, None))
+        self._supply.trim(self._admission.staged, self._admission.begun)  # before anything new comes
+        self._bring(first)
 
     def _file_of(self, shard: Shard) -> OutputFile:
         return self._files[shard.name]
