@@ -32,8 +32,6 @@ LIMIT_S = 30.0  # for anything that takes milliseconds on an idle machine
 MB = 1_000_000
 MODES = [(False, False), (True, False), (False, True), (True, True)]  # stream, push
 
-Contents = Callable[[Path], dict[str, str]]
-
 
 @pytest.fixture
 def hub(fake_hub_module: ModuleType, hub: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
