@@ -7,7 +7,7 @@ output file freed. A crash loses at most unjournaled tasks.
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -294,12 +294,12 @@ class Pipeline:
         self._admission.free(shard.name)
 
     def _admit(self) -> None:
-        while cost := self._admission.next():
-            self._start(cost)
+        self._bring(iter(self._admission.next, None))
 
-    def _start(self, cost: ShardCost) -> None:
-        shard = self._shards[cost.name]
-        self._supply.begin(shard, self._tasks[self._file_of(shard).name])
+    def _bring(self, costs: Iterable[ShardCost]) -> None:
+        for cost in costs:
+            shard = self._shards[cost.name]
+            self._supply.begin(shard, self._tasks[self._file_of(shard).name])
 
     # --- start -----------------------------------------------------------------------------------------------------
 
@@ -332,9 +332,8 @@ class Pipeline:
             elif not self._limits.keep_local:
                 self._staging.drop(name)  # a crash may have come between the journal line and the deletion
         first = list(iter(self._admission.next, None))
-        self._supply.trim(self._admission.staged, self._admission.begun)  # before anything new is written there
-        for cost in first:
-            self._start(cost)
+        self._supply.trim(self._admission.staged, self._admission.begun)  # before anything new comes
+        self._bring(first)
 
     def _file_of(self, shard: Shard) -> OutputFile:
         return self._files[shard.name]

@@ -247,9 +247,9 @@ class HubModel:
         hub.repos[self.repo] = fake.Repo()
         hub.repos[self.repo].commit(files)
 
-    def open(self, revision: str | None = None) -> Source:
+    def open(self, revision: str | None = None, timeout_s: float = 0.4) -> Source:
         """The repo as a source."""
-        quick = RetryPolicy(failures=4, first_wait_s=0.01, longest_wait_s=0.02, timeout_s=0.4)
+        quick = RetryPolicy(failures=4, first_wait_s=0.01, longest_wait_s=0.02, timeout_s=timeout_s)
         return open_hub(self.repo, revision, endpoint=self.hub.url, retry=quick)
 
     def run(self, source: Source, out: Path, mode: str, report: Report = lambda _: None, parallel: int = 1) -> None:

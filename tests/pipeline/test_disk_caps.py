@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,12 +15,15 @@ import pytest
 
 import shardq
 from shardq import Limits, make_recipe
+from shardq.checkpoint import Shard
 from shardq.destinations.hub import HubDestination
 from shardq.errors import BudgetTooSmall
+from shardq.fetcher import Fetcher
 from shardq.needs import disk_bytes
 from shardq.progress import Progress, Report
 from shardq.run import quantize_to_folder
 from shardq.sources.base import Source
+from shardq.supply import Supply
 
 LAYERS = 5
 TARGET = "me/quantized"
@@ -28,8 +31,6 @@ SAMPLE_S = 0.0005
 LIMIT_S = 30.0  # for anything that takes milliseconds on an idle machine
 MB = 1_000_000
 MODES = [(False, False), (True, False), (False, True), (True, True)]  # stream, push
-
-Contents = Callable[[Path], dict[str, str]]
 
 
 @pytest.fixture
@@ -179,6 +180,27 @@ def test_shards_that_a_run_with_a_larger_cap_staged_are_trimmed(
     assert meter.samples > LAYERS
     assert meter.peak_bytes <= cap
     assert len(made(out, model, push)) == LAYERS
+
+
+def test_trimming_is_over_before_anything_new_comes(
+    model: Any, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download may use names that look like old ones."""
+    events: list[str] = []
+    trim, start = Supply.trim, Fetcher.start
+
+    def noted_trim(supply: Supply, staged: Sequence[str], begun: Sequence[str]) -> None:
+        trim(supply, staged, begun)
+        events.append("trimmed")
+
+    def noted_start(fetcher: Fetcher, shard: Shard) -> None:
+        events.append(shard.name)
+        start(fetcher, shard)
+
+    monkeypatch.setattr(Supply, "trim", noted_trim)
+    monkeypatch.setattr(Fetcher, "start", noted_start)
+    run(source, tmp_path / "out", model, False, False, None)
+    assert events == ["trimmed", *model.shards]
 
 
 def test_outputs_that_a_run_with_a_larger_cap_began_are_trimmed(

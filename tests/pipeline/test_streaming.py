@@ -100,8 +100,8 @@ def watching(folder: Path) -> Iterator[set[str]]:
 
     def watch() -> None:
         while not over.wait(0.0005):
-            if folder.exists():
-                seen.update(p.name for p in folder.rglob("*") if p.is_file())
+            for _, _, names in os.walk(folder):
+                seen.update(names)
 
     thread = threading.Thread(target=watch)
     thread.start()

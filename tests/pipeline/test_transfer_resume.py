@@ -127,6 +127,28 @@ def test_a_streamed_shard_begins_again_and_a_sealed_one_does_not(
         assert model.sent()[shard] == usual.sent["stream"][shard]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_that_waits_for_a_silent_server_can_be_stopped(
+    model: Any, usual: Any, tmp_path: Path, contents: Contents, mode: str
+) -> None:
+    out = tmp_path / "out"
+    model.add_fault("stall", model.store(SHARDS[1]), at=30_000, skip=1)
+    begun_s = 0.0
+
+    def stop(step: Progress) -> None:
+        nonlocal begun_s
+        if step.stage == "fetch" and step.done_files == 2:
+            begun_s = time.monotonic()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.run(model.open(timeout_s=60.0), out, mode, stop)
+    assert time.monotonic() - begun_s < 5
+    check_nothing_loads(out)
+    model.run(model.open(), out, mode)
+    assert contents(out) == usual.contents
+
+
 # --- full disks -----------------------------------------------------------------------------------------------------
 
 
