@@ -85,13 +85,15 @@ def quantize_to_folder(
     if recorded and recorded != plan.identity():
         raise RecipeChanged(changed_message(out, recorded, plan.identity()))
     if done:
-        _refuse_newer_source(plan, source, out)
+        _refuse_newer_source(plan, source, (out / PROVENANCE).stat().st_mtime, str(out))
     memory = limits.share_memory(
         plan.largest_task_bytes, len(plan.decisions), plan.largest_span_bytes, source.remote or destination is not None
     )
     pushed = prepare_push(plan.identity(), destination) if destination else None
     if restart:
         pushed = None
+    if pushed and destination and source.commit is None:
+        _refuse_newer_source(plan, source, destination.changed_at_s(), destination.label)
     if pushed and not limits.keep_local:
         _clear(staging, plan)
     if destination and not pushed:
@@ -185,14 +187,13 @@ def _stamps(plan: Plan, source: Source) -> dict[str, int]:
     return {name: path.stat().st_mtime_ns for name, path in paths if path}
 
 
-def _refuse_newer_source(plan: Plan, source: Source, out: Path) -> None:
-    """A finished folder does not answer for weights that were written after it. Raises RecipeChanged."""
-    made = (out / PROVENANCE).stat().st_mtime_ns
-    for name, changed in _stamps(plan, source).items():
-        if changed > made:
+def _refuse_newer_source(plan: Plan, source: Source, made_s: float, where: str) -> None:
+    """A finished output does not answer for weights that were written after it. Raises RecipeChanged."""
+    for name, changed_ns in _stamps(plan, source).items():
+        if changed_ns > made_s * 1e9:
             raise RecipeChanged(
-                f"{out} is finished, but source shard {name} was written after it: use --restart to quantize again, or "
-                "choose another --output-dir"
+                f"{where} is finished, but source shard {name} was written after it: use --restart to quantize again, "
+                "or choose another --output-dir or --push-to"
             )
 
 

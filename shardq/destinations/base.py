@@ -41,6 +41,10 @@ class Destination(Protocol):
         """The commit that is there now."""
         ...
 
+    def changed_at_s(self) -> float:
+        """When that commit was made, in seconds since 1970."""
+        ...
+
     def names(self) -> set[str]:
         """All files that are there now."""
         ...

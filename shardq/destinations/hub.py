@@ -13,7 +13,7 @@ from typing import Any, Final
 from shardq.destinations.base import OnBytes, StoredFile
 from shardq.destinations.hub_client import HubClient, PassingError
 from shardq.destinations.hub_commit import Content, commit_once, stored_small
-from shardq.destinations.hub_tree import read_head, read_record, read_snapshot
+from shardq.destinations.hub_tree import read_date_s, read_head, read_record, read_snapshot
 from shardq.destinations.hub_xet import abort_xet, upload_xet
 from shardq.destinations.lfs import ask_batch, bytes_chunks, file_chunks, upload_content
 from shardq.destinations.watched import Meter, run_watched
@@ -98,6 +98,10 @@ class HubDestination:
     def head(self) -> str:
         """The commit at the branch's head. Raises HubAccess, HubTransfer."""
         return read_head(self._client).commit
+
+    def changed_at_s(self) -> float:
+        """When the branch's head was made. Raises HubAccess, HubTransfer."""
+        return read_date_s(self._client)
 
     def names(self) -> set[str]:
         """All files at the branch's head. Raises HubAccess, HubTransfer."""

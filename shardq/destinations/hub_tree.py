@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from shardq.destinations.base import StoredFile
@@ -89,6 +90,18 @@ def read_head(client: HubClient) -> Head:
     if not isinstance(commit, str):
         raise HubTransfer(f"{client.repo}: the Hub names no commit for {what}; check HF_ENDPOINT and proxies")
     return Head(commit, bool(info.get("private")))
+
+
+def read_date_s(client: HubClient) -> float:
+    """When the newest commit of the branch was made, in seconds since 1970. Raises HubAccess, HubTransfer."""
+    what = f"the commits of branch {client.branch}"
+    commits = client.get_json(f"{client.api}/commits/{client.quoted_branch}?limit=1", what)
+    try:
+        return datetime.fromisoformat(commits[0]["date"]).timestamp()
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise HubTransfer(
+            f"{client.repo}: {what} are not what the Hub sends ({error!r}); check HF_ENDPOINT and proxies"
+        ) from error
 
 
 def read_record(client: HubClient, commit: str) -> dict[str, Any] | None:

@@ -268,6 +268,19 @@ def test_restart_to_equal_bytes_makes_no_second_commit(push_hub: Any, source: st
     assert (again.pushed_commit, len(push_hub.commits)) == (first.pushed_commit, 1)
 
 
+def test_repo_does_not_answer_for_weights_that_changed_since(push_hub: Any, folder: Path, tmp_path: Path) -> None:
+    shardq.quantize(folder, output_dir=tmp_path / "out", limits=ONE, push_to=REPO)
+    shard = min(folder.glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-4] ^= 1  # the header, and so the identity, stays
+    shard.write_bytes(data)
+    with pytest.raises(RecipeChanged, match="was written after it"):
+        shardq.quantize(folder, output_dir=tmp_path / "out", limits=ONE, push_to=REPO)
+    shardq.quantize(folder, output_dir=tmp_path / "out", limits=ONE, push_to=REPO, restart=True)
+    assert len(push_hub.commits) == 2
+    assert pushed(push_hub) == made_locally(folder, tmp_path)
+
+
 def test_branch_is_made_and_main_is_left_alone(push_hub: Any, source: str, tmp_path: Path) -> None:
     expected = made_locally(source, tmp_path)
     result = shardq.quantize(source, output_dir=tmp_path / "out", limits=ONE, push_to=REPO, branch="int4")

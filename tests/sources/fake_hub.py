@@ -84,6 +84,7 @@ class Repo:
 
     commits: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    made_at_s: dict[str, float] = field(default_factory=dict)  # by commit
     access: Literal["public", "private", "gated"] = "public"
     xet_hashes: dict[str, str] = field(default_factory=dict)  # by path: what is in Xet storage
     _hashes: dict[int, tuple[bytes, str]] = field(default_factory=dict)
@@ -92,6 +93,7 @@ class Repo:
         sha = hashlib.sha1(repr((len(self.commits), sorted(files))).encode()).hexdigest()
         self.commits[sha] = dict(files)
         self.refs[ref] = sha
+        self.made_at_s[sha] = time.time()
         return sha
 
     def sha256(self, data: bytes) -> str:

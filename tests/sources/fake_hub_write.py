@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal, cast
 from urllib.parse import unquote, urlsplit
 
@@ -173,6 +174,10 @@ class WritingHubHandler(_Writing, HubHandler):
             headers = {"X-Xet-Cas-Url": f"local://{self.writable.xet_folder}", **expires}
             body = {"casUrl": headers["X-Xet-Cas-Url"], "accessToken": "xet", "exp": 4000000000}
             self.answer_json(body, headers)
+        elif made := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commits/([^/]+)", urlsplit(path).path):
+            of = self.hub.repos[made[1]]
+            date = datetime.fromtimestamp(of.made_at_s[of.refs[made[2]]], UTC).isoformat()
+            self.answer_json([{"id": of.refs[made[2]], "title": "", "date": date}], {})
         elif info and repo and (repo.access != "private" or self.rights()):
             sha = repo.refs.get(info[2] or "main", info[2])
             if sha in repo.commits:
