@@ -116,8 +116,8 @@ def _show_plan(console: Console, source: str, recipe: "Recipe", subfolder: str |
     from shardq.reports import describe_plan
 
     plan = api.plan(source, recipe, subfolder=subfolder)
-    network = plan.checkpoint.commit is not None
-    limits.share_memory(plan.largest_task_bytes, len(plan.decisions), plan.largest_span_bytes, network)  # may refuse
+    remote = plan.checkpoint.commit is not None
+    limits.share_memory(plan, remote, remote)  # refuses a --max-ram that is too small
     if console.as_json:
         print_json(describe_plan(plan, tensors=False))
     else:

@@ -72,40 +72,46 @@ def quantize_to_folder(
     staging = Staging(out)
     check_folder(out, _folder(source))
     recorded = None if restart or staging.journal.exists() else recorded_identity(out)
-    done = recorded if recorded and is_complete(out) else None
-    if done and staging.work.exists():  # a crash came while it was being removed
-        with FolderLock(staging.work / "lock"):
-            staging.remove()
+    done = _settle(staging, recorded)
     if done and limits.delete_source and _has_eaten(done, source, recipe):
-        commit = None
-        if destination:
-            commit = prepare_push(done, destination) or push_folder(out, destination)
+        commit = (prepare_push(done, destination) or push_folder(out, destination)) if destination else None
         return _result_from_records(out, began, destination, commit)
     plan = make_plan(_checkpoint(source, staging, limits, restart), recipe)
     if recorded and recorded != plan.identity():
         raise RecipeChanged(changed_message(out, recorded, plan.identity()))
     if done:
         _refuse_newer_source(plan, source, (out / PROVENANCE).stat().st_mtime, str(out))
-    memory = limits.share_memory(
-        plan.largest_task_bytes, len(plan.decisions), plan.largest_span_bytes, source.remote or destination is not None
-    )
-    pushed = prepare_push(plan.identity(), destination) if destination else None
-    if restart:
-        pushed = None
-    if pushed and destination and source.commit is None:
-        _refuse_newer_source(plan, source, destination.changed_at_s(), destination.label)
-    if pushed and not limits.keep_local:
+    memory = limits.share_memory(plan, source.remote, source.remote or destination is not None)
+    commit = _ask_destination(plan, source, destination, restart) if destination else None
+    if commit and not limits.keep_local:
         _clear(staging, plan)
-    if destination and not pushed:
-        check_push(plan, source, destination)
-    if done and destination and not pushed:
-        pushed = push_folder(out, destination)
-    if pushed and (done or not limits.keep_local):
-        return _result(plan, out, True, None, began, destination, pushed)
-    if done:
-        return _result(plan, out, True, None, began, None, None)
+    if done and destination and not commit:
+        commit = push_folder(out, destination)
+    if done or (commit and not limits.keep_local):
+        return _result(plan, out, True, None, began, destination, commit)
     errors, commit = _run(plan, source, staging, limits, memory, restart, report, destination)
     return _result(plan, out, False, errors, began, destination, commit)
+
+
+def _settle(staging: Staging, recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The identity of a folder that is finished, cleared of what a crash at the very end has left; None otherwise."""
+    if recorded is None or not is_complete(staging.out):
+        return None
+    if staging.work.exists():
+        with FolderLock(staging.work / "lock"):
+            staging.remove()
+    return recorded
+
+
+def _ask_destination(plan: Plan, source: Source, destination: Destination, restart: bool) -> str | None:
+    """Make sure that the destination will take the output; its commit if it holds it already."""
+    commit = prepare_push(plan.identity(), destination)
+    if commit is None or restart:
+        check_push(plan, source, destination)
+        return None
+    if source.commit is None:
+        _refuse_newer_source(plan, source, destination.changed_at_s(), destination.label)
+    return commit
 
 
 def _clear(staging: Staging, plan: Plan) -> None:

@@ -189,7 +189,7 @@ def test_smallest_cap_on_memory_runs_with_two_pieces(
     plan = shardq.plan(folder)
     floor = Limits(parallel=2, stream=True, max_ram_bytes=1)
     with pytest.raises(BudgetTooSmall, match=r"two pieces of .* MB; expected at least (\d+) MB") as refused:
-        floor.share_memory(plan.largest_task_bytes, len(plan.decisions), plan.largest_span_bytes, True)
+        floor.share_memory(plan, remote=True, network=True)
     named = re.search(r"expected at least (\d+) MB", str(refused.value))
     assert named is not None
     caps = [int(named[1]) * 1_000_000 + n for n in (-1_000_000, 1_000_000)]  # the message is rounded
@@ -277,9 +277,7 @@ def test_memory_of_the_whole_tree_stays_below_the_cap(make_model: Callable[[Path
     model, plan = make_model(folder), shardq.plan(folder)
     assert plan.source_bytes > 230_000_000
     with pytest.raises(BudgetTooSmall) as refused:
-        Limits(parallel=2, stream=True, max_ram_bytes=1).share_memory(
-            plan.largest_task_bytes, len(plan.decisions), plan.largest_span_bytes, True
-        )
+        Limits(parallel=2, stream=True, max_ram_bytes=1).share_memory(plan, remote=True, network=True)
     named = re.search(r"expected at least (\d+) MB", str(refused.value))
     assert named is not None
     cap = (int(named[1]) + 1) * 1_000_000
