@@ -1,12 +1,19 @@
 """What every kernel set does, to the bit."""
 
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Dtype = Literal["BF16", "F16", "F32"]
 DTYPES: Final[tuple[Dtype, ...]] = ("BF16", "F16", "F32")
+
+Element = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "e2m1", "e2m3", "e3m2", "e4m3fn", "e5m2"]
+ELEMENTS: Final[tuple[Element, ...]] = get_args(Element)
+EncodingRule = Literal["round_add", "add_round", "subtract"]
+ENCODING_RULES: Final[tuple[EncodingRule, ...]] = get_args(EncodingRule)
+DecodingRule = Literal["zero", "bias"]
+DECODING_RULES: Final[tuple[DecodingRule, ...]] = get_args(DecodingRule)
 
 RawWeights = NDArray[np.uint16] | NDArray[np.float32]  # uint16 patterns for BF16 and F16, float32 for F32
 Bytes = NDArray[np.uint8] | bytes | bytearray | memoryview
@@ -20,6 +27,15 @@ class KernelSet(Protocol):
     for no rows, and for no columns. A group is `group` consecutive columns of a row; the last one may be short, and a
     group wider than the row is the row. G is the number of groups of a row. Kernels are thread-safe and run without the
     GIL.
+
+    Scaled codes hold one element of a symmetric scheme each, with one scale per group. Element `intb`, b from 2 to 8,
+    has the values -2^(b-1) to 2^(b-1) - 1, and its code is the value plus 2^(b-1). The others are floats of the OCP
+    formats, named by the bits of exponent and significand; the code is their bit pattern, sign on top, in the low bits
+    of the byte: e2m1 (largest value 6), e2m3 (7.5), e3m2 (28), e4m3fn (448, no infinity), e5m2 (57344). Affine codes
+    are plain numbers with one scale and one fp32 offset per group.
+
+    Encoders and decoders take scales as they are: NaN, infinite and negative ones follow the formulas, and no sum or
+    product is wider than fp32. Which NaN a result is, is not specified.
     """
 
     @property
@@ -143,6 +159,126 @@ class KernelSet(Protocol):
         group. A NaN among the differences makes the first and the third figure NaN; fp32 squares beyond 3.4e38 make a
         sum infinite.
         """
+        ...
+
+    def group_absmax(self, src: RawWeights, dtype: str, group: int, out: NDArray[np.float32]) -> int:
+        """Largest |w| of each group of raw weights [rows, cols] to out [rows, G], exactly.
+
+        Returns the number of bad groups: those that hold NaN or infinity; each gets +Inf.
+        """
+        ...
+
+    def group_range(
+        self, src: RawWeights, dtype: str, group: int, out_min: NDArray[np.float32], out_max: NDArray[np.float32]
+    ) -> int:
+        """Smallest and largest w of each group of raw weights [rows, cols] to [rows, G], exactly; a zero result is +0.
+
+        Zero is not forced into the range. Returns the number of bad groups: those that hold NaN or infinity; each gets
+        -Inf and +Inf.
+        """
+        ...
+
+    def encode_scaled(
+        self,
+        src: RawWeights,
+        dtype: str,
+        element: str,
+        group: int,
+        scales: NDArray[np.float32],
+        codes: NDArray[np.uint8],
+    ) -> None:
+        """Raw weights [rows, cols] to the nearest element over their scale [rows, G]: codes [rows, cols].
+
+            v = w / s in fp32, rounded once; a NaN v, and any v where s is 0, is +0
+            v is clamped to the smallest and largest finite value of the element
+            the nearest element, halves to the even code: 2.5 is 2 in int4 and in e2m1, where 0.25 is 0 and 5 is 4
+
+        Floats keep the sign of v when they round to zero, and that of a weight -0; an infinite v is the largest value.
+        So scale 0 makes a group that decodes to zeros, whatever its weights. ValueError naming element if unknown.
+        Sources: OCP Microscaling Formats 1.0 (elements, saturation); compressed-tensors 0.20, on fp32.
+        """
+        ...
+
+    def encode_affine(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        rule: str,
+        codes: NDArray[np.uint8],
+    ) -> None:
+        """Raw weights [rows, cols] to codes [rows, cols] of `bits` bits, 2 to 8; scales and offsets o [rows, G].
+
+        All arithmetic is fp32, each operation rounded once; RNE is rounding half to even, top = 2^bits - 1.
+            round_add: clamp(RNE(w / s) + o, 0, top), o a whole number (auto-round)
+            add_round: clamp(RNE(w / s + o), 0, top) (compressed-tensors 0.20, o = zero point + 2^(bits-1))
+            subtract: clamp(RNE((w - o) / s), 0, top) (MLX 0.32, o = bias)
+        A quotient that is NaN, or whose s is 0, is 0; RNE(w / s) in round_add is limited to -2^20 to 2^20, and its sum
+        is rounded (RNE) if o is no whole number; a sum that is NaN gives code 0. So scale 0 makes a group of equal
+        codes. ValueError naming rule if it is none of the three.
+        """
+        ...
+
+    def decode_scaled(
+        self,
+        codes: NDArray[np.uint8],
+        element: str,
+        scales: NDArray[np.float32],
+        group: int,
+        out: NDArray[np.float32],
+    ) -> None:
+        """fp32 value * s, rounded once: codes and out [rows, cols], scales [rows, G].
+
+        Bits of a float's code above its sign are ignored; patterns of infinity and NaN (e4m3fn, e5m2) are decoded as
+        that. An integer's value is code - 2^(b-1) for every byte.
+        """
+        ...
+
+    def decode_affine(
+        self,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        group: int,
+        rule: str,
+        out: NDArray[np.float32],
+    ) -> None:
+        """Codes [rows, cols] to fp32 out [rows, cols]; scales and offsets o [rows, G]; each operation rounded once.
+
+            zero: s * (code - o)
+            bias: (s * code) + o (MLX)
+        ValueError naming rule if it is neither.
+        """
+        ...
+
+    def error_scaled(
+        self,
+        src: RawWeights,
+        dtype: str,
+        element: str,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        group: int,
+        stats: NDArray[np.float64],
+    ) -> None:
+        """The figures of error_int, to stats [rows, 3], with q from decode_scaled."""
+        ...
+
+    def error_affine(
+        self,
+        src: RawWeights,
+        dtype: str,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        group: int,
+        rule: str,
+        stats: NDArray[np.float64],
+    ) -> None:
+        """The figures of error_int, to stats [rows, 3], with q from decode_affine."""
         ...
 
     def narrow_columns(self, src: NDArray[np.float32], out: NDArray[np.uint16], row0: int) -> None:

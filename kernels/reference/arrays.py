@@ -50,3 +50,9 @@ def grouped(x: torch.Tensor, group: int, fill: float) -> torch.Tensor:
 def per_column(x: torch.Tensor, group: int, cols: int) -> torch.Tensor:
     """One value per group, [rows, G], repeated for every column, [rows, cols]."""
     return x.repeat_interleave(min(group, cols), dim=1)[:, :cols]
+
+
+def group_values(name: str, array: NDArray[Any], matrix: NDArray[Any], group: int) -> torch.Tensor:
+    """One fp32 value per group of a matrix [rows, cols], as a tensor [rows, G]; ValueError as shaped."""
+    rows, cols = matrix.shape
+    return torch.from_numpy(shaped(name, array, np.float32, (rows, group_count(cols, group))).copy())

@@ -78,3 +78,9 @@ def sum_of_squares(x: torch.Tensor) -> torch.Tensor:
     for half in (8, 4, 2, 1):
         total = total[:, :half] + total[:, half:]
     return total[:, 0]
+
+
+def error_figures(w: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """float64 [rows, 3], as KernelSet.error_int says, of fp32 weights and what they decode to."""
+    difference = w - values
+    return torch.stack((sum_of_squares(difference), sum_of_squares(w), difference.abs().amax(1).double()), 1)

@@ -8,9 +8,17 @@ import torch
 from numpy.typing import NDArray
 
 from shardq.kernels.contract import Bytes, RawWeights
-from shardq.kernels.reference.arrays import checked_bits, filled, group_count, shaped
+from shardq.kernels.reference.arrays import checked_bits, filled, group_count, group_values, shaped
+from shardq.kernels.reference.elements import (
+    checked_element,
+    decoded,
+    decoded_affine,
+    encoded,
+    encoded_affine,
+    range_of_groups,
+)
 from shardq.kernels.reference.floats import group_extremes, narrowed, widened
-from shardq.kernels.reference.integers import dequantized, round_to_nearest, sum_of_squares
+from shardq.kernels.reference.integers import dequantized, error_figures, round_to_nearest
 from shardq.kernels.reference.streams import WORD_BITS, digest, packed, unpacked
 
 
@@ -127,9 +135,119 @@ class ReferenceSet:
         """See KernelSet.error_int."""
         w = widened(src, dtype)
         shaped("codes", codes, np.uint8, src.shape)
-        difference = w - dequantized(codes, scales, zeros, group)
-        figures = (sum_of_squares(difference), sum_of_squares(w), difference.abs().amax(1).double())
-        shaped("stats", stats, np.float64, (src.shape[0], 3))[...] = torch.stack(figures, 1).numpy()
+        figures = error_figures(w, dequantized(codes, scales, zeros, group))
+        shaped("stats", stats, np.float64, (src.shape[0], 3))[...] = figures.numpy()
+
+    def group_absmax(self, src: RawWeights, dtype: str, group: int, out: NDArray[np.float32]) -> int:
+        """See KernelSet.group_absmax."""
+        low, high, bad = range_of_groups(widened(src, dtype), group)
+        shape = (src.shape[0], group_count(src.shape[1], group))
+        shaped("out", out, np.float32, shape)[...] = low.abs().maximum(high.abs()).numpy()
+        return int(bad.sum())
+
+    def group_range(
+        self, src: RawWeights, dtype: str, group: int, out_min: NDArray[np.float32], out_max: NDArray[np.float32]
+    ) -> int:
+        """See KernelSet.group_range."""
+        low, high, bad = range_of_groups(widened(src, dtype), group)
+        shape = (src.shape[0], group_count(src.shape[1], group))
+        shaped("out_min", out_min, np.float32, shape)[...] = low.numpy()
+        shaped("out_max", out_max, np.float32, shape)[...] = high.numpy()
+        return int(bad.sum())
+
+    def encode_scaled(
+        self,
+        src: RawWeights,
+        dtype: str,
+        element: str,
+        group: int,
+        scales: NDArray[np.float32],
+        codes: NDArray[np.uint8],
+    ) -> None:
+        """See KernelSet.encode_scaled."""
+        w = widened(src, dtype)
+        found = encoded(w, checked_element(element), group_values("scales", scales, src, group), group)
+        shaped("codes", codes, np.uint8, src.shape)[...] = found.numpy()
+
+    def encode_affine(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        rule: str,
+        codes: NDArray[np.uint8],
+    ) -> None:
+        """See KernelSet.encode_affine."""
+        w = widened(src, dtype)
+        steps, places = group_values("scales", scales, src, group), group_values("offsets", offsets, src, group)
+        found = encoded_affine(w, checked_bits(bits), steps, places, group, rule)
+        shaped("codes", codes, np.uint8, src.shape)[...] = found.numpy()
+
+    def decode_scaled(
+        self,
+        codes: NDArray[np.uint8],
+        element: str,
+        scales: NDArray[np.float32],
+        group: int,
+        out: NDArray[np.float32],
+    ) -> None:
+        """See KernelSet.decode_scaled."""
+        levels = torch.from_numpy(filled("codes", codes, np.uint8).astype(np.int32))
+        values = decoded(levels, checked_element(element), group_values("scales", scales, codes, group), group)
+        shaped("out", out, np.float32, codes.shape)[...] = values.numpy()
+
+    def decode_affine(
+        self,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        group: int,
+        rule: str,
+        out: NDArray[np.float32],
+    ) -> None:
+        """See KernelSet.decode_affine."""
+        levels = torch.from_numpy(filled("codes", codes, np.uint8).astype(np.int32))
+        steps, places = group_values("scales", scales, codes, group), group_values("offsets", offsets, codes, group)
+        values = decoded_affine(levels, steps, places, group, rule)
+        shaped("out", out, np.float32, codes.shape)[...] = values.numpy()
+
+    def error_scaled(
+        self,
+        src: RawWeights,
+        dtype: str,
+        element: str,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        group: int,
+        stats: NDArray[np.float64],
+    ) -> None:
+        """See KernelSet.error_scaled."""
+        values = np.empty(codes.shape, np.float32)
+        self.decode_scaled(codes, element, scales, group, values)
+        shaped("codes", codes, np.uint8, src.shape)
+        figures = error_figures(widened(src, dtype), torch.from_numpy(values))
+        shaped("stats", stats, np.float64, (src.shape[0], 3))[...] = figures.numpy()
+
+    def error_affine(
+        self,
+        src: RawWeights,
+        dtype: str,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        group: int,
+        rule: str,
+        stats: NDArray[np.float64],
+    ) -> None:
+        """See KernelSet.error_affine."""
+        values = np.empty(codes.shape, np.float32)
+        self.decode_affine(codes, scales, offsets, group, rule, values)
+        shaped("codes", codes, np.uint8, src.shape)
+        figures = error_figures(widened(src, dtype), torch.from_numpy(values))
+        shaped("stats", stats, np.float64, (src.shape[0], 3))[...] = figures.numpy()
 
     def narrow_columns(self, src: NDArray[np.float32], out: NDArray[np.uint16], row0: int) -> None:
         """See KernelSet.narrow_columns."""
