@@ -11,9 +11,10 @@ from shardq.audit_plan import Check, Span, lines, span, split
 from shardq.audit_subjects import Derived
 from shardq.kernels import KernelSet
 from shardq.layouts.base import Layout
-from shardq.quantizers.rtn import quantize_rows, take_buffers
+from shardq.quantizers.buffers import buffer_shapes, take_buffers
+from shardq.quantizers.rtn import quantize_rows
 from shardq.sources.base import Source
-from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS
+from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS, write_values
 
 Bytes = NDArray[np.uint8]
 Runs = list[tuple[int, Bytes]]  # first offset in the file, bytes
@@ -93,8 +94,8 @@ def _derive(
     assert s.scheme is not None
     raw = source.read(s.shard, s.begin + row * s.row_bytes, s.begin + end_row * s.row_bytes)
     weights: NDArray[Any] = np.frombuffer(raw, WEIGHT_ARRAYS[s.dtype]).reshape(-1, s.columns)
-    rows, groups = len(weights), s.scheme.groups(s.columns)
-    arena.reset(reserve(((rows, s.columns), np.uint8), ((rows, groups), np.float32), ((rows, groups), np.uint8)))
+    rows = len(weights)
+    arena.reset(reserve(*buffer_shapes(rows, s.columns, s.scheme)))
     buffers = take_buffers(arena, rows, s.columns, s.scheme)
     part, bad = quantize_rows(weights, s.dtype, s.scheme, buffers, stats, kernels)
     if bad:
@@ -104,8 +105,9 @@ def _derive(
         if spec.slab_axis is None:  # no row decides it; compared once
             shape = spec.shape if row == check.cut.row else (0,)
         else:
-            shape = spec.slab_shape(s.rows, row, end_row)
+            shape = spec.slab_shape(row, end_row)
         arrays[spec.suffix] = np.empty(shape, TARGET_ARRAYS[spec.dtype])
+    write_values([d.spec for d in s.outputs], arrays)
     layout.pack(part, 0, arrays, s.scheme, kernels)
     return arrays
 
@@ -119,7 +121,7 @@ def _pair(check: Check, derived: Derived, window: Span, array: NDArray[Any], run
     offset = derived.begin + first * derived.line_bytes
     if spec.slab_axis is None:
         return held, made, offset
-    begin, end = spec.slab_range(s.rows, *window)
+    begin, end = spec.slab_range(*window)
     if spec.slab_axis == 0:
         return held[begin - first : end - first], made, derived.begin + begin * derived.line_bytes
     left, right = begin * array.itemsize, end * array.itemsize

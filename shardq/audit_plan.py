@@ -77,7 +77,7 @@ def lines(d: Derived, s: Subject, cut: Cut) -> Span:
     if d.spec.slab_axis is None or s.rows == 0:
         return 0, d.spec.shape[0]
     if d.spec.slab_axis == 0:
-        return d.spec.slab_range(s.rows, cut.row, cut.end_row)
+        return d.spec.slab_range(cut.row, cut.end_row)
     count = d.spec.shape[0]
     return cut.column * count // s.columns, -(-cut.end_column * count // s.columns)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from shardq.files.safetensors import Header, HeaderTensor
 from shardq.formats import STORAGE, WEIGHT_DTYPES
-from shardq.layouts.base import Layout, OutSpec
+from shardq.layouts.base import Layout, OutSpec, unit_rows
 from shardq.outputs import Output
 from shardq.schemes import Scheme
 
@@ -109,7 +109,7 @@ def make_subject(name: str, output: Output, source: Headers, result: Headers) ->
         rows=rows,
         columns=columns,
         row_bytes=(there.end - there.begin) // max(1, rows),
-        unit_rows=output.layout.slab_rows if scheme else 1,
+        unit_rows=unit_rows(output.layout, scheme) if scheme else 1,
         scheme=scheme,
         outputs=_derived(there, header, entry["file"], scheme, output.layout),
     )
@@ -139,7 +139,7 @@ def _derived(
         return (Derived(there.name, OutSpec("", BYTES, (found.end - found.begin,), slab_axis=0), found.begin),)
     rows, columns = there.shape
     derived: list[Derived] = []
-    for spec in layout.outputs(scheme, rows, columns):
+    for spec in layout.outputs(scheme, there.dtype, rows, columns):
         found = _find(header, f"{there.name.removesuffix('.weight')}.{spec.suffix}", file)
         if (found.dtype, found.shape) != (spec.dtype, spec.shape):
             raise NoSubjectError(

@@ -122,18 +122,18 @@ def _decide_one(t: TensorRef, verdict: Verdict, recipe: Recipe, exact: Mapping[s
             "quantize",
             recipe.scheme,
         )
-    scheme = _apply(rule, recipe.scheme)
+    scheme = _apply(rule, recipe)
     if scheme is None:
         return keep(f"layer_config:{rule.pattern.text}")
     return Decision(t, verdict.role, f"layer_config:{rule.pattern.text}", "quantize", scheme)
 
 
-def _apply(rule: LayerRule, default: Scheme) -> Scheme | None:
+def _apply(rule: LayerRule, recipe: Recipe) -> Scheme | None:
     """The default scheme changed by a rule; None when it says 16 bits."""
     if rule.keeps:
         return None
-    base = parse_scheme(rule.scheme).scheme if rule.scheme else default
-    return change_scheme(base, rule.bits, rule.group_size, rule.sym)
+    base = parse_scheme(rule.scheme).scheme if rule.scheme else recipe.scheme
+    return find_layout(recipe.layout).settle(change_scheme(base, rule.bits, rule.group_size, rule.sym))
 
 
 def _first(patterns: Sequence[Pattern], module: str) -> Pattern | None:

@@ -71,6 +71,7 @@ INTEGERS: Final[tuple[ElementFormat, ...]] = tuple(
 )
 FLOATS: Final[tuple[ElementFormat, ...]] = (
     ElementFormat("e2m1", 4, 2, 1, 6.0),
+    ElementFormat("e2m3", 6, 2, 3, 7.5),
     ElementFormat("e4m3fn", 8, 4, 3, 448.0),
     ElementFormat("e5m2", 8, 5, 2, 57344.0),
     ElementFormat("e8m0", 8, 8, 0, 2.0**127),

@@ -13,7 +13,7 @@ from shardq.decide import Decision, decide
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
 from shardq.formats import STORAGE
 from shardq.layouts import find_layout
-from shardq.layouts.base import Layout, ModuleChoice
+from shardq.layouts.base import Layout, ModuleChoice, unit_rows
 from shardq.recipe import Recipe
 from shardq.roles import Role
 from shardq.schemes import Scheme
@@ -144,7 +144,7 @@ def _specs(d: Decision, layout: Layout) -> tuple[TensorSpec, ...]:
         return (TensorSpec(t.name, t.dtype, t.shape),)
     rows, columns = t.shape
     return tuple(
-        TensorSpec(f"{t.module}.{o.suffix}", o.dtype, o.shape) for o in layout.outputs(d.scheme, rows, columns)
+        TensorSpec(f"{t.module}.{o.suffix}", o.dtype, o.shape) for o in layout.outputs(d.scheme, t.dtype, rows, columns)
     )
 
 
@@ -204,7 +204,7 @@ def _slabs(
     assert t.dtype is not None
     assert t.shape is not None
     rows, columns = t.shape
-    unit = layout.slab_rows
+    unit = unit_rows(layout, scheme)
     slab = max(1, SLAB_BYTES // (columns * STORAGE[t.dtype].bits // 8) // unit) * unit
     for row in range(0, rows, slab):
         yield QuantizeTask(

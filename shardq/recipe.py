@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from shardq.errors import BadOption
-from shardq.layouts import find_layout
+from shardq.layouts import default_layout, find_layout
 from shardq.patterns import Dialect, LayerRule, Pattern, parse_layer_config, parse_pattern
 from shardq.schemes import Scheme, change_scheme, parse_scheme
 
@@ -71,10 +71,11 @@ def make_recipe(
         raise BadOption(f"--ragged {ragged!r}: expected one of {', '.join(get_args(Ragged))}")
     if ignore_dialect not in get_args(Dialect):
         raise BadOption(f"--ignore-dialect {ignore_dialect!r}: expected one of {', '.join(get_args(Dialect))}")
+    chosen = find_layout(layout or layout_name or default_layout(preset.scheme))
     return Recipe(
         preset=preset.name,
-        scheme=change_scheme(preset.scheme, bits, group_size, symmetric),
-        layout=find_layout(layout or layout_name or "auto_round").name,
+        scheme=chosen.settle(change_scheme(preset.scheme, bits, group_size, symmetric)),
+        layout=chosen.name,
         preset_rules=parse_layer_config({k: {"bits": b} for k, b in preset.bits_of}, "shardq"),
         layer_rules=parse_layer_config(layer_config, ignore_dialect) if layer_config else (),
         ignore=tuple(parse_pattern(t, ignore_dialect) for t in ignore),
@@ -91,6 +92,10 @@ def _scheme_dict(scheme: Scheme) -> dict[str, Any]:
         "symmetric": scheme.symmetric,
         "scale": scheme.scale,
         "search": scheme.search,
+        "numbers": scheme.numbers,
+        "group_rows": scheme.group_rows,
+        "exponent": scheme.exponent,
+        "activation": scheme.activation,
     }
 
 

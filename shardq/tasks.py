@@ -1,5 +1,6 @@
 """Units of work that a plan is made of: small frozen values that travel to a worker; arrays never do."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -59,8 +60,9 @@ class QuantizeTask:
 
     @property
     def tile_rows(self) -> int:
-        """Rows quantized at once: a multiple of 32, as many as make about TILE_BYTES."""
-        return max(32, TILE_BYTES // self.row_bytes // 32 * 32)
+        """Rows quantized at once: a multiple of 32 and of the rows that share a scale, as make about TILE_BYTES."""
+        unit = math.lcm(32, self.scheme.group_rows)
+        return max(unit, TILE_BYTES // self.row_bytes // unit * unit)
 
     @property
     def cost_bytes(self) -> int:
@@ -69,7 +71,7 @@ class QuantizeTask:
         out = sum(_size(t) for t in self.targets) * share
         tile = min(self.tile_rows, self.end_row - self.row)
         groups = self.scheme.groups(self.columns)
-        return int(out) + tile * (self.row_bytes + 2 * self.columns + 32 * groups) + 4 * self.columns + (1 << 20)
+        return int(out) + tile * (self.row_bytes + 2 * self.columns + 40 * groups) + 4 * self.columns + (1 << 20)
 
 
 @dataclass(frozen=True, slots=True)

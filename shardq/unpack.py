@@ -14,6 +14,7 @@ from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet, load
 from shardq.layouts.base import Layout
 from shardq.quantizers.quantized import Quantized
+from shardq.quantizers.rtn import measure_rows
 from shardq.schemes import Scheme, parse_name
 from shardq.sources.base import Source
 from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS
@@ -48,7 +49,7 @@ def check_module(name: str, entry: Mapping[str, Any], shard: OutputShard, layout
     """Problems of a quantized tensor that show without its source: a wrong shape after unpacking, scales that are zero,
     NaN or infinite, zero points that its scheme does not have."""
     kernels = load()
-    scheme = parse_name(entry["scheme"])
+    scheme = layout.settle(parse_name(entry["scheme"]))
     rows, columns = entry["shape"]
     q = read_module(shard, name.removesuffix(".weight"), layout, scheme, kernels)
     if q.codes.shape != (rows, columns):
@@ -56,7 +57,7 @@ def check_module(name: str, entry: Mapping[str, Any], shard: OutputShard, layout
         return
     if not np.isfinite(q.scales).all() or not q.scales.all():
         yield f"{name}: has scales that are zero, NaN or infinite"
-    if scheme.symmetric and (q.zeros != 1 << (scheme.bits - 1)).any():
+    if scheme.symmetric and q.zeros is not None and (q.zeros != 1 << (scheme.bits - 1)).any():
         yield f"{name}: has zero points other than {1 << (scheme.bits - 1)} although the scheme is symmetric"
 
 
@@ -76,7 +77,7 @@ def check_against_source(
             if not _is_copy(ref, source, shard):
                 problems.append(f"{name} differs from the source although it was copied")
         else:
-            scheme = parse_name(entry["scheme"])
+            scheme = layout.settle(parse_name(entry["scheme"]))
             q = read_module(shard, name.removesuffix(".weight"), layout, scheme, kernels)
             problems += check_figures(name, entry, _measure(ref, source, q, scheme, kernels))
     return problems, len(ledger)
@@ -100,12 +101,12 @@ def _measure(ref: TensorRef, source: Source, q: Quantized, scheme: Scheme, kerne
     row_bytes = ref.size_bytes // rows
     window = max(1, WINDOW_BYTES // row_bytes)
     stats = np.empty((rows, 3), np.float64)
-    group = scheme.group_columns(columns)
     for row in range(0, rows, window):
         part = slice(row, min(rows, row + window))
         raw = source.read(ref.shard, ref.begin + row * row_bytes, ref.begin + part.stop * row_bytes)
         weights: NDArray[Any] = np.frombuffer(raw, WEIGHT_ARRAYS[ref.dtype]).reshape(-1, columns)
-        kernels.error_int(weights, ref.dtype, q.codes[part], q.scales[part], q.zeros[part], group, stats[part])
+        zeros = None if q.zeros is None else q.zeros[part]
+        measure_rows(weights, ref.dtype, scheme, Quantized(q.codes[part], q.scales[part], zeros), stats[part], kernels)
     return stats
 
 

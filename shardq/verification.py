@@ -119,7 +119,7 @@ def _expected(output: Output, name: str, entry: Mapping[str, Any]) -> Iterator[t
         return  # _check_config tells
     rows, columns = entry["shape"]
     module = name.removesuffix(".weight")
-    for spec in output.layout.outputs(scheme, rows, columns):
+    for spec in output.layout.outputs(scheme, entry["dtype"], rows, columns):
         yield f"{module}.{spec.suffix}", spec.dtype, spec.shape
 
 

@@ -8,7 +8,7 @@ import hashlib
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Final
@@ -24,13 +24,16 @@ from shardq.files.writeback import start_writeback
 from shardq.kernels import KernelChoiceError, KernelSet, load
 from shardq.layouts import find_layout
 from shardq.layouts.base import OutSpec
-from shardq.quantizers.quantized import Quantized
-from shardq.quantizers.rtn import quantize_rows, take_buffers
+from shardq.quantizers.buffers import Buffers, buffer_shapes, take_buffers
+from shardq.quantizers.rtn import quantize_rows
 from shardq.slabs import Slab, open_slab
 from shardq.tasks import TILE_BYTES, Checked, CopyTask, Done, QuantizeTask, Sealed, SealTask, Streamed, Task, Workplace
 
 WEIGHT_ARRAYS: Final[Mapping[str, type]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
-TARGET_ARRAYS: Final[Mapping[str, type]] = {"I32": np.int32, "F16": np.float16}
+TARGET_ARRAYS: Final[Mapping[str, type]] = {  # patterns where numpy has no such type
+    "I32": np.int32, "I64": np.int64, "I8": np.int8, "U8": np.uint8, "F8_E4M3": np.uint8, "F16": np.float16,
+    "BF16": np.uint16, "F32": np.float32,
+}  # fmt: skip
 HASH_BYTES: Final = 8 << 20  # hashed at once
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the output file
@@ -79,9 +82,10 @@ class Worker:
 
     def _quantize(self, task: QuantizeTask) -> Done:
         layout = find_layout(task.layout)
-        specs = layout.outputs(task.scheme, task.rows, task.columns)
+        specs = layout.outputs(task.scheme, task.dtype, task.rows, task.columns)
         rows = min(task.tile_rows, task.end_row - task.row)
         room, buffers, stats, out = self._take(task, specs, rows)
+        write_values(specs, out)
         kind = np.dtype(WEIGHT_ARRAYS[task.dtype])
         begin = task.begin + task.row * task.row_bytes
         with self._open(task.shard, begin, task.source_bytes, room, kind.itemsize, task.tensor) as slab:
@@ -111,22 +115,13 @@ class Worker:
 
     def _take(
         self, task: QuantizeTask, specs: tuple[OutSpec, ...], rows: int
-    ) -> tuple[NDArray[Any], Quantized, NDArray[np.float64], dict[str, NDArray[Any]]]:
+    ) -> tuple[NDArray[Any], Buffers, NDArray[np.float64], dict[str, NDArray[Any]]]:
         """All arrays of a task, from the arena: room for a tile, for its codes, for figures, for the outputs."""
-        kind, groups, slab_rows = (
-            WEIGHT_ARRAYS[task.dtype],
-            task.scheme.groups(task.columns),
-            task.end_row - task.row,
-        )
-        slabs = {s.suffix: (s.slab_shape(task.rows, task.row, task.end_row), TARGET_ARRAYS[s.dtype]) for s in specs}
-        tile = ((rows, task.columns), kind), ((rows, task.columns), np.uint8)
-        scales = (
-            ((rows, groups), np.float32),
-            ((rows, groups), np.uint8),
-            ((slab_rows, 3), np.float64),
-        )
-        self._arena.reset(reserve(*tile, *scales, *slabs.values()))
-        room = self._arena.take((rows * task.row_bytes,), np.uint8)
+        slab_rows, room_shape = task.end_row - task.row, (rows * task.row_bytes,)
+        slabs = {s.suffix: (s.slab_shape(task.row, task.end_row), TARGET_ARRAYS[s.dtype]) for s in specs}
+        work = buffer_shapes(rows, task.columns, task.scheme)
+        self._arena.reset(reserve((room_shape, np.uint8), *work, ((slab_rows, 3), np.float64), *slabs.values()))
+        room = self._arena.take(room_shape, np.uint8)
         buffers = take_buffers(self._arena, rows, task.columns, task.scheme)
         stats = self._arena.take((slab_rows, 3), np.float64)
         return (
@@ -177,7 +172,7 @@ class Worker:
         """Checksum of a task's bytes in the output file."""
         fd = self._parts.get(self._part(task.file))
         if isinstance(task, QuantizeTask):
-            specs = find_layout(task.layout).outputs(task.scheme, task.rows, task.columns)
+            specs = find_layout(task.layout).outputs(task.scheme, task.dtype, task.rows, task.columns)
             *_, out = self._take(task, specs, min(task.tile_rows, task.end_row - task.row))
             for data, offset in _extents(task, specs, out):
                 pread_exact(fd, data.data, offset, task.file)
@@ -238,6 +233,13 @@ class Worker:
         return checksum
 
 
+def write_values(specs: Iterable[OutSpec], out: Mapping[str, NDArray[Any]]) -> None:
+    """Fill the arrays whose content no weight decides."""
+    for spec in specs:
+        if spec.values and out[spec.suffix].size:
+            out[spec.suffix][:] = spec.values
+
+
 def _fold(checksum: int, more: int) -> int:
     return (checksum * FOLD + more) & 0xFFFFFFFFFFFFFFFF
 
@@ -250,9 +252,9 @@ def _extents(task: QuantizeTask, specs: tuple[OutSpec, ...], out: Mapping[str, N
             continue
         whole = array.shape == spec.shape
         if whole or spec.slab_axis == 0:
-            first = 0 if whole else spec.slab_range(task.rows, task.row, task.end_row)[0]
+            first = 0 if whole else spec.slab_range(task.row, task.end_row)[0]
             yield array.reshape(-1).view(np.uint8), target.begin + first * array[0].nbytes
             continue
-        first = spec.slab_range(task.rows, task.row, task.end_row)[0]
+        first = spec.slab_range(task.row, task.end_row)[0]
         for i, line in enumerate(array):
             yield line.view(np.uint8), target.begin + (i * spec.shape[1] + first) * array.itemsize

@@ -5,9 +5,11 @@ from typing import Final
 from shardq.errors import LayoutRefuses
 from shardq.layouts.auto_round import AutoRound
 from shardq.layouts.base import Layout
+from shardq.layouts.compressed_tensors import CompressedTensors
 from shardq.layouts.gptq import Gptq
+from shardq.schemes import Scheme
 
-LAYOUTS: Final[tuple[Layout, ...]] = (AutoRound(), Gptq())
+LAYOUTS: Final[tuple[Layout, ...]] = (AutoRound(), Gptq(), CompressedTensors())
 
 
 def find_layout(name: str) -> Layout:
@@ -17,3 +19,8 @@ def find_layout(name: str) -> Layout:
         if wanted == layout.name or wanted in layout.aliases:
             return layout
     raise LayoutRefuses(f"unknown layout {name!r}: expected one of {', '.join(x.name for x in LAYOUTS)}")
+
+
+def default_layout(scheme: Scheme) -> str:
+    """The layout of a scheme that names none: auto-round's own for plain integers."""
+    return "auto_round" if scheme.format.is_integer and not scheme.activation else "compressed-tensors"

@@ -1,5 +1,6 @@
 """What a layout is: names and bytes on disk for the canonical result of a quantizer."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -23,18 +24,21 @@ class OutSpec:
     dtype: str  # safetensors tag
     shape: tuple[int, ...]  # of the whole tensor
     slab_axis: Literal[0, 1] | None  # axis along the weight's rows; None: written once, with the first slab
+    per_rows: tuple[int, int] = (1, 1)  # so many indices of that axis stand for so many rows of the weight
+    values: tuple[int, ...] = ()  # its content, where shapes alone decide it; `pack` leaves it alone then
 
-    def slab_range(self, rows: int, row: int, end_row: int) -> tuple[int, int]:
-        """Indices of the slab axis that hold weight rows `row` to `end_row` of `rows`; a slab ends on a whole index."""
+    def slab_range(self, row: int, end_row: int) -> tuple[int, int]:
+        """Indices of the slab axis that hold weight rows `row` to `end_row`; a slab ends on a whole index, or with the
+        weight, whose last index may stand for fewer rows."""
         assert self.slab_axis is not None
-        length = self.shape[self.slab_axis]
-        return row * length // rows, end_row * length // rows
+        indices, rows = self.per_rows
+        return row * indices // rows, -(-end_row * indices // rows)
 
-    def slab_shape(self, rows: int, row: int, end_row: int) -> tuple[int, ...]:
+    def slab_shape(self, row: int, end_row: int) -> tuple[int, ...]:
         """Shape of what a slab writes of this tensor; (0,) when it is written with another slab."""
         if self.slab_axis is None:
             return self.shape if row == 0 else (0,)
-        begin, end = self.slab_range(rows, row, end_row)
+        begin, end = self.slab_range(row, end_row)
         return (end - begin, self.shape[1]) if self.slab_axis == 0 else (self.shape[0], end - begin)
 
 
@@ -76,13 +80,16 @@ class Layout(Protocol):
 
     @property
     def slab_rows(self) -> int:
-        """Slabs are cut at multiples of this many rows."""
+        """Slabs are cut at multiples of this many rows, and of the scheme's own."""
+
+    def settle(self, scheme: Scheme) -> Scheme:
+        """`scheme` with the arithmetic and the scale format of this layout's own library."""
 
     def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
         """Why this layout cannot hold a [rows, columns] weight under `scheme` beside `default`, or None."""
 
-    def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
-        """The tensors that a [rows, columns] weight becomes."""
+    def outputs(self, scheme: Scheme, dtype: str, rows: int, columns: int) -> tuple[OutSpec, ...]:
+        """The tensors that a [rows, columns] weight of storage type `dtype` becomes."""
 
     def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
         """Write rows `row`.. of a slab into the slab's arrays."""
@@ -98,3 +105,8 @@ class Layout(Protocol):
 
     def config_files(self, block: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         """Further JSON files that the loaders read: file name -> content."""
+
+
+def unit_rows(layout: Layout, scheme: Scheme) -> int:
+    """Rows of a slab are a multiple of this, so that neither a word nor a shared scale is cut."""
+    return math.lcm(layout.slab_rows, max(1, scheme.group_rows))

@@ -10,6 +10,7 @@ is what most readers know, and is written for symmetric schemes, whose zero poin
 itself, for asymmetric ones. One configuration names one version, so symmetry must not differ between modules.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from shardq.layouts.base import OutSpec, Refusal
@@ -29,8 +30,14 @@ class QweightLayout:
     g_idx: ClassVar[bool]  # the loader wants the group of each column
     slab_rows = LANES
 
+    def settle(self, scheme: Scheme) -> Scheme:
+        """See Layout."""
+        return replace(scheme, numbers="auto_round", scale="fp16") if scheme.format.is_integer else scheme
+
     def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
         """See Layout."""
+        if scheme.activation or scheme.group_rows != 1 or scheme.scale != "fp16":
+            return Refusal(f"holds integer weights beside 16-bit activations, not {scheme.name}", ragged=False)
         if scheme.symmetric != default.symmetric:
             return Refusal("cannot mix symmetric and asymmetric modules", ragged=False)
         if not scheme.format.is_integer or scheme.bits not in WIDTHS:
@@ -42,12 +49,12 @@ class QweightLayout:
             return Refusal(f"group size {scheme.group_size} does not divide {columns} columns", ragged=True)
         return None
 
-    def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
+    def outputs(self, scheme: Scheme, dtype: str, rows: int, columns: int) -> tuple[OutSpec, ...]:
         """See Layout."""
         groups = scheme.groups(columns)
         specs = (
             OutSpec("qweight", "I32", (columns * scheme.bits // 32, rows), slab_axis=1),
-            OutSpec("qzeros", "I32", (groups, rows * scheme.bits // 32), slab_axis=1),
+            OutSpec("qzeros", "I32", (groups, rows * scheme.bits // 32), slab_axis=1, per_rows=(scheme.bits, 32)),
             OutSpec("scales", "F16", (groups, rows), slab_axis=1),
         )
         return (*specs, OutSpec("g_idx", "I32", (columns,), slab_axis=None)) if self.g_idx else specs
@@ -61,6 +68,7 @@ class QweightLayout:
         kernels.pack_columns(part.codes, bits, out["qweight"].view(np.uint32), row)
         kernels.narrow_columns(part.scales, out["scales"].view(np.uint16), row)
         if not scheme.symmetric:
+            assert part.zeros is not None
             packed = np.empty((part.zeros.shape[1], rows * bits // 32), np.uint32)
             kernels.pack_bits(np.ascontiguousarray(part.zeros.T), bits, packed)
             first = row * bits // 32

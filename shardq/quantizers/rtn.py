@@ -1,50 +1,63 @@
-"""Plain round-to-nearest on the minimum and maximum of each group.
-
-Numerics: auto-round 0.16.1 model-free integers (full-range symmetric with a signed scale; asymmetric in float32), as
-the kernel `rtn_int` documents.
-"""
+"""Round-to-nearest of rows, in the arithmetic that the scheme names."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardq.arena import Arena
+from shardq.quantizers.buffers import Buffers
 from shardq.quantizers.quantized import Quantized
+from shardq.quantizers.scales import range_scales, shared_scales
 from shardq.schemes import Scheme
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
 
 
-def take_buffers(arena: Arena, rows: int, columns: int, scheme: Scheme) -> Quantized:
-    """Room for the result of up to `rows` rows."""
-    groups = scheme.groups(columns)
-    return Quantized(
-        arena.take((rows, columns), np.uint8),
-        arena.take((rows, groups), np.float32),
-        arena.take((rows, groups), np.uint8),
-    )
-
-
 def quantize_rows(
     source: NDArray[Any],
     dtype: str,
     scheme: Scheme,
-    buffers: Quantized,
+    buffers: Buffers,
     stats: NDArray[np.float64],
     kernels: "KernelSet",
 ) -> tuple[Quantized, int]:
     """Quantize [rows, columns] weights (uint16 bit views for BF16 and F16, float32 for F32) into `buffers`, and measure
     the result into `stats` [rows, 3]: sum of squared errors, sum of squared weights, largest error of each row.
 
-    Returns the result, which lies in the buffers, and the number of groups that hold NaN or infinity or whose scale
-    overflows the scale format; such groups have no meaning and must not be written.
+    `source` begins with a row that is a multiple of the scheme's `group_rows`. Returns the result, which lies in the
+    buffers, and the number of groups that hold NaN or infinity or whose scale overflows the scale format; such groups
+    have no meaning and must not be written.
     """
     rows, columns = source.shape
-    part = Quantized(buffers.codes[:rows], buffers.scales[:rows], buffers.zeros[:rows])
-    group, bits = scheme.group_columns(columns), scheme.bits
-    bad = kernels.rtn_error_int(
-        source, dtype, bits, group, scheme.symmetric, part.codes, part.scales, part.zeros, stats
-    )
-    return part, bad
+    group = scheme.group_columns(columns)
+    b = buffers.first(rows)
+    if scheme.numbers == "auto_round":
+        # One pass over the weights; numerics of auto-round 0.16.1 model-free, as the kernel documents.
+        bad = kernels.rtn_error_int(
+            source, dtype, scheme.bits, group, scheme.symmetric, b.codes, b.scales, b.zeros, stats
+        )
+        return Quantized(b.codes, b.scales, b.zeros), bad
+    if scheme.symmetric:
+        bad = kernels.group_absmax(source, dtype, group, b.high)
+        bad += shared_scales(b.high, scheme, dtype, b.scales)
+        kernels.encode_scaled(source, dtype, scheme.element, group, b.scales, b.codes)
+        kernels.error_scaled(source, dtype, scheme.element, b.codes, b.scales, group, stats)
+        return Quantized(b.codes, b.scales, None), bad
+    bad = kernels.group_range(source, dtype, group, b.low, b.high)
+    bad += range_scales(b.low, b.high, scheme, dtype, b.scales, b.zeros)
+    np.copyto(b.low, b.zeros)  # the kernels take whole numbers as fp32
+    kernels.encode_affine(source, dtype, scheme.bits, group, b.scales, b.low, "add_round", b.codes)
+    kernels.error_affine(source, dtype, b.codes, b.scales, b.low, group, "zero", stats)
+    return Quantized(b.codes, b.scales, b.zeros), bad
+
+
+def measure_rows(
+    source: NDArray[Any], dtype: str, scheme: Scheme, q: Quantized, stats: NDArray[np.float64], kernels: "KernelSet"
+) -> None:
+    """The figures of `quantize_rows` for rows that were read back."""
+    group = scheme.group_columns(source.shape[1])
+    if not scheme.format.is_integer or q.zeros is None:
+        kernels.error_scaled(source, dtype, scheme.element, q.codes, q.scales, group, stats)
+    else:
+        kernels.error_int(source, dtype, q.codes, q.scales, q.zeros, group, stats)

@@ -11,7 +11,7 @@ from shardq.kernels import KernelSet, load
 from shardq.layouts.base import Layout
 from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
-from shardq.worker import TARGET_ARRAYS
+from shardq.worker import TARGET_ARRAYS, write_values
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
 
@@ -30,14 +30,15 @@ def pack_whole(kernels: KernelSet) -> Pack:
         layout: Layout, scheme: Scheme, q: Quantized, *, tile: int = 1 << 20, slab: int = 1 << 20, rubbish: int = 0xA5
     ) -> dict[str, NDArray[Any]]:
         rows, columns = q.codes.shape
-        specs = layout.outputs(scheme, rows, columns)
+        specs = layout.outputs(scheme, "BF16", rows, columns)
         whole: dict[str, NDArray[Any]] = {s.suffix: np.empty(s.shape, TARGET_ARRAYS[s.dtype]) for s in specs}
         for begin in range(0, rows, slab):
             end = min(rows, begin + slab)
             out: dict[str, NDArray[Any]] = {}
             for s in specs:
-                out[s.suffix] = np.empty(s.slab_shape(rows, begin, end), TARGET_ARRAYS[s.dtype])
+                out[s.suffix] = np.empty(s.slab_shape(begin, end), TARGET_ARRAYS[s.dtype])
                 out[s.suffix].reshape(-1).view(np.uint8)[:] = rubbish
+            write_values(specs, out)
             for row in range(begin, end, tile):
                 part = slice(row, min(end, row + tile))
                 tiled = Quantized(q.codes[part], q.scales[part], q.zeros[part])
@@ -47,7 +48,7 @@ def pack_whole(kernels: KernelSet) -> Pack:
                     if begin == 0:
                         whole[s.suffix][:] = out[s.suffix]
                     continue
-                first, last = s.slab_range(rows, begin, end)
+                first, last = s.slab_range(begin, end)
                 where = (slice(first, last),) if s.slab_axis == 0 else (slice(None), slice(first, last))
                 whole[s.suffix][where] = out[s.suffix]
         return whole

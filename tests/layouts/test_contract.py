@@ -73,7 +73,7 @@ def test_outputs_are_filled_to_the_last_byte_and_read_back(
     assert layout.refuse(scheme, scheme, rows, columns) is None
     q = random_rows(scheme, rows, columns, seed=bits)
     one, other = (pack_whole(layout, scheme, q, tile=32, rubbish=r) for r in (0x00, 0xFF))
-    specs = layout.outputs(scheme, rows, columns)
+    specs = layout.outputs(scheme, "BF16", rows, columns)
     assert [s.suffix for s in specs] == list(one)
     for s in specs:
         assert s.dtype in STORAGE
@@ -132,13 +132,13 @@ def test_quantized_weights_of_each_dtype_read_back_near_what_they_were(
 @each_width
 def test_outputs_hold_the_codes_and_slabs_add_up(layout: Layout, bits: int) -> None:
     scheme, rows, columns = Scheme(f"int{bits}", 32, symmetric=True), 96, 64
-    specs = layout.outputs(scheme, rows, columns)
+    specs = layout.outputs(scheme, "BF16", rows, columns)
     sizes = {s.suffix: int(np.prod(s.shape)) * STORAGE[s.dtype].bits for s in specs}
     assert max(sizes.values()) >= rows * columns * bits  # the codes fit
     for s in specs:
         assert np.dtype(TARGET_ARRAYS[s.dtype]).itemsize * 8 == STORAGE[s.dtype].bits
         for cut in range(layout.slab_rows, rows, layout.slab_rows):
-            above, below = s.slab_shape(rows, 0, cut), s.slab_shape(rows, cut, rows)
+            above, below = s.slab_shape(0, cut), s.slab_shape(cut, rows)
             if s.slab_axis is None:
                 assert (above, below) == (s.shape, (0,))
             else:

@@ -110,7 +110,7 @@ def test_block_finds_what_its_statement_says_that_it_compared(checkpoint: Path, 
         begin, end = (i - d.begin for i in span(d, s, cut))
         left, right = 0, d.line_bytes
         if d.spec.slab_axis == 1:  # of the lines that were read, what the rows became
-            left, right = (i * d.line_bytes // d.spec.shape[1] for i in d.spec.slab_range(s.rows, cut.row, cut.end_row))
+            left, right = (i * d.line_bytes // d.spec.shape[1] for i in d.spec.slab_range(cut.row, cut.end_row))
         at = d.begin + rng.randrange(d.size_bytes)
         if seed % 2:
             at = d.begin + rng.randrange(begin, end) // d.line_bytes * d.line_bytes + rng.randrange(left, right)

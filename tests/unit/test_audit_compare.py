@@ -82,7 +82,7 @@ def test_every_byte_of_a_run_of_rows_is_compared(
     result = b"head" + b"".join(a.tobytes() for a in out.values())
     begins = 4, 4 + out["packed"].nbytes
     outputs = tuple(
-        Derived(f"a.{s.suffix}", s, b) for s, b in zip(layout.outputs(SCHEME, ROWS, COLUMNS), begins, strict=True)
+        Derived(f"a.{s.suffix}", s, b) for s, b in zip(layout.outputs(SCHEME, "BF16", ROWS, COLUMNS), begins, strict=True)
     )
     row_bytes = 4 * COLUMNS
     subject = Subject(

@@ -64,7 +64,7 @@ def subject(layout: Layout, scheme: Scheme, rows: int, columns: int, name: str =
     """A weight whose packed tensors lie in a file one behind the other, with gaps."""
     outputs: list[Derived] = []
     begin = 1000
-    for spec in layout.outputs(scheme, rows, columns):
+    for spec in layout.outputs(scheme, "BF16", rows, columns):
         outputs.append(Derived(f"a.{spec.suffix}", spec, begin))
         begin += outputs[-1].size_bytes + 5000
     return Subject(
@@ -220,7 +220,7 @@ def repos(layers: int, experts: int) -> tuple[Output, Heads]:
             role = next((role for part, role in ROLES.items() if part in s.name), "linear")
             entry = {"role": role, "shard": file, "dtype": s.dtype, "shape": list(s.shape), "file": file}
             if role == "linear":
-                outputs = layout.outputs(scheme, s.shape[0], s.shape[1])
+                outputs = layout.outputs(scheme, "BF16", s.shape[0], s.shape[1])
                 made += [TensorSpec(f"{s.name.removesuffix('.weight')}.{o.suffix}", o.dtype, o.shape) for o in outputs]
                 ledger[s.name] = {**entry, "outcome": "quantized", "scheme": "W4A16"}
             else:

@@ -1,0 +1,261 @@
+"""compressed-tensors layout, for vLLM, SGLang and transformers (compressed-tensors 0.20, vLLM 0.32, transformers 5.23).
+
+One format for each kind of scheme, named in the configuration; see `format_of`. Integers are a dense little-endian bit
+stream along the columns of `code` (0 to 2^b - 1), except for 8 bits with 8-bit activations, which are plain int8. Scales
+have the weight's own type, powers of two one byte of exponent. A symmetric scheme has no zero point tensor: vLLM cannot
+load one.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from shardq.layouts.base import ModuleChoice, OutSpec, Refusal
+from shardq.layouts.templates import module_regexes
+from shardq.schemes import ACTIVATIONS, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Scheme
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from shardq.kernels import KernelSet
+    from shardq.layouts.base import Arrays
+    from shardq.quantizers.quantized import Quantized
+
+QUANT_METHOD: Final = "compressed-tensors"
+FORMAT_VERSION: Final = "0.20.0"
+PACKED, INT8, FLOAT8 = "pack-quantized", "int-quantized", "float-quantized"
+MX: Final = {"e2m1": "mxfp4-pack-quantized", "e2m3": "mxfp6-pack-quantized", "e4m3fn": "mxfp8-quantized"}
+MIXED: Final = "mixed-precision"
+
+
+class CompressedTensors:
+    """quant_method compressed-tensors. Members as in Layout."""
+
+    name = "compressed-tensors"
+    aliases = ("compressed_tensors", "llm_compressor", "llmcompressor")
+    summary = "compressed-tensors: packed integers, int8, fp8, MX"
+    loaders = "vLLM, SGLang, transformers with compressed-tensors (asymmetric integers: with dequantize=True only)"
+    slab_rows = 32
+
+    def settle(self, scheme: Scheme) -> Scheme:
+        """See Layout."""
+        return replace(scheme, numbers="compressed_tensors", scale="e8m0" if scheme.scale == "e8m0" else WEIGHT_TYPE)
+
+    def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
+        """See Layout."""
+        del default, rows
+        if format_of(scheme) is None:
+            return Refusal(f"has no format for {scheme.name}", ragged=False)
+        if scheme.group_rows == 1 and columns % scheme.group_columns(columns):
+            return Refusal(f"group size {scheme.group_size} does not divide {columns} columns", ragged=True)
+        if scheme.group_size > columns and scheme.group_rows == 1:
+            return Refusal(f"group size {scheme.group_size} is more than {columns} columns", ragged=True)
+        return None
+
+    def outputs(self, scheme: Scheme, dtype: str, rows: int, columns: int) -> tuple[OutSpec, ...]:
+        """See Layout."""
+        kind, groups, bits = format_of(scheme), scheme.groups(columns), scheme.bits
+        if kind == PACKED:
+            specs: tuple[OutSpec, ...] = (
+                OutSpec("weight_packed", "I32", (rows, -(-columns * bits // 32)), slab_axis=0),
+                OutSpec("weight_scale", dtype, (rows, groups), slab_axis=0),
+                OutSpec("weight_shape", "I64", (2,), slab_axis=None, values=(rows, columns)),
+            )
+            if not scheme.symmetric:
+                shape = (-(-rows * bits // 32), groups)
+                specs += (OutSpec("weight_zero_point", "I32", shape, slab_axis=0, per_rows=(bits, 32)),)
+            return specs
+        if kind in (INT8, FLOAT8):
+            scales = (-(-rows // scheme.group_rows), groups)
+            return (
+                OutSpec("weight", "I8" if kind == INT8 else "F8_E4M3", (rows, columns), slab_axis=0),
+                OutSpec("weight_scale", dtype, scales, slab_axis=0, per_rows=(1, scheme.group_rows)),
+            )
+        scale = OutSpec("weight_scale", "U8", (rows, groups), slab_axis=0)
+        if bits == 8:
+            return OutSpec("weight", "F8_E4M3", (rows, columns), slab_axis=0), scale
+        return OutSpec("weight_packed", "U8", (rows, columns * bits // 8), slab_axis=0), scale
+
+    def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
+        """See Layout."""
+        import numpy as np
+
+        rows = len(part.codes)
+        lines = slice(row, row + rows)
+        if "weight_packed" in out:
+            target = out["weight_packed"][lines]
+            words = np.empty((rows, -(-part.codes.shape[1] * scheme.bits // 32)), np.uint32)
+            kernels.pack_bits(part.codes, scheme.bits, words)
+            target[:] = words.view(target.dtype)
+        elif scheme.format.is_integer:
+            out["weight"][lines] = (part.codes ^ 0x80).view(np.int8)
+        else:
+            out["weight"][lines] = part.codes
+        scales = out["weight_scale"]
+        first = row // scheme.group_rows
+        kept = part.scales[:: scheme.group_rows]
+        scales[first : first + len(kept)] = _stored(kept, scales.dtype)
+        if "weight_zero_point" in out:
+            assert part.zeros is not None
+            packed = np.empty((part.zeros.shape[1], -(-rows * scheme.bits // 32)), np.uint32)
+            kernels.pack_bits(np.ascontiguousarray(part.zeros.T), scheme.bits, packed)
+            at = row * scheme.bits // 32
+            out["weight_zero_point"].view(np.uint32)[at : at + packed.shape[1]] = packed.T
+
+    def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
+        """See Layout."""
+        import numpy as np
+
+        from shardq.quantizers.quantized import Quantized
+
+        scales = _read(arrays["weight_scale"])
+        if "weight_packed" in arrays:
+            packed = arrays["weight_packed"]
+            rows = len(packed)
+            columns = int(arrays["weight_shape"][1]) if "weight_shape" in arrays else packed.shape[1] * 8 // scheme.bits
+            codes = np.empty((rows, columns), np.uint8)
+            kernels.unpack_bits(np.ascontiguousarray(packed).view(np.uint32), scheme.bits, codes)
+        else:
+            codes = arrays["weight"].view(np.uint8) ^ np.uint8(0x80 if scheme.format.is_integer else 0)
+            rows = len(codes)
+        zeros = None
+        if "weight_zero_point" in arrays:
+            words = np.ascontiguousarray(arrays["weight_zero_point"].view(np.uint32).T)
+            lanes = np.empty((len(words), rows), np.uint8)
+            kernels.unpack_bits(words, scheme.bits, lanes)
+            zeros = np.ascontiguousarray(lanes.T)
+        return Quantized(codes, np.ascontiguousarray(scales.repeat(scheme.group_rows, axis=0)[:rows]), zeros)
+
+    def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:
+        """See Layout. The default scheme's group aims at every Linear, the others at names; what is kept is ignored by
+        its full name."""
+        others: dict[Scheme, list[str]] = {}
+        for c in choices:
+            if c.scheme is not None and c.scheme != default:
+                others.setdefault(c.scheme, []).append(c.module)
+        everything = [c.module for c in choices]
+        groups = {"group_0": _group(default, ("Linear",))}
+        for number, (scheme, modules) in enumerate(others.items(), start=1):
+            groups[f"group_{number}"] = _group(scheme, [f"re:{r}" for r in module_regexes(modules, everything)])
+        formats = {g["format"] for g in groups.values()}
+        return {
+            "quant_method": QUANT_METHOD,
+            "version": FORMAT_VERSION,
+            "format": formats.pop() if len(formats) == 1 else MIXED,
+            "quantization_status": "compressed",
+            "config_groups": groups,
+            "ignore": [c.module for c in choices if c.scheme is None],
+            "kv_cache_scheme": None,
+            "quantizer": f"shardq:{version}",
+        }
+
+    def scheme_of(self, config: Mapping[str, Any], module: str) -> Scheme | None:
+        """See Layout."""
+        if module in config["ignore"]:
+            return None
+        found = None
+        for group in config["config_groups"].values():
+            for target in group["targets"]:
+                if target.startswith("re:") and re.match(target[3:], module):
+                    return _scheme(group)
+                if target == "Linear":
+                    found = _scheme(group)
+        return found
+
+    def config_files(self, block: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """See Layout."""
+        del block
+        return {}
+
+
+def format_of(scheme: Scheme) -> str | None:
+    """The library's name for how such a weight lies on the disk; None where it has none."""
+    if scheme.scale == "e8m0":
+        return MX.get(scheme.element)
+    if scheme.format.is_integer:
+        return INT8 if scheme.activation and scheme.bits == 8 else PACKED
+    return FLOAT8 if scheme.element == "e4m3fn" else None
+
+
+def _stored(scales: "NDArray[Any]", dtype: "np.dtype[Any]") -> "NDArray[Any]":
+    """fp32 scales as their tensor has them: exact, as they are rounded to that type already."""
+    import numpy as np
+
+    if dtype == np.uint8:
+        return (scales.view(np.uint32) >> 23).astype(np.uint8)
+    if dtype == np.uint16:
+        return (scales.view(np.uint32) >> 16).astype(np.uint16)
+    return scales.astype(dtype)
+
+
+def _read(stored: "NDArray[Any]") -> "NDArray[np.float32]":
+    """The inverse of _stored."""
+    import numpy as np
+
+    if stored.dtype == np.uint8:
+        bits = stored.astype(np.uint32) << 23
+        return np.where(stored == 0, np.float32(2.0**-127), bits.view(np.float32)).astype(np.float32)
+    if stored.dtype == np.uint16:
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32)
+
+
+def _group(scheme: Scheme, targets: Sequence[str]) -> dict[str, Any]:
+    weights: dict[str, Any] = {
+        "num_bits": scheme.bits,
+        "type": "int" if scheme.format.is_integer else "float",
+        "symmetric": scheme.symmetric,
+        "strategy": _strategy(scheme),
+        "dynamic": False,
+    }
+    if scheme.group_size != WHOLE_ROW and scheme.group_rows == 1:
+        weights["group_size"] = scheme.group_size
+    if scheme.group_rows > 1:
+        weights["block_structure"] = [scheme.group_rows, scheme.group_size]
+    if scheme.scale == "e8m0":
+        weights["scale_dtype"] = "torch.uint8"
+    return {
+        "targets": list(targets),
+        "format": format_of(scheme),
+        "weights": weights,
+        "input_activations": _activation(scheme.activation),
+        "output_activations": None,
+    }
+
+
+def _strategy(scheme: Scheme) -> str:
+    if scheme.group_rows > 1:
+        return "block"
+    return "channel" if scheme.group_size == WHOLE_ROW else "group"
+
+
+def _activation(name: str) -> dict[str, Any] | None:
+    if not name:
+        return None
+    a = ACTIVATIONS[name]
+    declared: dict[str, Any] = {
+        "num_bits": a.bits,
+        "type": "float" if a.floating else "int",
+        "symmetric": True,
+        "strategy": "token" if a.group_size == WHOLE_ROW else "group",
+        "dynamic": True,
+    }
+    if a.group_size != WHOLE_ROW:
+        declared["group_size"] = a.group_size
+    if a.scale == "e8m0":
+        declared["scale_dtype"] = "torch.uint8"
+    return declared
+
+
+def _scheme(group: Mapping[str, Any]) -> Scheme:
+    """The scheme that a group of a configuration stands for: the one that makes this group."""
+    weights = group["weights"]
+    layout = CompressedTensors()
+    candidates = [layout.settle(p.scheme) for p in PRESETS.values()]
+    for scheme in candidates:
+        if _group(scheme, group["targets"]) == group:
+            return scheme
+    size = weights.get("group_size", WHOLE_ROW)
+    return layout.settle(Scheme(f"int{weights['num_bits']}", size, bool(weights["symmetric"])))
