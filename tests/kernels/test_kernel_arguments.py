@@ -93,7 +93,7 @@ WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
     "decode offsets": ("offsets", lambda k: k.decode_affine(u8(1, 4), f32(1, 2), f32(1, 3), 2, "bias", f32(1, 4))),
     "scaled codes": ("codes", lambda k: k.error_scaled(u16(1, 4), "F16", "e2m1", u8(1, 0), f32(1, 2), 2, f64(1, 3))),
     "scaled stats": ("stats", lambda k: k.error_scaled(u16(1, 4), "F16", "e2m1", u8(1, 4), f32(1, 2), 2, f64(1, 2))),
-    "affine error": ("rule", lambda k: k.error_affine(u16(1, 4), "F16", u8(1, 4), f32(1, 2), f32(1, 2), 2, "", f64(1, 3))),
+    "affine sum": ("rule", lambda k: k.error_affine(u16(1, 4), "F16", u8(1, 4), *2 * [f32(1, 2)], 2, "", f64(1, 3))),
 }  # fmt: skip
 
 
