@@ -57,6 +57,68 @@ class NativeSet:
         group: int,
         stats: NDArray[np.float64],
     ) -> None: ...
+    def group_absmax(self, src: RawWeights, dtype: str, group: int, out: NDArray[np.float32]) -> int: ...
+    def group_range(
+        self, src: RawWeights, dtype: str, group: int, out_min: NDArray[np.float32], out_max: NDArray[np.float32]
+    ) -> int: ...
+    def encode_scaled(
+        self,
+        src: RawWeights,
+        dtype: str,
+        element: str,
+        group: int,
+        scales: NDArray[np.float32],
+        codes: NDArray[np.uint8],
+    ) -> None: ...
+    def encode_affine(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        rule: str,
+        codes: NDArray[np.uint8],
+    ) -> None: ...
+    def decode_scaled(
+        self,
+        codes: NDArray[np.uint8],
+        element: str,
+        scales: NDArray[np.float32],
+        group: int,
+        out: NDArray[np.float32],
+    ) -> None: ...
+    def decode_affine(
+        self,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        group: int,
+        rule: str,
+        out: NDArray[np.float32],
+    ) -> None: ...
+    def error_scaled(
+        self,
+        src: RawWeights,
+        dtype: str,
+        element: str,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        group: int,
+        stats: NDArray[np.float64],
+    ) -> None: ...
+    def error_affine(
+        self,
+        src: RawWeights,
+        dtype: str,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        group: int,
+        rule: str,
+        stats: NDArray[np.float64],
+    ) -> None: ...
     def narrow_columns(self, src: NDArray[np.float32], out: NDArray[np.uint16], row0: int) -> None: ...
     def sum_errors(self, stats: NDArray[np.float64]) -> tuple[float, float, float]: ...
     def checksum(self, data: Bytes) -> int: ...

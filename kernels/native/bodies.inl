@@ -19,7 +19,9 @@ namespace {
 using namespace shardq;
 
 #include "element.inl"
+#include "spread.inl"
 
+#include "absmax.inl"
 #include "checksum.inl"
 #include "error.inl"
 #include "minmax.inl"
@@ -31,6 +33,8 @@ using namespace shardq;
 #include "transpose.inl"
 #include "widen.inl"
 
+#include "decode.inl"
+#include "encode.inl"
 #include "pack_columns.inl"
 
 }  // namespace
@@ -38,8 +42,11 @@ using namespace shardq;
 namespace shardq {
 
 extern const Table SHARDQ_SET_TABLE;
-const Table SHARDQ_SET_TABLE = {SHARDQ_SET_NAME, widen,          group_minmax,  rtn_int,   rtn_error_int,
-                                pack_bits,       unpack_bits,    transpose_u32, pack_columns,
-                                dequantize_int,  error_int,      narrow_columns, sum_errors, checksum};
+const Table SHARDQ_SET_TABLE = {
+    SHARDQ_SET_NAME, widen,          group_minmax,  rtn_int,       rtn_error_int, pack_bits,     unpack_bits,
+    transpose_u32,   pack_columns,   dequantize_int, error_int,    group_absmax,  group_range,   encode_scaled,
+    encode_affine,   decode_scaled,  decode_affine, error_scaled,  error_affine,  narrow_columns, sum_errors,
+    checksum,
+};
 
 }  // namespace shardq

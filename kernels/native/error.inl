@@ -3,7 +3,6 @@
 constexpr int kBlock = 128;   // columns summed in fp32 before the sums move to double
 constexpr int kLanes = 16;    // sums per block, in every instruction set
 constexpr int kMostBlocks = 16;
-constexpr int kPairs = 512;   // pairs of columns at a time; the buffers stay in L1
 
 void dequantize_int(const IntCodes& q, float* out) {
     const int64_t groups = ceil_div(q.cols, q.group);
@@ -31,61 +30,10 @@ inline bool products_are_exact(const float* SHARDQ_RESTRICT scales, int64_t coun
     return inexact == 0;
 }
 
-// Columns go in pairs: a 32-bit word of two bf16 widens with one operation per column, and two codes are one 16-bit
-// word.
 struct alignas(64) Piece {  // a vector that straddles cache lines costs twice
-    float even_scales[kPairs], even_zeros[kPairs];
-    float odd_scales[kPairs], odd_zeros[kPairs];  // used only where groups are odd, so that a pair may lie in two
-    float squares[kPairs], weights[kPairs];       // sums of a pair's two squares
+    Spread scales, zeros;
+    float squares[kPairs], weights[kPairs];  // sums of a pair's two squares
 };
-
-inline void fill(float* SHARDQ_RESTRICT out, int64_t count, float value) {
-    for (int64_t i = 0; i < count; i++) out[i] = value;
-}
-
-// Even groups of a known width, which becomes a few wide stores; returns how many columns they are.
-template <int kWidth>
-inline int64_t spread_whole_groups(Piece& p, int64_t width, const float* scales, const uint8_t* zeros) {
-    const int64_t count = width / kWidth;
-    for (int64_t g = 0; g < count; g++) {
-        fill(p.even_scales + g * (kWidth / 2), kWidth / 2, scales[g]);
-        fill(p.even_zeros + g * (kWidth / 2), kWidth / 2, static_cast<float>(zeros[g]));
-    }
-    return count * kWidth;
-}
-
-// One scale and zero per column, so that what follows knows no groups. The piece starts at column `at`; scales and
-// zeros start at the group of that column.
-inline void spread_groups(Piece& p, int64_t at, int64_t width, int64_t group, const float* scales,
-                          const uint8_t* zeros) {
-    const int64_t first = at / group;
-    int64_t i = 0;
-    if (group == 32) i = spread_whole_groups<32>(p, width, scales, zeros);
-    if (group == 128) i = spread_whole_groups<128>(p, width, scales, zeros);
-    for (int64_t g = i / group; i < width; g++) {
-        const int64_t end = least(width, (first + g + 1) * group - at), even = (i + 1) / 2, odd = i / 2;
-        fill(p.even_scales + even, (end + 1) / 2 - even, scales[g]);
-        fill(p.even_zeros + even, (end + 1) / 2 - even, static_cast<float>(zeros[g]));
-        if (group % 2 != 0) {
-            fill(p.odd_scales + odd, end / 2 - odd, scales[g]);
-            fill(p.odd_zeros + odd, end / 2 - odd, static_cast<float>(zeros[g]));
-        }
-        i = end;
-    }
-}
-
-template <class T>
-struct Pair {
-    float even, odd;
-    static Pair load(const typename T::Raw* src) { return {widen_value<T>(src[0]), widen_value<T>(src[1])}; }
-};
-
-template <>
-inline Pair<Bf16> Pair<Bf16>::load(const uint16_t* src) {
-    uint32_t raw;
-    std::memcpy(&raw, src, sizeof raw);
-    return {float_of_bits(raw << 16), float_of_bits(raw & 0xffff0000u)};
-}
 
 template <bool kExact>
 inline float difference(float weight, float level, float scale) {
@@ -123,37 +71,50 @@ inline int32_t add_pair(float even_weight, float odd_weight, float even, float o
     return larger > largest ? larger : largest;
 }
 
+// The difference between a weight and what its code decodes to: scale * (code - zero).
+template <bool kExact>
+struct IntDecoder {
+    static constexpr bool kHasZeros = true;
+    float difference_of(float weight, int32_t code, float scale, float zero) const {
+        return difference<kExact>(weight, static_cast<float>(code) - zero, scale);
+    }
+};
+
 // Fills squares and weights of `pairs` pairs; returns as add_pair does.
-template <class T, bool kExact>
-inline int32_t add_pairs(const typename T::Raw* SHARDQ_RESTRICT src, const uint8_t* SHARDQ_RESTRICT codes,
-                         int64_t pairs, bool odd_groups, int32_t largest, Piece& p) {
-    const float* even_scales = p.even_scales;
-    const float* even_zeros = p.even_zeros;
-    const float* odd_scales = odd_groups ? p.odd_scales : p.even_scales;
-    const float* odd_zeros = odd_groups ? p.odd_zeros : p.even_zeros;
+template <class T, class Decoder>
+inline int32_t add_pairs(const Decoder& decoder, const typename T::Raw* SHARDQ_RESTRICT src,
+                         const uint8_t* SHARDQ_RESTRICT codes, int64_t pairs, int64_t group, int32_t largest,
+                         Piece& p) {
+    const float* even_scales = p.scales.even;
+    const float* even_zeros = p.zeros.even;
+    const float* odd_scales = p.scales.of_odd(group);
+    const float* odd_zeros = p.zeros.of_odd(group);
     float* SHARDQ_RESTRICT squares = p.squares;
     float* SHARDQ_RESTRICT weights = p.weights;
+    const Decoder d = decoder;
     for (int64_t i = 0; i < pairs; i++) {
         const Pair<T> w = Pair<T>::load(src + 2 * i);
         uint16_t both;
         std::memcpy(&both, codes + 2 * i, sizeof both);
-        const int32_t even_code = both & 0xff, odd_code = both >> 8;
-        const float even = difference<kExact>(w.even, static_cast<float>(even_code) - even_zeros[i], even_scales[i]);
-        const float odd = difference<kExact>(w.odd, static_cast<float>(odd_code) - odd_zeros[i], odd_scales[i]);
+        const float even_zero = Decoder::kHasZeros ? even_zeros[i] : 0.0f;
+        const float odd_zero = Decoder::kHasZeros ? odd_zeros[i] : 0.0f;
+        const float even = d.difference_of(w.even, both & 0xff, even_scales[i], even_zero);
+        const float odd = d.difference_of(w.odd, both >> 8, odd_scales[i], odd_zero);
         largest = add_pair(w.even, w.odd, even, odd, largest, squares[i], weights[i]);
     }
     return largest;
 }
 
 // A row's last column when it has no neighbour, and nothing behind it to the end of the block.
-template <class T, bool kExact>
-inline int32_t add_rest(const typename T::Raw* src, const uint8_t* codes, int64_t width, int32_t largest, Piece& p) {
+template <class T, class Decoder>
+inline int32_t add_rest(const Decoder& decoder, const typename T::Raw* src, const uint8_t* codes, int64_t width,
+                        int32_t largest, Piece& p) {
     const int64_t pairs = width / 2, block_end = ceil_div(width, kBlock) * (kBlock / 2);
     for (int64_t i = pairs; i < block_end; i++) p.squares[i] = p.weights[i] = 0.0f;
     if (width % 2 == 0) return largest;
     const float weight = widen_value<T>(src[width - 1]);
-    const float level = static_cast<float>(codes[width - 1]) - p.even_zeros[pairs];
-    const float last = difference<kExact>(weight, level, p.even_scales[pairs]);
+    const float zero = Decoder::kHasZeros ? p.zeros.even[pairs] : 0.0f;
+    const float last = decoder.difference_of(weight, codes[width - 1], p.scales.even[pairs], zero);
     p.squares[pairs] = last * last;
     p.weights[pairs] = weight * weight;
     const int32_t bits = static_cast<int32_t>(bits_of_float(last) & 0x7fffffffu);
@@ -175,24 +136,29 @@ inline void add_blocks(const float* SHARDQ_RESTRICT pair_sums, int64_t blocks, d
     }
 }
 
+// A piece whose scales and zeros are spread.
+template <class T, class Decoder>
+inline void add_piece(const Decoder& decoder, const typename T::Raw* src, const uint8_t* codes, int64_t width,
+                      int64_t group, Piece& p, RowSums& sums) {
+    sums.largest = add_pairs<T>(decoder, src, codes, width / 2, group, sums.largest, p);
+    sums.largest = add_rest<T>(decoder, src, codes, width, sums.largest, p);
+    add_blocks(p.squares, ceil_div(width, kBlock), sums.squares);
+    add_blocks(p.weights, ceil_div(width, kBlock), sums.weights);
+}
+
 // Columns `begin` to `end` of a row; `begin` is the first of a block, `end` is too or is the end of the row.
 template <class T>
 inline void add_columns(const typename T::Raw* src, const uint8_t* codes, const float* scales, const uint8_t* zeros,
                         int64_t begin, int64_t end, int64_t group, Piece& p, RowSums& sums) {
-    const bool odd_groups = group % 2 != 0;
     for (int64_t at = begin; at < end; at += 2 * kPairs) {
         const int64_t width = least(2 * kPairs, end - at), first = at / group;
-        const int64_t groups = ceil_div(at + width, group) - first;
-        spread_groups(p, at, width, group, scales + first, zeros + first);
-        if (products_are_exact(scales + first, groups)) {
-            sums.largest = add_pairs<T, true>(src + at, codes + at, width / 2, odd_groups, sums.largest, p);
-            sums.largest = add_rest<T, true>(src + at, codes + at, width, sums.largest, p);
+        spread_groups(p.scales, at, width, group, scales + first);
+        spread_groups(p.zeros, at, width, group, zeros + first);
+        if (products_are_exact(scales + first, ceil_div(at + width, group) - first)) {
+            add_piece<T>(IntDecoder<true>{}, src + at, codes + at, width, group, p, sums);
         } else {
-            sums.largest = add_pairs<T, false>(src + at, codes + at, width / 2, odd_groups, sums.largest, p);
-            sums.largest = add_rest<T, false>(src + at, codes + at, width, sums.largest, p);
+            add_piece<T>(IntDecoder<false>{}, src + at, codes + at, width, group, p, sums);
         }
-        add_blocks(p.squares, ceil_div(width, kBlock), sums.squares);
-        add_blocks(p.weights, ceil_div(width, kBlock), sums.weights);
     }
 }
 

@@ -38,6 +38,26 @@ struct IntScheme {
     bool symmetric;
 };
 
+// What a code of a symmetric scheme stands for; contract.py lists them. Integers have no mantissa bits, and their code is
+// the value plus 2^(bits - 1). Floats of 1 + exponent + mantissa_bits bits.
+struct Element {
+    const char* name;
+    int bits, mantissa_bits, bias;
+    float largest;     // finite value of a float, whose code is
+    int largest_code;  // this
+};
+
+enum class EncodingRule : int { RoundAdd, AddRound, Subtract };
+enum class DecodingRule : int { Zero, Bias };
+
+// Codes with one fp32 scale per group of columns, and one offset if they are affine.
+struct GroupCodes {
+    const uint8_t* codes;   // [rows, cols]
+    const float* scales;    // [rows, groups]
+    const float* offsets;   // [rows, groups], or null
+    int64_t rows, cols, group;
+};
+
 struct Table {
     const char* name;
     void (*widen)(const Weights& src, float* out);
@@ -53,6 +73,16 @@ struct Table {
                          int64_t row0);
     void (*dequantize_int)(const IntCodes& q, float* out);
     void (*error_int)(const Weights& src, const IntCodes& q, double* stats);
+    int64_t (*group_absmax)(const Weights& src, int64_t group, float* out);
+    int64_t (*group_range)(const Weights& src, int64_t group, float* out_min, float* out_max);
+    void (*encode_scaled)(const Weights& src, const Element& element, int64_t group, const float* scales,
+                          uint8_t* codes);
+    void (*encode_affine)(const Weights& src, int bits, int64_t group, const float* scales, const float* offsets,
+                          EncodingRule rule, uint8_t* codes);
+    void (*decode_scaled)(const GroupCodes& q, const Element& element, float* out);
+    void (*decode_affine)(const GroupCodes& q, DecodingRule rule, float* out);
+    void (*error_scaled)(const Weights& src, const GroupCodes& q, const Element& element, double* stats);
+    void (*error_affine)(const Weights& src, const GroupCodes& q, DecodingRule rule, double* stats);
     void (*narrow_columns)(const float* src, int64_t rows, int64_t cols, uint16_t* out, int64_t out_cols, int64_t row0);
     void (*sum_errors)(const double* stats, int64_t rows, double* out);
     uint64_t (*checksum)(const uint8_t* data, int64_t size_bytes);

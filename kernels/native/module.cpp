@@ -11,24 +11,28 @@ namespace nb = nanobind;
 
 namespace {
 
+using shardq::DecodingRule;
 using shardq::Dtype;
+using shardq::Element;
+using shardq::EncodingRule;
+using shardq::GroupCodes;
 using shardq::IntCodes;
 using shardq::IntScheme;
 using shardq::Table;
 using shardq::Weights;
 
-// Struct-module format characters that mean the element, and its size.
-struct Element {
+// Struct-module format characters that mean an array's item, and its size.
+struct Item {
     const char* name;
     const char* formats;
     Py_ssize_t size_bytes;
 };
 
-constexpr Element kU8{"uint8", "B", 1};
-constexpr Element kU16{"uint16", "H", 2};
-constexpr Element kU32{"uint32", "IL", 4};
-constexpr Element kF32{"float32", "f", 4};
-constexpr Element kF64{"float64", "d", 8};
+constexpr Item kU8{"uint8", "B", 1};
+constexpr Item kU16{"uint16", "H", 2};
+constexpr Item kU32{"uint32", "IL", 4};
+constexpr Item kF32{"float32", "f", 4};
+constexpr Item kF64{"float64", "d", 8};
 
 std::string shape_text(const Py_ssize_t* shape, int dimensions) {
     std::string text = "[";
@@ -36,12 +40,12 @@ std::string shape_text(const Py_ssize_t* shape, int dimensions) {
     return text + "]";
 }
 
-// A borrowed C-contiguous array of one element type. Made and destroyed with the GIL held.
+// A borrowed C-contiguous array of one item type. Made and destroyed with the GIL held.
 class Array {
 public:
     enum class Access { Read, Write };
 
-    Array(nb::handle source, const char* name, const Element& element, int dimensions, Access access) : name_(name) {
+    Array(nb::handle source, const char* name, const Item& item, int dimensions, Access access) : name_(name) {
         if (!PyObject_CheckBuffer(source.ptr())) {
             const std::string found = nb::cast<std::string>(nb::str(source.type().attr("__name__")));
             throw nb::type_error((std::string(name) + ": expected a numpy array, found " + found).c_str());
@@ -53,11 +57,11 @@ public:
                                          : "expected a C-contiguous array; pass numpy.ascontiguousarray(...)");
         }
         const std::string format = view_.format == nullptr ? "B" : view_.format;
-        const bool known = format.size() == 1 && std::string(element.formats).find(format) != std::string::npos;
-        if (!known || view_.itemsize != element.size_bytes || view_.ndim != dimensions) {
+        const bool known = format.size() == 1 && std::string(item.formats).find(format) != std::string::npos;
+        if (!known || view_.itemsize != item.size_bytes || view_.ndim != dimensions) {
             const std::string found = "format '" + format + "', shape " + shape_text(view_.shape, view_.ndim);
             PyBuffer_Release(&view_);
-            fail("expected " + std::string(element.name) + " with " + std::to_string(dimensions) +
+            fail("expected " + std::string(item.name) + " with " + std::to_string(dimensions) +
                  " dimension(s), found " + found);
         }
     }
@@ -99,7 +103,36 @@ Dtype parse_dtype(const std::string& dtype) {
     throw nb::value_error(("dtype: expected BF16, F16 or F32, found " + dtype).c_str());
 }
 
-const Element& raw_element(Dtype dtype) { return dtype == Dtype::F32 ? kF32 : kU16; }
+const Item& raw_item(Dtype dtype) { return dtype == Dtype::F32 ? kF32 : kU16; }
+
+constexpr Element kElements[] = {
+    {"int2", 2, 0, 0, 0.0f, 0},       {"int3", 3, 0, 0, 0.0f, 0},       {"int4", 4, 0, 0, 0.0f, 0},
+    {"int5", 5, 0, 0, 0.0f, 0},       {"int6", 6, 0, 0, 0.0f, 0},       {"int7", 7, 0, 0, 0.0f, 0},
+    {"int8", 8, 0, 0, 0.0f, 0},       {"e2m1", 4, 1, 1, 6.0f, 0x07},    {"e2m3", 6, 3, 1, 7.5f, 0x1f},
+    {"e3m2", 6, 2, 3, 28.0f, 0x1f},   {"e4m3fn", 8, 3, 7, 448.0f, 0x7e}, {"e5m2", 8, 2, 15, 57344.0f, 0x7b},
+};
+
+const Element& parse_element(const std::string& name) {
+    std::string names;
+    for (const Element& element : kElements) {
+        if (name == element.name) return element;
+        names += (names.empty() ? "" : ", ") + std::string(element.name);
+    }
+    throw nb::value_error(("element: expected one of " + names + ", found " + name).c_str());
+}
+
+EncodingRule parse_encoding_rule(const std::string& rule) {
+    if (rule == "round_add") return EncodingRule::RoundAdd;
+    if (rule == "add_round") return EncodingRule::AddRound;
+    if (rule == "subtract") return EncodingRule::Subtract;
+    throw nb::value_error(("rule: expected round_add, add_round or subtract, found " + rule).c_str());
+}
+
+DecodingRule parse_decoding_rule(const std::string& rule) {
+    if (rule == "zero") return DecodingRule::Zero;
+    if (rule == "bias") return DecodingRule::Bias;
+    throw nb::value_error(("rule: expected zero or bias, found " + rule).c_str());
+}
 
 int checked_bits(int bits) {
     if (bits >= 2 && bits <= 8) return bits;
@@ -114,6 +147,25 @@ int64_t checked_group(int64_t group) {
 // A group wider than the row is the row; the kernels may then multiply without overflow.
 int64_t least_group(int64_t group, int64_t cols) { return group < cols ? group : cols; }
 
+// Raw weights, and how their columns are grouped.
+struct GroupedWeights {
+    const Dtype dtype;
+    const Array src;
+    const int64_t rows, cols, group, groups;
+
+    GroupedWeights(nb::handle source, const std::string& dtype_name, int64_t width)
+        : dtype(parse_dtype(dtype_name)),
+          src(source, "src", raw_item(dtype), 2, kRead),
+          rows(src.size(0)),
+          cols(src.size(1)),
+          group(least_group(checked_group(width), cols)),
+          groups(group < 1 ? 0 : (cols - 1) / group + 1) {
+        src.expect_filled();
+    }
+
+    Weights weights() const { return {src.data<void>(), dtype, rows, cols}; }
+};
+
 // What round-to-nearest reads and writes.
 struct RtnArrays {
     const Dtype dtype;
@@ -123,7 +175,7 @@ struct RtnArrays {
     RtnArrays(nb::handle source, const std::string& dtype_name, int bits, int64_t group, bool symmetric,
               nb::handle levels, nb::handle steps, nb::handle points)
         : dtype(parse_dtype(dtype_name)),
-          src(source, "src", raw_element(dtype), 2, kRead),
+          src(source, "src", raw_item(dtype), 2, kRead),
           codes(levels, "codes", kU8, 2, kWrite),
           scales(steps, "scales", kF32, 2, kWrite),
           zeros(points, "zeros", kU8, 2, kWrite),
@@ -147,7 +199,7 @@ public:
 
     void widen(nb::handle src, const std::string& dtype, nb::handle out) const {
         const Dtype type = parse_dtype(dtype);
-        const Array in(src, "src", raw_element(type), 2, kRead), result(out, "out", kF32, 2, kWrite);
+        const Array in(src, "src", raw_item(type), 2, kRead), result(out, "out", kF32, 2, kWrite);
         in.expect_filled();
         result.expect(in.size(0), in.size(1));
         const nb::gil_scoped_release unlocked;
@@ -234,7 +286,7 @@ public:
     void error_int(nb::handle src, const std::string& dtype, nb::handle codes, nb::handle scales, nb::handle zeros,
                    int64_t group, nb::handle stats) const {
         const Dtype type = parse_dtype(dtype);
-        const Array in(src, "src", raw_element(type), 2, kRead), levels(codes, "codes", kU8, 2, kRead);
+        const Array in(src, "src", raw_item(type), 2, kRead), levels(codes, "codes", kU8, 2, kRead);
         const Array steps(scales, "scales", kF32, 2, kRead), points(zeros, "zeros", kU8, 2, kRead);
         const Array result(stats, "stats", kF64, 2, kWrite);
         const IntCodes q = int_codes(levels, steps, points, group);
@@ -242,6 +294,99 @@ public:
         result.expect(q.rows, 3);
         const nb::gil_scoped_release unlocked;
         table_->error_int(Weights{in.data<void>(), type, q.rows, q.cols}, q, result.data<double>());
+    }
+
+    int64_t group_absmax(nb::handle src, const std::string& dtype, int64_t group, nb::handle out) const {
+        const GroupedWeights w(src, dtype, group);
+        const Array most(out, "out", kF32, 2, kWrite);
+        most.expect(w.rows, w.groups);
+        const nb::gil_scoped_release unlocked;
+        return table_->group_absmax(w.weights(), w.group, most.data<float>());
+    }
+
+    int64_t group_range(nb::handle src, const std::string& dtype, int64_t group, nb::handle out_min,
+                        nb::handle out_max) const {
+        const GroupedWeights w(src, dtype, group);
+        const Array low(out_min, "out_min", kF32, 2, kWrite), high(out_max, "out_max", kF32, 2, kWrite);
+        low.expect(w.rows, w.groups);
+        high.expect(w.rows, w.groups);
+        const nb::gil_scoped_release unlocked;
+        return table_->group_range(w.weights(), w.group, low.data<float>(), high.data<float>());
+    }
+
+    void encode_scaled(nb::handle src, const std::string& dtype, const std::string& element, int64_t group,
+                       nb::handle scales, nb::handle codes) const {
+        const Element& type = parse_element(element);
+        const GroupedWeights w(src, dtype, group);
+        const Array steps(scales, "scales", kF32, 2, kRead), result(codes, "codes", kU8, 2, kWrite);
+        steps.expect(w.rows, w.groups);
+        result.expect(w.rows, w.cols);
+        const nb::gil_scoped_release unlocked;
+        table_->encode_scaled(w.weights(), type, w.group, steps.data<float>(), result.data<uint8_t>());
+    }
+
+    void encode_affine(nb::handle src, const std::string& dtype, int bits, int64_t group, nb::handle scales,
+                       nb::handle offsets, const std::string& rule, nb::handle codes) const {
+        const EncodingRule how = parse_encoding_rule(rule);
+        const int checked = checked_bits(bits);
+        const GroupedWeights w(src, dtype, group);
+        const Array steps(scales, "scales", kF32, 2, kRead), places(offsets, "offsets", kF32, 2, kRead);
+        const Array result(codes, "codes", kU8, 2, kWrite);
+        steps.expect(w.rows, w.groups);
+        places.expect(w.rows, w.groups);
+        result.expect(w.rows, w.cols);
+        const nb::gil_scoped_release unlocked;
+        table_->encode_affine(w.weights(), checked, w.group, steps.data<float>(), places.data<float>(), how,
+                              result.data<uint8_t>());
+    }
+
+    void decode_scaled(nb::handle codes, const std::string& element, nb::handle scales, int64_t group,
+                       nb::handle out) const {
+        const Element& type = parse_element(element);
+        const Array levels(codes, "codes", kU8, 2, kRead), steps(scales, "scales", kF32, 2, kRead);
+        const Array result(out, "out", kF32, 2, kWrite);
+        const GroupCodes q = scaled_codes(levels, steps, group);
+        result.expect(q.rows, q.cols);
+        const nb::gil_scoped_release unlocked;
+        table_->decode_scaled(q, type, result.data<float>());
+    }
+
+    void decode_affine(nb::handle codes, nb::handle scales, nb::handle offsets, int64_t group, const std::string& rule,
+                       nb::handle out) const {
+        const DecodingRule how = parse_decoding_rule(rule);
+        const Array levels(codes, "codes", kU8, 2, kRead), steps(scales, "scales", kF32, 2, kRead);
+        const Array places(offsets, "offsets", kF32, 2, kRead), result(out, "out", kF32, 2, kWrite);
+        const GroupCodes q = affine_codes(levels, steps, places, group);
+        result.expect(q.rows, q.cols);
+        const nb::gil_scoped_release unlocked;
+        table_->decode_affine(q, how, result.data<float>());
+    }
+
+    void error_scaled(nb::handle src, const std::string& dtype, const std::string& element, nb::handle codes,
+                      nb::handle scales, int64_t group, nb::handle stats) const {
+        const Element& type = parse_element(element);
+        const Dtype raw = parse_dtype(dtype);
+        const Array in(src, "src", raw_item(raw), 2, kRead), levels(codes, "codes", kU8, 2, kRead);
+        const Array steps(scales, "scales", kF32, 2, kRead), result(stats, "stats", kF64, 2, kWrite);
+        const GroupCodes q = scaled_codes(levels, steps, group);
+        in.expect(q.rows, q.cols);
+        result.expect(q.rows, 3);
+        const nb::gil_scoped_release unlocked;
+        table_->error_scaled(Weights{in.data<void>(), raw, q.rows, q.cols}, q, type, result.data<double>());
+    }
+
+    void error_affine(nb::handle src, const std::string& dtype, nb::handle codes, nb::handle scales, nb::handle offsets,
+                      int64_t group, const std::string& rule, nb::handle stats) const {
+        const DecodingRule how = parse_decoding_rule(rule);
+        const Dtype raw = parse_dtype(dtype);
+        const Array in(src, "src", raw_item(raw), 2, kRead), levels(codes, "codes", kU8, 2, kRead);
+        const Array steps(scales, "scales", kF32, 2, kRead), places(offsets, "offsets", kF32, 2, kRead);
+        const Array result(stats, "stats", kF64, 2, kWrite);
+        const GroupCodes q = affine_codes(levels, steps, places, group);
+        in.expect(q.rows, q.cols);
+        result.expect(q.rows, 3);
+        const nb::gil_scoped_release unlocked;
+        table_->error_affine(Weights{in.data<void>(), raw, q.rows, q.cols}, q, how, result.data<double>());
     }
 
     void narrow_columns(nb::handle src, nb::handle out, int64_t row0) const {
@@ -289,6 +434,20 @@ private:
                 least_group(group, cols)};
     }
 
+    static GroupCodes scaled_codes(const Array& codes, const Array& scales, int64_t group) {
+        codes.expect_filled();
+        const int64_t rows = codes.size(0), cols = codes.size(1);
+        scales.expect(rows, (cols - 1) / checked_group(group) + 1);
+        return {codes.data<uint8_t>(), scales.data<float>(), nullptr, rows, cols, least_group(group, cols)};
+    }
+
+    static GroupCodes affine_codes(const Array& codes, const Array& scales, const Array& offsets, int64_t group) {
+        GroupCodes q = scaled_codes(codes, scales, group);
+        offsets.expect(scales.size(0), scales.size(1));
+        q.offsets = offsets.data<float>();
+        return q;
+    }
+
     const Table* table_;
 };
 
@@ -326,6 +485,22 @@ NB_MODULE(_native, m) {
              nb::arg("group"), nb::arg("out"))
         .def("error_int", &NativeSet::error_int, nb::arg("src"), nb::arg("dtype"), nb::arg("codes"), nb::arg("scales"),
              nb::arg("zeros"), nb::arg("group"), nb::arg("stats"))
+        .def("group_absmax", &NativeSet::group_absmax, nb::arg("src"), nb::arg("dtype"), nb::arg("group"),
+             nb::arg("out"))
+        .def("group_range", &NativeSet::group_range, nb::arg("src"), nb::arg("dtype"), nb::arg("group"),
+             nb::arg("out_min"), nb::arg("out_max"))
+        .def("encode_scaled", &NativeSet::encode_scaled, nb::arg("src"), nb::arg("dtype"), nb::arg("element"),
+             nb::arg("group"), nb::arg("scales"), nb::arg("codes"))
+        .def("encode_affine", &NativeSet::encode_affine, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"),
+             nb::arg("group"), nb::arg("scales"), nb::arg("offsets"), nb::arg("rule"), nb::arg("codes"))
+        .def("decode_scaled", &NativeSet::decode_scaled, nb::arg("codes"), nb::arg("element"), nb::arg("scales"),
+             nb::arg("group"), nb::arg("out"))
+        .def("decode_affine", &NativeSet::decode_affine, nb::arg("codes"), nb::arg("scales"), nb::arg("offsets"),
+             nb::arg("group"), nb::arg("rule"), nb::arg("out"))
+        .def("error_scaled", &NativeSet::error_scaled, nb::arg("src"), nb::arg("dtype"), nb::arg("element"),
+             nb::arg("codes"), nb::arg("scales"), nb::arg("group"), nb::arg("stats"))
+        .def("error_affine", &NativeSet::error_affine, nb::arg("src"), nb::arg("dtype"), nb::arg("codes"),
+             nb::arg("scales"), nb::arg("offsets"), nb::arg("group"), nb::arg("rule"), nb::arg("stats"))
         .def("narrow_columns", &NativeSet::narrow_columns, nb::arg("src"), nb::arg("out"), nb::arg("row0"))
         .def("sum_errors", &NativeSet::sum_errors, nb::arg("stats"))
         .def("checksum", &NativeSet::checksum, nb::arg("data"));

@@ -34,6 +34,10 @@ def both(kernels: KernelSet, bits: int, group: int, stats: NDArray[np.float64]) 
     return kernels.rtn_error_int(u16(1, 4), "F16", bits, group, True, u8(1, 4), f32(1, 2), u8(1, 2), stats)
 
 
+def affine(kernels: KernelSet, bits: int, rule: str, offsets: NDArray[np.float32]) -> None:
+    kernels.encode_affine(u16(1, 4), "F16", bits, 2, f32(1, 2), offsets, rule, u8(1, 4))
+
+
 WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
     "widen shape": ("out", lambda k: k.widen(u16(2, 3), "BF16", f32(3, 2))),
     "widen dtype name": ("dtype", lambda k: k.widen(u16(2, 3), "F64", f32(2, 3))),
@@ -70,6 +74,26 @@ WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
     "both stats": ("stats", lambda k: both(k, 4, 2, f64(3, 1))),
     "dequantize scales": ("scales", lambda k: k.dequantize_int(u8(1, 4), f32(1, 1), u8(1, 2), 2, f32(1, 4))),
     "error stats": ("stats", lambda k: k.error_int(f32(1, 4), "F32", u8(1, 4), f32(1, 2), u8(1, 2), 2, f64(1, 2))),
+    "absmax out": ("out", lambda k: k.group_absmax(u16(2, 5), "BF16", 2, f32(2, 2))),
+    "absmax group": ("group", lambda k: k.group_absmax(u16(2, 5), "BF16", 0, f32(2, 5))),
+    "absmax nothing": ("src", lambda k: k.group_absmax(u16(2, 0), "BF16", 2, f32(2, 1))),
+    "range out": ("out_max", lambda k: k.group_range(u16(2, 5), "BF16", 2, f32(2, 3), f32(2, 2))),
+    "encode element": ("element", lambda k: k.encode_scaled(u16(1, 4), "F16", "e4m3", 2, f32(1, 2), u8(1, 4))),
+    "encode int9": ("element", lambda k: k.encode_scaled(u16(1, 4), "F16", "int9", 2, f32(1, 2), u8(1, 4))),
+    "encode scales": ("scales", lambda k: k.encode_scaled(u16(1, 4), "F16", "int4", 2, f32(2, 1), u8(1, 4))),
+    "encode codes": ("codes", lambda k: k.encode_scaled(u16(1, 4), "F16", "int4", 2, f32(1, 2), u8(1, 5))),
+    "encode group": ("group", lambda k: k.encode_scaled(u16(1, 4), "F16", "int4", 0, f32(1, 2), u8(1, 4))),
+    "affine rule": ("rule", lambda k: affine(k, 4, "zero", f32(1, 2))),
+    "affine bits": ("bits", lambda k: affine(k, 9, "subtract", f32(1, 2))),
+    "affine offsets": ("offsets", lambda k: affine(k, 4, "subtract", f32(1, 1))),
+    "decode element": ("element", lambda k: k.decode_scaled(u8(1, 4), "fp8", f32(1, 2), 2, f32(1, 4))),
+    "decode scales": ("scales", lambda k: k.decode_scaled(u8(1, 4), "e2m1", f32(1, 1), 2, f32(1, 4))),
+    "decode out": ("out", lambda k: k.decode_scaled(u8(1, 4), "e2m1", f32(1, 2), 2, f32(4, 1))),
+    "decode rule": ("rule", lambda k: k.decode_affine(u8(1, 4), f32(1, 2), f32(1, 2), 2, "subtract", f32(1, 4))),
+    "decode offsets": ("offsets", lambda k: k.decode_affine(u8(1, 4), f32(1, 2), f32(1, 3), 2, "bias", f32(1, 4))),
+    "scaled codes": ("codes", lambda k: k.error_scaled(u16(1, 4), "F16", "e2m1", u8(1, 0), f32(1, 2), 2, f64(1, 3))),
+    "scaled stats": ("stats", lambda k: k.error_scaled(u16(1, 4), "F16", "e2m1", u8(1, 4), f32(1, 2), 2, f64(1, 2))),
+    "affine sum": ("rule", lambda k: k.error_affine(u16(1, 4), "F16", u8(1, 4), *2 * [f32(1, 2)], 2, "", f64(1, 3))),
 }  # fmt: skip
 
 
