@@ -85,13 +85,9 @@ def cases_of(name: str) -> dict[str, list[Case]]:
             **groups,
             "pack-quantized": [Case("W4-G32", int_args(4, 32)), Case("W4-G32-ASYM", int_args(4, 32, False))],
         }
-    tensor, block = fp8_args(strategy="tensor"), fp8_args(strategy="block", block_structure=[128, 128])
-    groups["float-quantized"] += [
-        Case("FPW8A16", tensor),
-        preset("FP8_BLOCK"),
-        preset("FP8_BLOCK", RAGGED),
-        Case("block-A16", block),
-    ]
+    tensor = Case("FPW8A16", {**FP8_ARGS, "strategy": "tensor"})
+    block = Case("block-A16", {**FP8_ARGS, "strategy": "block", "block_structure": [128, 128]})
+    groups["float-quantized"] += [tensor, preset("FP8_BLOCK"), preset("FP8_BLOCK", RAGGED), block]
     groups["nvfp4-pack-quantized"] += [preset("NVFP4A16", module=m) for m in FUSED]
     return {**groups, "pack-quantized": pack_cases()}
 
