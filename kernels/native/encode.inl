@@ -75,7 +75,7 @@ struct FloatEncoder {
 
     template <bool kPowers>
     uint32_t code(float w, float factor, float) const {
-        const uint32_t bits = bits_of_float(quotient<kPowers>(w, factor));
+        const uint32_t bits = bits_of_float(quotient<kPowers>(w, factor) + 0.0f);  // -0 counts as +0
         float magnitude = float_of_bits(bits & 0x7fffffffu);
         magnitude = magnitude < largest ? magnitude : largest;
         int32_t exponent = static_cast<int32_t>(bits_of_float(magnitude) & 0x7f800000u);

@@ -88,7 +88,7 @@ def encoded(w: torch.Tensor, element: str, scales: torch.Tensor, group: int) -> 
     """int32 codes [rows, cols]."""
     v = quotients(w, scales, group)
     if element in FLOATS:
-        return float_codes(v, FLOATS[element])
+        return float_codes(v + 0.0, FLOATS[element])  # a quotient -0 counts as +0
     half = 1 << INTEGER_BITS[element] - 1
     return v.clamp(-half, half - 1).round().int() + half
 

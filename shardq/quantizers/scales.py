@@ -12,7 +12,8 @@ Floats = NDArray[np.float32]
 _STORED = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 _EPSILON = {"bf16": 2.0**-7, "fp16": 2.0**-10, "fp32": 2.0**-23}  # scale of a group of zeros
 _EXPONENT_BITS = np.uint32(0x7F800000)
-_QUARTER = np.uint32(1 << 21)  # of the mantissa's range: what rounds 1.75 up to the next power of two
+# What carries a mantissa over to the next power of two, by element: from 1.75 on, and from 1.9375 on for e2m3.
+_CARRY = {"e2m1": np.uint32(1 << 21), "e4m3fn": np.uint32(1 << 21), "e2m3": np.uint32(1 << 19)}
 
 
 def shared_scales(absmax: Floats, scheme: Scheme, dtype: str, out: Floats) -> int:
@@ -44,15 +45,17 @@ def range_scales(
     low[:] = np.where(finite, np.minimum(low, 0), 0)
     high[:] = np.where(finite, np.maximum(high, 0), 0)
     np.divide(high - low, top, out=scales)
-    bad = _round_scales(scales, finite, scheme, dtype)
-    zeros[:] = np.clip(np.rint(-low / scales), 0, top)
-    return bad
+    half = np.float32(1 << (scheme.bits - 1))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a group of zeros
+        signed = np.rint(-half - low / scales)  # from the scale before it is rounded; halves to the even signed number
+    zeros[:] = np.where(scales == 0, half, np.clip(signed + half, 0, top))
+    return _round_scales(scales, finite, scheme, dtype)
 
 
 def _power_scales(absmax: Floats, scheme: Scheme) -> Floats:
     """Powers of two, as E8M0 holds them: the exponent of the magnitude less that of the element's largest value.
 
-    floor: OCP MX 1.0. even: up from 1.75 of a power of two on, as compressed-tensors rounds. ceil: the smallest power
+    floor: OCP MX 1.0. even: rounded up from 1.75 or 1.9375 of a power of two on, as compressed-tensors does. ceil: the smallest power
     under which nothing saturates, as MLX. A group of zeros gets the smallest scale, 2^-127.
     """
     largest = np.float32(scheme.format.max_value)
@@ -60,7 +63,7 @@ def _power_scales(absmax: Floats, scheme: Scheme) -> Floats:
         ratio = (absmax / largest).view(np.uint32)
         biased = ((ratio & _EXPONENT_BITS) >> 23) + ((ratio & ~_EXPONENT_BITS) != 0)
     else:
-        bits = absmax.view(np.uint32) + (_QUARTER if scheme.exponent == "even" else np.uint32(0))
+        bits = absmax.view(np.uint32) + (_CARRY[scheme.element] if scheme.exponent == "even" else np.uint32(0))
         biased = (bits >> 23).astype(np.int64) - int(np.floor(np.log2(largest)))
     exponents = np.clip(biased, 0, 254).astype(np.uint32)
     return np.where(exponents == 0, np.float32(2.0**-127), (exponents << 23).view(np.float32)).astype(np.float32)

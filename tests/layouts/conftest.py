@@ -27,10 +27,11 @@ def pack_whole(kernels: KernelSet) -> Pack:
     """A function that packs quantized rows in tiles and slabs of so many rows and joins the slabs."""
 
     def pack(
-        layout: Layout, scheme: Scheme, q: Quantized, *, tile: int = 1 << 20, slab: int = 1 << 20, rubbish: int = 0xA5
+        layout: Layout, scheme: Scheme, q: Quantized, *, dtype: str = "BF16", tile: int = 1 << 20, slab: int = 1 << 20,
+        rubbish: int = 0xA5,
     ) -> dict[str, NDArray[Any]]:
         rows, columns = q.codes.shape
-        specs = layout.outputs(scheme, "BF16", rows, columns)
+        specs = layout.outputs(scheme, dtype, rows, columns)
         whole: dict[str, NDArray[Any]] = {s.suffix: np.empty(s.shape, TARGET_ARRAYS[s.dtype]) for s in specs}
         for begin in range(0, rows, slab):
             end = min(rows, begin + slab)
@@ -41,7 +42,7 @@ def pack_whole(kernels: KernelSet) -> Pack:
             write_values(specs, out)
             for row in range(begin, end, tile):
                 part = slice(row, min(end, row + tile))
-                tiled = Quantized(q.codes[part], q.scales[part], q.zeros[part])
+                tiled = Quantized(q.codes[part], q.scales[part], None if q.zeros is None else q.zeros[part])
                 layout.pack(tiled, row - begin, out, scheme, kernels)
             for s in specs:
                 if s.slab_axis is None:

@@ -1,0 +1,120 @@
+"""Quantized and packed bytes against compressed-tensors' own; golden/compressed_tensors/PROVENANCE.md says how made."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from shardq.arena import Arena, reserve
+from shardq.kernels import KernelSet
+from shardq.layouts import find_layout
+from shardq.quantizers.buffers import buffer_shapes, take_buffers
+from shardq.quantizers.quantized import Quantized
+from shardq.quantizers.rtn import quantize_rows
+from shardq.schemes import WHOLE_ROW, Scheme
+from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS
+
+Pack = Callable[..., dict[str, NDArray[Any]]]
+GOLDEN: Final = Path(__file__).with_name("golden") / "compressed_tensors"
+CASES: Final[Mapping[str, Any]] = json.loads((GOLDEN / "cases.json").read_text())
+FLOATS: Final = {4: "e2m1", 6: "e2m3", 8: "e4m3fn"}
+OFFERED: Final = [
+    (file, module)
+    for file, modules in CASES.items()
+    if "/" in file and not file.startswith("nvfp4")
+    for module, case in modules.items()
+    if case["quantization_config"]["config_groups"]["group_0"]["weights"]["strategy"] != "tensor"
+]
+
+
+def group_of(file: str, module: str) -> dict[str, Any]:
+    group: dict[str, Any] = CASES[file][module]["quantization_config"]["config_groups"]["group_0"]
+    return group
+
+
+def scheme_of(group: Mapping[str, Any]) -> Scheme:
+    """What the library's arguments mean."""
+    weights = group["weights"]
+    element = f"int{weights['num_bits']}" if weights["type"] == "int" else FLOATS[weights["num_bits"]]
+    powers = weights.get("scale_dtype") == "torch.uint8"
+    rows, columns = weights.get("block_structure") or (1, weights.get("group_size") or WHOLE_ROW)
+    scheme = Scheme(
+        element,
+        columns,
+        weights["symmetric"],
+        scale="e8m0" if powers else "weight",
+        exponent="even" if powers else "",
+        group_rows=rows,
+        activation="int8" if group["format"] == "int-quantized" else "",
+    )
+    return find_layout("compressed-tensors").settle(scheme)
+
+
+def read(path: Path) -> dict[str, tuple[str, NDArray[Any]]]:
+    """Tensors as (type, array); patterns where numpy has no such type."""
+    found: dict[str, tuple[str, NDArray[Any]]] = {}
+    with path.open("rb") as f:
+        header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+        data = f.read()
+    for name, t in header.items():
+        if name != "__metadata__":
+            begin, end = t["data_offsets"]
+            array = np.frombuffer(data[begin:end], TARGET_ARRAYS[t["dtype"]]).reshape(t["shape"])
+            found[name] = (t["dtype"], array)
+    return found
+
+
+def weight_of(file: str, module: str) -> tuple[str, NDArray[Any]]:
+    dtype = file.split("/")[1].split("-")[0]
+    case = CASES[file][module]
+    _, array = read(GOLDEN / "inputs" / f"{dtype}.safetensors")[case["input"]]
+    rows = case["rows"]
+    return dtype, array.view(WEIGHT_ARRAYS[dtype]) if rows is None else array[slice(*rows)].view(WEIGHT_ARRAYS[dtype])
+
+
+def quantize(dtype: str, weight: NDArray[Any], scheme: Scheme, kernels: KernelSet) -> Quantized:
+    rows, columns = weight.shape
+    arena = Arena()
+    arena.reset(reserve(*buffer_shapes(rows, columns, scheme)))
+    buffers = take_buffers(arena, rows, columns, scheme)
+    q, bad = quantize_rows(np.ascontiguousarray(weight), dtype, scheme, buffers, np.empty((rows, 3)), kernels)
+    assert bad == 0
+    return Quantized(q.codes.copy(), q.scales.copy(), None if q.zeros is None else q.zeros.copy())
+
+
+@pytest.mark.parametrize(("file", "module"), OFFERED)
+def test_bytes_equal_the_library(file: str, module: str, kernels: KernelSet, pack_whole: Pack) -> None:
+    group = group_of(file, module)
+    scheme = scheme_of(group)
+    dtype, weight = weight_of(file, module)
+    layout = find_layout("compressed-tensors")
+    q = quantize(dtype, weight, scheme, kernels)
+    theirs = {
+        name.removeprefix(f"{module}."): t
+        for name, t in read(GOLDEN / f"{file}.safetensors").items()
+        if name.startswith(f"{module}.")
+    }
+    ours = pack_whole(layout, scheme, q, dtype=dtype)
+    assert ours.keys() == theirs.keys()
+    specs = {s.suffix: s for s in layout.outputs(scheme, dtype, *weight.shape)}
+    for name, (kind, array) in theirs.items():
+        assert specs[name].dtype == kind, name
+        assert ours[name].shape == array.shape, name
+        assert np.array_equal(ours[name], array), name
+    back = layout.unpack({name: array for name, (_, array) in theirs.items()}, scheme, kernels)
+    assert np.array_equal(back.codes, q.codes)
+    assert np.array_equal(back.scales, q.scales)
+    assert (back.zeros is None) == (q.zeros is None)
+    assert back.zeros is None or np.array_equal(back.zeros, q.zeros)
+
+
+def test_golden_files_hold_what_the_cases_name() -> None:
+    assert len(OFFERED) > 60
+    for file, module in OFFERED:
+        with safe_open(GOLDEN / f"{file}.safetensors", "np") as f:
+            assert any(name.startswith(f"{module}.") for name in f.keys())  # noqa: SIM118
