@@ -63,6 +63,7 @@ struct FloatEncoder {
     uint32_t to_step;        // from that of E to 2^23 * step; its low bits take off least_exponent once shifted
     int shift, sign_shift;
     uint32_t sign;
+    float zero;  // added to a quotient: +0 takes the sign of -0 away, -0 changes nothing
 
     explicit FloatEncoder(const Element& e)
         : largest(e.largest),
@@ -71,11 +72,12 @@ struct FloatEncoder {
                   (0x10000u - (static_cast<uint32_t>(128 - e.bias) << e.mantissa_bits))),
           shift(23 - e.mantissa_bits),
           sign_shift(32 - e.bits),
-          sign(1u << (e.bits - 1)) {}
+          sign(1u << (e.bits - 1)),
+          zero(e.bits == 6 ? -0.0f : 0.0f) {}
 
     template <bool kPowers>
     uint32_t code(float w, float factor, float) const {
-        const uint32_t bits = bits_of_float(quotient<kPowers>(w, factor) + 0.0f);  // -0 counts as +0
+        const uint32_t bits = bits_of_float(quotient<kPowers>(w, factor) + zero);
         float magnitude = float_of_bits(bits & 0x7fffffffu);
         magnitude = magnitude < largest ? magnitude : largest;
         int32_t exponent = static_cast<int32_t>(bits_of_float(magnitude) & 0x7f800000u);

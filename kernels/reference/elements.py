@@ -88,7 +88,8 @@ def encoded(w: torch.Tensor, element: str, scales: torch.Tensor, group: int) -> 
     """int32 codes [rows, cols]."""
     v = quotients(w, scales, group)
     if element in FLOATS:
-        return float_codes(v + 0.0, FLOATS[element])  # a quotient -0 counts as +0
+        six_bits = FLOATS[element].sign_bit == 5
+        return float_codes(v if six_bits else v + 0.0, FLOATS[element])  # + 0.0 takes the sign of -0 away
     half = 1 << INTEGER_BITS[element] - 1
     return v.clamp(-half, half - 1).round().int() + half
 
