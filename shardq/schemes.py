@@ -99,7 +99,7 @@ class Scheme:
             width = ACTIVATIONS[self.activation].bits if self.activation else 16
             group = {128: "", WHOLE_ROW: "CH"}.get(self.group_size, f"G{self.group_size}")
             return f"W{self.bits}A{width}{group}{'' if self.symmetric else '-ASYM'}"
-        stem = _STEMS[self.element, self.scale == "e8m0"]
+        stem = _STEMS.get((self.element, self.scale == "e8m0"), self.element.upper())
         shape = "-BLOCK" if self.group_rows > 1 else ""
         return f"{stem}{'' if self.activation else 'A16'}{shape}"
 

@@ -136,7 +136,10 @@ class CompressedTensors:
             if c.scheme is not None and c.scheme != default:
                 others.setdefault(c.scheme, []).append(c.module)
         everything = [c.module for c in choices]
-        groups = {"group_0": _group(default, ("Linear",))}
+        # A head is no "Linear" to vLLM: it has to be named.
+        heads = [c.module for c in choices if c.scheme == default and c.role == "head"]
+        named = [f"re:{r}" for r in module_regexes(heads, everything)]
+        groups = {"group_0": _group(default, ("Linear", *named))}
         for number, (scheme, modules) in enumerate(others.items(), start=1):
             groups[f"group_{number}"] = _group(scheme, [f"re:{r}" for r in module_regexes(modules, everything)])
         formats = {g["format"] for g in groups.values()}

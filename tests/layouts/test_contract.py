@@ -16,14 +16,17 @@ from shardq.arena import Arena
 from shardq.formats import ELEMENTS, STORAGE, WEIGHT_DTYPES
 from shardq.kernels import KernelSet
 from shardq.layouts import LAYOUTS, find_layout
-from shardq.layouts.base import Layout, ModuleChoice
+from shardq.layouts.base import Layout, ModuleChoice, unit_rows
+from shardq.quantizers.buffers import take_buffers
 from shardq.quantizers.quantized import Quantized
-from shardq.quantizers.rtn import quantize_rows, take_buffers
-from shardq.schemes import WHOLE_ROW, WIDTHS, Scheme
+from shardq.quantizers.rtn import quantize_rows
+from shardq.schemes import PRESETS, WHOLE_ROW, WIDTHS, Scheme
 from shardq.worker import TARGET_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
 each_layout: Final = pytest.mark.parametrize("layout", LAYOUTS, ids=[x.name for x in LAYOUTS])
+QWEIGHT: Final = [find_layout(name) for name in ("auto_round", "gptq")]  # one family, which needs whole words
+each_qweight: Final = pytest.mark.parametrize("layout", QWEIGHT, ids=[x.name for x in QWEIGHT])
 each_width: Final = pytest.mark.parametrize("bits", WIDTHS)
 each_symmetry: Final = pytest.mark.parametrize("symmetric", [True, False], ids=["sym", "asym"])
 
@@ -36,7 +39,8 @@ def random_rows(scheme: Scheme, rows: int, columns: int, seed: int) -> Quantized
     scales = rng.standard_normal((rows, groups)).astype(np.float16).astype(np.float32)
     scales[0, 0], scales[-1, -1] = 2.0**-24, -65504.0 if scheme.symmetric else 65504.0
     if scheme.symmetric:
-        return Quantized(codes, scales, np.full((rows, groups), top // 2, np.uint8))
+        zeros = np.full((rows, groups), top // 2, np.uint8) if scheme.numbers == "auto_round" else None
+        return Quantized(codes, scales, zeros)
     zeros = rng.integers(0, top, (rows, groups), np.uint8, endpoint=False)
     zeros[0, 0], zeros[-1, -1] = 0, top - 1
     return Quantized(codes, np.abs(scales), zeros)
@@ -44,7 +48,7 @@ def random_rows(scheme: Scheme, rows: int, columns: int, seed: int) -> Quantized
 
 def equal(a: Quantized, b: Quantized) -> bool:
     pairs = ((a.codes, b.codes), (a.scales, b.scales), (a.zeros, b.zeros))
-    return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in pairs)
+    return all((x is y) or (x.dtype == y.dtype and np.array_equal(x, y)) for x, y in pairs)
 
 
 # --- names and table ---------------------------------------------------------------------------------------------
@@ -69,11 +73,11 @@ def test_layout_names_are_unambiguous() -> None:
 def test_outputs_are_filled_to_the_last_byte_and_read_back(
     layout: Layout, bits: int, symmetric: bool, group: int, kernels: KernelSet, pack_whole: Pack
 ) -> None:
-    scheme, rows, columns = Scheme(f"int{bits}", group, symmetric), 96, 96
+    scheme, rows, columns = layout.settle(Scheme(f"int{bits}", group, symmetric)), 96, 96
     assert layout.refuse(scheme, scheme, rows, columns) is None
     q = random_rows(scheme, rows, columns, seed=bits)
-    one, other = (pack_whole(layout, scheme, q, tile=32, rubbish=r) for r in (0x00, 0xFF))
-    specs = layout.outputs(scheme, "BF16", rows, columns)
+    one, other = (pack_whole(layout, scheme, q, dtype="F16", tile=32, rubbish=r) for r in (0x00, 0xFF))
+    specs = layout.outputs(scheme, "F16", rows, columns)
     assert [s.suffix for s in specs] == list(one)
     for s in specs:
         assert s.dtype in STORAGE
@@ -90,10 +94,11 @@ def test_tiles_and_slabs_do_not_change_a_byte(
     layout: Layout, bits: int, symmetric: bool, groups: int, group: int, units: int, tile: int, slab: int, seed: int,
     kernels: KernelSet, pack_whole: Pack,
 ) -> None:  # fmt: skip
-    scheme, rows, columns = Scheme(f"int{bits}", group, symmetric), units * layout.slab_rows, groups * group * 2
+    scheme = layout.settle(Scheme(f"int{bits}", group, symmetric))
+    rows, columns = units * layout.slab_rows, groups * group * 2
     q = random_rows(scheme, rows, columns, seed)
-    whole = pack_whole(layout, scheme, q)
-    cut = pack_whole(layout, scheme, q, tile=tile * layout.slab_rows, slab=slab * layout.slab_rows)
+    whole = pack_whole(layout, scheme, q, dtype="F16")
+    cut = pack_whole(layout, scheme, q, dtype="F16", tile=tile * layout.slab_rows, slab=slab * layout.slab_rows)
     assert {k: v.tobytes() for k, v in cut.items()} == {k: v.tobytes() for k, v in whole.items()}
     assert equal(layout.unpack(cut, scheme, kernels), q)
 
@@ -105,7 +110,7 @@ def test_tiles_and_slabs_do_not_change_a_byte(
 def test_quantized_weights_of_each_dtype_read_back_near_what_they_were(
     layout: Layout, bits: int, symmetric: bool, dtype: str, kernels: KernelSet, pack_whole: Pack
 ) -> None:
-    scheme = Scheme(f"int{bits}", 32, symmetric)
+    scheme = layout.settle(Scheme(f"int{bits}", 32, symmetric))
     values = np.random.default_rng(bits).standard_normal((64, 96)).astype(np.float32)
     raws: dict[str, NDArray[Any]] = {
         "BF16": (values.view(np.uint32) >> 16).astype(np.uint16),
@@ -119,9 +124,10 @@ def test_quantized_weights_of_each_dtype_read_back_near_what_they_were(
     arena.reset(1 << 20)
     q, bad = quantize_rows(raw, dtype, scheme, take_buffers(arena, 64, 96, scheme), np.empty((64, 3)), kernels)
     assert bad == 0
-    read = layout.unpack(pack_whole(layout, scheme, q, tile=32), scheme, kernels)
+    read = layout.unpack(pack_whole(layout, scheme, q, dtype=dtype, tile=32), scheme, kernels)
     assert equal(read, q)
-    scale, zero = (np.repeat(x.astype(np.float32), 32, axis=1) for x in (read.scales, read.zeros))
+    zeros = np.full_like(read.scales, 1 << (bits - 1)) if read.zeros is None else read.zeros
+    scale, zero = (np.repeat(x.astype(np.float32), 32, axis=1) for x in (read.scales, zeros))
     error = np.abs(scale * (read.codes - zero) - weights)
     # Half a step; more where the extreme of a symmetric group has no code of its own, or a zero point is rounded.
     assert (error <= 1.5 * np.abs(scale) * 1.001).all()
@@ -131,7 +137,7 @@ def test_quantized_weights_of_each_dtype_read_back_near_what_they_were(
 @each_layout
 @each_width
 def test_outputs_hold_the_codes_and_slabs_add_up(layout: Layout, bits: int) -> None:
-    scheme, rows, columns = Scheme(f"int{bits}", 32, symmetric=True), 96, 64
+    scheme, rows, columns = layout.settle(Scheme(f"int{bits}", 32, symmetric=True)), 96, 64
     specs = layout.outputs(scheme, "BF16", rows, columns)
     sizes = {s.suffix: int(np.prod(s.shape)) * STORAGE[s.dtype].bits for s in specs}
     assert max(sizes.values()) >= rows * columns * bits  # the codes fit
@@ -161,7 +167,7 @@ def test_refuse_ragged_groups(layout: Layout) -> None:
         assert layout.refuse(fits, fits, 64, columns) is None
 
 
-@each_layout
+@each_qweight
 @pytest.mark.parametrize(("rows", "columns"), [(100, 64), (64, 100), (1, 64), (16, 32), (63, 63)])
 def test_refuse_sides_that_are_not_whole_words(layout: Layout, rows: int, columns: int) -> None:
     scheme = Scheme("int4", WHOLE_ROW, symmetric=True)
@@ -170,7 +176,7 @@ def test_refuse_sides_that_are_not_whole_words(layout: Layout, rows: int, column
     assert not refusal.ragged
 
 
-@each_layout
+@each_qweight
 def test_refuse_every_element_that_no_loader_reads(layout: Layout) -> None:
     for name, element in ELEMENTS.items():
         scheme = Scheme(name, 32, symmetric=True)
@@ -183,7 +189,7 @@ def test_refuse_every_element_that_no_loader_reads(layout: Layout) -> None:
             assert name in refusal.reason
 
 
-@each_layout
+@each_qweight
 @each_symmetry
 def test_refuse_what_one_config_cannot_mix(layout: Layout, symmetric: bool) -> None:
     refusal = layout.refuse(Scheme("int4", 32, symmetric), Scheme("int4", 32, not symmetric), 64, 64)
@@ -218,12 +224,16 @@ def chosen_modules(draw: st.DrawFn) -> tuple[Scheme, list[ModuleChoice]]:
     return default, draw(st.permutations([*linear, *heads, sure]))
 
 
+def settled(layout: Layout, choices: list[ModuleChoice]) -> list[ModuleChoice]:
+    return [replace(c, scheme=c.scheme and layout.settle(c.scheme)) for c in choices]
+
+
 @each_layout
 @given(chosen=chosen_modules())
 def test_a_loader_believes_of_every_module_what_was_decided(
     layout: Layout, chosen: tuple[Scheme, list[ModuleChoice]]
 ) -> None:
-    default, choices = chosen
+    default, choices = layout.settle(chosen[0]), settled(layout, chosen[1])
     block = layout.config_block(default, choices, "0.0")
     read = json.loads(json.dumps(block, allow_nan=False))
     assert read == block, "not plain JSON"
@@ -234,12 +244,12 @@ def test_a_loader_believes_of_every_module_what_was_decided(
 
 @each_layout
 def test_a_config_without_exceptions_names_no_module(layout: Layout) -> None:
-    scheme = Scheme("int4", 128, symmetric=True)
+    scheme = layout.settle(Scheme("int4", 128, symmetric=True))
     choices = [ModuleChoice(f"model.layers.{i}.mlp.up_proj", "linear", scheme) for i in range(40)]
     assert "up_proj" not in json.dumps(layout.config_block(scheme, choices, "0.0"))
 
 
-@each_layout
+@each_qweight
 def test_a_config_names_who_wrote_it_and_what_loaders_ask_for_first(layout: Layout) -> None:
     scheme = Scheme("int8", 64, symmetric=True)
     block = layout.config_block(scheme, [ModuleChoice("a.0.b", "linear", scheme)], "1.2.3")
@@ -278,3 +288,44 @@ def test_auto_round_names_kept_modules_in_full() -> None:
     block = find_layout("auto_round").config_block(scheme, choices, "0.0")
     assert list(block["extra_config"]) == [f"model.layers.{i}.mlp.gate" for i in range(3)]
     assert block["block_name_to_quantize"] == "model.layers"
+
+
+# --- compressed-tensors --------------------------------------------------------------------------------------------
+
+CT: Final = find_layout("compressed-tensors")
+PRESETS_OF_CT: Final = [CT.settle(p.scheme) for p in PRESETS.values()]
+
+
+@pytest.mark.parametrize("default", PRESETS_OF_CT, ids=list(PRESETS))
+def test_compressed_tensors_tells_every_preset_apart(default: Scheme) -> None:
+    choices = [ModuleChoice(f"model.layers.0.m{i}", "linear", s) for i, s in enumerate(PRESETS_OF_CT)]
+    choices += [ModuleChoice("model.layers.0.gate", "router", None), ModuleChoice("lm_head", "head", default)]
+    block = json.loads(json.dumps(CT.config_block(default, choices, "0.0")))
+    assert {c.module: CT.scheme_of(block, c.module) for c in choices} == {c.module: c.scheme for c in choices}
+    assert block["format"] == "mixed-precision"
+    assert r"re:^lm_head$" in block["config_groups"]["group_0"]["targets"]  # the class alone does not reach a head
+
+
+@pytest.mark.parametrize("scheme", PRESETS_OF_CT, ids=list(PRESETS))
+@pytest.mark.parametrize("rows", [128, 100])
+def test_compressed_tensors_slabs_of_every_preset(
+    scheme: Scheme, rows: int, kernels: KernelSet, pack_whole: Pack
+) -> None:
+    values = np.random.default_rng(rows).standard_normal((rows, 256)).astype(np.float32)
+    assert CT.refuse(scheme, scheme, rows, 256) is None
+    arena = Arena()
+    arena.reset(1 << 22)
+    buffers = take_buffers(arena, rows, 256, scheme)
+    q, bad = quantize_rows(values, "F32", scheme, buffers, np.empty((rows, 3)), kernels)
+    assert bad == 0
+    unit = unit_rows(CT, scheme)
+    one, other = (pack_whole(CT, scheme, q, dtype="F32", tile=t, slab=s) for t, s in ((1 << 20, 1 << 20), (unit, unit)))
+    assert {k: v.tobytes() for k, v in one.items()} == {k: v.tobytes() for k, v in other.items()}
+    assert equal(CT.unpack(one, scheme, kernels), q)
+
+
+def test_compressed_tensors_refuses_what_the_library_has_no_format_for() -> None:
+    for name in ("e5m2", "fp16"):
+        refusal = CT.refuse(Scheme(name, 32, symmetric=True), Scheme("int4", 32, symmetric=True), 64, 64)
+        assert refusal is not None
+        assert not refusal.ragged
