@@ -10,7 +10,7 @@ struct LevelDecoder {
     static constexpr bool kHasZeros = false;
     int32_t half;
 
-    explicit LevelDecoder(const Element& e) : half(1 << (e.bits - 1)) {}
+    explicit LevelDecoder(int bits) : half(1 << (bits - 1)) {}
 
     float value(int32_t code, float scale, float) const { return scale * static_cast<float>(code - half); }
     float difference_of(float weight, int32_t code, float scale, float zero) const {
@@ -20,26 +20,19 @@ struct LevelDecoder {
 
 // The fields of a float's code are moved to those of an fp32 number. Where the exponent is 0, fraction * 2^E with the
 // smallest E is (1 + fraction) * 2^E - 2^E, exactly.
+template <class E>
 struct FloatDecoder {
     static constexpr bool kHasZeros = false;
-    uint32_t magnitude, rebias, smallest;
-    int32_t largest_code;
-    int shift, sign_shift;
-
-    explicit FloatDecoder(const Element& e)
-        : magnitude((1u << (e.bits - 1)) - 1u),
-          rebias(static_cast<uint32_t>(127 - e.bias) << 23),
-          smallest(static_cast<uint32_t>(128 - e.bias) << 23),
-          largest_code(e.largest_code),
-          shift(23 - e.mantissa_bits),
-          sign_shift(32 - e.bits) {}
 
     float value(int32_t code, float scale, float) const {
-        const uint32_t bare = static_cast<uint32_t>(code) & magnitude, moved = bare << shift;
-        const uint32_t small = bits_of_float(float_of_bits(moved + smallest) - float_of_bits(smallest));
-        uint32_t bits = moved < 0x800000u ? small : moved + rebias;
-        bits |= static_cast<int32_t>(bare) > largest_code ? 0x7f800000u : 0u;
-        return scale * float_of_bits(bits | ((static_cast<uint32_t>(code) << sign_shift) & 0x80000000u));
+        const int32_t moved = static_cast<int32_t>((static_cast<uint32_t>(code) & (E::kSign - 1u)) << E::kShift);
+        const float one = float_of_bits(E::kSmallestExponent);
+        const uint32_t fields = static_cast<uint32_t>(moved);
+        const uint32_t small = bits_of_float(float_of_bits(fields + E::kSmallestExponent) - one);
+        uint32_t bits = moved < 0x800000 ? small : fields + E::kRebias;
+        // Compared in its final place, as 32 bits: else compilers compare bytes, and widen what they find.
+        if (E::kHasSpecials) bits |= moved > static_cast<int32_t>(E::kLargestCode << E::kShift) ? 0x7f800000u : 0u;
+        return scale * float_of_bits(bits | ((static_cast<uint32_t>(code) << E::kSignShift) & 0x80000000u));
     }
     float difference_of(float weight, int32_t code, float scale, float zero) const {
         return difference_from(*this, weight, code, scale, zero);
@@ -60,17 +53,28 @@ struct AffineDecoder {
 };
 
 template <class Decoder>
+inline void decode_columns(const Decoder& decoder, const uint8_t* SHARDQ_RESTRICT codes, int64_t cols,
+                           const Spread& scales, const Spread& offsets, float* SHARDQ_RESTRICT out) {
+    const Decoder d = decoder;
+    for (int64_t i = 0; i < cols; i++) {
+        out[i] = d.value(codes[i], scales.even[i], Decoder::kHasZeros ? offsets.even[i] : 0.0f);
+    }
+}
+
+// Here the columns themselves are spread: as the even ones of twice as many.
+template <class Decoder>
 inline void decode_rows(const Decoder& decoder, const GroupCodes& q, float* out) {
     const int64_t groups = ceil_div(q.cols, q.group);
-    const Decoder d = decoder;
+    Spread scales, offsets;
     for (int64_t row = 0; row < q.rows; row++) {
-        for (int64_t g = 0; g < groups; g++) {
-            const int64_t at = row * q.cols + g * q.group, width = least(q.group, q.cols - g * q.group);
-            const float scale = q.scales[row * groups + g];
-            const float offset = Decoder::kHasZeros ? q.offsets[row * groups + g] : 0.0f;
-            const uint8_t* SHARDQ_RESTRICT codes = q.codes + at;
-            float* SHARDQ_RESTRICT values = out + at;
-            for (int64_t i = 0; i < width; i++) values[i] = d.value(codes[i], scale, offset);
+        for (int64_t at = 0; at < q.cols; at += kPairs) {
+            const int64_t width = least(kPairs, q.cols - at), first = row * groups + at / q.group;
+            spread_groups(scales, 2 * at, 2 * width, 2 * q.group, q.scales + first);
+            if constexpr (Decoder::kHasZeros) {
+                spread_groups(offsets, 2 * at, 2 * width, 2 * q.group, q.offsets + first);
+            }
+            const int64_t from = row * q.cols + at;
+            decode_columns(decoder, q.codes + from, width, scales, offsets, out + from);
         }
     }
 }
@@ -100,8 +104,14 @@ inline void error_any(const Decoder& decoder, const Weights& w, const GroupCodes
 }
 
 void decode_scaled(const GroupCodes& q, const Element& element, float* out) {
-    if (element.mantissa_bits == 0) return decode_rows(LevelDecoder(element), q, out);
-    decode_rows(FloatDecoder(element), q, out);
+    switch (element.kind) {
+        case ElementKind::Int: return decode_rows(LevelDecoder(element.bits), q, out);
+        case ElementKind::E2M1: return decode_rows(FloatDecoder<E2M1>{}, q, out);
+        case ElementKind::E2M3: return decode_rows(FloatDecoder<E2M3>{}, q, out);
+        case ElementKind::E3M2: return decode_rows(FloatDecoder<E3M2>{}, q, out);
+        case ElementKind::E4M3FN: return decode_rows(FloatDecoder<E4M3FN>{}, q, out);
+        case ElementKind::E5M2: return decode_rows(FloatDecoder<E5M2>{}, q, out);
+    }
 }
 
 void decode_affine(const GroupCodes& q, DecodingRule rule, float* out) {
@@ -110,8 +120,14 @@ void decode_affine(const GroupCodes& q, DecodingRule rule, float* out) {
 }
 
 void error_scaled(const Weights& w, const GroupCodes& q, const Element& element, double* stats) {
-    if (element.mantissa_bits == 0) return error_any(LevelDecoder(element), w, q, stats);
-    error_any(FloatDecoder(element), w, q, stats);
+    switch (element.kind) {
+        case ElementKind::Int: return error_any(LevelDecoder(element.bits), w, q, stats);
+        case ElementKind::E2M1: return error_any(FloatDecoder<E2M1>{}, w, q, stats);
+        case ElementKind::E2M3: return error_any(FloatDecoder<E2M3>{}, w, q, stats);
+        case ElementKind::E3M2: return error_any(FloatDecoder<E3M2>{}, w, q, stats);
+        case ElementKind::E4M3FN: return error_any(FloatDecoder<E4M3FN>{}, w, q, stats);
+        case ElementKind::E5M2: return error_any(FloatDecoder<E5M2>{}, w, q, stats);
+    }
 }
 
 void error_affine(const Weights& w, const GroupCodes& q, DecodingRule rule, double* stats) {

@@ -65,6 +65,27 @@ inline float widen_value(typename T::Raw raw) {
     return float_of_bits(T::widen_bits(raw));
 }
 
+// Small floats: a sign, kBits - 1 - kMantissaBits bits of exponent, and the rest. Codes without sign above kLargestCode
+// are infinity and NaN.
+template <int kBits_, int kMantissaBits_, int kBias, uint32_t kLargestCode_>
+struct FloatType {
+    static constexpr int kBits = kBits_, kMantissaBits = kMantissaBits_;
+    static constexpr int kShift = 23 - kMantissaBits;  // from the fields of a code to those of an fp32 number
+    static constexpr int kSignShift = 32 - kBits;
+    static constexpr uint32_t kSign = 1u << (kBits - 1);
+    static constexpr uint32_t kLargestCode = kLargestCode_;
+    static constexpr bool kHasSpecials = kLargestCode != kSign - 1;
+    static constexpr uint32_t kRebias = static_cast<uint32_t>(127 - kBias) << 23;
+    static constexpr uint32_t kSmallestExponent = static_cast<uint32_t>(128 - kBias) << 23;  // of normal numbers
+    static constexpr uint32_t kLargest = (kLargestCode << kShift) + kRebias;  // both as fp32 patterns
+};
+
+using E2M1 = FloatType<4, 1, 1, 0x07>;
+using E2M3 = FloatType<6, 3, 1, 0x1f>;
+using E3M2 = FloatType<6, 2, 3, 0x1f>;
+using E4M3FN = FloatType<8, 3, 7, 0x7e>;
+using E5M2 = FloatType<8, 2, 15, 0x7b>;
+
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

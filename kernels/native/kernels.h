@@ -38,13 +38,13 @@ struct IntScheme {
     bool symmetric;
 };
 
-// What a code of a symmetric scheme stands for; contract.py lists them. Integers have no mantissa bits, and their code is
-// the value plus 2^(bits - 1). Floats of 1 + exponent + mantissa_bits bits.
+// What a code of a symmetric scheme stands for; contract.py says it.
+enum class ElementKind : int { Int, E2M1, E2M3, E3M2, E4M3FN, E5M2 };
+
 struct Element {
     const char* name;
-    int bits, mantissa_bits, bias;
-    float largest;     // finite value of a float, whose code is
-    int largest_code;  // this
+    ElementKind kind;
+    int bits;
 };
 
 enum class EncodingRule : int { RoundAdd, AddRound, Subtract };

@@ -14,6 +14,7 @@ namespace {
 using shardq::DecodingRule;
 using shardq::Dtype;
 using shardq::Element;
+using shardq::ElementKind;
 using shardq::EncodingRule;
 using shardq::GroupCodes;
 using shardq::IntCodes;
@@ -106,10 +107,10 @@ Dtype parse_dtype(const std::string& dtype) {
 const Item& raw_item(Dtype dtype) { return dtype == Dtype::F32 ? kF32 : kU16; }
 
 constexpr Element kElements[] = {
-    {"int2", 2, 0, 0, 0.0f, 0},       {"int3", 3, 0, 0, 0.0f, 0},       {"int4", 4, 0, 0, 0.0f, 0},
-    {"int5", 5, 0, 0, 0.0f, 0},       {"int6", 6, 0, 0, 0.0f, 0},       {"int7", 7, 0, 0, 0.0f, 0},
-    {"int8", 8, 0, 0, 0.0f, 0},       {"e2m1", 4, 1, 1, 6.0f, 0x07},    {"e2m3", 6, 3, 1, 7.5f, 0x1f},
-    {"e3m2", 6, 2, 3, 28.0f, 0x1f},   {"e4m3fn", 8, 3, 7, 448.0f, 0x7e}, {"e5m2", 8, 2, 15, 57344.0f, 0x7b},
+    {"int2", ElementKind::Int, 2},  {"int3", ElementKind::Int, 3},  {"int4", ElementKind::Int, 4},
+    {"int5", ElementKind::Int, 5},  {"int6", ElementKind::Int, 6},  {"int7", ElementKind::Int, 7},
+    {"int8", ElementKind::Int, 8},  {"e2m1", ElementKind::E2M1, 4}, {"e2m3", ElementKind::E2M3, 6},
+    {"e3m2", ElementKind::E3M2, 6}, {"e4m3fn", ElementKind::E4M3FN, 8}, {"e5m2", ElementKind::E5M2, 8},
 };
 
 const Element& parse_element(const std::string& name) {

@@ -32,6 +32,7 @@ inline void spread_groups(Spread& s, int64_t at, int64_t width, int64_t group, c
     int64_t i = 0;
     if (group == 16) i = spread_whole_groups<16>(s, width, values);
     if (group == 32) i = spread_whole_groups<32>(s, width, values);
+    if (group == 64) i = spread_whole_groups<64>(s, width, values);
     if (group == 128) i = spread_whole_groups<128>(s, width, values);
     for (int64_t g = i / group; i < width; g++) {
         const int64_t end = least(width, (first + g + 1) * group - at), even = (i + 1) / 2, odd = i / 2;
