@@ -76,7 +76,7 @@ def main() -> None:
         codes, zeros, scales = random_codes(group) if random else take_codes(weight, group, name.startswith("sym"))
         config = {
             "quant_method": "awq", "bits": BITS, "group_size": group, "zero_point": True, "version": "gemm",
-            "modules_to_not_convert": ["lm_head", "mlp.gate"],
+            "modules_to_not_convert": ["lm_head", "model.layers.0.mlp.gate"],
         }  # fmt: skip
         packed = pack(codes, zeros, scales, group)
         check(packed, codes, zeros, config)
