@@ -6,6 +6,6 @@ imports nothing from the rest of shardq.
 """
 
 from shardq.kernels.choice import NAMES, KernelChoiceError, SetInfo, load, sets
-from shardq.kernels.contract import DTYPES, KernelSet
+from shardq.kernels.contract import DTYPES, ELEMENTS, KernelSet
 
-__all__ = ["DTYPES", "NAMES", "KernelChoiceError", "KernelSet", "SetInfo", "load", "sets"]
+__all__ = ["DTYPES", "ELEMENTS", "NAMES", "KernelChoiceError", "KernelSet", "SetInfo", "load", "sets"]

@@ -5,6 +5,7 @@ from typing import Final
 
 import torch
 
+from shardq.kernels.contract import ELEMENTS
 from shardq.kernels.reference.arrays import grouped, per_column
 
 MOST_LEVELS = 2.0**20
@@ -43,8 +44,8 @@ INTEGER_BITS: Final = {f"int{bits}": bits for bits in range(2, 9)}
 
 def checked_element(element: str) -> str:
     """element, if there is one of this name; else ValueError."""
-    if element not in FLOATS and element not in INTEGER_BITS:
-        raise ValueError(f"element: expected one of {', '.join([*INTEGER_BITS, *FLOATS])}, found {element}")
+    if element not in ELEMENTS:
+        raise ValueError(f"element: expected one of {', '.join(ELEMENTS)}, found {element}")
     return element
 
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from shardq.kernels import DTYPES, KernelSet
-from shardq.kernels.contract import ELEMENTS
+from shardq.kernels import DTYPES, ELEMENTS, KernelSet
 
 Check = Callable[[NDArray[Any], NDArray[Any]], None]
 Make = Callable[[int, str, int, int, str], NDArray[Any]]
@@ -93,6 +92,16 @@ def test_scaled_kernels_equal_reference(
             each.error_scaled(src, dtype, element, codes, scales, group, stats[i])
     same_bits(without_nan(values[0]), without_nan(values[1]))
     same_bits(without_nan(stats[0]), without_nan(stats[1]))
+
+
+def test_small_floats_are_those_of_the_ocp_tables(kernels: KernelSet) -> None:
+    every = np.arange(64, dtype=np.uint8).reshape(1, -1)
+    e2m1, e2m3, e3m2 = (values_of(kernels, element, every)[0].tolist() for element in ("e2m1", "e2m3", "e3m2"))
+    assert e2m1[:8] == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    assert e2m1[8:16] == [-x for x in e2m1[:8]]
+    assert e2m1[16:32] == e2m1[:16]
+    assert [e2m3[code] for code in (1, 7, 8, 9, 16, 24, 31, 63)] == [0.125, 0.875, 1, 1.125, 2, 4, 7.5, -7.5]
+    assert [e3m2[code] for code in (1, 3, 4, 5, 12, 28, 31, 63)] == [0.0625, 0.1875, 0.25, 0.3125, 1, 16, 28, -28]
 
 
 @pytest.mark.parametrize(("element", "dtype"), [("e4m3fn", torch.float8_e4m3fn), ("e5m2", torch.float8_e5m2)])
