@@ -193,8 +193,8 @@ class KernelSet(Protocol):
             v is clamped to the smallest and largest finite value of the element
             the nearest element, halves to the even code: 2.5 is 2 in int4 and in e2m1, where 0.25 is 0 and 5 is 4
 
-        Floats keep the sign of v when they round to zero; a v of -0 counts as +0, but in six bits, as compressed-tensors
-        has it; an infinite v is the largest value.
+        Floats keep the sign of v when they round to zero; a v of -0 counts as +0, but in six bits, as in
+        compressed-tensors; an infinite v is the largest value.
         So scale 0 makes a group that decodes to zeros, whatever its weights. ValueError naming element if unknown.
         Sources: OCP Microscaling Formats 1.0 (elements, saturation); compressed-tensors 0.20, on fp32.
         """

@@ -1,9 +1,9 @@
 """compressed-tensors layout, for vLLM, SGLang and transformers (compressed-tensors 0.20, vLLM 0.32, transformers 5.23).
 
 One format for each kind of scheme, named in the configuration; see `format_of`. Integers are a dense little-endian bit
-stream along the columns of `code` (0 to 2^b - 1), except for 8 bits with 8-bit activations, which are plain int8. Scales
-have the weight's own type, powers of two one byte of exponent. A symmetric scheme has no zero point tensor: vLLM cannot
-load one.
+stream of codes (0 to 2^b - 1) along the columns, except for 8 bits with 8-bit activations, which are plain int8.
+Scales have the weight's own type, powers of two one byte of exponent. A symmetric scheme has no zero point tensor: vLLM
+cannot load one.
 """
 
 import re

@@ -51,6 +51,7 @@ class QweightLayout:
 
     def outputs(self, scheme: Scheme, dtype: str, rows: int, columns: int) -> tuple[OutSpec, ...]:
         """See Layout."""
+        del dtype  # scales are fp16 whatever the weight is
         groups = scheme.groups(columns)
         specs = (
             OutSpec("qweight", "I32", (columns * scheme.bits // 32, rows), slab_axis=1),

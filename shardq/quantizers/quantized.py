@@ -11,12 +11,10 @@ class Quantized:
     """Canonical quantized rows. Integers: weight = scale * (code - zero), where no zeros stand for 2**(bits-1); floats:
     weight = scale * value of the code, a bit pattern.
 
-    `G` is the number of groups in a row, a short last one included. Where rows share scales (`group_rows`), each row has
-    its own copy.
+    `G` is the number of groups in a row, a short last one included. Where rows share scales (`group_rows`), each row
+    has its own copy.
     """
 
     codes: NDArray[np.uint8]  # [rows, columns], 0 .. 2**bits - 1
-    scales: NDArray[
-        np.float32
-    ]  # [rows, G], already rounded to the scheme's scale format; may be negative in auto_round
+    scales: NDArray[np.float32]  # [rows, G], rounded to the scheme's scale format; may be negative in auto_round
     zeros: NDArray[np.uint8] | None  # [rows, G], 0 .. 2**bits - 1; all 2**(bits-1) when symmetric integers have them

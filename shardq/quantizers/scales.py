@@ -55,8 +55,8 @@ def range_scales(
 def _power_scales(absmax: Floats, scheme: Scheme) -> Floats:
     """Powers of two, as E8M0 holds them: the exponent of the magnitude less that of the element's largest value.
 
-    floor: OCP MX 1.0. even: rounded up from 1.75 or 1.9375 of a power of two on, as compressed-tensors does. ceil: the smallest power
-    under which nothing saturates, as MLX. A group of zeros gets the smallest scale, 2^-127.
+    floor: OCP MX 1.0. even: rounded up from 1.75 or 1.9375 of a power of two on, as compressed-tensors does. ceil: the
+    smallest power under which nothing saturates, as MLX. A group of zeros gets the smallest scale, 2^-127.
     """
     largest = np.float32(scheme.format.max_value)
     if scheme.exponent == "ceil":

@@ -27,7 +27,13 @@ def pack_whole(kernels: KernelSet) -> Pack:
     """A function that packs quantized rows in tiles and slabs of so many rows and joins the slabs."""
 
     def pack(
-        layout: Layout, scheme: Scheme, q: Quantized, *, dtype: str = "BF16", tile: int = 1 << 20, slab: int = 1 << 20,
+        layout: Layout,
+        scheme: Scheme,
+        q: Quantized,
+        *,
+        dtype: str = "BF16",
+        tile: int = 1 << 20,
+        slab: int = 1 << 20,
         rubbish: int = 0xA5,
     ) -> dict[str, NDArray[Any]]:
         rows, columns = q.codes.shape

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 from shardq.arena import Arena
 from shardq.kernels import KernelSet
 from shardq.layouts import LAYOUTS, find_layout
-from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.buffers import take_buffers
+from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import Scheme
 

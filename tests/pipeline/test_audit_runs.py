@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -57,6 +57,13 @@ def flip(path: Path, at: int, bit: int) -> None:
         f.write(bytes([byte ^ 1 << bit]))
 
 
+KINDS: Final = {
+    "auto_round": ("qweight", "qzeros", "scales"),
+    "gptq": ("qweight", "qzeros", "scales", "g_idx"),
+    "compressed-tensors": ("weight_packed", "weight_scale", "weight_shape"),
+}
+
+
 def tensors_of(out: Path) -> Iterator[tuple[Path, HeaderTensor]]:
     for path in sorted(out.glob("*.safetensors")):
         yield from ((path, t) for t in read_header(path).tensors)
@@ -92,8 +99,8 @@ def test_one_flipped_bit_in_any_tensor_is_found(checkpoint: Path, tmp_path: Path
         assert problem.startswith(f"{t.name} in {path.name} differs at byte {at} of the file: expected 0x")
         flip(path, at, bit)
         seen.add(t.name.rpartition(".")[2])
-    kinds = {"qweight", "qzeros", "scales", "weight"}
-    assert seen == (kinds | {"g_idx"} if layout == "gptq" else kinds)
+    assert seen == {"weight", *KINDS[layout]} | ({"weight_zero_point"} & seen)
+    assert ("weight_zero_point" in seen) == (layout == "compressed-tensors" and "asym" in name)
     assert shardq.audit(out, source=checkpoint).problems == ()
 
 

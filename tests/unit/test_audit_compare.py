@@ -26,7 +26,7 @@ SCHEME = Scheme("int4", 32, symmetric=True)
 class RowLayout(AutoRound):
     """Codes [rows, columns / 8] and scales [rows, groups]."""
 
-    def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
+    def outputs(self, scheme: Scheme, dtype: str, rows: int, columns: int) -> tuple[OutSpec, ...]:
         codes = OutSpec("packed", "I32", (rows, columns // 8), slab_axis=0)
         return codes, OutSpec("scale", "F16", (rows, scheme.groups(columns)), slab_axis=0)
 
@@ -81,9 +81,8 @@ def test_every_byte_of_a_run_of_rows_is_compared(
     layout.pack(q, 0, out, SCHEME, kernels)
     result = b"head" + b"".join(a.tobytes() for a in out.values())
     begins = 4, 4 + out["packed"].nbytes
-    outputs = tuple(
-        Derived(f"a.{s.suffix}", s, b) for s, b in zip(layout.outputs(SCHEME, "BF16", ROWS, COLUMNS), begins, strict=True)
-    )
+    specs = layout.outputs(SCHEME, "BF16", ROWS, COLUMNS)
+    outputs = tuple(Derived(f"a.{s.suffix}", s, b) for s, b in zip(specs, begins, strict=True))
     row_bytes = 4 * COLUMNS
     subject = Subject(
         "a.weight", "quantized", "linear", "f", "f", "F32", 8, ROWS, COLUMNS, row_bytes, 32, SCHEME, outputs

@@ -1,14 +1,29 @@
 import pytest
 
 from shardq.errors import BadGroupSize, BadOption, UnknownScheme
-from shardq.schemes import PRESETS, WHOLE_ROW, Scheme, change_scheme, parse_name, parse_scheme
+from shardq.schemes import ALIASES, PRESETS, WHOLE_ROW, Scheme, change_scheme, parse_name, parse_scheme
 
 
-def test_presets_are_named_by_what_they_are() -> None:
+def test_names_of_presets_lead_back_to_them() -> None:
+    plain = [p for p in PRESETS.values() if not p.bits_of]
     for name, preset in PRESETS.items():
         assert preset.name == name
-        if not preset.bits_of:
-            assert preset.scheme.name == name
+        assert parse_scheme(name) is preset
+    assert len({p.scheme.name for p in plain}) == len(plain)
+    for preset in plain:
+        assert parse_name(preset.scheme.name) == preset.scheme
+
+
+def test_aliases_name_presets_and_hide_none() -> None:
+    for alias, name in ALIASES.items():
+        assert parse_scheme(alias) is PRESETS[name]
+        assert alias not in PRESETS
+
+
+@pytest.mark.parametrize("name", ["W8A8", "FP8_DYNAMIC", "MXFP4"])
+def test_only_weight_only_integers_can_be_changed(name: str) -> None:
+    with pytest.raises(BadOption, match="W4A16"):
+        change_scheme(PRESETS[name].scheme, group_size=64)
 
 
 @pytest.mark.parametrize("text", ["w4a16", " W4A16 ", "W4A16"])

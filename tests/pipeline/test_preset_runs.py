@@ -1,0 +1,36 @@
+"""Whole runs of every preset: the output agrees with its own records, with its source, and with what an audit derives."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import shardq
+from shardq import Limits
+from shardq.errors import LayoutRefuses
+from shardq.schemes import PRESETS
+
+ONE = Limits(parallel=1)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_in_compressed_tensors(make_checkpoint: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    source = make_checkpoint(layers=3, dtypes=("BF16", "F16", "F32"))
+    out = tmp_path / "out"
+    result = shardq.quantize(source, f"{name}@compressed-tensors", output_dir=out, limits=ONE)
+    assert result.quantized == 3 * 7
+    assert result.errors is not None
+    assert 0 < result.errors.relative < 0.7
+    assert shardq.verify(out, deep=True, source=source).problems == ()
+    assert shardq.audit(out, source=source).problems == ()
+
+
+@pytest.mark.parametrize("name", ["FP8_DYNAMIC", "MXFP4"])
+def test_scheme_that_names_no_layout_gets_one_that_holds_it(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    source = make_checkpoint(layers=2)
+    shardq.quantize(source, name, output_dir=tmp_path / "out", limits=ONE)
+    assert shardq.verify(tmp_path / "out").problems == ()
+    with pytest.raises(LayoutRefuses, match="integer weights"):
+        shardq.plan(source, f"{name}@gptq")
