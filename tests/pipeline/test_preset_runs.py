@@ -1,4 +1,4 @@
-"""Whole runs of every preset: the output agrees with its own records, with its source, and with what an audit derives."""
+"""Whole runs of every preset: the output agrees with its records, with its source, and with what an audit derives."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +14,8 @@ ONE = Limits(parallel=1)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_in_compressed_tensors(make_checkpoint: Callable[..., Path], tmp_path: Path, name: str) -> None:
-    source = make_checkpoint(layers=3, dtypes=("BF16", "F16", "F32"))
-    out = tmp_path / "out"
+def test_every_preset_in_compressed_tensors(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    source, out = checkpoint, tmp_path / "out"
     result = shardq.quantize(source, f"{name}@compressed-tensors", output_dir=out, limits=ONE)
     assert result.quantized == 3 * 7
     assert result.errors is not None
@@ -29,7 +28,7 @@ def test_every_preset_in_compressed_tensors(make_checkpoint: Callable[..., Path]
 def test_scheme_that_names_no_layout_gets_one_that_holds_it(
     make_checkpoint: Callable[..., Path], tmp_path: Path, name: str
 ) -> None:
-    source = make_checkpoint(layers=2)
+    source = make_checkpoint(layers=3)
     shardq.quantize(source, name, output_dir=tmp_path / "out", limits=ONE)
     assert shardq.verify(tmp_path / "out").problems == ()
     with pytest.raises(LayoutRefuses, match="integer weights"):
