@@ -93,7 +93,6 @@ struct FloatEncoder {
 template <EncodingRule kRule>
 struct AffineEncoder {
     static constexpr bool kHasOffsets = true;
-    static constexpr float kMostLevels = 1048576.0f;
     float top;
 
     explicit AffineEncoder(int bits) : top(static_cast<float>((1 << bits) - 1)) {}
@@ -102,10 +101,8 @@ struct AffineEncoder {
     uint32_t code(float w, float factor, float offset, int32_t&) const {
         float sum;
         if constexpr (kRule == EncodingRule::RoundAdd) {
-            float level = number_of<kWay>(w, factor);
-            level = level > -kMostLevels ? level : -kMostLevels;
-            level = level < kMostLevels ? level : kMostLevels;
-            sum = ((level + kRound) - kRound) + offset;
+            const float rounded = (number_of<kWay>(w, factor) + kRound) - kRound;
+            sum = rounded + offset;
         } else if constexpr (kRule == EncodingRule::AddRound) {
             sum = number_of<kWay>(w, factor) + offset;
         } else {
