@@ -69,7 +69,8 @@ struct IntEncoder {
 template <class E>
 struct FloatEncoder {
     static constexpr bool kHasOffsets = false;
-    // From the pattern of 2^E to that of 2^23 * step. Its low bits take the smallest exponent off the code.
+    // From the pattern of 2^E to that of 2^23 * step. Its low bits, an even number, take the smallest exponent off
+    // the code.
     static constexpr uint32_t kToStep =
         (static_cast<uint32_t>(E::kShift) << 23) + (0x10000u - (E::kSmallestExponent >> E::kShift));
 
