@@ -217,9 +217,9 @@ class KernelSet(Protocol):
             round_add: clamp(RNE(w / s) + o, 0, top), o a whole number (auto-round)
             add_round: clamp(RNE(w / s + o), 0, top) (compressed-tensors 0.20, o = zero point + 2^(bits-1))
             subtract: clamp(RNE((w - o) / s), 0, top) (MLX 0.32, o = bias)
-        A quotient that is NaN, or whose s is 0, is 0; RNE(w / s) in round_add is limited to -2^20 to 2^20, and its sum
-        is rounded (RNE) if o is no whole number; a sum that is NaN gives code 0. So scale 0 makes a group of equal
-        codes. ValueError naming rule if it is none of the three.
+        A quotient that is NaN, or whose s is 0, is 0, and a sum that is NaN gives code 0. So scale 0 makes a group of
+        equal codes. RNE(w / s) in round_add is found as (w / s + 1.5 * 2^23) - 1.5 * 2^23, which matters only for an o
+        beyond 2^20; a sum that is no whole number is rounded (RNE). ValueError naming rule if it is none of the three.
         """
         ...
 

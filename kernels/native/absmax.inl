@@ -1,6 +1,6 @@
 // Largest magnitude, and smallest and largest value, of every group of raw weights. Part of bodies.inl.
 //
-// Patterns without their sign sort like magnitudes, and sortable ones like values: see there. NaN lies beyond infinity
+// Patterns without their sign sort like magnitudes, and sortable ones like values. NaN lies beyond infinity
 // on both sides, so the extremes show whether a group is bad.
 
 constexpr int kPatterns = 256;  // groups whose extremes are kept as patterns before they become floats
@@ -37,11 +37,8 @@ inline void range_of(const typename T::Raw* SHARDQ_RESTRICT src, int64_t cols, i
     *highest = high;
 }
 
-// Short groups of 16-bit weights: a compiler's tree of shuffles costs more than the weights do.
-template <class T>
-inline bool is_short(int64_t group) {
-    return sizeof(typename T::Raw) == 2 && group < 128 && group % 8 == 0;
-}
+// In short groups of 16-bit weights a compiler's tree of shuffles costs more than the weights do.
+inline bool is_short(int64_t group) { return group < 128 && group % 8 == 0; }
 
 template <class T>
 inline int64_t absmax_rows(const Weights& w, int64_t group, float* out) {
@@ -55,7 +52,7 @@ inline int64_t absmax_rows(const Weights& w, int64_t group, float* out) {
             int64_t i = 0;
 #ifdef SHARDQ_SHORT_EXTREMES
             if constexpr (sizeof(typename T::Raw) == 2) {
-                if (is_short<T>(group)) {
+                if (is_short(group)) {
                     for (; i < count && (first + i + 1) * group <= w.cols; i++) {
                         most[i] = short_magnitude(src + (first + i) * group, group);
                     }
@@ -99,7 +96,7 @@ inline int64_t range_rows(const Weights& w, int64_t group, float* out_min, float
             int64_t i = 0;
 #ifdef SHARDQ_SHORT_EXTREMES
             if constexpr (sizeof(typename T::Raw) == 2) {
-                if (is_short<T>(group)) {
+                if (is_short(group)) {
                     for (; i < count && (first + i + 1) * group <= w.cols; i++) {
                         short_range(src + (first + i) * group, group, low + i, high + i);
                     }

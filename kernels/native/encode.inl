@@ -69,7 +69,8 @@ struct IntEncoder {
 template <class E>
 struct FloatEncoder {
     static constexpr bool kHasOffsets = false;
-    // From the pattern of 2^E to that of 2^23 * step. Its low bits take the smallest exponent off the code.
+    // From the pattern of 2^E to that of 2^23 * step. Its low bits, an even number, take the smallest exponent off
+    // the code.
     static constexpr uint32_t kToStep =
         (static_cast<uint32_t>(E::kShift) << 23) + (0x10000u - (E::kSmallestExponent >> E::kShift));
 
@@ -95,7 +96,6 @@ struct FloatEncoder {
 template <EncodingRule kRule>
 struct AffineEncoder {
     static constexpr bool kHasOffsets = true;
-    static constexpr float kMostLevels = 1048576.0f;
     float top;
 
     explicit AffineEncoder(int bits) : top(static_cast<float>((1 << bits) - 1)) {}
@@ -104,10 +104,8 @@ struct AffineEncoder {
     uint32_t code(float w, float factor, float offset, int32_t&) const {
         float sum;
         if constexpr (kRule == EncodingRule::RoundAdd) {
-            float level = number_of<kWay>(w, factor);
-            level = level > -kMostLevels ? level : -kMostLevels;
-            level = level < kMostLevels ? level : kMostLevels;
-            sum = ((level + kRound) - kRound) + offset;
+            const float rounded = (number_of<kWay>(w, factor) + kRound) - kRound;
+            sum = rounded + offset;
         } else if constexpr (kRule == EncodingRule::AddRound) {
             sum = number_of<kWay>(w, factor) + offset;
         } else {

@@ -8,7 +8,7 @@ import torch
 from shardq.kernels.contract import ELEMENTS
 from shardq.kernels.reference.arrays import grouped, per_column
 
-MOST_LEVELS = 2.0**20
+ROUND = 1.5 * 2.0**23  # added and taken off, it rounds numbers below 2^22 half to even
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def encoded_affine(
     """int32 codes [rows, cols]. ValueError for an unknown rule."""
     places = per_column(offsets, group, w.shape[1])
     if rule == "round_add":
-        sums = quotients(w, scales, group).clamp(-MOST_LEVELS, MOST_LEVELS).round() + places
+        sums = ((quotients(w, scales, group) + ROUND) - ROUND) + places
     elif rule == "add_round":
         sums = quotients(w, scales, group) + places
     elif rule == "subtract":
