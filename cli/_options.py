@@ -24,7 +24,9 @@ def recipe_options(function: F) -> F:
             "--scheme", "schemes", multiple=True, metavar="SCHEME[@LAYOUT]",
             help=f"Scheme, with a layout if you like: W4A16@gptq. Default: {DEFAULT_SCHEME}. See `shardq schemes`.",
         ),
-        click.option("--format", "layout", metavar="LAYOUT", help="Layout. Default: one that fits. See `shardq formats`."),
+        click.option(
+            "--format", "layout", metavar="LAYOUT", help="Layout; default: one that fits. See `shardq formats`."
+        ),
         click.option("--bits", type=int, help="Bits of a code, instead of the scheme's."),
         click.option(
             "--group-size", "--group_size", type=int,
