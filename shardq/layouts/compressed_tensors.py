@@ -139,9 +139,12 @@ class CompressedTensors:
         # A head is no "Linear" to vLLM: it has to be named.
         heads = [c.module for c in choices if c.scheme == default and c.role == "head"]
         named = [f"re:{r}" for r in module_regexes(heads, everything)]
-        groups = {"group_0": _group(default, ("Linear", *named))}
-        for number, (scheme, modules) in enumerate(others.items(), start=1):
-            groups[f"group_{number}"] = _group(scheme, [f"re:{r}" for r in module_regexes(modules, everything)])
+        found = [
+            _group(scheme, [f"re:{r}" for r in module_regexes(modules, everything)])
+            for scheme, modules in others.items()
+        ]
+        found.append(_group(default, ("Linear", *named)))  # the last: some readers take the first group that matches
+        groups = {f"group_{number}": group for number, group in enumerate(found)}
         formats = {g["format"] for g in groups.values()}
         return {
             "quant_method": QUANT_METHOD,
