@@ -28,6 +28,7 @@ FORMAT_VERSION: Final = "0.20.0"
 PACKED, INT8, FLOAT8 = "pack-quantized", "int-quantized", "float-quantized"
 MX: Final = {"e2m1": "mxfp4-pack-quantized", "e2m3": "mxfp6-pack-quantized", "e4m3fn": "mxfp8-quantized"}
 MIXED: Final = "mixed-precision"
+TIED_HEAD: Final = "re:.*lm_head$"
 
 
 class CompressedTensors:
@@ -152,14 +153,14 @@ class CompressedTensors:
             "format": formats.pop() if len(formats) == 1 else MIXED,
             "quantization_status": "compressed",
             "config_groups": groups,
-            "ignore": [c.module for c in choices if c.scheme is None],
+            "ignore": _ignored(choices),
             "kv_cache_scheme": None,
             "quantizer": f"shardq:{version}",
         }
 
     def scheme_of(self, config: Mapping[str, Any], module: str) -> Scheme | None:
         """See Layout."""
-        if module in config["ignore"]:
+        if any(re.match(i[3:], module) if i.startswith("re:") else i == module for i in config["ignore"]):
             return None
         found = None
         for group in config["config_groups"].values():
@@ -174,6 +175,12 @@ class CompressedTensors:
         """See Layout."""
         del block
         return {}
+
+
+def _ignored(choices: Sequence[ModuleChoice]) -> list[str]:
+    """Kept modules by name. A tied head has no tensor, but is a Linear of the model: readers would quantize it."""
+    kept = [c.module for c in choices if c.scheme is None]
+    return kept if any(c.role == "head" for c in choices) else [*kept, TIED_HEAD]
 
 
 def format_of(scheme: Scheme) -> str | None:

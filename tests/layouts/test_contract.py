@@ -330,3 +330,11 @@ def test_compressed_tensors_refuses_what_the_library_has_no_format_for() -> None
         refusal = CT.refuse(Scheme(name, 32, symmetric=True), Scheme("int4", 32, symmetric=True), 64, 64)
         assert refusal is not None
         assert not refusal.ragged
+
+
+def test_compressed_tensors_leaves_a_tied_head_alone() -> None:
+    scheme = CT.settle(Scheme("int4", 128, symmetric=True))
+    body = ModuleChoice("model.layers.0.mlp.up_proj", "linear", scheme)
+    assert CT.config_block(scheme, [body], "0.0")["ignore"] == ["re:.*lm_head$"]
+    head = ModuleChoice("lm_head", "head", scheme)
+    assert CT.config_block(scheme, [body, head], "0.0")["ignore"] == []
