@@ -67,8 +67,9 @@ def _source_words(plan: Plan) -> str:
 
 def _options(r: Recipe) -> list[str]:
     words = ["--scheme", r.preset, "--format", r.layout]
-    words += ["--bits", str(r.scheme.bits), "--group-size", str(r.scheme.group_size)]
-    words += ["--sym" if r.scheme.symmetric else "--asym"]
+    if r.scheme.is_adjustable:
+        words += ["--bits", str(r.scheme.bits), "--group-size", str(r.scheme.group_size)]
+        words += ["--sym" if r.scheme.symmetric else "--asym"]
     for p in r.ignore:
         words += ["--ignore", p.text]
     if any(p.kind in ("search", "substring") for p in (*r.ignore, *(x.pattern for x in r.layer_rules))):

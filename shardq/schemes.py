@@ -92,6 +92,11 @@ class Scheme:
         return self.format.bits
 
     @property
+    def is_adjustable(self) -> bool:
+        """True for weight-only integers, whose bits, group size and symmetry a user may choose."""
+        return self.format.is_integer and not self.activation
+
+    @property
     def name(self) -> str:
         """Canonical name, which with a layout says all: W4A16 (group 128), W4A16G32, W8A16CH (whole row), -ASYM where
         asymmetric; FP8, MXFP4, ... with A16 behind it where activations stay."""
@@ -219,7 +224,7 @@ def change_scheme(
     """`scheme` with the given fields replaced. Raises BadOption, BadGroupSize."""
     if bits is group_size is symmetric is None:
         return scheme
-    if not scheme.format.is_integer or scheme.activation:
+    if not scheme.is_adjustable:
         raise BadOption(
             f"{scheme.name} is as it is: bits, group size and symmetry can be chosen for W4A16 and the like"
         )

@@ -1,12 +1,16 @@
 """Whole runs of every preset: the output agrees with its records, with its source, and with what an audit derives."""
 
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import shardq
 from shardq import Limits
+from shardq.cli.group import commands
 from shardq.errors import LayoutRefuses
 from shardq.schemes import PRESETS
 
@@ -22,6 +26,10 @@ def test_every_preset_in_compressed_tensors(checkpoint: Path, tmp_path: Path, na
     assert 0 < result.errors.relative < 0.7
     assert shardq.verify(out, deep=True, source=source).problems == ()
     assert shardq.audit(out, source=source).problems == ()
+    words = shlex.split(json.loads((out / "shardq.json").read_text())["command"])
+    assert words[:2] == ["shardq", "quantize"]
+    again = CliRunner().invoke(commands, ["quantize", str(source), *words[3:], "-o", str(out), "--json"])
+    assert json.loads(again.stdout)["already_done"]  # the card's command means this output
 
 
 @pytest.mark.parametrize("name", ["FP8_DYNAMIC", "MXFP4"])
