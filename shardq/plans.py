@@ -150,7 +150,7 @@ def _specs(d: Decision, layout: Layout) -> tuple[TensorSpec, ...]:
 
 def _output_file(shard: str, ds: Sequence[Decision], layout: Layout) -> OutputFile:
     specs = [s for d in ds for s in _specs(d, layout)]
-    planned: FilePlan = plan_file(specs, {"format": "pt"})
+    planned: FilePlan = plan_file(specs, dict(layout.metadata))
     return OutputFile(
         shard,
         shard,

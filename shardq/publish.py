@@ -102,7 +102,9 @@ def _index(plan: Plan) -> dict[str, Any]:
 def _config(plan: Plan, block: Mapping[str, Any]) -> bytes:
     """The source's own bytes and our block; a checkpoint without config.json gets one that holds only the block."""
     text = (plan.checkpoint.config_bytes or b"{\n}\n").decode()
-    return set_key(text, "quantization_config", block).encode()
+    for key, value in plan.layout.config_keys(block).items():
+        text = set_key(text, key, value)
+    return text.encode()
 
 
 def _move(staging: Staging, name: str) -> None:

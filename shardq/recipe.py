@@ -95,6 +95,7 @@ def _scheme_dict(scheme: Scheme) -> dict[str, Any]:
         "numbers": scheme.numbers,
         "group_rows": scheme.group_rows,
         "exponent": scheme.exponent,
+        "reach": scheme.reach,
         "activation": scheme.activation,
     }
 

@@ -19,8 +19,9 @@ WEIGHT_TYPE: Final = "weight"  # a scale format: that of the weight itself
 WIDTHS: Final = (2, 3, 4, 8)  # what --bits takes; the kernels know 2..8, no loader reads the others
 
 
-Numbers = Literal["auto_round", "compressed_tensors"]
+Numbers = Literal["auto_round", "compressed_tensors", "mlx", "fp8"]
 Exponent = Literal["", "floor", "even", "ceil"]
+Reach = Literal["group", "tensor", "fused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class Scheme:
     numbers: Numbers = "auto_round"  # whose arithmetic; the layout decides
     group_rows: int = 1  # rows that share a scale
     exponent: Exponent = ""  # how a scale that is a power of two is rounded; empty where scales are none
+    reach: Reach = "group"  # whose largest magnitude must be known before the first code: the group's, the whole
+    # tensor's, or that of all matrices which a server runs as one
     activation: str = ""  # key of ACTIVATIONS: what the config declares; empty: left in 16 bits
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ class QuantizeTask:
     scheme: Scheme
     layout: str
     targets: tuple[Target, ...]
+    amax: float | None = None  # see quantizers.rtn; filled in when it is known
 
     @property
     def row_bytes(self) -> int:

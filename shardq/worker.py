@@ -94,7 +94,7 @@ class Worker:
                 raw = slab.tile(row * task.row_bytes, count * task.row_bytes)
                 tile: NDArray[Any] = raw.view(kind).reshape(count, task.columns)
                 into = stats[row : row + count]
-                part, bad = quantize_rows(tile, task.dtype, task.scheme, buffers, into, self._kernels)
+                part, bad = quantize_rows(tile, task.dtype, task.scheme, buffers, into, self._kernels, task.amax)
                 if bad:
                     raise self._non_finite(task, tile, task.row + row)
                 layout.pack(part, row, out, task.scheme, self._kernels)

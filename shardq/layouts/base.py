@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from shardq.schemes import Scheme
@@ -59,6 +60,15 @@ class ModuleChoice:
     scheme: Scheme | None  # None: kept in source precision
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a module's tensors go when not under its own name: slice `index` of stacks of `count`, first axis."""
+
+    module: str
+    index: int
+    count: int
+
+
 class Layout(Protocol):
     """One way to lay a quantized module on disk. ADDING.md says how to write one."""
 
@@ -103,8 +113,43 @@ class Layout(Protocol):
     def scheme_of(self, config: Mapping[str, Any], module: str) -> Scheme | None:
         """The scheme that a config block gives a module: what a loader would believe."""
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """`__metadata__` of the weight files."""
+
+    @property
+    def also_roles(self) -> frozenset[str]:
+        """Roles besides Linear whose matrices are quantized by default, as the layout's own library does."""
+
+    def places(self, modules: Sequence[str], config: Mapping[str, Any] | None) -> Mapping[str, Place]:
+        """Those of the quantized modules that go into stacks, which its readers want."""
+
+    def config_keys(self, block: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is set in config.json: key -> value."""
+
     def config_files(self, block: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         """Further JSON files that the loaders read: file name -> content."""
+
+
+class LayoutDefaults:
+    """What most layouts answer. Members as in Layout."""
+
+    metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
+    also_roles: frozenset[str] = frozenset()
+
+    def places(self, modules: Sequence[str], config: Mapping[str, Any] | None) -> Mapping[str, Place]:
+        """See Layout."""
+        del modules, config
+        return {}
+
+    def config_keys(self, block: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See Layout."""
+        return {"quantization_config": block}
+
+    def config_files(self, block: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """See Layout."""
+        del block
+        return {}
 
 
 def unit_rows(layout: Layout, scheme: Scheme) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from shardq.layouts.base import ModuleChoice, OutSpec, Refusal
+from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
 from shardq.layouts.templates import module_regexes
 from shardq.schemes import ACTIVATIONS, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Scheme
 
@@ -31,7 +31,7 @@ MIXED: Final = "mixed-precision"
 TIED_HEAD: Final = "re:.*lm_head$"
 
 
-class CompressedTensors:
+class CompressedTensors(LayoutDefaults):
     """quant_method compressed-tensors. Members as in Layout."""
 
     name = "compressed-tensors"
@@ -170,11 +170,6 @@ class CompressedTensors:
                 if target == "Linear":
                     found = _scheme(group)
         return found
-
-    def config_files(self, block: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        """See Layout."""
-        del block
-        return {}
 
 
 def _ignored(choices: Sequence[ModuleChoice]) -> list[str]:

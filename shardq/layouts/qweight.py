@@ -13,7 +13,7 @@ itself, for asymmetric ones. One configuration names one version, so symmetry mu
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from shardq.layouts.base import OutSpec, Refusal
+from shardq.layouts.base import LayoutDefaults, OutSpec, Refusal
 from shardq.schemes import WIDTHS, Scheme
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LANES: Final = 32  # rows and columns must be multiples: the loaders size qweight and qzeros by whole words
 
 
-class QweightLayout:
+class QweightLayout(LayoutDefaults):
     """Tensors of a layout of this family; its configuration is the subclass's business. Members as in Layout."""
 
     g_idx: ClassVar[bool]  # the loader wants the group of each column

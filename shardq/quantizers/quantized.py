@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 @dataclass(frozen=True, slots=True)
 class Quantized:
     """Canonical quantized rows. Integers: weight = scale * (code - zero), where no zeros stand for 2**(bits-1); floats:
-    weight = scale * value of the code, a bit pattern.
+    weight = scale * value of the code, a bit pattern. Affine codes: weight = scale * code + bias.
 
     `G` is the number of groups in a row, a short last one included. Where rows share scales (`group_rows`), each row
     has its own copy.
@@ -18,3 +18,5 @@ class Quantized:
     codes: NDArray[np.uint8]  # [rows, columns], 0 .. 2**bits - 1
     scales: NDArray[np.float32]  # [rows, G], rounded to the scheme's scale format; may be negative in auto_round
     zeros: NDArray[np.uint8] | None  # [rows, G], 0 .. 2**bits - 1; all 2**(bits-1) when symmetric integers have them
+    biases: NDArray[np.float32] | None = None  # [rows, G], of affine codes, which have no zeros
+    global_scale: float | None = None  # what a reader divides `scales` by, where these are stored times it

@@ -21,14 +21,17 @@ def quantize_rows(
     buffers: Buffers,
     stats: NDArray[np.float64],
     kernels: "KernelSet",
+    amax: float | None = None,
 ) -> tuple[Quantized, int]:
     """Quantize [rows, columns] weights (uint16 bit views for BF16 and F16, float32 for F32) into `buffers`, and measure
     the result into `stats` [rows, 3]: sum of squared errors, sum of squared weights, largest error of each row.
 
+    `amax`: the largest |w| of all that the scheme's `reach` names; None where that is the group.
     `source` begins with a row that is a multiple of the scheme's `group_rows`. Returns the result, which lies in the
     buffers, and the number of groups that hold NaN or infinity or whose scale overflows the scale format; such groups
     have no meaning and must not be written.
     """
+    del amax  # no scheme reaches farther than a group yet
     rows, columns = source.shape
     group = scheme.group_columns(columns)
     b = buffers.first(rows)
