@@ -1,5 +1,8 @@
 """The functions that scripts call. They return typed values, print nothing, and raise ShardqError."""
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +13,7 @@ from shardq.limits import XET_BUFFER_BYTES, Limits
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
-from shardq.run import Result, quantize_to_folder
+from shardq.run import Order, Result, quantize_all
 from shardq.sources import open_source
 
 if TYPE_CHECKING:
@@ -43,16 +46,48 @@ def quantize(
     all appear there with one commit at the end. Repo (`private` or not) and `branch` are made if need be.
     Raises a ShardqError whose class and message say what is wrong; what is finished is kept, and the same call resumes.
     """
-    wanted, limits = _recipe(recipe), limits or Limits()
-    destination = _destination(push_to, private, branch, limits)
+    return quantize_many(
+        source, (recipe,), output_dir=output_dir, subfolder=subfolder, limits=limits, restart=restart, report=report,
+        push_to=push_to, private=private, branch=branch,
+    )[0]  # fmt: skip
+
+
+def quantize_many(
+    source: str | Path,
+    recipes: Sequence[str | Recipe],
+    *,
+    output_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    limits: Limits | None = None,
+    restart: bool = False,
+    report: Report | None = None,
+    push_to: str | None = None,
+    private: bool = False,
+    branch: str | None = None,
+) -> tuple[Result, ...]:
+    """`quantize` into several outputs from one read of the source; each has the bytes that `quantize` gives alone.
+
+    Several outputs are folders inside `output_dir`, by default the current one, named for scheme and layout; `push_to`
+    then holds `{scheme}` and perhaps `{layout}`, as in "me/name-{scheme}-{layout}".
+    """
+    limits = limits or Limits()
+    wanted = [_recipe(r) for r in recipes]
     opened = open_source(str(source), subfolder, xet=_xet(limits))
-    out = Path(output_dir) if output_dir else Path(f"{opened.label.rpartition('/')[2]}-{wanted.scheme.name}")
-    return quantize_to_folder(opened, wanted, out, limits, restart, report or _silent, destination)
+    orders = make_orders(wanted, opened.label, output_dir)
+    targets = _destinations(push_to, wanted, private, branch, limits)
+    made = [replace(order, destination=target) for order, target in zip(orders, targets, strict=True)]
+    return quantize_all(opened, made, limits, restart, report or _silent)
 
 
 def plan(source: str | Path, recipe: str | Recipe = "W4A16", *, subfolder: str | None = None) -> Plan:
     """What `quantize` would do with the same words, from headers alone; raises what it raises before that."""
     return make_plan(read_checkpoint(open_source(str(source), subfolder)), _recipe(recipe))
+
+
+def plan_many(source: str | Path, recipes: Sequence[str | Recipe], *, subfolder: str | None = None) -> tuple[Plan, ...]:
+    """The plans of what `quantize_many` would make."""
+    checkpoint = read_checkpoint(open_source(str(source), subfolder))
+    return tuple(make_plan(checkpoint, _recipe(r)) for r in recipes)
 
 
 def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16") -> Plan:
@@ -105,12 +140,39 @@ def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection"
     return inspect_source(open_source(str(source), subfolder))
 
 
-def _destination(push_to: str | None, private: bool, branch: str | None, limits: Limits) -> Destination | None:
+def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | None) -> list[Order]:
+    """Where each output goes. Raises BadOption for none, and for two with one name."""
+    if not recipes:
+        raise BadOption("no scheme is given: expected at least one")
+    name = label.rpartition("/")[2]
+    if len(recipes) == 1:
+        return [Order(recipes[0], Path(output_dir or f"{name}-{recipes[0].scheme.name}"))]
+    prefix = "" if output_dir else f"{name}-"
+    names = [f"{prefix}{r.scheme.name}-{r.layout}" for r in recipes]
+    if twice := sorted(n for n, count in Counter(names).items() if count > 1):
+        raise BadOption(f"{', '.join(twice)} would be made twice: give each scheme and layout once")
+    return [Order(r, Path(output_dir or ".") / n) for r, n in zip(recipes, names, strict=True)]
+
+
+def _destinations(
+    push_to: str | None, recipes: Sequence[Recipe], private: bool, branch: str | None, limits: Limits
+) -> list[Destination | None]:
     """Raises BadOption."""
     if push_to is None:
         if private or branch or limits.keep_local:
             raise BadOption("--private, --branch and --keep-local have a meaning only with --push-to")
-        return None
+        return [None] * len(recipes)
+    repos = [push_to.replace("{scheme}", r.scheme.name).replace("{layout}", r.layout) for r in recipes]
+    if len(set(repos)) < len(repos):
+        raise BadOption(
+            f"--push-to {push_to} names one repo for {len(repos)} outputs: put {{scheme}} and {{layout}} into it, as "
+            f"in {push_to}-{{scheme}}-{{layout}}"
+        )
+    return [_destination(repo, private, branch, limits) for repo in repos]
+
+
+def _destination(push_to: str, private: bool, branch: str | None, limits: Limits) -> Destination:
+    """Raises BadOption."""
     if limits.delete_source and not limits.keep_local:
         raise BadOption(
             "--delete-source with --push-to would leave uploads that no commit names as the only copy of the weights: "

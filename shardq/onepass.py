@@ -61,15 +61,6 @@ class OnePass:
         """Memory of the largest bundle."""
         return max((b.cost_bytes for b in self.bundles), default=0)
 
-    @property
-    def largest_span_bytes(self) -> int:
-        """Memory that range mode needs for one piece: SPAN_BYTES, less for small shards, more for huge rows and for
-        tensors that wait for each other."""
-        largest_shard = max((s.size_bytes for s in self.checkpoint.shards), default=0)
-        alone = max((end - begin for begin, end in (b.extent for b in self.bundles)), default=0)
-        bonded = max((end - begin for begin, end in bond_extents(self.bundles).values()), default=0)
-        return max(min(SPAN_BYTES, largest_shard), alone, bonded)
-
     def tensors_of(self, names: Collection[str]) -> list[TensorRef]:
         """The source tensors of these names."""
         return [self.checkpoint.tensors[n] for n in names]

@@ -13,7 +13,6 @@ from shardq.cut import ROWS, Part, cut_shard
 from shardq.decide import Decision, decide
 from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
-from shardq.formats import STORAGE
 from shardq.fused import fused_groups
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, ModuleChoice, Place, unit_rows
@@ -58,6 +57,15 @@ class Plan:
         text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def file_of(self, decision: Decision) -> str:
+        """The output file that a source tensor goes into."""
+        return self._files[decision.tensor.name]
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        homes = _homes(self.decisions, self.places)
+        return {d.tensor.name: _file_of(d, self.places, homes) for d in self.decisions}
+
     def identity(self) -> dict[str, Any]:
         """What decides the output's bytes, key by key; the keys are named when a folder was made otherwise."""
         c = self.checkpoint
@@ -84,11 +92,16 @@ class Plan:
             Role.EXPERT_STACK,
             Role.UNKNOWN,
         )
-        return tuple(
-            ModuleChoice(d.tensor.module, d.role.value, d.scheme)
+        found = (
+            ModuleChoice(self._module(d), d.role.value, d.scheme)
             for d in self.decisions
             if d.scheme or (d.role not in loader_ignores and d.tensor.name.endswith(".weight"))
         )
+        return tuple(dict.fromkeys(found))  # the slices of a stack are one module
+
+    def _module(self, d: Decision) -> str:
+        place = self.places.get(d.tensor.module) if d.scheme else None
+        return place.module if place else d.tensor.module
 
     @property
     def source_bytes(self) -> int:
@@ -112,7 +125,13 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     homes = _homes(decisions, places)
     files = _files(checkpoint, decisions, layout, places, homes, reaches)
     return Plan(
-        checkpoint, recipe, decisions, files, _tasks(checkpoint, decisions, layout, places, homes, files), places, reaches
+        checkpoint,
+        recipe,
+        decisions,
+        files,
+        _tasks(checkpoint, decisions, layout, places, homes, files),
+        places,
+        reaches,
     )
 
 
@@ -128,10 +147,9 @@ def _specs(d: Decision, layout: Layout, places: Mapping[str, Place]) -> tuple[Te
     if d.scheme is None:
         return (TensorSpec(t.name, t.dtype, t.shape),)
     rows, columns = t.shape
-    place = places.get(t.module)
-    name, stack = (place.module, (place.count,)) if place else (t.module, ())
+    place = places.get(t.module, Place(t.module, 0, 0))
     return tuple(
-        TensorSpec(f"{name}.{o.suffix}", o.dtype, (*stack, *o.shape))
+        TensorSpec(f"{place.module}.{o.suffix}", o.dtype, place.stacked(o.shape))
         for o in layout.outputs(d.scheme, t.dtype, rows, columns)
     )
 
@@ -195,9 +213,7 @@ def _files(
             continue  # all that it held went into stacks elsewhere
         planned: FilePlan = plan_file(list(own.values()), dict(layout.metadata))
         first, *others = sorted(needs[name], key=lambda s: (s != name, order[s]))
-        files.append(
-            OutputFile(name, (first, *others), planned.header, planned.size_bytes, planned.offsets, own)
-        )
+        files.append(OutputFile(name, (first, *others), planned.header, planned.size_bytes, planned.offsets, own))
     return tuple(files)
 
 
@@ -221,9 +237,7 @@ def _tasks(
             d = by_name[unit[0].tensor.name]
             number = len(tasks)
             if d.scheme is None:
-                pieces = tuple(
-                    Piece(p.tensor.name, p.begin, _copied_to(p, by_file[shard]), p.size_bytes) for p in unit
-                )
+                pieces = tuple(Piece(p.tensor.name, p.begin, _copied_to(p, by_file[shard]), p.size_bytes) for p in unit)
                 tasks.append(CopyTask(number, shard, shard, pieces))
             else:
                 file = by_file[_file_of(d, places, homes)]
@@ -258,7 +272,6 @@ def _quantize_task(
 
 def _targets(d: Decision, file: OutputFile, layout: Layout, places: Mapping[str, Place]) -> Iterator[int]:
     """Where the tensors of a module begin in its file."""
-    place = places.get(d.tensor.module)
+    place = places.get(d.tensor.module, Place(d.tensor.module, 0, 0))
     for spec in _specs(d, layout, places):
-        begin, end = file.offsets[spec.name]
-        yield begin + (end - begin) // place.count * place.index if place else begin
+        yield place.slice_of(*file.offsets[spec.name])[0]

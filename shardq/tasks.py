@@ -167,8 +167,8 @@ class Bundle:
 
     @property
     def cost_bytes(self) -> int:
-        """Memory while it runs: a tile of source, and for each output that quantizes the slab's arrays, the codes, words
-        and scales of a tile, and one widened row."""
+        """Memory while it runs: a tile of source, one widened row, and for each output that quantizes the slab's
+        arrays, and the codes, words and scales of a tile."""
         tasks = self.quantize_tasks
         if not tasks:
             return 2 * TILE_BYTES

@@ -66,7 +66,16 @@ class Place:
 
     module: str
     index: int
-    count: int
+    count: int  # 0: no stack
+
+    def stacked(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the tensor that holds one of this shape."""
+        return (self.count, *shape) if self.count else shape
+
+    def slice_of(self, begin: int, end: int) -> tuple[int, int]:
+        """The part of these bytes that is this module's."""
+        size = (end - begin) // max(1, self.count)
+        return begin + self.index * size, begin + (self.index + 1) * size
 
 
 class Layout(Protocol):

@@ -136,7 +136,8 @@ def test_block_finds_what_its_statement_says_that_it_compared(checkpoint: Path, 
 def test_tensor_that_was_quantized_in_slabs_passes(
     checkpoint: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shardq.plans.SLAB_BYTES", 16 << 10)
+    monkeypatch.setattr("shardq.cut.SLAB_BYTES", 16 << 10)
+    monkeypatch.setattr("shardq.cut.ROWS", 32)
     monkeypatch.setattr("shardq.audit_plan.WINDOW_BYTES", 24 << 10)
     out = quantize(checkpoint, tmp_path / "out", layout=layout)
     audit = shardq.audit(out, source=checkpoint)
