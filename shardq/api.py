@@ -86,8 +86,10 @@ def plan(source: str | Path, recipe: str | Recipe = "W4A16", *, subfolder: str |
 
 def plan_many(source: str | Path, recipes: Sequence[str | Recipe], *, subfolder: str | None = None) -> tuple[Plan, ...]:
     """The plans of what `quantize_many` would make."""
+    wanted = [_recipe(r) for r in recipes]
+    make_orders(wanted, "", None)  # refuses what has no names
     checkpoint = read_checkpoint(open_source(str(source), subfolder))
-    return tuple(make_plan(checkpoint, _recipe(r)) for r in recipes)
+    return tuple(make_plan(checkpoint, r) for r in wanted)
 
 
 def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16") -> Plan:
