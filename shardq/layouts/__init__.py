@@ -3,13 +3,21 @@
 from typing import Final
 
 from shardq.errors import LayoutRefuses
-from shardq.layouts.auto_round import AutoRound
+from shardq.layouts.auto_round import MX, OWN_CHOICE, V1, ZERO_OF_ALL, AutoRound
 from shardq.layouts.base import Layout
 from shardq.layouts.compressed_tensors import CompressedTensors
-from shardq.layouts.gptq import Gptq
+from shardq.layouts.gptq import VERSION_1, VERSION_2, Gptq
 from shardq.schemes import Scheme
 
-LAYOUTS: Final[tuple[Layout, ...]] = (AutoRound(), Gptq(), CompressedTensors())
+LAYOUTS: Final[tuple[Layout, ...]] = (
+    AutoRound("auto_round", ("auto-round", "autoround"), OWN_CHOICE),
+    AutoRound("auto_round:auto_gptq", (), (V1,)),
+    AutoRound("auto_round:gptqmodel", (), (ZERO_OF_ALL,)),
+    AutoRound("auto_round:llm_compressor", (), (MX,)),
+    Gptq("gptq", ("auto_gptq",), VERSION_1),
+    Gptq("gptq_v2", ("gptqmodel",), VERSION_2),
+    CompressedTensors(),
+)
 
 
 def find_layout(name: str) -> Layout:

@@ -18,8 +18,8 @@ Make = Callable[[int, str, int, int, str], NDArray[Any]]
 KINDS = ("plain", "edges", "ties", "tiny", "wild")
 GROUPS = (1, 2, 5, 8, 16, 24, 31, 32, 33, 64, 100, 128, 256, 5000)
 SCALE_KINDS = ("absmax", "powers", "ends", "any")
-BITS = {"e2m1": 4, "e2m3": 6, "e3m2": 6, "e4m3fn": 8, "e5m2": 8} | {f"int{bits}": bits for bits in range(2, 9)}
-LARGEST = {"e2m1": 6.0, "e2m3": 7.5, "e3m2": 28.0, "e4m3fn": 448.0, "e5m2": 57344.0}
+BITS = {"e0m3": 4, "e2m1": 4, "e2m3": 6, "e3m2": 6, "e4m3fn": 8, "e5m2": 8} | {f"int{bits}": bits for bits in range(2, 9)}
+LARGEST = {"e0m3": 1.75, "e2m1": 6.0, "e2m3": 7.5, "e3m2": 28.0, "e4m3fn": 448.0, "e5m2": 57344.0}
 LARGEST |= {f"int{bits}": 2.0 ** (bits - 1) - 0.5 for bits in range(2, 9)}
 
 

@@ -23,13 +23,9 @@ Pack = Callable[..., dict[str, NDArray[Any]]]
 GOLDEN: Final = Path(__file__).with_name("golden") / "compressed_tensors"
 CASES: Final[Mapping[str, Any]] = json.loads((GOLDEN / "cases.json").read_text())
 FLOATS: Final = {4: "e2m1", 6: "e2m3", 8: "e4m3fn"}
-OFFERED: Final = [
-    (file, module)
-    for file, modules in CASES.items()
-    if "/" in file and not file.startswith("nvfp4")
-    for module, case in modules.items()
-    if case["quantization_config"]["config_groups"]["group_0"]["weights"]["strategy"] != "tensor"
-]
+OFFERED: Final = [(file, module) for file, modules in CASES.items() if "/" in file for module in modules]
+REACHES: Final = {"tensor": "tensor", "tensor_group": "fused"}  # by the library's strategy
+LARGEST: Final = np.float32(448 * 6)  # over the largest magnitude it is a global scale
 
 
 def group_of(file: str, module: str) -> dict[str, Any]:
@@ -41,15 +37,15 @@ def scheme_of(group: Mapping[str, Any]) -> Scheme:
     """What the library's arguments mean."""
     weights = group["weights"]
     element = f"int{weights['num_bits']}" if weights["type"] == "int" else FLOATS[weights["num_bits"]]
-    powers = weights.get("scale_dtype") == "torch.uint8"
+    scale = {"torch.uint8": "e8m0", "torch.float8_e4m3fn": "e4m3fn"}.get(weights.get("scale_dtype"), "weight")
     rows, columns = weights.get("block_structure") or (1, weights.get("group_size") or WHOLE_ROW)
     scheme = Scheme(
         element,
         columns,
         weights["symmetric"],
-        scale="e8m0" if powers else "weight",
-        exponent="even" if powers else "",
+        scale=scale,
         group_rows=rows,
+        reach=REACHES.get(weights["strategy"], "group"),
         activation="int8" if group["format"] == "int-quantized" else "",
     )
     return find_layout("compressed-tensors").settle(scheme)
@@ -77,14 +73,33 @@ def weight_of(file: str, module: str) -> tuple[str, NDArray[Any]]:
     return dtype, array.view(WEIGHT_ARRAYS[dtype]) if rows is None else array[slice(*rows)].view(WEIGHT_ARRAYS[dtype])
 
 
-def quantize(dtype: str, weight: NDArray[Any], scheme: Scheme, kernels: KernelSet) -> Quantized:
+def amax_of(file: str, module: str, scheme: Scheme, kernels: KernelSet) -> float | None:
+    """The largest magnitude of all that the case's scheme reaches: the modules with `rows` are one matrix to a server;
+    `given-X` stands for the magnitude whose global scale is X."""
+    if scheme.reach == "group":
+        return None
+    if module.startswith("given-"):
+        return float(LARGEST / np.float32(module.removeprefix("given-")))
+    partners = [m for m, case in CASES[file].items() if case["rows"]] if CASES[file][module]["rows"] else [module]
+    found = []
+    for dtype, weight in (weight_of(file, m) for m in partners):
+        out = np.empty((len(weight), 1), np.float32)
+        assert kernels.group_absmax(np.ascontiguousarray(weight), dtype, weight.shape[1], out) == 0
+        found.append(out.max())
+    return float(max(found))
+
+
+def quantize(
+    dtype: str, weight: NDArray[Any], scheme: Scheme, kernels: KernelSet, amax: float | None = None
+) -> Quantized:
     rows, columns = weight.shape
     arena = Arena()
     arena.reset(reserve(*buffer_shapes(rows, columns, scheme)))
     buffers = take_buffers(arena, rows, columns, scheme)
-    q, bad = quantize_rows(np.ascontiguousarray(weight), dtype, scheme, buffers, np.empty((rows, 3)), kernels)
+    q, bad = quantize_rows(np.ascontiguousarray(weight), dtype, scheme, buffers, np.empty((rows, 3)), kernels, amax)
     assert bad == 0
-    return Quantized(q.codes.copy(), q.scales.copy(), None if q.zeros is None else q.zeros.copy())
+    zeros = None if q.zeros is None else q.zeros.copy()
+    return Quantized(q.codes.copy(), q.scales.copy(), zeros, global_scale=q.global_scale)
 
 
 @pytest.mark.parametrize(("file", "module"), OFFERED)
@@ -93,7 +108,7 @@ def test_bytes_equal_the_library(file: str, module: str, kernels: KernelSet, pac
     scheme = scheme_of(group)
     dtype, weight = weight_of(file, module)
     layout = find_layout("compressed-tensors")
-    q = quantize(dtype, weight, scheme, kernels)
+    q = quantize(dtype, weight, scheme, kernels, amax_of(file, module, scheme, kernels))
     theirs = {
         name.removeprefix(f"{module}."): t
         for name, t in read(GOLDEN / f"{file}.safetensors").items()
@@ -109,6 +124,7 @@ def test_bytes_equal_the_library(file: str, module: str, kernels: KernelSet, pac
     back = layout.unpack({name: array for name, (_, array) in theirs.items()}, scheme, kernels)
     assert np.array_equal(back.codes, q.codes)
     assert np.array_equal(back.scales, q.scales)
+    assert back.global_scale == q.global_scale
     assert (back.zeros is None) == (q.zeros is None)
     assert back.zeros is None or np.array_equal(back.zeros, q.zeros)
 

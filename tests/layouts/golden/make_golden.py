@@ -92,8 +92,8 @@ def take_codes(weight: torch.Tensor, bits: int, symmetric: bool) -> tuple[torch.
     return dequantized, scales, zeros
 
 
-def run_gptqmodel(weight: torch.Tensor, bits: int, symmetric: bool) -> dict[str, torch.Tensor]:
-    """What GPTQModel packs for auto-round's codes: version 1 when symmetric, else version 2."""
+def run_gptqmodel(weight: torch.Tensor, bits: int, symmetric: bool, version: int) -> dict[str, torch.Tensor]:
+    """What GPTQModel packs for auto-round's codes."""
     kernel: Any = importlib.import_module("gptqmodel.nn_modules.qlinear.torch").TorchLinear
     convert: Any = importlib.import_module("gptqmodel.utils.model").convert_gptq_v2_to_v1_format_module
     dequantized, scales, zeros = take_codes(weight, bits, symmetric)
@@ -105,7 +105,7 @@ def run_gptqmodel(weight: torch.Tensor, bits: int, symmetric: bool) -> dict[str,
     )  # fmt: skip
     g_idx = torch.arange(COLUMNS, dtype=torch.int32) // GROUP
     packed.pack_original(linear, scales, zeros, g_idx)
-    if symmetric:
+    if version == 1:
         convert(packed, SimpleNamespace(bits=bits, pack_dtype=torch.int32))
     return {k: getattr(packed, k) for k in ("qweight", "qzeros", "scales", "g_idx")}
 
@@ -125,7 +125,10 @@ def main() -> None:
         bits, symmetric = int(case[-1]), case.startswith("sym")
         save("auto_round", case, run_auto_round(scratch / "source", scratch / case, bits, symmetric))
     for case in ("sym4", "sym8", "asym3", "asym4"):
-        save("gptq", case, run_gptqmodel(weight, int(case[-1]), case.startswith("sym")))
+        symmetric = case.startswith("sym")
+        save("gptq", case, run_gptqmodel(weight, int(case[-1]), symmetric, 1 if symmetric else 2))
+    for case in ("sym2", "sym3", "sym4", "sym8", "asym4", "asym8"):
+        save("gptq_v2", case, run_gptqmodel(weight, int(case[-1]), case.startswith("sym"), 2))
 
 
 if __name__ == "__main__":
