@@ -121,7 +121,12 @@ class AutoRound(LayoutDefaults):
     loaders = "transformers with auto-round; vLLM and SGLang (symmetric integers), vLLM (MXFP4, MXFP8)"
     slab_rows = LANES
 
-    def __init__(self, name: str, aliases: tuple[str, ...], packings: tuple[Packing, ...]) -> None:
+    def __init__(
+        self,
+        name: str = "auto_round",
+        aliases: tuple[str, ...] = ("auto-round", "autoround"),
+        packings: tuple[Packing, ...] = OWN_CHOICE,
+    ) -> None:
         """`packings`: the first that takes a scheme is its."""
         self.name, self.aliases, self._packings = name, aliases, packings
 
@@ -137,6 +142,8 @@ class AutoRound(LayoutDefaults):
         if packing is None:
             words = ", ".join(p.word for p in self._packings)
             return Refusal(f"has no packing for {scheme.element} ({scheme.name}): its packings are {words}", False)
+        if scheme.symmetric != default.symmetric:
+            return Refusal("cannot mix symmetric and asymmetric modules", ragged=False)
         if self._packing(default) is not packing:
             return Refusal(f"cannot mix {scheme.name} and {default.name}: they differ in their packing", ragged=False)
         return packing.refuse(scheme, rows, columns)

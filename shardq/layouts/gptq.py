@@ -37,7 +37,12 @@ class Gptq(LayoutDefaults):
     )
     slab_rows = LANES
 
-    def __init__(self, name: str, aliases: tuple[str, ...], symmetric: tuple[str, QweightTensors]) -> None:
+    def __init__(
+        self,
+        name: str = "gptq",
+        aliases: tuple[str, ...] = ("auto_gptq",),
+        symmetric: tuple[str, QweightTensors] = VERSION_1,
+    ) -> None:
         """`symmetric`: the version for symmetric schemes."""
         self.name, self.aliases, self._symmetric = name, aliases, symmetric
 

@@ -42,7 +42,7 @@ class QweightTensors:
         if not scheme.is_adjustable or scheme.bits not in self.widths or scheme.symmetric not in self.symmetries:
             kinds = " and ".join("symmetric" if s else "asymmetric" for s in self.symmetries)
             widths = ", ".join(map(str, self.widths))
-            what = f"{kinds} integers of {widths} bits beside 16-bit activations"
+            what = f"{kinds} integer weights of {widths} bits beside 16-bit activations"
             return Refusal(f"holds {what}, not {scheme.element} ({scheme.name})", ragged=False)
         if scheme.group_rows != 1 or scheme.scale != "fp16":
             return Refusal(f"has fp16 scales of single rows, not those of {scheme.name}", ragged=False)
