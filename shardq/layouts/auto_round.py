@@ -8,7 +8,9 @@ Its configuration names one packing for all modules:
 - `auto_round:llm_compressor`: MXFP4 and MXFP8, whose tensors are those of compressed-tensors, with scales by the floor
   rule; another with its name behind it for NVFP4_E5M3. Activations are declared, and auto-round's readers want them.
 
-`auto_round` takes the packing that auto-round takes for a scheme; the other names stand for one each. No g_idx.
+- `auto_round:gptqmodel`: integers of either kind, zero stored, and g_idx.
+
+`auto_round` takes the packing that auto-round takes for a scheme; the other names stand for one each.
 """
 
 import re
@@ -107,7 +109,7 @@ class FloatPacking:
 
 V1: Final = IntPacking(WIDTHS, (True,), 1, word="auto_round:auto_gptq")
 ZERO: Final = IntPacking(WIDTHS, (False,), 0, word="auto_round")
-ZERO_OF_ALL: Final = IntPacking(WIDTHS, (True, False), 0, word="auto_round:gptqmodel")
+ZERO_OF_ALL: Final = IntPacking(WIDTHS, (True, False), 0, g_idx=True, word="auto_round:gptqmodel")
 MX: Final = FloatPacking("auto_round:llm_compressor", ("mxfp4", "mxfp8", "mxfp4-rceil", "mxfp8-rceil"))
 MX_INT: Final = FloatPacking("auto_round", ("mxint4",))
 NV: Final = FloatPacking("auto_round:llm_compressor_nvfp4_e5m3", ("nvfp4-e5m3",))

@@ -1,7 +1,7 @@
 """Scales that are small floats themselves: e4m3 below a scale of everything that a server runs as one matrix, and e5m3
 without one."""
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,8 +74,8 @@ def e5m3_codes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     kept: NDArray[np.float32] = np.minimum(values, np.float32(ELEMENTS[E5M3].max_value))
     bits = kept.view(np.uint32)
     normal = ((bits + 0x7FFFF + ((bits >> SHIFT) & 1)) >> SHIFT) - REBIAS
-    codes: NDArray[Any] = np.where(kept < LOWEST, np.rint(kept / STEP).astype(np.uint32), normal)
-    return codes.astype(np.uint8)
+    small = np.rint(np.minimum(kept, LOWEST) / STEP).astype(np.uint32)
+    return np.where(kept < LOWEST, small, normal).astype(np.uint8)
 
 
 def e5m3_values(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
