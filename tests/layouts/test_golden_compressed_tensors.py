@@ -13,10 +13,11 @@ from safetensors import safe_open
 from shardq.arena import Arena, reserve
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
+from shardq.layouts.base import ModuleChoice
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
-from shardq.schemes import WHOLE_ROW, Scheme
+from shardq.schemes import WHOLE_ROW, Scheme, parse_scheme
 from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
@@ -134,3 +135,29 @@ def test_golden_files_hold_what_the_cases_name() -> None:
     for file, module in OFFERED:
         with safe_open(GOLDEN / f"{file}.safetensors", "np") as f:
             assert any(name.startswith(f"{module}.") for name in f.keys())  # noqa: SIM118
+
+
+PRESETS_OF_THE_LIBRARY: Final[Mapping[str, Any]] = json.loads((GOLDEN / "presets.json").read_text())
+NEED_DATA: Final = ("FP8", "NVFP4")  # a scale of activations in each module
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS_OF_THE_LIBRARY if n not in NEED_DATA])
+def test_names_mean_what_the_library_means(name: str) -> None:
+    layout, theirs = find_layout("compressed-tensors"), PRESETS_OF_THE_LIBRARY[name]
+    scheme = layout.settle(parse_scheme(name).scheme)
+    assert layout.refuse(scheme, scheme, 128, 128) is None
+    choice = ModuleChoice("model.layers.0.mlp.up_proj", "linear", scheme)
+    ours = layout.config_block(scheme, [choice], "0.0")["config_groups"]["group_0"]
+    for key in ("weights", "input_activations"):
+        args = {k: v for k, v in (theirs.get(key) or {}).items() if k not in ("zp_dtype", "observer")}
+        assert (ours[key] or {}) == args, key
+    packed_anyway = scheme.format.is_integer and scheme.bits < 8 and scheme.activation  # what vLLM reads
+    assert ours["format"] == ("pack-quantized" if packed_anyway else theirs["format"])
+
+
+@pytest.mark.parametrize("name", NEED_DATA)
+def test_names_that_need_data_are_those_with_parameters_of_activations(name: str) -> None:
+    inputs = PRESETS_OF_THE_LIBRARY[name]["input_activations"]
+    assert inputs["dynamic"] is not True
+    assert all(p.get("input_activations", {}).get("dynamic", True) is True for n, p in PRESETS_OF_THE_LIBRARY.items()
+               if n not in NEED_DATA)  # fmt: skip
