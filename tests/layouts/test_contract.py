@@ -20,14 +20,20 @@ from shardq.layouts.base import Layout, ModuleChoice, unit_rows
 from shardq.quantizers.buffers import take_buffers
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
-from shardq.schemes import PRESETS, WHOLE_ROW, WIDTHS, Scheme
+from shardq.schemes import ACTIVATIONS, PRESETS, WHOLE_ROW, WIDTHS, Scheme
 from shardq.worker import TARGET_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
-each_layout: Final = pytest.mark.parametrize("layout", LAYOUTS, ids=[x.name for x in LAYOUTS])
+PLAIN: Final = [  # layouts that take integers of either symmetry; others are packings of these alone
+    x
+    for x in LAYOUTS
+    if all(x.refuse(s, s, 128, 128) is None for s in (x.settle(Scheme("int4", 32, sym)) for sym in (True, False)))
+]
+each_layout: Final = pytest.mark.parametrize("layout", PLAIN, ids=[x.name for x in PLAIN])
 QWEIGHT: Final = [find_layout(name) for name in ("auto_round", "gptq")]  # one family, which needs whole words
 each_qweight: Final = pytest.mark.parametrize("layout", QWEIGHT, ids=[x.name for x in QWEIGHT])
-each_width: Final = pytest.mark.parametrize("bits", WIDTHS)
+COMMON: Final = (2, 3, 4, 8)  # bits that every layout takes
+each_width: Final = pytest.mark.parametrize("bits", COMMON)
 each_symmetry: Final = pytest.mark.parametrize("symmetric", [True, False], ids=["sym", "asym"])
 
 
@@ -87,7 +93,7 @@ def test_outputs_are_filled_to_the_last_byte_and_read_back(
 
 @each_layout
 @given(
-    bits=st.sampled_from(WIDTHS), symmetric=st.booleans(), groups=st.integers(1, 4), units=st.integers(1, 6),
+    bits=st.sampled_from(COMMON), symmetric=st.booleans(), groups=st.integers(1, 4), units=st.integers(1, 6),
     group=st.sampled_from([16, 32, 64]), tile=st.integers(1, 7), slab=st.integers(1, 7), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_tiles_and_slabs_do_not_change_a_byte(
@@ -181,7 +187,7 @@ def test_refuse_every_element_that_no_loader_reads(layout: Layout) -> None:
     for name, element in ELEMENTS.items():
         scheme = Scheme(name, 32, symmetric=True)
         refusal = layout.refuse(scheme, scheme, 64, 64)
-        if element.is_integer and element.bits in WIDTHS:
+        if element.is_integer and element.bits in (WIDTHS if layout.name == "auto_round" else COMMON):
             assert refusal is None, name
         else:
             assert refusal is not None, name
@@ -199,7 +205,7 @@ def test_refuse_what_one_config_cannot_mix(layout: Layout, symmetric: bool) -> N
 
 # --- configuration -----------------------------------------------------------------------------------------------
 
-SCHEMES: Final = [Scheme(f"int{b}", g, symmetric=True) for b in WIDTHS for g in (WHOLE_ROW, 32, 128)]
+SCHEMES: Final = [Scheme(f"int{b}", g, symmetric=True) for b in COMMON for g in (WHOLE_ROW, 32, 128)]
 PLACES: Final = [
     *(f"model.layers.{i}.{m}" for i in (0, 1, 2, 10, 11) for m in ("self_attn.q_proj", "mlp.down_proj", "mlp.gate")),
     *(f"model.layers.{i}.mlp.experts.{e}.up_proj" for i in (0, 1) for e in (0, 1, 10)),
@@ -293,12 +299,12 @@ def test_auto_round_names_kept_modules_in_full() -> None:
 # --- compressed-tensors --------------------------------------------------------------------------------------------
 
 CT: Final = find_layout("compressed-tensors")
-PRESETS_OF_CT: Final = [CT.settle(p.scheme) for p in PRESETS.values()]
+PRESETS_OF_CT: Final = {p.name: s for p in PRESETS.values() if CT.refuse(s := CT.settle(p.scheme), s, 256, 256) is None}
 
 
-@pytest.mark.parametrize("default", PRESETS_OF_CT, ids=list(PRESETS))
+@pytest.mark.parametrize("default", PRESETS_OF_CT.values(), ids=list(PRESETS_OF_CT))
 def test_compressed_tensors_tells_every_preset_apart(default: Scheme) -> None:
-    choices = [ModuleChoice(f"model.layers.0.m{i}", "linear", s) for i, s in enumerate(PRESETS_OF_CT)]
+    choices = [ModuleChoice(f"model.layers.0.m{i}", "linear", s) for i, s in enumerate(PRESETS_OF_CT.values())]
     choices += [ModuleChoice("model.layers.0.gate", "router", None), ModuleChoice("lm_head", "head", default)]
     block = json.loads(json.dumps(CT.config_block(default, choices, "0.0")))
     assert {c.module: CT.scheme_of(block, c.module) for c in choices} == {c.module: c.scheme for c in choices}
@@ -307,7 +313,7 @@ def test_compressed_tensors_tells_every_preset_apart(default: Scheme) -> None:
     assert last == ["Linear", r"re:^lm_head$"]  # the class alone does not reach a head
 
 
-@pytest.mark.parametrize("scheme", PRESETS_OF_CT, ids=list(PRESETS))
+@pytest.mark.parametrize("scheme", PRESETS_OF_CT.values(), ids=list(PRESETS_OF_CT))
 @pytest.mark.parametrize("rows", [128, 100])
 def test_compressed_tensors_slabs_of_every_preset(
     scheme: Scheme, rows: int, kernels: KernelSet, pack_whole: Pack
@@ -317,7 +323,8 @@ def test_compressed_tensors_slabs_of_every_preset(
     arena = Arena()
     arena.reset(1 << 22)
     buffers = take_buffers(arena, rows, 256, scheme)
-    q, bad = quantize_rows(values, "F32", scheme, buffers, np.empty((rows, 3)), kernels)
+    amax = None if scheme.reach == "group" else float(np.abs(values).max())
+    q, bad = quantize_rows(values, "F32", scheme, buffers, np.empty((rows, 3)), kernels, amax)
     assert bad == 0
     unit = unit_rows(CT, scheme)
     one, other = (pack_whole(CT, scheme, q, dtype="F32", tile=t, slab=s) for t, s in ((1 << 20, 1 << 20), (unit, unit)))
@@ -330,6 +337,17 @@ def test_compressed_tensors_refuses_what_the_library_has_no_format_for() -> None
         refusal = CT.refuse(Scheme(name, 32, symmetric=True), Scheme("int4", 32, symmetric=True), 64, 64)
         assert refusal is not None
         assert not refusal.ragged
+
+
+def test_compressed_tensors_refuses_only_what_its_readers_cannot_have() -> None:
+    left = PRESETS.keys() - PRESETS_OF_CT.keys()
+    assert left == {"NVFP4", "NVFP4_E5M3", "MXINT4", "MXFP4_RCEIL", "MXFP8_RCEIL"}
+    scheme = CT.settle(PRESETS["NVFP4"].scheme)
+    assert ACTIVATIONS[scheme.activation].calibrated
+    refusal = CT.refuse(scheme, scheme, 64, 64)
+    assert refusal is not None
+    assert "calibration" in refusal.reason
+    assert "NVFP4A16" in refusal.reason
 
 
 def test_compressed_tensors_leaves_a_tied_head_alone() -> None:
