@@ -111,7 +111,7 @@ class Layout(Protocol):
         """The scheme by which the result of `unpack` is to be read: `scheme`, except where codes are not kept."""
 
     def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:
-        """The `quantization_config` that the loaders read. Raises LayoutRefuses where it cannot say what was decided."""
+        """The `quantization_config` that the loaders read. Raises LayoutRefuses for what it cannot say."""
 
     def scheme_of(self, config: Mapping[str, Any], module: str) -> Scheme | None:
         """The scheme that a config block gives a module: what a loader would believe."""

@@ -34,6 +34,7 @@ class Fake(LayoutDefaults):
     summary = "weights quantized and dequantized again, for research"
     loaders = "whatever loads the source: to a loader nothing is quantized"
     slab_rows = 1
+    fuses = False
     config_key = "shardq_fake"
 
     def settle(self, scheme: Scheme) -> Scheme:

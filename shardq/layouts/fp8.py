@@ -7,8 +7,8 @@ activations alike, token by token.
 
 The codes of a block are the nearest to weight / scale, and scale is the largest magnitude / 448, which is how
 compressed-tensors 0.20 computes it in fp32. transformers multiplies by 448 / magnitude and stores the reciprocal: its
-scales differ in the last bit. In MXFP8 the scale is the smallest power of two under which nothing saturates, as in
-transformers.
+scales differ in the last bit. In MXFP8 all is as transformers computes it for bf16 weights: the scale is the smallest
+power of two under which nothing saturates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,9 +46,9 @@ class Fp8(LayoutDefaults):
         if scheme.element != ELEMENT:
             return scheme
         if scheme.scale != "e8m0":
-            return replace(scheme, numbers="compressed_tensors", scale="fp32")
+            return replace(scheme, numbers="fp8", scale="fp32")
         exponent = "ceil" if scheme.exponent == "even" else scheme.exponent  # "even": what the schemes' names stand for
-        return replace(scheme, numbers="compressed_tensors", exponent=exponent)
+        return replace(scheme, numbers="fp8", exponent=exponent)
 
     def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
         """See Layout. Blocks may be cut by both edges of a weight, groups of MXFP8 may not."""
