@@ -31,7 +31,6 @@ Pack = Callable[..., dict[str, NDArray[Any]]]
 each_layout: Final = pytest.mark.parametrize("layout", LAYOUTS, ids=[x.name for x in LAYOUTS])
 QWEIGHT: Final = [find_layout(name) for name in ("auto_round", "gptq")]  # one family, which needs whole words
 each_qweight: Final = pytest.mark.parametrize("layout", QWEIGHT, ids=[x.name for x in QWEIGHT])
-each_width: Final = pytest.mark.parametrize("bits", WIDTHS)
 each_symmetry: Final = pytest.mark.parametrize("symmetric", [True, False], ids=["sym", "asym"])
 SIDE: Final = 96  # rows and columns of most matrices below
 
