@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.quantizers.buffers import Buffers
-from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.native_fp8 import sign_zeros
+from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.scales import range_scales, shared_scales
 from shardq.schemes import Scheme
 
