@@ -4,8 +4,11 @@ from typing import Final
 
 from shardq.errors import LayoutRefuses
 from shardq.layouts.auto_round import MX, V1, ZERO_OF_ALL, AutoRound
+from shardq.layouts.awq import Awq
 from shardq.layouts.base import Layout
 from shardq.layouts.compressed_tensors import CompressedTensors
+from shardq.layouts.fake import Fake
+from shardq.layouts.fp8 import Fp8
 from shardq.layouts.gptq import VERSION_2, Gptq
 from shardq.schemes import Scheme
 
@@ -16,7 +19,10 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
     AutoRound("auto_round:llm_compressor", (), (MX,)),
     Gptq(),
     Gptq("gptq_v2", ("gptqmodel",), VERSION_2),
+    Awq(),
     CompressedTensors(),
+    Fp8(),
+    Fake(),
 )
 SQUARE: Final = (4096, 4096)  # a shape that fits every group
 

@@ -19,7 +19,7 @@ class Quantized:
     scales: NDArray[np.float32]  # [rows, G], rounded to the scheme's scale format; may be negative in auto_round
     zeros: NDArray[np.uint8] | None  # [rows, G], 0 .. 2**bits - 1; all 2**(bits-1) when symmetric integers have them
     biases: NDArray[np.float32] | None = None  # [rows, G], of affine codes, which have no zeros
-    global_scale: float | None = None  # what a reader divides stored scales by; `scales` are divided already
+    global_scale: float | None = None  # what a reader divides `scales` by, where these are stored times it
 
     def rows(self, part: slice) -> "Quantized":
         """Some of the rows."""

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from shardq.quantizers.buffers import Buffers
 from shardq.quantizers.float_scales import FLOAT_SCALES, float_scales
+from shardq.quantizers.native_fp8 import sign_zeros
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.scales import range_scales, shared_scales
 from shardq.schemes import Scheme
@@ -51,6 +52,8 @@ def quantize_rows(
         else:
             bad += shared_scales(b.high, scheme, dtype, b.scales, amax)
         kernels.encode_scaled(source, dtype, scheme.element, group, steps, b.codes)
+        if scheme.numbers == "fp8":
+            sign_zeros(source, b.codes)
         kernels.error_scaled(source, dtype, scheme.element, b.codes, steps, group, stats)
         return Quantized(b.codes, b.scales, None, global_scale=global_scale), bad
     bad = kernels.group_range(source, dtype, group, b.low, b.high)
