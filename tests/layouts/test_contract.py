@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from shardq.arena import Arena
 from shardq.errors import LayoutRefuses
 from shardq.formats import ELEMENTS, STORAGE, WEIGHT_DTYPES
-from shardq.kernels import KernelSet
+from shardq.kernels import KernelSet, load
 from shardq.layouts import LAYOUTS, find_layout
 from shardq.layouts.base import Layout, ModuleChoice, unit_rows
 from shardq.layouts.stored import load as load_floats
 from shardq.layouts.stored import store
 from shardq.quantizers.buffers import take_buffers
 from shardq.quantizers.decode import decode_rows
+from shardq.quantizers.float_scales import E4M3, FLOAT_SCALES, e4m3_values, e5m3_values
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import ACTIVATIONS, PRESETS, WHOLE_ROW, WIDTHS, Scheme
@@ -66,16 +67,28 @@ def random_rows(scheme: Scheme, rows: int, columns: int, seed: int) -> Quantized
     codes[0, :2] = 0, top - 1
     if scheme.element == "e4m3fn":
         codes[(codes & 0x7F) == 0x7F] = 0x7E  # NaN is no result
-    shape = (-(-rows // scheme.group_rows), groups)
+    shape = (1 if scheme.reach == "tensor" else -(-rows // scheme.group_rows), groups)
+    if scheme.scale in FLOAT_SCALES:
+        patterns = rng.integers(1, 0x7F if scheme.scale == E4M3 else 0xFF, shape, np.uint8)
+        scales = np.empty(shape, np.float32)
+        if scheme.scale == E4M3:
+            e4m3_values(patterns, scales, load())
+            return Quantized(codes, scales, None, global_scale=float(np.float32(rng.uniform(1, 1e4))))
+        return Quantized(codes, e5m3_values(patterns), None)
     if scheme.scale == "e8m0":
         scales = np.ldexp(np.float32(1), rng.integers(-127, 128, shape).astype(np.int32))
         scales[0, 0], scales[-1, -1] = 2.0**-127, 2.0**127
     else:
         scales = rng.standard_normal(shape).astype(np.float16).astype(np.float32)
         scales[0, 0], scales[-1, -1] = 2.0**-24, -65504.0 if scheme.symmetric else 65504.0
-    scales = np.ascontiguousarray(scales.repeat(scheme.group_rows, axis=0)[:rows])
+    scales = np.ascontiguousarray(
+        scales.repeat(rows // len(scales) + 1, axis=0)[:rows]
+        if scheme.reach == "tensor"
+        else scales.repeat(scheme.group_rows, axis=0)[:rows]
+    )
+    has_zeros = scheme.numbers == "auto_round" and scheme.format.is_integer
     if scheme.symmetric:
-        zeros = np.full((rows, groups), top // 2, np.uint8) if scheme.numbers == "auto_round" else None
+        zeros = np.full((rows, groups), top // 2, np.uint8) if has_zeros else None
         return Quantized(codes, scales, zeros)
     zeros = rng.integers(0, top, (rows, groups), np.uint8, endpoint=False)
     zeros[0, 0], zeros[-1, -1] = 0, top - 1
@@ -84,7 +97,8 @@ def random_rows(scheme: Scheme, rows: int, columns: int, seed: int) -> Quantized
 
 def equal(a: Quantized, b: Quantized) -> bool:
     pairs = ((a.codes, b.codes), (a.scales, b.scales), (a.zeros, b.zeros))
-    return all((x is y) or (x.dtype == y.dtype and np.array_equal(x, y)) for x, y in pairs)
+    same = all((x is y) or (x.dtype == y.dtype and np.array_equal(x, y)) for x, y in pairs)
+    return same and a.global_scale == b.global_scale
 
 
 def read_back(
