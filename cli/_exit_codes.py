@@ -9,6 +9,7 @@ from shardq.errors import (
     BadOption,
     CheckpointIncomplete,
     CorruptShard,
+    FusedGroupSplit,
     HubAccess,
     HubTransfer,
     Interrupted,
@@ -34,6 +35,7 @@ RECIPE: Final[Errors] = (
     PatternMatchesNothing,
     LayoutRefuses,
     NothingToQuantize,
+    FusedGroupSplit,
     UnknownTensor,
     UnsupportedSource,
 )

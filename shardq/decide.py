@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from shardq.agreement import agree
 from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.companions import find_companions
 from shardq.errors import (
@@ -42,8 +43,8 @@ class Decision:
 def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
     """One decision for every tensor, in checkpoint order.
 
-    Raises UnsupportedSource, UnknownTensor, PatternMatchesNothing, BadOption, BadGroupSize, LayoutRefuses and
-    NothingToQuantize; all of them before any weight is read.
+    Raises UnsupportedSource, UnknownTensor, PatternMatchesNothing, BadOption, BadGroupSize, LayoutRefuses,
+    FusedGroupSplit and NothingToQuantize; all of them before any weight is read.
     """
     tensors = tuple(checkpoint.tensors.values())
     roles = assign_roles(tensors, checkpoint.config)
@@ -56,6 +57,8 @@ def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
     _refuse_unknown(decisions)
     _check_head(checkpoint, recipe, decisions)
     decisions = _fit_layout(decisions, recipe)
+    if find_layout(recipe.layout).fuses:
+        decisions = agree(decisions, checkpoint.config)
     if not any(d.action == "quantize" for d in decisions):
         raise NothingToQuantize(
             f"nothing to quantize in {checkpoint.label}: none of its {len(tensors)} tensors is a Linear weight that "

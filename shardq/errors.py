@@ -53,6 +53,12 @@ class NothingToQuantize(ShardqError):
     exit_code = 14
 
 
+class FusedGroupSplit(ShardqError):
+    """Modules that servers run as one matrix, with different schemes, or only some of them quantized."""
+
+    exit_code = 15
+
+
 # --- what the source holds ---------------------------------------------------------------------------------------
 
 

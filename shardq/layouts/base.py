@@ -121,6 +121,10 @@ class Layout(Protocol):
     def also_roles(self) -> frozenset[str]:
         """Roles besides Linear whose matrices are quantized by default, as the layout's own library does."""
 
+    @property
+    def fuses(self) -> bool:
+        """Its readers run some modules as one matrix (`fused.py`), which then need one scheme."""
+
     def places(self, modules: Sequence[str], config: Mapping[str, Any] | None) -> Mapping[str, Place]:
         """Those of the quantized modules that go into stacks, which its readers want."""
 
@@ -136,6 +140,7 @@ class LayoutDefaults:
 
     metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
     also_roles: frozenset[str] = frozenset()
+    fuses: bool = True
 
     def places(self, modules: Sequence[str], config: Mapping[str, Any] | None) -> Mapping[str, Place]:
         """See Layout."""

@@ -21,7 +21,7 @@ from shardq.files.safetensors import HeaderTensor, TensorSpec, plan_file, read_h
 from shardq.layouts import LAYOUTS
 
 MakeCheckpoint = Callable[..., Path]
-MIXED = {"re:.*down_proj": {"bits": 8}, "re:.*q_proj": {"group_size": 32}}
+MIXED = {"re:.*down_proj": {"bits": 8}, "re:.*o_proj": {"group_size": 32}}
 RECIPES: dict[str, dict[str, Any]] = {
     "W2A16": {},
     "W3A16": {},
