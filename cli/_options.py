@@ -61,6 +61,11 @@ def recipe_options(function: F) -> F:
             "that fits.",
         ),
         click.option(
+            "--target", "targets", multiple=True, metavar="ENGINE[:tp=N,device=cpu]",
+            help="Refuse what this engine will not load: vllm:tp=8, sglang, transformers, llama.cpp, mlx. May be "
+            "repeated.",
+        ),
+        click.option(
             "--rtn", is_flag=True, expose_value=False,
             help="Plain round-to-nearest, without a search for better scales: the only method so far, so this changes "
             "nothing.",
@@ -74,10 +79,11 @@ def recipe_options(function: F) -> F:
 def build_recipe(
     schemes: Sequence[str], layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None,
     layer_config: str | None, ignore: Sequence[str], include: Sequence[str], ignore_dialect: str, quant_lm_head: bool,
-    ragged: str,
+    ragged: str, targets: Sequence[str] = (),
 ) -> "Recipe":  # fmt: skip
     """The Recipe of the options' values. Raises what make_recipe does, which checks all words."""
     from shardq.recipe import make_recipe
+    from shardq.serving.targets import may_split, parse_target
 
     if len(schemes) > 1:
         raise BadOption(f"{len(schemes)} schemes ({', '.join(schemes)}): one run makes one output; give one --scheme")
@@ -93,6 +99,7 @@ def build_recipe(
         ignore_dialect=cast("Dialect", ignore_dialect),
         quant_lm_head=quant_lm_head,
         ragged=cast("Ragged", ragged),
+        split_fused=may_split([parse_target(t) for t in targets]),
     )
 
 

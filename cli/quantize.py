@@ -68,8 +68,9 @@ RUN = (
 def quantize(
     console: Console, source: str, schemes: tuple[str, ...], layout: str | None, bits: int | None,
     group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
-    include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, output_dir: Path | None,
-    subfolder: str | None, parallel: int | None, max_ram: str | None, max_disk: str | None, stream: bool, xet: bool,
+    include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
+    output_dir: Path | None, subfolder: str | None, parallel: int | None, max_ram: str | None, max_disk: str | None,
+    stream: bool, xet: bool,
     push_to: str | None, private: bool, branch: str | None, keep_local: bool, delete_source: bool, restart: bool,
     dry_run: bool,
 ) -> None:  # fmt: skip
@@ -83,7 +84,7 @@ def quantize(
 
     recipe = build_recipe(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged,
+        ragged, targets,
     )  # fmt: skip
     limits = Limits(
         max_ram_bytes=parse_size(max_ram, "--max-ram"),
@@ -97,12 +98,12 @@ def quantize(
     if parallel is not None:
         limits = dataclasses.replace(limits, parallel=parallel)
     if dry_run:
-        _show_plan(console, source, recipe, subfolder, limits)
+        _show_plan(console, source, recipe, subfolder, limits, targets)
         return
     with show_progress(console) as report:
         result = api.quantize(
             source, recipe, output_dir=output_dir, subfolder=subfolder, limits=limits, restart=restart, report=report,
-            push_to=push_to, private=private, branch=branch,
+            push_to=push_to, private=private, branch=branch, targets=targets,
         )  # fmt: skip
     if console.as_json:
         print_json(describe_result(result))
@@ -111,11 +112,13 @@ def quantize(
     console.warn(result.warnings)
 
 
-def _show_plan(console: Console, source: str, recipe: "Recipe", subfolder: str | None, limits: "Limits") -> None:
+def _show_plan(
+    console: Console, source: str, recipe: "Recipe", subfolder: str | None, limits: "Limits", targets: tuple[str, ...]
+) -> None:
     from shardq import api
     from shardq.reports import describe_plan
 
-    plan = api.plan(source, recipe, subfolder=subfolder)
+    plan = api.plan(source, recipe, subfolder=subfolder, targets=targets)
     remote = plan.checkpoint.commit is not None
     limits.share_memory(plan, remote, remote)  # refuses a --max-ram that is too small
     if console.as_json:

@@ -1,5 +1,6 @@
 """The functions that scripts call. They return typed values, print nothing, and raise ShardqError."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def quantize(
     push_to: str | None = None,
     private: bool = False,
     branch: str | None = None,
+    targets: Sequence[str] = (),
 ) -> Result:
     """Quantize a checkpoint into a folder, or resume a run that stopped, or answer that it is done.
 
@@ -41,33 +43,51 @@ def quantize(
     `restart`: discard what an earlier run with other parameters left. `report` is called with each step.
     `push_to`: a Hub repo, "org/name"; each finished file is uploaded and, without `limits.keep_local`, deleted here;
     all appear there with one commit at the end. Repo (`private` or not) and `branch` are made if need be.
+    `targets`: engines that must load the output, as in "vllm:tp=8"; refused before a weight is read.
     Raises a ShardqError whose class and message say what is wrong; what is finished is kept, and the same call resumes.
     """
     wanted, limits = _recipe(recipe), limits or Limits()
     destination = _destination(push_to, private, branch, limits)
     opened = open_source(str(source), subfolder, xet=_xet(limits))
+    if targets:
+        _check(make_plan(read_checkpoint(opened), wanted), targets)
     out = Path(output_dir) if output_dir else Path(f"{opened.label.rpartition('/')[2]}-{wanted.scheme.name}")
     return quantize_to_folder(opened, wanted, out, limits, restart, report or _silent, destination)
 
 
-def plan(source: str | Path, recipe: str | Recipe = "W4A16", *, subfolder: str | None = None) -> Plan:
+def plan(
+    source: str | Path,
+    recipe: str | Recipe = "W4A16",
+    *,
+    subfolder: str | None = None,
+    targets: Sequence[str] = (),
+) -> Plan:
     """What `quantize` would do with the same words, from headers alone; raises what it raises before that."""
-    return make_plan(read_checkpoint(open_source(str(source), subfolder)), _recipe(recipe))
+    return _check(make_plan(read_checkpoint(open_source(str(source), subfolder)), _recipe(recipe)), targets)
 
 
-def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16") -> Plan:
+def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets: Sequence[str] = ()) -> Plan:
     """The plan of a checkpoint of which only a folder with config.json and headers.json.gz ({shard: {tensor: [dtype,
     shape]}}) or an index is at hand. With an index alone, shapes and bytes are unknown."""
-    return make_plan(read_dump(Path(folder)), _recipe(recipe))
+    return _check(make_plan(read_dump(Path(folder)), _recipe(recipe)), targets)
 
 
 def verify(result: str | Path, *, deep: bool = False, source: str | Path | None = None) -> "Verification":
-    """Check a finished output, a folder or "org/name[@revision]", against its ledger, index, headers and configuration.
+    """Check a finished output, a folder or "org/name[@revision]", against its ledger, index, headers and configuration;
+    and a quantized checkpoint that others made, which has no ledger, for what its headers and configuration tell.
 
     `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed
     from the original weights and copies are compared byte for byte. Of a repo only headers and records are read unless
     `deep` or `source` is given. Raises VerifyFailed when nothing can be checked.
     """
+    from shardq.foreign import is_foreign, verify_foreign
+    from shardq.outputs import open_result
+
+    opened = open_result(str(result))
+    if is_foreign(opened):
+        if deep or source is not None:
+            raise BadOption(f"{result} has no records of shardq: --deep and --source have nothing to compare with")
+        return verify_foreign(opened, str(result))
     from shardq.verification import verify_output  # brings numpy
 
     return verify_output(str(result), deep, open_source(str(source)) if source is not None else None)
@@ -127,6 +147,18 @@ def _xet(limits: Limits) -> "XetOptions | None":
     from shardq.sources.hub_xet import XetOptions
 
     return XetOptions(XET_BUFFER_BYTES)
+
+
+def _check(plan: Plan, targets: Sequence[str]) -> Plan:
+    """`plan`, if every target loads what it makes. Raises BadOption and TargetRefuses."""
+    if targets:
+        from shardq.serving.served import served_of_plan
+        from shardq.serving.targets import check_targets, parse_target
+
+        if not plan.files:
+            raise BadOption("--target needs headers: of this checkpoint only an index is known")
+        check_targets(served_of_plan(plan), [parse_target(t) for t in targets])
+    return plan
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:

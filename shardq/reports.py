@@ -5,6 +5,8 @@ from typing import Any
 
 from shardq.needs import ANONYMOUS_REQUESTS, TOKEN_REQUESTS, WINDOW_S, count_requests, disk_bytes
 from shardq.plans import Plan
+from shardq.serving.report import describe_serving
+from shardq.serving.served import served_of_plan
 
 
 def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
             "quantized_source": sum(d.tensor.size_bytes for d in plan.decisions if d.scheme) if known else None,
         },
         "needs": _needs(plan) if known else None,
+        "serving": describe_serving(served_of_plan(plan)) if known else None,
         "warnings": list(c.warnings),
     }
     if tensors:
