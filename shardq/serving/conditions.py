@@ -211,12 +211,6 @@ def separate_experts(served: Served, tp: int) -> list[str]:
     return [m.name for m in served.quantized if ".experts." in m.name and m.name.partition(".experts.")[2][0].isdigit()]
 
 
-def unstated_quantization(served: Served, tp: int) -> list[str]:
-    """Quantized weights without a configuration that says so."""
-    del tp
-    return [m.name for m in served.quantized] if not served.method else []
-
-
 def ct_converted_experts(served: Served, tp: int) -> list[str]:
     """Experts in 8-bit numbers other than packed integers and fp8 with a scale for a row."""
     del tp
@@ -246,7 +240,7 @@ CONDITIONS: Final[Mapping[str, Condition]] = {
         untargeted_head, tied_head_quantized, tied_head_written, tied_embedding_quantized, missing_input_scales,
         missing_input_global_scales, missing_g_idx, present_g_idx, missing_qzeros, symmetric_zero_points,
         activation_order, nested_block, not_bfloat16, ragged_blocks, unusual_groups, separate_experts,
-        unstated_quantization, ct_converted_experts, not_gpt_oss, auto_round_packing,
+        ct_converted_experts, not_gpt_oss, auto_round_packing,
         parallel.heads, parallel.rows, parallel.columns, parallel.groups,
         parallel.words, parallel.blocks,
     )

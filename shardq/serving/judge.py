@@ -54,24 +54,35 @@ def judge(served: Served, tp: int = 1, device: str = "") -> tuple[Verdict, ...]:
 
 
 def parallel_verdicts(served: Served, device: str = "") -> dict[str, dict[int, Verdict]]:
-    """Engine -> tensor parallel size -> verdict, of engines that cut matrices over devices."""
-    engines = [e for e in load_facts().engines if e.parallel]
-    return {e.id: {tp: _judge_engine(e, load_facts().facts, served, tp, device) for tp in TP_SIZES} for e in engines}
+    """Engine -> tensor parallel size -> verdict, of engines that cut matrices over devices; as judge gives them."""
+    table = load_facts()
+    cutting = tuple(f for f in table.facts if f.parallel)
+    found: dict[str, dict[int, Verdict]] = {}
+    for engine in (e for e in table.engines if e.parallel):
+        alone = _judge_engine(engine, table.facts, served, 1, device)
+        same = [r for r in alone.reasons if r.fact not in {f.id for f in cutting}]
+        found[engine.id] = {1: alone}
+        for tp in TP_SIZES[1:]:
+            more = _reasons(engine, cutting, served, tp, device) if served.method in engine.methods else ()
+            found[engine.id][tp] = _verdict(engine, [*same, *more])
+    return found
 
 
 def _judge_engine(engine: Engine, facts: tuple[Fact, ...], served: Served, tp: int, device: str) -> Verdict:
     reasons: list[Reason] = []
-    if served.quantized or served.method:
-        if served.method not in engine.methods:
-            named = served.method or "none"
-            reasons.append(Reason("method", "no", f"quant_method {named}: {engine.unknown}", (), 0, engine.source))
-        else:
-            reasons += _reasons(engine, facts, served, tp, device)
+    if served.method in engine.methods:
+        reasons += _reasons(engine, facts, served, tp, device)
+    elif served.quantized or served.method:
+        named = served.method or "none"
+        reasons.append(Reason("method", "no", f"quant_method {named}: {engine.unknown}", (), 0, engine.source))
     elif not engine.methods:
         reasons.append(Reason("method", "no", engine.unknown, (), 0, engine.source))
-    reasons.sort(key=lambda r: -_WORSE[r.answer])
-    answer: Answer = reasons[0].answer if reasons else "loads"
-    return Verdict(engine.id, engine.version, answer, tuple(reasons))
+    return _verdict(engine, reasons)
+
+
+def _verdict(engine: Engine, reasons: list[Reason]) -> Verdict:
+    ordered = sorted(reasons, key=lambda r: -_WORSE[r.answer])
+    return Verdict(engine.id, engine.version, ordered[0].answer if ordered else "loads", tuple(ordered))
 
 
 def _reasons(engine: Engine, facts: tuple[Fact, ...], served: Served, tp: int, device: str) -> Iterator[Reason]:
