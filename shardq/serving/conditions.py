@@ -1,4 +1,4 @@
-"""The tests that rows of facts.toml name: what of a checkpoint they hit, as evidence for a message.
+"""The tests that rows of table/ name: what of a checkpoint they hit, as evidence for a message.
 
 Each takes what is served and the tensor parallel size and gives one text for each place; none means that it holds.
 """

@@ -1,16 +1,17 @@
-"""Loads facts.toml: what is known of each engine, one row for each thing."""
+"""Loads table/: what is known of each engine, one row for each thing."""
 
 import functools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from shardq.serving.conditions import CONDITIONS
 
 Answer = Literal["loads", "limits", "no"]
-ROLES = ("head", "embedding", "expert", "linear")
+FILES: Final = ("engines.toml", "general.toml", "compressed_tensors.toml", "other_methods.toml")
+ROLES: Final = ("head", "embedding", "expert", "linear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing that an engine does with some checkpoints; each field is explained in facts.toml."""
+    """One thing that an engine does with some checkpoints; each field is explained in table/general.toml."""
 
     id: str
     engines: tuple[str, ...]
@@ -50,7 +51,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All of facts.toml."""
+    """All of table/."""
 
     engines: tuple[Engine, ...]
     facts: tuple[Fact, ...]
@@ -58,12 +59,13 @@ class Facts:
 
 @functools.cache
 def load_facts() -> Facts:
-    """The table that ships with shardq; KeyError or ValueError if it is wrong, a bug."""
-    return parse_facts(resources.files("shardq.serving").joinpath("facts.toml").read_text(encoding="utf-8"))
+    """The tables that ship with shardq; KeyError or ValueError if they are wrong, a bug."""
+    folder = resources.files("shardq.serving").joinpath("table")
+    return parse_facts("\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in FILES))
 
 
 def parse_facts(text: str) -> Facts:
-    """From TOML text of the form of facts.toml."""
+    """From TOML text of the form of the files in table/, one after the other."""
     table = tomllib.loads(text)
     engines = tuple(_engine(row) for row in table["engine"])
     return Facts(engines, tuple(_fact(row, {e.id for e in engines}) for row in table["fact"]))
@@ -103,5 +105,5 @@ def _fact(row: Mapping[str, Any], engines: set[str]) -> Fact:
         or fact.role not in ("", *ROLES)
         or not set(row) <= known
     ):
-        raise ValueError(f"facts.toml: row {fact.id} has a value that is not known")
+        raise ValueError(f"serving table: row {fact.id} has a value that is not known")
     return fact

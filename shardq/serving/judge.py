@@ -1,4 +1,4 @@
-"""What each engine does with a checkpoint: the rows of facts.toml that apply."""
+"""What each engine does with a checkpoint: the rows of table/ that apply."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Verdict:
 
 
 def judge(served: Served, tp: int = 1, device: str = "") -> tuple[Verdict, ...]:
-    """One verdict for each engine of facts.toml, in its order, on `tp` devices.
+    """One verdict for each engine of table/, in its order, on `tp` devices.
 
     `device`: "" judges an engine's usual build and mentions what its CPU build lacks; "cpu" judges that build. Looks at
     headers and config.json alone, so values (such as global scales that differ) are not seen. Raises nothing.

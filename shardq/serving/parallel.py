@@ -1,7 +1,7 @@
 """Whether matrices can be cut over several devices, as vLLM and SGLang cut them.
 
 Column-parallel matrices are cut along their rows (the output), row-parallel ones along their columns (the input);
-replicated ones not at all. Which is which follows from the last segment: `[parallel]` of facts.toml.
+replicated ones not at all. Which is which follows from the last segment: `[parallel]` of engines.toml.
 Source: vLLM 0.32 `linear.py`, `fp8_utils.validate_fp8_block_shape`, `marlin_utils`; SGLang has the same code.
 """
 
@@ -28,8 +28,10 @@ class Cuts:
 
 @functools.cache
 def load_cuts() -> Cuts:
-    """From facts.toml."""
-    table = tomllib.loads(resources.files("shardq.serving").joinpath("facts.toml").read_text(encoding="utf-8"))
+    """From engines.toml."""
+    table = tomllib.loads(
+        resources.files("shardq.serving").joinpath("table", "engines.toml").read_text(encoding="utf-8")
+    )
     return Cuts(frozenset(table["parallel"]["columns"]), frozenset(table["parallel"]["replicated"]))
 
 

@@ -1,4 +1,4 @@
-"""What engines are said to do with small checkpoints: one case for each row of facts.toml that decides something."""
+"""What engines are said to do with small checkpoints: one case for each row of table/ that decides something."""
 
 from collections.abc import Callable
 from typing import Any
