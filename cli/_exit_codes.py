@@ -19,6 +19,7 @@ from shardq.errors import (
     PatternMatchesNothing,
     ShardqError,
     SourceUnreadable,
+    TargetRefuses,
     Terminated,
     UnknownDtype,
     UnknownScheme,
@@ -36,6 +37,7 @@ RECIPE: Final[Errors] = (
     LayoutRefuses,
     NothingToQuantize,
     FusedGroupSplit,
+    TargetRefuses,
     UnknownTensor,
     UnsupportedSource,
 )

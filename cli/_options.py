@@ -61,6 +61,11 @@ def recipe_options(function: F) -> F:
             "that fits.",
         ),
         click.option(
+            "--target", "targets", multiple=True, metavar="ENGINE[:tp=N,device=cpu]",
+            help="Refuse what this engine will not load: vllm:tp=8, sglang, transformers, llama.cpp, mlx. May be "
+            "repeated.",
+        ),
+        click.option(
             "--rtn", is_flag=True, expose_value=False,
             help="Plain round-to-nearest, without a search for better scales: the only method so far, so this changes "
             "nothing.",
@@ -74,11 +79,13 @@ def recipe_options(function: F) -> F:
 def build_recipes(
     schemes: Sequence[str], layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None,
     layer_config: str | None, ignore: Sequence[str], include: Sequence[str], ignore_dialect: str, quant_lm_head: bool,
-    ragged: str,
+    ragged: str, targets: Sequence[str] = (),
 ) -> "list[Recipe]":  # fmt: skip
     """A Recipe for each scheme in each layout. Raises what make_recipe does, which checks all words."""
     from shardq.recipe import make_recipe
+    from shardq.serving.targets import may_split, parse_target
 
+    parsed = [parse_target(t) for t in targets]
     layouts = [x.strip() for x in layout.split(",")] if layout else [None]
     return [
         make_recipe(
@@ -93,6 +100,7 @@ def build_recipes(
             ignore_dialect=cast("Dialect", ignore_dialect),
             quant_lm_head=quant_lm_head,
             ragged=cast("Ragged", ragged),
+            split_fused=may_split(parsed),
         )
         for scheme in schemes or (DEFAULT_SCHEME,)
         for each in layouts

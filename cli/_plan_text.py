@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shardq.cli._collapse import collapse
 from shardq.cli._console import Console, print_json, print_pairs, print_section, show_bytes
+from shardq.cli._serving_text import print_serving
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +47,8 @@ def print_plan(console: Console, plan: "Plan") -> None:
     print_section(("scheme", "modules"), Counter(t["scheme"] for t in d["tensors"] if t["scheme"]).items())
     print_section(("role", "tensors"), d["counts"]["roles"].items())
     print_section(("kept in source precision", "tensors", "role", "rule"), _kept(d["tensors"]))
+    if d["serving"]:
+        print_serving(d["serving"])
     console.warn(d["warnings"])
 
 

@@ -32,6 +32,7 @@ def plan(
     console: Console, source: str | None, headers: Path | None, subfolder: str | None, schemes: tuple[str, ...],
     layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None, layer_config: str | None,
     ignore: tuple[str, ...], include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str,
+    targets: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Say what `quantize` would do with SOURCE, from headers alone.
 
@@ -42,12 +43,12 @@ def plan(
 
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged,
+        ragged, targets,
     )  # fmt: skip
     if source is not None and headers is None:
-        planned = api.plan_many(source, recipes, subfolder=subfolder)
+        planned = api.plan_many(source, recipes, subfolder=subfolder, targets=targets)
     elif headers is not None and source is None and subfolder is None:
-        planned = tuple(api.plan_headers(headers, recipe) for recipe in recipes)
+        planned = tuple(api.plan_headers(headers, recipe, targets=targets) for recipe in recipes)
     else:
         raise BadOption("give either SOURCE, perhaps with --subfolder, or --headers DIR")
     print_plans(console, planned, tensors=True)

@@ -75,8 +75,9 @@ RUN = (
 def quantize(
     console: Console, source: str, schemes: tuple[str, ...], layout: str | None, bits: int | None,
     group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
-    include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, output_dir: Path | None,
-    subfolder: str | None, parallel: int | None, max_ram: str | None, max_disk: str | None, stream: bool, xet: bool,
+    include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
+    output_dir: Path | None, subfolder: str | None, parallel: int | None, max_ram: str | None, max_disk: str | None,
+    stream: bool, xet: bool,
     push_to: str | None, private: bool, branch: str | None, keep_local: bool, delete_source: bool, restart: bool,
     dry_run: bool,
 ) -> None:  # fmt: skip
@@ -90,7 +91,7 @@ def quantize(
 
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged,
+        ragged, targets,
     )  # fmt: skip
     limits = Limits(
         max_ram_bytes=parse_size(max_ram, "--max-ram"),
@@ -104,12 +105,12 @@ def quantize(
     if parallel is not None:
         limits = dataclasses.replace(limits, parallel=parallel)
     if dry_run:
-        _show_plans(console, source, recipes, subfolder, limits)
+        _show_plans(console, source, recipes, subfolder, limits, targets)
         return
     with show_progress(console) as report:
         results = api.quantize_many(
             source, recipes, output_dir=output_dir, subfolder=subfolder, limits=limits, restart=restart, report=report,
-            push_to=push_to, private=private, branch=branch,
+            push_to=push_to, private=private, branch=branch, targets=targets,
         )  # fmt: skip
     if console.as_json:
         described = [describe_result(r) for r in results]
@@ -121,12 +122,13 @@ def quantize(
 
 
 def _show_plans(
-    console: Console, source: str, recipes: "Sequence[Recipe]", subfolder: str | None, limits: "Limits"
-) -> None:
+    console: Console, source: str, recipes: "Sequence[Recipe]", subfolder: str | None, limits: "Limits",
+    targets: tuple[str, ...],
+) -> None:  # fmt: skip
     from shardq import api
     from shardq.onepass import OnePass
 
-    plans = api.plan_many(source, recipes, subfolder=subfolder)
+    plans = api.plan_many(source, recipes, subfolder=subfolder, targets=targets)
     remote = plans[0].checkpoint.commit is not None
     limits.share_memory(OnePass(plans), remote, remote)  # refuses a --max-ram that is too small
     print_plans(console, plans, tensors=False)

@@ -35,6 +35,7 @@ def quantize(
     push_to: str | None = None,
     private: bool = False,
     branch: str | None = None,
+    targets: Sequence[str] = (),
 ) -> Result:
     """Quantize a checkpoint into a folder, or resume a run that stopped, or answer that it is done.
 
@@ -44,11 +45,12 @@ def quantize(
     `restart`: discard what an earlier run with other parameters left. `report` is called with each step.
     `push_to`: a Hub repo, "org/name"; each finished file is uploaded and, without `limits.keep_local`, deleted here;
     all appear there with one commit at the end. Repo (`private` or not) and `branch` are made if need be.
+    `targets`: engines that must load the output, as in "vllm:tp=8"; refused before a weight is read.
     Raises a ShardqError whose class and message say what is wrong; what is finished is kept, and the same call resumes.
     """
     return quantize_many(
         source, (recipe,), output_dir=output_dir, subfolder=subfolder, limits=limits, restart=restart, report=report,
-        push_to=push_to, private=private, branch=branch,
+        push_to=push_to, private=private, branch=branch, targets=targets,
     )[0]  # fmt: skip
 
 
@@ -64,6 +66,7 @@ def quantize_many(
     push_to: str | None = None,
     private: bool = False,
     branch: str | None = None,
+    targets: Sequence[str] = (),
 ) -> tuple[Result, ...]:
     """`quantize` into several outputs from one read of the source; each has the bytes that `quantize` gives alone.
 
@@ -74,37 +77,54 @@ def quantize_many(
     wanted = [_recipe(r) for r in recipes]
     opened = open_source(str(source), subfolder, xet=_xet(limits))
     orders = make_orders(wanted, opened.label, output_dir)
-    targets = _destinations(push_to, wanted, private, branch, limits)
-    made = [replace(order, destination=target) for order, target in zip(orders, targets, strict=True)]
-    return quantize_all(opened, made, limits, restart, report or _silent)
+    places = _destinations(push_to, wanted, private, branch, limits)
+    made = [replace(order, destination=place) for order, place in zip(orders, places, strict=True)]
+    return quantize_all(opened, made, limits, restart, report or _silent, lambda plan: _check(plan, targets))
 
 
-def plan(source: str | Path, recipe: str | Recipe = "W4A16", *, subfolder: str | None = None) -> Plan:
+def plan(
+    source: str | Path,
+    recipe: str | Recipe = "W4A16",
+    *,
+    subfolder: str | None = None,
+    targets: Sequence[str] = (),
+) -> Plan:
     """What `quantize` would do with the same words, from headers alone; raises what it raises before that."""
-    return make_plan(read_checkpoint(open_source(str(source), subfolder)), _recipe(recipe))
+    return _check(make_plan(read_checkpoint(open_source(str(source), subfolder)), _recipe(recipe)), targets)
 
 
-def plan_many(source: str | Path, recipes: Sequence[str | Recipe], *, subfolder: str | None = None) -> tuple[Plan, ...]:
+def plan_many(
+    source: str | Path, recipes: Sequence[str | Recipe], *, subfolder: str | None = None, targets: Sequence[str] = ()
+) -> tuple[Plan, ...]:
     """The plans of what `quantize_many` would make."""
     wanted = [_recipe(r) for r in recipes]
     make_orders(wanted, "", None)  # refuses what has no names
     checkpoint = read_checkpoint(open_source(str(source), subfolder))
-    return tuple(make_plan(checkpoint, r) for r in wanted)
+    return tuple(_check(make_plan(checkpoint, r), targets) for r in wanted)
 
 
-def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16") -> Plan:
+def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets: Sequence[str] = ()) -> Plan:
     """The plan of a checkpoint of which only a folder with config.json and headers.json.gz ({shard: {tensor: [dtype,
     shape]}}) or an index is at hand. With an index alone, shapes and bytes are unknown."""
-    return make_plan(read_dump(Path(folder)), _recipe(recipe))
+    return _check(make_plan(read_dump(Path(folder)), _recipe(recipe)), targets)
 
 
 def verify(result: str | Path, *, deep: bool = False, source: str | Path | None = None) -> "Verification":
-    """Check a finished output, a folder or "org/name[@revision]", against its ledger, index, headers and configuration.
+    """Check a finished output, a folder or "org/name[@revision]", against its ledger, index, headers and configuration;
+    and a quantized checkpoint that others made, which has no ledger, for what its headers and configuration tell.
 
     `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed
     from the original weights and copies are compared byte for byte. Of a repo only headers and records are read unless
     `deep` or `source` is given. Raises VerifyFailed when nothing can be checked.
     """
+    from shardq.foreign import is_foreign, verify_foreign
+    from shardq.outputs import open_result
+
+    opened = open_result(str(result))
+    if is_foreign(opened):
+        if deep or source is not None:
+            raise BadOption(f"{result} has no records of shardq: --deep and --source have nothing to compare with")
+        return verify_foreign(opened, str(result))
     from shardq.verification import verify_output  # brings numpy
 
     return verify_output(str(result), deep, open_source(str(source)) if source is not None else None)
@@ -191,6 +211,18 @@ def _xet(limits: Limits) -> "XetOptions | None":
     from shardq.sources.hub_xet import XetOptions
 
     return XetOptions(XET_BUFFER_BYTES)
+
+
+def _check(plan: Plan, targets: Sequence[str]) -> Plan:
+    """`plan`, if every target loads what it makes. Raises BadOption and TargetRefuses."""
+    if targets:
+        from shardq.serving.served import served_of_plan
+        from shardq.serving.targets import check_targets, parse_target
+
+        if not plan.files:
+            raise BadOption("--target needs headers: of this checkpoint only an index is known")
+        check_targets(served_of_plan(plan), [parse_target(t) for t in targets])
+    return plan
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:

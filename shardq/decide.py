@@ -57,7 +57,7 @@ def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
     _refuse_unknown(decisions)
     _check_head(checkpoint, recipe, decisions)
     decisions = _fit_layout(decisions, recipe)
-    if find_layout(recipe.layout).fuses:
+    if find_layout(recipe.layout).fuses and not recipe.split_fused:
         decisions = agree(decisions, checkpoint.config)
     if not any(d.action == "quantize" for d in decisions):
         raise NothingToQuantize(

@@ -59,6 +59,12 @@ class FusedGroupSplit(ShardqError):
     exit_code = 15
 
 
+class TargetRefuses(ShardqError):
+    """A --target that will not load what the recipe makes."""
+
+    exit_code = 16
+
+
 # --- what the source holds ---------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,7 @@ class FusedRow:
     members: tuple[str, ...]  # last segments, in the server's order
     parent: re.Pattern[str]
     model_types: frozenset[str]  # empty: any
+    runs_as: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,7 @@ def _fused(row: Mapping[str, Any]) -> FusedRow:
         members=tuple(row["members"]),
         parent=re.compile(row.get("parent", "")),
         model_types=frozenset(row.get("model_types", ())),
+        runs_as=tuple(row.get("runs_as", ())),
     )
 
 

@@ -1,6 +1,6 @@
 """Fused groups: modules that a server runs as one matrix, by their names alone. The table is in families.toml."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shardq.families import FusedRow, load_families
@@ -29,6 +29,14 @@ def fused_groups(modules: Iterable[str], config: Mapping[str, Any] | None) -> Ma
             group = tuple(parent + m for m in members)
             groups.update(dict.fromkeys(group, group))
     return groups
+
+
+def fused_names(group: Sequence[str]) -> tuple[str, ...]:
+    """Names that servers give to the one matrix of a group of `fused_groups`; empty where none is recorded."""
+    parent = group[0].rpartition(".")[0]
+    segments = [m.rpartition(".")[2] for m in group]
+    rows = (r for r in load_families().fused if all(s in r.members for s in segments))
+    return tuple(f"{parent}.{name}" for r in rows for name in r.runs_as)
 
 
 def model_types(config: Mapping[str, Any] | None) -> frozenset[str]:

@@ -6,6 +6,8 @@ from typing import Any
 from shardq.needs import ANONYMOUS_REQUESTS, TOKEN_REQUESTS, WINDOW_S, ahead_bytes, count_requests, disk_bytes
 from shardq.onepass import OnePass
 from shardq.plans import Plan
+from shardq.serving.report import describe_serving
+from shardq.serving.served import served_of_plan
 from shardq.spans import largest_span_bytes
 
 
@@ -43,6 +45,7 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
             "quantized_source": sum(d.tensor.size_bytes for d in plan.decisions if d.scheme) if known else None,
         },
         "needs": describe_needs(OnePass((plan,))) if known else None,
+        "serving": describe_serving(served_of_plan(plan)) if known else None,
         "warnings": list(c.warnings),
     }
     if tensors:

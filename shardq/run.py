@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,17 +87,22 @@ def quantize_to_folder(
     destination: Destination | None = None,
 ) -> Result:
     """`quantize_all` of one order."""
-    return quantize_all(source, (Order(recipe, out, destination),), limits, restart, report)[0]
+    return quantize_all(source, (Order(recipe, out, destination),), limits, restart, report, lambda plan: plan)[0]
 
 
 def quantize_all(
-    source: Source, orders: Sequence[Order], limits: Limits, restart: bool, report: Report
+    source: Source,
+    orders: Sequence[Order],
+    limits: Limits,
+    restart: bool,
+    report: Report,
+    check: Callable[[Plan], object],
 ) -> tuple[Result, ...]:
     """Make quantized checkpoints of `source`, one for each order, or finish what was begun, from one read of it.
 
     Each is what a run for it alone would make, and may be finished by one. With a destination every finished file is
-    uploaded and, without `limits.keep_local`, deleted here; all of them appear there with one commit at the end. Raises
-    any ShardqError; every refusal of every order comes before the first weight is read.
+    uploaded and, without `limits.keep_local`, deleted here; all of them appear there with one commit at the end.
+    `check` may refuse a plan. Raises any ShardqError; all refusals come before the first weight is read.
     """
     began = time.perf_counter()
     results: dict[int, Result] = {}
@@ -113,6 +118,7 @@ def quantize_all(
             continue
         checkpoint = checkpoint or _checkpoint(source, staging, limits, restart)
         plan = make_plan(checkpoint, order.recipe)
+        check(plan)
         if recorded and recorded != plan.identity():
             raise RecipeChanged(changed_message(order.out, recorded, plan.identity()))
         if done:

@@ -15,6 +15,7 @@ from shardq.files.safetensors import Header, HeaderTensor
 from shardq.headers import read_headers
 from shardq.ledger import LEDGER
 from shardq.outputs import Output, open_result, read_output, target_of
+from shardq.serving.served import Served, read_served
 from shardq.sources.base import Source, SourceFile
 from shardq.staging import CONFIG, PROVENANCE
 from shardq.unpack import WINDOW_BYTES, OutputShard, check_against_source, check_module
@@ -31,6 +32,9 @@ class Verification:
     deep: bool  # hashes were taken and modules unpacked
     compared: int  # source tensors compared with their source
     problems: tuple[str, ...]  # empty when the output is sound
+    served: Served  # for verdicts of engines
+    notes: tuple[str, ...] = ()  # what is odd but does no harm
+    foreign: bool = False  # made by others: there is no ledger, and nothing was checked against one
 
 
 Headers = Mapping[str, Header]  # shard -> header
@@ -62,7 +66,8 @@ def verify_output(result: str, deep: bool, source: Source | None) -> Verificatio
         found, compared = check_against_source(output.ledger["tensors"], source, output.layout, shards)
         problems += found
     tensors = len(output.ledger["tensors"])
-    return Verification(result, opened.commit, len(headers), tensors, deep, compared, tuple(problems))
+    served = read_served({t.name: (t.dtype, t.shape) for h in headers.values() for t in h.tensors}, output.config)
+    return Verification(result, opened.commit, len(headers), tensors, deep, compared, tuple(problems), served)
 
 
 def _read_headers(output: Output) -> dict[str, Header]:
