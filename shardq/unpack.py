@@ -105,8 +105,7 @@ def _measure(ref: TensorRef, source: Source, q: Quantized, scheme: Scheme, kerne
         part = slice(row, min(rows, row + window))
         raw = source.read(ref.shard, ref.begin + row * row_bytes, ref.begin + part.stop * row_bytes)
         weights: NDArray[Any] = np.frombuffer(raw, WEIGHT_ARRAYS[ref.dtype]).reshape(-1, columns)
-        zeros = None if q.zeros is None else q.zeros[part]
-        measure_rows(weights, ref.dtype, scheme, Quantized(q.codes[part], q.scales[part], zeros), stats[part], kernels)
+        measure_rows(weights, ref.dtype, scheme, q.rows(part), stats[part], kernels)
     return stats
 
 

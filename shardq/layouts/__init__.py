@@ -7,9 +7,10 @@ from shardq.layouts.auto_round import AutoRound
 from shardq.layouts.base import Layout
 from shardq.layouts.compressed_tensors import CompressedTensors
 from shardq.layouts.gptq import Gptq
+from shardq.layouts.mlx import Mlx
 from shardq.schemes import Scheme
 
-LAYOUTS: Final[tuple[Layout, ...]] = (AutoRound(), Gptq(), CompressedTensors())
+LAYOUTS: Final[tuple[Layout, ...]] = (AutoRound(), Gptq(), CompressedTensors(), Mlx())
 
 
 def find_layout(name: str) -> Layout:

@@ -20,3 +20,9 @@ class Quantized:
     zeros: NDArray[np.uint8] | None  # [rows, G], 0 .. 2**bits - 1; all 2**(bits-1) when symmetric integers have them
     biases: NDArray[np.float32] | None = None  # [rows, G], of affine codes, which have no zeros
     global_scale: float | None = None  # what a reader divides `scales` by, where these are stored times it
+
+    def rows(self, part: slice) -> "Quantized":
+        """A view of some rows."""
+        zeros = None if self.zeros is None else self.zeros[part]
+        biases = None if self.biases is None else self.biases[part]
+        return Quantized(self.codes[part], self.scales[part], zeros, biases, self.global_scale)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.quantizers.buffers import Buffers
+from shardq.quantizers.mlx import quantize_mlx
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.scales import range_scales, shared_scales
 from shardq.schemes import Scheme
@@ -35,6 +36,8 @@ def quantize_rows(
     rows, columns = source.shape
     group = scheme.group_columns(columns)
     b = buffers.first(rows)
+    if scheme.numbers == "mlx":
+        return quantize_mlx(source, dtype, scheme, b, stats, kernels)
     if scheme.numbers == "auto_round":
         # One pass over the weights; numerics of auto-round 0.16.1 model-free, as the kernel documents.
         bad = kernels.rtn_error_int(
@@ -60,7 +63,9 @@ def measure_rows(
 ) -> None:
     """The figures of `quantize_rows` for rows that were read back."""
     group = scheme.group_columns(source.shape[1])
-    if not scheme.format.is_integer or q.zeros is None:
+    if q.biases is not None:
+        kernels.error_affine(source, dtype, q.codes, q.scales, q.biases, group, "bias", stats)
+    elif not scheme.format.is_integer or q.zeros is None:
         kernels.error_scaled(source, dtype, scheme.element, q.codes, q.scales, group, stats)
     else:
         kernels.error_int(source, dtype, q.codes, q.scales, q.zeros, group, stats)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from shardq.schemes import WEIGHT_TYPE, Scheme
 
 Floats = NDArray[np.float32]
-_STORED = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+STORED = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 _EPSILON = {"bf16": 2.0**-7, "fp16": 2.0**-10, "fp32": 2.0**-23}  # scale of a group of zeros
 _EXPONENT_BITS = np.uint32(0x7F800000)
 # What carries a mantissa over to the next power of two, by element: from 1.75 on, and from 1.9375 on for e2m3.
@@ -71,7 +71,7 @@ def _power_scales(absmax: Floats, scheme: Scheme) -> Floats:
 
 def _round_scales(scales: Floats, finite: NDArray[np.bool_], scheme: Scheme, dtype: str) -> int:
     """Round in place to the stored format; a scale of 0 becomes the format's epsilon. Returns overflows."""
-    stored = _STORED[dtype] if scheme.scale == WEIGHT_TYPE else scheme.scale
+    stored = STORED[dtype] if scheme.scale == WEIGHT_TYPE else scheme.scale
     scales[:] = round_to(scales, stored)
     scales[scales == 0] = _EPSILON[stored]
     over = finite & ~np.isfinite(scales)
