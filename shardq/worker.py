@@ -46,8 +46,8 @@ from shardq.tasks import (
 
 WEIGHT_ARRAYS: Final[Mapping[str, type]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
 TARGET_ARRAYS: Final[Mapping[str, type]] = {  # patterns where numpy has no such type
-    "I32": np.int32, "I64": np.int64, "I8": np.int8, "U8": np.uint8, "F8_E4M3": np.uint8, "F16": np.float16,
-    "BF16": np.uint16, "F32": np.float32,
+    "I32": np.int32, "U32": np.uint32, "I64": np.int64, "I8": np.int8, "U8": np.uint8, "F8_E4M3": np.uint8,
+    "F16": np.float16, "BF16": np.uint16, "F32": np.float32,
 }  # fmt: skip
 HASH_BYTES: Final = 8 << 20  # hashed at once
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count

@@ -10,6 +10,7 @@ from shardq.layouts.compressed_tensors import CompressedTensors
 from shardq.layouts.fake import Fake
 from shardq.layouts.fp8 import Fp8
 from shardq.layouts.gptq import VERSION_2, Gptq
+from shardq.layouts.mlx import Mlx
 from shardq.schemes import Scheme
 
 LAYOUTS: Final[tuple[Layout, ...]] = (
@@ -22,6 +23,7 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
     Awq(),
     CompressedTensors(),
     Fp8(),
+    Mlx(),
     Fake(),
 )
 SQUARE: Final = (4096, 4096)  # a shape that fits every group

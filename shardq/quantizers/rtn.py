@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from shardq.quantizers.buffers import Buffers
 from shardq.quantizers.float_scales import FLOAT_SCALES, float_scales
+from shardq.quantizers.mlx import quantize_mlx
 from shardq.quantizers.native_fp8 import sign_zeros
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.scales import range_scales, shared_scales
@@ -38,6 +39,8 @@ def quantize_rows(
     rows, columns = source.shape
     group = scheme.group_columns(columns)
     b = buffers.first(rows)
+    if scheme.numbers == "mlx":
+        return quantize_mlx(source, dtype, scheme, b, stats, kernels)
     if scheme.numbers == "auto_round" and scheme.format.is_integer:
         # One pass over the weights; numerics of auto-round 0.16.1 model-free, as the kernel documents.
         bad = kernels.rtn_error_int(
@@ -69,7 +72,9 @@ def measure_rows(
 ) -> None:
     """The figures of `quantize_rows` for rows that were read back."""
     group = scheme.group_columns(source.shape[1])
-    if not scheme.format.is_integer or q.zeros is None:
+    if q.biases is not None:
+        kernels.error_affine(source, dtype, q.codes, q.scales, q.biases, group, "bias", stats)
+    elif not scheme.format.is_integer or q.zeros is None:
         steps = q.scales if q.global_scale is None else q.scales / np.float32(q.global_scale)
         kernels.error_scaled(source, dtype, scheme.element, q.codes, steps, group, stats)
     else:
