@@ -12,7 +12,7 @@ from shardq.audit_subjects import Derived
 from shardq.kernels import KernelSet
 from shardq.layouts.base import Layout
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
-from shardq.quantizers.rtn import quantize_rows
+from shardq.quantizers.rtn import measure_rows, quantize_rows
 from shardq.sources.base import Source
 from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS, write_values
 
@@ -109,6 +109,8 @@ def _derive(
         arrays[spec.suffix] = np.empty(shape, TARGET_ARRAYS[spec.dtype])
     write_values([d.spec for d in s.outputs], arrays)
     layout.pack(part, 0, arrays, s.scheme, kernels)
+    if (seen := layout.unpacks_to(s.scheme)) != s.scheme:  # figures are of what is written
+        measure_rows(weights, s.dtype, seen, layout.unpack(arrays, s.scheme, kernels), stats, kernels)
     return arrays
 
 

@@ -45,7 +45,7 @@ class Output:
 
     def believed_scheme(self, name: str) -> Scheme | None:
         """What a loader would take from config.json for the module of a source tensor."""
-        block = self.config.get("quantization_config")
+        block = self.config.get(self.layout.config_key)
         module = target_of(name, self.ledger["tensors"].get(name, {})).module
         return self.layout.scheme_of(block, module) if isinstance(block, dict) else None
 

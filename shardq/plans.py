@@ -124,15 +124,10 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     reaches = _reaches(decisions, checkpoint.config)
     homes = _homes(decisions, places)
     files = _files(checkpoint, decisions, layout, places, homes, reaches)
-    return Plan(
-        checkpoint,
-        recipe,
-        decisions,
-        files,
-        _tasks(checkpoint, decisions, layout, places, homes, files),
-        places,
-        reaches,
-    )
+    tasks = _tasks(checkpoint, decisions, layout, places, homes, files)
+    plan = Plan(checkpoint, recipe, decisions, files, tasks, places, reaches)
+    layout.config_block(recipe.scheme, plan.choices(), VERSION)  # refuses what no configuration can say
+    return plan
 
 
 def output_names(decision: Decision, layout: Layout, places: Mapping[str, Place]) -> tuple[str, ...]:

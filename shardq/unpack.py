@@ -82,7 +82,7 @@ def check_against_source(
         else:
             scheme = layout.settle(parse_name(entry["scheme"]))
             q = read_module(shard, target_of(name, entry), layout, scheme, kernels)
-            problems += check_figures(name, entry, _measure(ref, source, q, scheme, kernels))
+            problems += check_figures(name, entry, _measure(ref, source, q, layout.unpacks_to(scheme), kernels))
     return problems, len(ledger)
 
 

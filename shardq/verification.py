@@ -154,16 +154,17 @@ def _check_index(output: Output, headers: Headers) -> Iterator[str]:
 
 def _check_config(output: Output) -> Iterator[str]:
     """config.json tells a loader the scheme of every module as the ledger has it."""
-    block = output.config.get("quantization_config")
+    own = output.layout.config_key
+    block = output.config.get(own)
     if not isinstance(block, dict):
-        yield f"{CONFIG} has no quantization_config"
+        yield f"{CONFIG} has no {own}"
         return
     for key, value in output.layout.config_keys(block).items():
         if output.config.get(key) != value:
-            yield f"{CONFIG}: {key} does not go with quantization_config"
+            yield f"{CONFIG}: {key} does not go with {own}"
     for name, content in output.layout.config_files(block).items():
         if name not in output.files or _read_all(output, name) != dump(content):
-            yield f"{name} differs from quantization_config in {CONFIG}"
+            yield f"{name} differs from {own} in {CONFIG}"
     for name, entry in _quantized(output):
         scheme = output.believed_scheme(name)
         if scheme is None or scheme.name != entry["scheme"]:

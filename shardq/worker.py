@@ -23,9 +23,9 @@ from shardq.files.atomic import pread_exact, pwrite_all, writing
 from shardq.files.writeback import start_writeback
 from shardq.kernels import KernelChoiceError, KernelSet, load
 from shardq.layouts import find_layout
-from shardq.layouts.base import OutSpec
+from shardq.layouts.base import Layout, OutSpec
 from shardq.quantizers.buffers import Buffers, buffer_shapes, take_buffers
-from shardq.quantizers.rtn import quantize_rows
+from shardq.quantizers.rtn import measure_rows, quantize_rows
 from shardq.schemes import Scheme
 from shardq.slabs import Slab, open_slab
 from shardq.tasks import (
@@ -62,8 +62,10 @@ class Making:
 
     member: Member
     task: QuantizeTask
+    layout: Layout
     specs: tuple[OutSpec, ...]
     out: dict[str, NDArray[Any]]  # suffix -> the slab's array
+    stats: NDArray[np.float64]  # figures of each row [rows of the slab, 3]; those of its `Rows` where codes are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class Worker:
             )
         for making in makings:
             self._write(making)
-            figures = self._kernels.sum_errors(ways[_way(making.task)].stats)
+            figures = self._kernels.sum_errors(making.stats)
             yield making.member.lane, Done(making.task.id, self._checksum(making.out), *figures, False)
 
     def _tile(self, tile: NDArray[Any], row: int, ways: Mapping[Way, Rows], makings: Sequence[Making]) -> None:
@@ -156,7 +158,11 @@ class Worker:
             if bad:
                 raise self._non_finite(task, tile, task.row + row)
             for m in takers:
-                find_layout(m.task.layout).pack(part, row, m.out, scheme, self._kernels)
+                m.layout.pack(part, row, m.out, scheme, self._kernels)
+                if m.stats is not room.stats:  # figures are of what is written
+                    there = slice(row, row + len(tile))
+                    read = m.layout.unpack({k: v[there] for k, v in m.out.items()}, scheme, self._kernels)
+                    measure_rows(tile, task.dtype, m.layout.unpacks_to(scheme), read, m.stats[there], self._kernels)
 
     def _write(self, making: Making) -> None:
         path = self._part(making.member.lane, making.task.file)
@@ -172,7 +178,9 @@ class Worker:
         works = {_way(t): buffer_shapes(rows, first.columns, t.scheme) for t in tasks}
         specs = [_specs(t) for t in tasks]
         slabs = [_slab_shapes(t, s) for t, s in zip(tasks, specs, strict=True)]
-        wanted = [(room_shape, np.uint8), *(x for w in works.values() for x in (*w, (stats_shape, np.float64)))]
+        own = [_reads_back(t) for t in tasks]
+        figures = [(stats_shape, np.float64)] * (len(works) + sum(own))
+        wanted = [(room_shape, np.uint8), *figures, *(shape for work in works.values() for shape in work)]
         self._arena.reset(reserve(*wanted, *(shape for slab in slabs for shape in slab.values())))
         take = self._arena.take
         room = take(room_shape, np.uint8)
@@ -182,8 +190,15 @@ class Worker:
         }
         quantizing = (m for m in bundle.members if isinstance(m.task, QuantizeTask))
         makings = [
-            Making(m, t, s, {k: take(*shape) for k, shape in slab.items()})
-            for m, t, s, slab in zip(quantizing, tasks, specs, slabs, strict=True)
+            Making(
+                m,
+                t,
+                find_layout(t.layout),
+                s,
+                {k: take(*shape) for k, shape in slab.items()},
+                take(stats_shape, np.float64) if reads_back else ways[_way(t)].stats,
+            )
+            for m, t, s, slab, reads_back in zip(quantizing, tasks, specs, slabs, own, strict=True)
         ]
         for m in makings:
             write_values(m.specs, m.out)
@@ -334,6 +349,11 @@ def write_values(specs: Iterable[OutSpec], out: Mapping[str, NDArray[Any]]) -> N
 
 def _way(task: QuantizeTask) -> Way:
     return task.scheme, task.amax
+
+
+def _reads_back(task: QuantizeTask) -> bool:
+    """True if the figures are of what is written, as codes are not kept; such layouts have the weight's rows first."""
+    return find_layout(task.layout).unpacks_to(task.scheme) != task.scheme
 
 
 def _specs(task: QuantizeTask) -> tuple[OutSpec, ...]:

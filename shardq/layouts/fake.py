@@ -7,6 +7,7 @@ stands in config.json under a key that no loader knows.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.layouts.auto_round import AutoRound
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from shardq.quantizers.quantized import Quantized
 
 METHOD: Final = "fake"
+SQUARE: Final = (4096, 4096)  # a shape that fits every group
 VALUES: Final = Scheme("e4m3fn", 1, symmetric=True, scale="fp32", numbers="compressed_tensors")
 ONE: Final = 0x38  # the code of 1.0 in e4m3; that of 0 is 0
 
@@ -37,8 +39,11 @@ class Fake(LayoutDefaults):
     config_key = "shardq_fake"
 
     def settle(self, scheme: Scheme) -> Scheme:
-        """See Layout. The numbers are those of the layout that a scheme gets when no other is named."""
-        return (AutoRound() if scheme.is_adjustable else CompressedTensors()).settle(scheme)
+        """See Layout. The numbers are those of the layout that a scheme gets when no other is named; what a server does
+        to activations changes no weight."""
+        other = CompressedTensors().settle(replace(scheme, activation=""))
+        held = not scheme.is_adjustable and CompressedTensors().refuse(other, other, *SQUARE) is None
+        return replace((CompressedTensors() if held else AutoRound()).settle(scheme), activation=scheme.activation)
 
     def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
         """See Layout. What no real layout holds would measure something that cannot be served."""
