@@ -36,7 +36,7 @@ def test_the_ledger_tells_the_error_of_what_is_written(checkpoint: Path, tmp_pat
 def test_what_a_configuration_cannot_say_is_refused_before_a_weight_is_read(checkpoint: Path, tmp_path: Path) -> None:
     """Readers of awq look for the name of a kept module anywhere in a name."""
     rule = {"model.layers.1.mlp.up_proj": {"bits": 16}}
-    recipe = shardq.make_recipe("W4A16@awq", layer_config=rule)
+    recipe = shardq.make_recipe("W4A16@awq", layer_config=rule, split_fused=True)
     shardq.plan(checkpoint, recipe)
     renamed = tmp_path / "renamed"
     renamed.mkdir()
