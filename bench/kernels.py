@@ -1,4 +1,4 @@
-"""Speed of every kernel on every instruction set: python bench/kernels.py [--json] [--rows N] [--cols N] [--repeats N].
+"""Speed of every kernel on every instruction set: python bench/kernels.py [--json] [--schemes] [--rows N] [--cols N].
 
 CPU-seconds of one thread per GB of bf16 weights, best of the repeats, on a tile that fits a level-2 cache. The kernel
 sets take turns, and memcpy with them: on a shared machine only ratios inside one run mean anything.
@@ -14,18 +14,32 @@ from itertools import cycle
 import numpy as np
 
 from shardq.kernels import KernelSet, load, sets
+from shardq.layouts import find_layout
+from shardq.quantizers.buffers import Buffers, buffer_shapes
+from shardq.quantizers.rtn import quantize_rows
+from shardq.schemes import parse_scheme
 
 GB = 1e9
 LARGEST = {"e2m1": 6.0, "e4m3fn": 448.0, "int8": 127.5}
-SCHEMES = (  # name, element, group (0: rows), whether scales are powers of two
-    ("INT8 rows", "int8", 0, False),
-    ("FP8 rows", "e4m3fn", 0, False),
-    ("MXFP4", "e2m1", 32, True),
-    ("MXFP8", "e4m3fn", 32, True),
-    ("NVFP4", "e2m1", 16, False),
+SCHEMES = (  # as --scheme takes them; the quantizer as a worker calls it
+    "W4A16@auto_round",
+    "W4A16@compressed-tensors",
+    "W4A16_ASYM@auto_round",
+    "W4A16_ASYM@compressed-tensors",
+    "W8A8@compressed-tensors",
+    "FP8_DYNAMIC@compressed-tensors",
+    "FP8_BLOCK@compressed-tensors",
+    "MXFP4@compressed-tensors",
+    "MXFP4@auto_round",
+    "MXFP6A16@compressed-tensors",
+    "MXFP8@compressed-tensors",
+    "MXINT4@auto_round",
+    "NVFP4A16@compressed-tensors",
+    "NVFP4_E5M3@auto_round",
 )
 CALLS_PER_TURN = 4  # the first brings the tile into the cache
 OUT_TILES = 24
+AMAX = 0.1  # of a matrix of which the tile is part
 REFERENCE_TURNS = 1  # the reference is slow
 Call = Callable[[], object]
 
@@ -116,19 +130,14 @@ def affine_cases(kernels: KernelSet, src: np.ndarray, group: int) -> list[Case]:
     return [Case(f"{name} g{group}", kernels.name, call) for name, call in calls.items()]
 
 
-def scheme_case(kernels: KernelSet, src: np.ndarray, name: str, element: str, group: int, powers: bool) -> Case:
-    """Everything that quantizing a tile needs: largest magnitudes, scales (in numpy), codes, error."""
-    width = group or src.shape[1]
-    most = np.zeros((src.shape[0], -(-src.shape[1] // width)), np.float32)
-    codes, stats = np.zeros(src.shape, np.uint8), np.zeros((src.shape[0], 3))
-
-    def whole() -> None:
-        kernels.group_absmax(src, "BF16", width, most)
-        scales = scales_of(most, element, powers)
-        kernels.encode_scaled(src, "BF16", element, width, scales, codes)
-        kernels.error_scaled(src, "BF16", element, codes, scales, width, stats)
-
-    return Case(f"{name}, all", kernels.name, whole)
+def scheme_case(kernels: KernelSet, src: np.ndarray, words: str) -> Case:
+    """Everything that quantizing a tile needs: extremes, scales, codes, error."""
+    name, _, layout = words.partition("@")
+    scheme = find_layout(layout).settle(parse_scheme(name).scheme)
+    buffers = Buffers(*(np.zeros(shape, kind) for shape, kind in buffer_shapes(*src.shape, scheme)))
+    stats = np.zeros((src.shape[0], 3))
+    amax = None if scheme.reach == "group" else AMAX
+    return Case(words, kernels.name, lambda: quantize_rows(src, "BF16", scheme, buffers, stats, kernels, amax))
 
 
 def packing_cases(kernels: KernelSet, src: np.ndarray, bits: int) -> list[Case]:
@@ -192,7 +201,7 @@ def native_cases(kernels: KernelSet, src: np.ndarray, out: np.ndarray) -> list[C
             cases += scaled_cases(kernels, src, element, group, False)
     for element in ("e2m1", "e4m3fn"):
         cases += scaled_cases(kernels, src, element, 32, True)
-    return cases + [scheme_case(kernels, src, *scheme) for scheme in SCHEMES]
+    return cases
 
 
 def reference_cases(src: np.ndarray) -> list[Case]:
@@ -225,11 +234,11 @@ def measure(cases: list[Case], size_gb: float, repeats: int) -> list[Timing]:
 def table(timings: list[Timing]) -> str:
     """One line per kernel, one column pair per set."""
     names = list(dict.fromkeys(t.set_name for t in timings))
-    lines = [f"{'CPU-s per GB (x memcpy)':24}" + "".join(f"{name:>18}" for name in names)]
+    lines = [f"{'CPU-s per GB (x memcpy)':32}" + "".join(f"{name:>18}" for name in names)]
     for kernel in dict.fromkeys(t.kernel for t in timings):
         found = {t.set_name: t for t in timings if t.kernel == kernel}
         texts = (f"{found[n].cpu_s_per_gb:.4f} ({found[n].memcpy_ratio:.1f})" if n in found else "" for n in names)
-        lines.append(f"{kernel:24}" + "".join(f"{text:>18}" for text in texts))
+        lines.append(f"{kernel:32}" + "".join(f"{text:>18}" for text in texts))
     return "\n".join(lines)
 
 
@@ -250,6 +259,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--cols", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--schemes", action="store_true", help="whole schemes only")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     options = parser.parse_args()
     weights = (np.random.default_rng(0).standard_normal((options.rows, options.cols)) * 0.02).astype(np.float32)
@@ -258,8 +268,10 @@ def main() -> None:
     cases = [Case("memcpy", "numpy", lambda: np.copyto(copy, src))]
     for row in sets():
         if row.usable and row.name != "reference":
-            cases += native_cases(load(row.name), src, out)
-    cases += reference_cases(src)
+            kernels = load(row.name)
+            schemes = [scheme_case(kernels, src, words) for words in SCHEMES]
+            cases += schemes if options.schemes else native_cases(kernels, src, out) + schemes
+    cases += [] if options.schemes else reference_cases(src)
     timings = measure(cases, src.nbytes / GB, options.repeats)
     if options.json:
         print(json.dumps({"rows": options.rows, "cols": options.cols, "timings": [record(t) for t in timings]}))

@@ -13,8 +13,12 @@ EXAMPLES = ("shardq schemes", "shardq schemes --json | jq -r '.schemes[].name'")
 @output_options
 @click.pass_obj
 def schemes(console: Console) -> None:
-    """List the names that --scheme knows; --bits, --group-size and --asym change them further."""
-    from shardq.schemes import PRESETS
+    """List the names that --scheme knows; --bits, --group-size and --asym change them further.
+
+    Integers may also be spelled out: W6A16_G64_ASYM, W4A16CH (whole rows), W5A8. Names of other tools (FP8-Dynamic,
+    INT8, 4bit) are accepted too; --json has those.
+    """
+    from shardq.schemes import ALIASES, PRESETS
 
     if console.as_json:
         rows = [
@@ -24,6 +28,8 @@ def schemes(console: Console) -> None:
                 "group_size": p.scheme.group_size,
                 "symmetric": p.scheme.symmetric,
                 "scale": p.scheme.scale,
+                "activation": p.scheme.activation,
+                "aliases": [a for a, name in ALIASES.items() if name == p.name],
                 "bits_of": dict(p.bits_of),
                 "summary": p.summary,
             }

@@ -172,7 +172,7 @@ _NV: Final = Scheme("e2m1", 16, symmetric=True, scale="e4m3fn", reach="fused")
 
 def _int_preset(bits: int, group_size: int = 128, activation: str = "") -> Preset:
     scheme = Scheme(f"int{bits}", group_size, symmetric=True, activation=activation)
-    served = f"; activations to {ACTIVATIONS[activation].element} while serving" if activation else ""
+    served = f"; activations to {activation} while serving" if activation else ""
     return Preset(scheme.name, scheme, f"{bits}-bit integers, one scale for {group_size} columns{served}")
 
 

@@ -14,6 +14,7 @@ from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet, load
 from shardq.layouts.base import Layout, Place
 from shardq.outputs import target_of
+from shardq.quantizers.float_scales import FLOAT_SCALES
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import measure_rows
 from shardq.schemes import Scheme, parse_name
@@ -49,8 +50,8 @@ def read_module(shard: OutputShard, place: Place, layout: Layout, scheme: Scheme
 
 
 def check_module(name: str, entry: Mapping[str, Any], shard: OutputShard, layout: Layout) -> Iterator[str]:
-    """Problems of a quantized tensor that show without its source: a wrong shape after unpacking, scales that are zero,
-    NaN or infinite, zero points that its scheme does not have."""
+    """Problems of a quantized tensor that show without its source: a wrong shape after unpacking, scales that are NaN,
+    infinite, or zero where its scheme has no such scale, zero points that its scheme does not have."""
     kernels = load()
     scheme = layout.settle(parse_name(entry["scheme"]))
     rows, columns = entry["shape"]
@@ -58,8 +59,9 @@ def check_module(name: str, entry: Mapping[str, Any], shard: OutputShard, layout
     if q.codes.shape != (rows, columns):
         yield f"{name}: unpacks to {list(q.codes.shape)}: expected {[rows, columns]}"
         return
-    if not np.isfinite(q.scales).all() or not q.scales.all():
-        yield f"{name}: has scales that are zero, NaN or infinite"
+    may_be_zero = scheme.scale in FLOAT_SCALES  # of groups that are too small for any other
+    if not np.isfinite(q.scales).all() or not (may_be_zero or q.scales.all()):
+        yield f"{name}: has scales that are {'' if may_be_zero else 'zero, '}NaN or infinite"
     if scheme.symmetric and q.zeros is not None and (q.zeros != 1 << (scheme.bits - 1)).any():
         yield f"{name}: has zero points other than {1 << (scheme.bits - 1)} although the scheme is symmetric"
 

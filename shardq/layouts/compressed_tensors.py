@@ -2,12 +2,12 @@
 
 One format for each kind of scheme, named in the configuration; see `format_of`. Integers are a dense little-endian bit
 stream of codes (0 to 2^b - 1) along the columns, except for 8 bits with 8-bit activations, which are plain int8.
-Scales have the weight's own type, but those of MX and NVFP4: see small_floats.py. A symmetric scheme has no zero point
-tensor: vLLM cannot load one.
+Scales have the weight's own type, but those that are small floats themselves: see small_floats.py. A symmetric scheme
+has no zero point tensor: vLLM cannot load one.
 
 Smaller integers stay packed beside 8-bit activations, although the library would choose plain int8 by itself: that is
-where vLLM 0.32 looks for W4A8 and W4AFP8. NVFP4 with 4-bit activations is refused: it has an `input_global_scale` for
-each matrix, which the library leaves uninitialized where it is missing, and vLLM too; only data give it.
+where vLLM 0.32 looks for W4A8 and W4AFP8. Activations that need calibration are refused: each matrix then has an
+`input_global_scale`, which the library and vLLM leave uninitialized where it is missing; only data give it.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The tensors of weights that are small floats beside scales that are small too: MX, NVFP4 and their kin.
+"""The tensors of weights that are small floats beside scales that are small too: MX and their kin.
 
 Facts (compressed-tensors 0.20, auto-round 0.16.1): codes of 8 bits are `weight`, smaller ones a dense little-endian bit
 stream along the columns in the bytes of `weight_packed`; `weight_scale` [rows, G] is one byte for a group: an exponent

@@ -30,8 +30,8 @@ def float_scales(
     scales that codes are taken with, and the global scale that readers divide the stored ones by.
 
     e4m3 (compressed-tensors 0.20, `calculate_qparams`): e4m3(global * (absmax / largest element)), a 0 becomes 0.125.
-    e5m3 (auto-round 0.16.1, `nvfp4_v2`): e5m3(absmax * fp32(1 / largest element)), at most 114688; groups whose scale
-    is 0 get codes of 0.
+    e5m3 (auto-round 0.16.1, `ref_fp4_quant`): e5m3(absmax * fp32(1 / largest element)), at most 114688; groups whose
+    scale is 0 get codes of 0.
     """
     largest = scheme.format.max_value
     if scheme.scale == E5M3:

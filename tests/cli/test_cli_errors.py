@@ -22,7 +22,7 @@ BAD_WORDS: list[tuple[type[errors.ShardqError], list[str]]] = [
     (errors.BadOption, ["--max-ram", "lots"]),
     (errors.BadOption, ["--max-disk", "6X"]),
     (errors.BadOption, ["--parallel", "0"]),
-    (errors.BadOption, ["--bits", "5"]),
+    (errors.BadOption, ["--bits", "9"]),
     (errors.BadOption, ["--ragged", "perhaps"]),
     (errors.BadOption, ["--ignore-dialect", "regex"]),
     (errors.BadOption, ["--ignore", ""]),

@@ -70,6 +70,8 @@ def test_bytes_equal_auto_round(dtype: str, name: str, weight: str, kernels: Ker
     assert LAYOUT.refuse(scheme, scheme, *source.shape) is None
     q = quantize(dtype, source, scheme, kernels)
     ours, expected = pack_whole(LAYOUT, scheme, q, dtype=dtype), theirs(dtype, name, weight)
+    cut = pack_whole(LAYOUT, scheme, q, dtype=dtype, tile=4, slab=8)
+    assert {k: v.tobytes() for k, v in cut.items()} == {k: v.tobytes() for k, v in ours.items()}
     specs = {s.suffix: s for s in LAYOUT.outputs(scheme, dtype, *source.shape)}
     assert ours.keys() == expected.keys() == specs.keys()
     for suffix, (kind, array) in expected.items():
