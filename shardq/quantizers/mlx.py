@@ -2,7 +2,8 @@
 
 Affine: each group's edge (its extreme of larger magnitude) gets a code of its own, and scale and bias are rounded only
 when they are stored. mxfp4 and mxfp8: the smallest power of two under which nothing saturates. nvfp4: the largest
-magnitude over 6, rounded to e4m3. On weights of 16 bits MLX itself divides in that type in the three float modes.
+magnitude over 6, rounded to e4m3. (Of fp16 weights MLX divides the largest in fp16: where that quotient is subnormal,
+its exponent of mxfp8 may be one lower.)
 """
 
 from typing import TYPE_CHECKING, Any, Final

@@ -157,3 +157,42 @@ def test_index_only_checkpoints_are_decided_by_name(make_checkpoint: Any) -> Non
     bare = {n: replace(t, dtype=None, shape=None, begin=-1, end=-1) for n, t in full.tensors.items()}
     got = decide(replace(full, tensors=bare), make_recipe("W4A16"))
     assert sum(d.action == "quantize" for d in got) == 6
+
+
+MLX_NAMES = {
+    "model.embed_tokens": (512, 256),
+    "lm_head": (512, 256),
+    "vision_tower.embeddings.patch_embed": (512, 256),
+    "model.layers.0.mlp.embed_gate": (512, 256),
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "wanted"),
+    [
+        ({"tie_word_embeddings": False}, {}, {"model.embed_tokens", "lm_head"}),
+        ({"text_config": {"tie_word_embeddings": False}}, {}, {"model.embed_tokens", "lm_head"}),
+        ({"tie_word_embeddings": True}, {}, {"model.embed_tokens"}),
+        ({}, {}, {"model.embed_tokens"}),
+        ({"tie_word_embeddings": False}, {"ignore": ["lm_head"]}, {"model.embed_tokens"}),
+        ({"tie_word_embeddings": False}, {"ignore": ["model.embed_tokens"]}, {"lm_head"}),
+        ({"tie_word_embeddings": False}, {"layer_config": {"lm_head": {"bits": 16}}}, {"model.embed_tokens"}),
+        ({}, {"quant_lm_head": True}, {"model.embed_tokens", "lm_head"}),
+    ],
+)
+def test_a_layout_may_want_embeddings_and_an_untied_head(
+    make_checkpoint: Any, config: dict[str, Any], options: dict[str, Any], wanted: set[str]
+) -> None:
+    tensors = llama()
+    tensors["a.safetensors"] |= {f"{m}.weight": (BF16, shape) for m, shape in MLX_NAMES.items()}
+    checkpoint = make_checkpoint(tensors, CONFIG | config)
+    got = by_name(decide(checkpoint, make_recipe("W4A16@mlx", **options)))
+    assert {m for m in MLX_NAMES if got[m].action == "quantize"} == wanted
+    assert all(got[m].action == "copy" for m in got if m.endswith(("norm", "mlp.gate")))
+
+
+def test_an_exception_reaches_an_embedding_that_the_layout_wants(make_checkpoint: Any) -> None:
+    recipe = make_recipe("W4A16@mlx", layer_config={"model.embed_tokens": {"bits": 8}})
+    scheme = by_name(decide(make_checkpoint(llama(), CONFIG), recipe))["model.embed_tokens"].scheme
+    assert scheme is not None
+    assert scheme.bits == 8
