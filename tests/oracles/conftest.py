@@ -1,13 +1,15 @@
 """Peers, run as their users run them, and a byte comparison of folders that shardq's own reader has no part in."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +19,17 @@ from safetensors.torch import load_file, save_file
 RunAutoRound = Callable[..., Path]
 Compare = Callable[[Path, Path], tuple[int, list[str]]]
 WriteCheckpoint = Callable[[Path, Mapping[str, Any], Mapping[str, torch.Tensor]], Path]
+
+
+class Pair(NamedTuple):
+    """Folders of what an engine is asked to load, and of what it is compared with."""
+
+    source: Path
+    quantized: Path
+    twin: Path  # not quantized, with the weights of `quantized` as we read them, in BF16
+
+
+MakePair = Callable[[str, str], Pair]
 
 
 @pytest.fixture(scope="session")
@@ -117,3 +130,35 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("smollm2") / "source"
     subprocess.run([sys.executable, "-P", str(Path(__file__).with_name("smollm2.py")), str(gguf), str(out)], check=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def models() -> ModuleType:
+    """The module engine_models, which lies beside this file and not on any path."""
+    spec = spec_from_file_location("engine_models", Path(__file__).with_name("engine_models.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def make_pair(
+    models: ModuleType, write_checkpoint: WriteCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> MakePair:
+    """A function that writes one of `models.CONFIGS`, its quantization under "SCHEME[-ASYM]@LAYOUT", and the twin."""
+    folder = tmp_path_factory.mktemp("engines")
+
+    @functools.cache
+    def source(kind: str) -> Path:
+        return Path(models.write_model(kind, folder / kind, write_checkpoint))
+
+    @functools.cache
+    def make(kind: str, scheme: str) -> Pair:
+        out = folder / f"{kind}-{scheme}"
+        quantized = models.quantize_as(scheme, source(kind), out / "quantized")
+        twin = models.write_twin(source(kind), quantized, out / "twin", torch.bfloat16, write_checkpoint)
+        return Pair(source(kind), quantized, twin)
+
+    return make
