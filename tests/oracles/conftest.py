@@ -145,13 +145,19 @@ def models() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def make_pair(
-    models: ModuleType, write_checkpoint: WriteCheckpoint, tmp_path_factory: pytest.TempPathFactory
+    models: ModuleType,
+    write_checkpoint: WriteCheckpoint,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> MakePair:
-    """A function that writes one of `models.CONFIGS`, its quantization under "SCHEME[-ASYM]@LAYOUT", and the twin."""
+    """A function that writes "smollm2" or one of `models.CONFIGS`, its quantization under "SCHEME[-ASYM]@LAYOUT", and
+    the twin; each once."""
     folder = tmp_path_factory.mktemp("engines")
 
     @functools.cache
     def source(kind: str) -> Path:
+        if kind == "smollm2":
+            return Path(request.getfixturevalue("smollm2"))
         return Path(models.write_model(kind, folder / kind, write_checkpoint))
 
     @functools.cache
