@@ -4,12 +4,15 @@ from typing import Final
 
 from shardq.errors import LayoutRefuses
 from shardq.layouts.auto_round import AutoRound
+from shardq.layouts.awq import Awq
 from shardq.layouts.base import Layout
 from shardq.layouts.compressed_tensors import CompressedTensors
+from shardq.layouts.fake import Fake
+from shardq.layouts.fp8 import Fp8
 from shardq.layouts.gptq import Gptq
 from shardq.schemes import Scheme
 
-LAYOUTS: Final[tuple[Layout, ...]] = (AutoRound(), Gptq(), CompressedTensors())
+LAYOUTS: Final[tuple[Layout, ...]] = (AutoRound(), Gptq(), Awq(), CompressedTensors(), Fp8(), Fake())
 
 
 def find_layout(name: str) -> Layout:

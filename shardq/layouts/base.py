@@ -105,10 +105,13 @@ class Layout(Protocol):
         """Write rows `row`.. of a slab into the slab's arrays."""
 
     def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
-        """The inverse of pack, for whole tensors."""
+        """The inverse of pack, for whole tensors, or for the same rows of all of them."""
+
+    def unpacks_to(self, scheme: Scheme) -> Scheme:
+        """The scheme by which the result of `unpack` is to be read: `scheme`, except where codes are not kept."""
 
     def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:
-        """The `quantization_config` that the loaders read."""
+        """The `quantization_config` that the loaders read. Raises LayoutRefuses for what it cannot say."""
 
     def scheme_of(self, config: Mapping[str, Any], module: str) -> Scheme | None:
         """The scheme that a config block gives a module: what a loader would believe."""
@@ -124,6 +127,10 @@ class Layout(Protocol):
     def places(self, modules: Sequence[str], config: Mapping[str, Any] | None) -> Mapping[str, Place]:
         """Those of the quantized modules that go into stacks, which its readers want."""
 
+    @property
+    def config_key(self) -> str:
+        """The key of config.json under which the block of `config_block` stands."""
+
     def config_keys(self, block: Mapping[str, Any]) -> Mapping[str, Any]:
         """What is set in config.json: key -> value."""
 
@@ -136,6 +143,11 @@ class LayoutDefaults:
 
     metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
     also_roles: frozenset[str] = frozenset()
+    config_key: str = "quantization_config"
+
+    def unpacks_to(self, scheme: Scheme) -> Scheme:
+        """See Layout."""
+        return scheme
 
     def places(self, modules: Sequence[str], config: Mapping[str, Any] | None) -> Mapping[str, Place]:
         """See Layout."""
@@ -144,7 +156,7 @@ class LayoutDefaults:
 
     def config_keys(self, block: Mapping[str, Any]) -> Mapping[str, Any]:
         """See Layout."""
-        return {"quantization_config": block}
+        return {self.config_key: block}
 
     def config_files(self, block: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         """See Layout."""

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from shardq.quantizers.buffers import Buffers
 from shardq.quantizers.quantized import Quantized
+from shardq.quantizers.native_fp8 import sign_zeros
 from shardq.quantizers.scales import range_scales, shared_scales
 from shardq.schemes import Scheme
 
@@ -45,6 +46,8 @@ def quantize_rows(
         bad = kernels.group_absmax(source, dtype, group, b.high)
         bad += shared_scales(b.high, scheme, dtype, b.scales)
         kernels.encode_scaled(source, dtype, scheme.element, group, b.scales, b.codes)
+        if scheme.numbers == "fp8":
+            sign_zeros(source, b.codes)
         kernels.error_scaled(source, dtype, scheme.element, b.codes, b.scales, group, stats)
         return Quantized(b.codes, b.scales, None), bad
     bad = kernels.group_range(source, dtype, group, b.low, b.high)

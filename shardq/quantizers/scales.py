@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardq.quantizers.native_fp8 import keep_normal
 from shardq.schemes import WEIGHT_TYPE, Scheme
 
 Floats = NDArray[np.float32]
@@ -27,6 +28,8 @@ def shared_scales(absmax: Floats, scheme: Scheme, dtype: str, out: Floats) -> in
             part[:] = part.max(axis=0)
     if scheme.scale == "e8m0":
         out[:] = _power_scales(absmax, scheme)
+        if scheme.numbers == "fp8":
+            keep_normal(absmax, out)
         return 0
     top = ((1 << scheme.bits) - 1) / 2 if scheme.format.is_integer else scheme.format.max_value
     np.divide(absmax, np.float32(top), out=out)
