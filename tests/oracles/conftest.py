@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -26,10 +26,11 @@ class Pair(NamedTuple):
 
     source: Path
     quantized: Path
-    twin: Path  # not quantized, with the weights of `quantized` as we read them, in BF16
+    twin: Path  # not quantized, with the weights of `quantized` as we read them
 
 
-MakePair = Callable[[str, str], Pair]
+MakePair = Callable[..., Pair]
+RunEngine = Callable[[str, Sequence[Path]], dict[Path, dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
@@ -151,7 +152,7 @@ def make_pair(
     request: pytest.FixtureRequest,
 ) -> MakePair:
     """A function that writes "smollm2" or one of `models.CONFIGS`, its quantization under "SCHEME[-ASYM]@LAYOUT", and
-    the twin; each once."""
+    the twin in a dtype, BF16 by default; each once."""
     folder = tmp_path_factory.mktemp("engines")
 
     @functools.cache
@@ -161,10 +162,32 @@ def make_pair(
         return Path(models.write_model(kind, folder / kind, write_checkpoint))
 
     @functools.cache
-    def make(kind: str, scheme: str) -> Pair:
+    def make(kind: str, scheme: str, dtype: torch.dtype = torch.bfloat16) -> Pair:
         out = folder / f"{kind}-{scheme}"
-        quantized = models.quantize_as(scheme, source(kind), out / "quantized")
-        twin = models.write_twin(source(kind), quantized, out / "twin", torch.bfloat16, write_checkpoint)
-        return Pair(source(kind), quantized, twin)
+        if not (out / "quantized").exists():
+            models.quantize_as(scheme, source(kind), out / "quantized")
+        twin = models.write_twin(source(kind), out / "quantized", out / f"twin-{dtype}", dtype, write_checkpoint)
+        return Pair(source(kind), out / "quantized", twin)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def run_engine(tmp_path_factory: pytest.TempPathFactory) -> RunEngine:
+    """A function that loads folders with an engine of engine_logits.py and returns what it found."""
+    script, results = Path(__file__).with_name("engine_logits.py"), tmp_path_factory.mktemp("logits") / "results.pt"
+
+    def run(engine: str, folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+        command = [sys.executable, str(script), engine, str(results), *map(str, folders)]
+        done = subprocess.run(
+            command,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-4000:]
+        return {Path(folder): found for folder, found in torch.load(results).items()}
+
+    return run

@@ -1,9 +1,9 @@
-"""Small checkpoints that engines load, and twins of quantized ones: the same model with weights as shardq reads them."""
+"""Small checkpoints that engines load, and twins of quantized ones: the same model, with weights as we read them."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -100,9 +100,16 @@ def quantize_as(name: str, source: Path, out: Path) -> Path:
     return quantize(source, recipe, output_dir=out, limits=Limits(parallel=1)).output
 
 
-def dequantized_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Module -> float32 weight, for every tensor that the ledger calls quantized, as our own reader has it and under
-    the scheme that the configuration gives it."""
+class Module(NamedTuple):
+    """A quantized matrix as we read it back."""
+
+    name: str
+    weight: torch.Tensor  # [rows, columns], float32
+    zeros: torch.Tensor  # [rows, G], float32; 2**(bits-1) where the layout stores none
+
+
+def quantized_modules(folder: Path) -> Iterator[Module]:
+    """Every tensor that the ledger calls quantized, read under the scheme that the configuration gives its module."""
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     layout, kernels, source = find_layout(config["quant_method"]), load_kernels(), open_source(str(folder))
     headers = {path.name: read_header(path) for path in folder.glob("*.safetensors")}
@@ -120,7 +127,8 @@ def dequantized_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
             kernels.decode_scaled(q.codes, scheme.element, scales, group, weight)
         else:
             kernels.dequantize_int(q.codes, scales, q.zeros, group, weight)
-        yield module, torch.from_numpy(weight)
+        zeros = np.full_like(q.scales, 1 << (scheme.bits - 1)) if q.zeros is None else q.zeros.astype(np.float32)
+        yield Module(module, torch.from_numpy(weight), torch.from_numpy(zeros))
 
 
 def write_twin(
@@ -128,11 +136,22 @@ def write_twin(
 ) -> Path:
     """`source` with the weights of `quantized` instead, all in `dtype`, unquantized."""
     tensors = {k: v.to(dtype) for path in sorted(source.glob("*.safetensors")) for k, v in load_file(path).items()}
-    for module, weight in dequantized_weights(quantized):
-        assert tensors[f"{module}.weight"].shape == weight.shape
-        tensors[f"{module}.weight"] = weight.to(dtype)
+    for module in quantized_modules(quantized):
+        assert tensors[f"{module.name}.weight"].shape == module.weight.shape
+        tensors[f"{module.name}.weight"] = module.weight.to(dtype)
     config = json.loads((source / "config.json").read_text())
     return write_checkpoint(folder, config, tensors)
+
+
+def transformers_logits(folder: Path, dtype: torch.dtype, tokens: Sequence[int] = PROMPT) -> torch.Tensor:
+    """Logits [1, tokens, vocabulary] of an unquantized model in `dtype`."""
+    from transformers import AutoModelForCausalLM
+
+    load = AutoModelForCausalLM.from_pretrained
+    model, found = load(folder, dtype=dtype, output_loading_info=True)
+    assert not any(found.values()), found
+    with torch.no_grad():
+        return model(torch.tensor([list(tokens)])).logits
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
