@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
-from shardq.errors import BadOption
-
 if TYPE_CHECKING:
     from shardq.patterns import Dialect
     from shardq.recipe import Ragged, Recipe
@@ -22,10 +20,12 @@ def recipe_options(function: F) -> F:
     options = (
         click.option(
             "--scheme", "schemes", multiple=True, metavar="SCHEME[@LAYOUT]",
-            help=f"Scheme, with a layout if you like: W4A16@gptq. Default: {DEFAULT_SCHEME}. See `shardq schemes`.",
+            help=f"Scheme, with a layout if you like: W4A16@gptq. Default: {DEFAULT_SCHEME}. Several make several "
+            "outputs from one read. See `shardq schemes`.",
         ),
         click.option(
-            "--format", "layout", metavar="LAYOUT", help="Layout; default: one that fits. See `shardq formats`."
+            "--format", "layout", metavar="LAYOUT[,LAYOUT]",
+            help="Layout; default: one that fits. Several make several outputs. See `shardq formats`.",
         ),
         click.option("--bits", type=int, help="Bits of a code, instead of the scheme's."),
         click.option(
@@ -61,6 +61,11 @@ def recipe_options(function: F) -> F:
             "that fits.",
         ),
         click.option(
+            "--target", "targets", multiple=True, metavar="ENGINE[:tp=N,device=cpu]",
+            help="Refuse what this engine will not load: vllm:tp=8, sglang, transformers, llama.cpp, mlx. May be "
+            "repeated.",
+        ),
+        click.option(
             "--rtn", is_flag=True, expose_value=False,
             help="Plain round-to-nearest, without a search for better scales: the only method so far, so this changes "
             "nothing.",
@@ -71,29 +76,35 @@ def recipe_options(function: F) -> F:
     return function
 
 
-def build_recipe(
+def build_recipes(
     schemes: Sequence[str], layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None,
     layer_config: str | None, ignore: Sequence[str], include: Sequence[str], ignore_dialect: str, quant_lm_head: bool,
-    ragged: str,
-) -> "Recipe":  # fmt: skip
-    """The Recipe of the options' values. Raises what make_recipe does, which checks all words."""
+    ragged: str, targets: Sequence[str] = (),
+) -> "list[Recipe]":  # fmt: skip
+    """A Recipe for each scheme in each layout. Raises what make_recipe does, which checks all words."""
     from shardq.recipe import make_recipe
+    from shardq.serving.targets import may_split, parse_target
 
-    if len(schemes) > 1:
-        raise BadOption(f"{len(schemes)} schemes ({', '.join(schemes)}): one run makes one output; give one --scheme")
-    return make_recipe(
-        schemes[0] if schemes else DEFAULT_SCHEME,
-        layout=layout,
-        bits=bits,
-        group_size=group_size,
-        symmetric=symmetric,
-        layer_config=layer_config,
-        ignore=split_patterns(ignore),
-        include=split_patterns(include),
-        ignore_dialect=cast("Dialect", ignore_dialect),
-        quant_lm_head=quant_lm_head,
-        ragged=cast("Ragged", ragged),
-    )
+    parsed = [parse_target(t) for t in targets]
+    layouts = [x.strip() for x in layout.split(",")] if layout else [None]
+    return [
+        make_recipe(
+            scheme,
+            layout=each,
+            bits=bits,
+            group_size=group_size,
+            symmetric=symmetric,
+            layer_config=layer_config,
+            ignore=split_patterns(ignore),
+            include=split_patterns(include),
+            ignore_dialect=cast("Dialect", ignore_dialect),
+            quant_lm_head=quant_lm_head,
+            ragged=cast("Ragged", ragged),
+            split_fused=may_split(parsed),
+        )
+        for scheme in schemes or (DEFAULT_SCHEME,)
+        for each in layouts
+    ]
 
 
 def split_patterns(values: Sequence[str]) -> list[str]:

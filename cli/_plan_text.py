@@ -4,12 +4,38 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.cli._collapse import collapse
-from shardq.cli._console import Console, print_pairs, print_section, show_bytes
+from shardq.cli._console import Console, print_json, print_pairs, print_section, show_bytes
+from shardq.cli._serving_text import print_serving
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shardq.plans import Plan
 
 _OBVIOUS: Final = ("norm", "vector")  # roles that nobody expects to be quantized
+
+
+def print_plans(console: Console, plans: "Sequence[Plan]", tensors: bool) -> None:
+    """One plan, or all outputs of a run with what they need together; `tensors`: each of them in --json."""
+    from shardq.onepass import OnePass
+    from shardq.reports import describe_needs, describe_plan
+
+    if console.as_json:
+        described = [describe_plan(p, tensors) for p in plans]
+        needs = describe_needs(OnePass(tuple(plans))) if plans[0].files else None
+        print_json(described[0] if len(plans) == 1 else {"outputs": described, "needs": needs})
+        return
+    for plan in plans:
+        print_plan(console, plan)
+    if len(plans) > 1 and plans[0].files:
+        largest = show_bytes(OnePass(tuple(plans)).largest_task_bytes)
+        print_pairs(
+            [
+                ("together", f"{len(plans)} outputs"),
+                ("largest task", largest),
+                *_needs(describe_needs(OnePass(tuple(plans)))),
+            ]
+        )
 
 
 def print_plan(console: Console, plan: "Plan") -> None:
@@ -21,6 +47,8 @@ def print_plan(console: Console, plan: "Plan") -> None:
     print_section(("scheme", "modules"), Counter(t["scheme"] for t in d["tensors"] if t["scheme"]).items())
     print_section(("role", "tensors"), d["counts"]["roles"].items())
     print_section(("kept in source precision", "tensors", "role", "rule"), _kept(d["tensors"]))
+    if d["serving"]:
+        print_serving(d["serving"])
     console.warn(d["warnings"])
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from shardq.cli._command import ShardqCommand, output_options
-from shardq.cli._console import Console, print_json
+from shardq.cli._console import Console
 from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
-from shardq.cli._options import build_recipe, recipe_options
-from shardq.cli._plan_text import print_plan
+from shardq.cli._options import build_recipes, recipe_options
+from shardq.cli._plan_text import print_plans
 from shardq.errors import BadOption
 
 EXAMPLES = (
@@ -32,6 +32,7 @@ def plan(
     console: Console, source: str | None, headers: Path | None, subfolder: str | None, schemes: tuple[str, ...],
     layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None, layer_config: str | None,
     ignore: tuple[str, ...], include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str,
+    targets: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Say what `quantize` would do with SOURCE, from headers alone.
 
@@ -39,19 +40,15 @@ def plan(
     source can cause before a weight is read is made here.
     """
     from shardq import api
-    from shardq.reports import describe_plan
 
-    recipe = build_recipe(
+    recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged,
+        ragged, targets,
     )  # fmt: skip
     if source is not None and headers is None:
-        planned = api.plan(source, recipe, subfolder=subfolder)
+        planned = api.plan_many(source, recipes, subfolder=subfolder, targets=targets)
     elif headers is not None and source is None and subfolder is None:
-        planned = api.plan_headers(headers, recipe)
+        planned = tuple(api.plan_headers(headers, recipe, targets=targets) for recipe in recipes)
     else:
         raise BadOption("give either SOURCE, perhaps with --subfolder, or --headers DIR")
-    if console.as_json:
-        print_json(describe_plan(planned))
-    else:
-        print_plan(console, planned)
+    print_plans(console, planned, tensors=True)

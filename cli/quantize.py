@@ -9,8 +9,8 @@ import click
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, print_json
 from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
-from shardq.cli._options import build_recipe, recipe_options
-from shardq.cli._plan_text import print_plan
+from shardq.cli._options import build_recipes, recipe_options
+from shardq.cli._plan_text import print_plans
 from shardq.cli._progress import show_progress
 from shardq.cli._result_text import describe_result, print_result
 from shardq.cli._sizes import parse_size
@@ -27,12 +27,15 @@ from shardq.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shardq.limits import Limits
     from shardq.recipe import Recipe
 
 EXAMPLES = (
     "shardq quantize demo -o demo-W4A16",
     "shardq quantize org/name --scheme W4A16@gptq --parallel 8 --max-ram 6G",
+    "shardq quantize org/name --scheme W4A16@gptq --scheme MXFP4 --scheme FP8_BLOCK -o name-quantized",
     "shardq quantize ./folder --bits 8 --group-size 64 --ignore 're:.*down_proj' --dry-run",
 )
 RUN = (
@@ -46,7 +49,8 @@ RUN = (
 @recipe_options
 @click.option(
     "-o", "--output-dir", "--output_dir", type=click.Path(path_type=Path),
-    help="Folder to make. Default: the source's name with the scheme's behind it, in the current folder.",
+    help="Folder to make; with several outputs the folder that holds theirs. Default: the source's name with the "
+    "scheme's behind it, in the current folder.",
 )  # fmt: skip
 @click.option("--subfolder", metavar="PATH", help="Folder inside the source that holds the checkpoint.")
 @click.option("--parallel", type=int, metavar="N", help="Worker processes. Default: one for each core.")
@@ -55,7 +59,10 @@ RUN = (
 @click.option("--stream", is_flag=True, help="Read a Hub repo by ranges: no source shard touches the disk.")
 @click.option("--xet", is_flag=True, help="Fetch with the Hub's Xet client (hf_xet) instead of plain downloads.")
 @click.option(
-    "--push-to", metavar="ORG/NAME", help="Upload each finished file to this Hub repo; one commit at the end."
+    "--push-to",
+    metavar="ORG/NAME",
+    help="Upload each finished file to this Hub repo; one commit at the end. With several outputs: "
+    "ORG/NAME-{scheme}-{layout}.",
 )
 @click.option("--private", is_flag=True, help="With --push-to: make the repo private if it has to be created.")
 @click.option("--branch", metavar="NAME", help="With --push-to: commit to this branch, made if need be. Default: main.")
@@ -68,12 +75,13 @@ RUN = (
 def quantize(
     console: Console, source: str, schemes: tuple[str, ...], layout: str | None, bits: int | None,
     group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
-    include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, output_dir: Path | None,
-    subfolder: str | None, parallel: int | None, max_ram: str | None, max_disk: str | None, stream: bool, xet: bool,
+    include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
+    output_dir: Path | None, subfolder: str | None, parallel: int | None, max_ram: str | None, max_disk: str | None,
+    stream: bool, xet: bool,
     push_to: str | None, private: bool, branch: str | None, keep_local: bool, delete_source: bool, restart: bool,
     dry_run: bool,
 ) -> None:  # fmt: skip
-    """Quantize SOURCE into a folder.
+    """Quantize SOURCE into a folder, or with several schemes or layouts into several, from one read.
 
     SOURCE is a folder, org/name[@revision], hf://org/name[@revision], or demo. The same command resumes a run that was
     stopped, and a finished one answers that it is done. The output folder is complete or has no config.json.
@@ -81,9 +89,9 @@ def quantize(
     from shardq import api
     from shardq.limits import Limits
 
-    recipe = build_recipe(
+    recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged,
+        ragged, targets,
     )  # fmt: skip
     limits = Limits(
         max_ram_bytes=parse_size(max_ram, "--max-ram"),
@@ -97,28 +105,30 @@ def quantize(
     if parallel is not None:
         limits = dataclasses.replace(limits, parallel=parallel)
     if dry_run:
-        _show_plan(console, source, recipe, subfolder, limits)
+        _show_plans(console, source, recipes, subfolder, limits, targets)
         return
     with show_progress(console) as report:
-        result = api.quantize(
-            source, recipe, output_dir=output_dir, subfolder=subfolder, limits=limits, restart=restart, report=report,
-            push_to=push_to, private=private, branch=branch,
+        results = api.quantize_many(
+            source, recipes, output_dir=output_dir, subfolder=subfolder, limits=limits, restart=restart, report=report,
+            push_to=push_to, private=private, branch=branch, targets=targets,
         )  # fmt: skip
     if console.as_json:
-        print_json(describe_result(result))
+        described = [describe_result(r) for r in results]
+        print_json(described[0] if len(described) == 1 else {"outputs": described})
     elif not console.quiet:
-        print_result(result)
-    console.warn(result.warnings)
+        for result in results:
+            print_result(result)
+    console.warn(results[0].warnings)
 
 
-def _show_plan(console: Console, source: str, recipe: "Recipe", subfolder: str | None, limits: "Limits") -> None:
+def _show_plans(
+    console: Console, source: str, recipes: "Sequence[Recipe]", subfolder: str | None, limits: "Limits",
+    targets: tuple[str, ...],
+) -> None:  # fmt: skip
     from shardq import api
-    from shardq.reports import describe_plan
+    from shardq.onepass import OnePass
 
-    plan = api.plan(source, recipe, subfolder=subfolder)
-    remote = plan.checkpoint.commit is not None
-    limits.share_memory(plan, remote, remote)  # refuses a --max-ram that is too small
-    if console.as_json:
-        print_json(describe_plan(plan, tensors=False))
-    else:
-        print_plan(console, plan)
+    plans = api.plan_many(source, recipes, subfolder=subfolder, targets=targets)
+    remote = plans[0].checkpoint.commit is not None
+    limits.share_memory(OnePass(plans), remote, remote)  # refuses a --max-ram that is too small
+    print_plans(console, plans, tensors=False)

@@ -1,13 +1,17 @@
 """`shardq verify`"""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, describe_error, print_json, print_pairs
 from shardq.cli._exit_codes import SOURCE, epilog
+from shardq.cli._serving_text import print_serving
 from shardq.errors import KernelUnavailable, VerifyFailed
+
+if TYPE_CHECKING:
+    from shardq.verification import Verification
 
 EXAMPLES = (
     "shardq verify demo-W4A16",
@@ -25,12 +29,14 @@ EXAMPLES = (
 @output_options
 @click.pass_obj
 def verify(console: Console, result: str, deep: bool, source: str | None) -> None:
-    """Check a finished output against its own ledger, index, headers and configuration.
+    """Check a finished output against its own ledger, index, headers and configuration, and say which engines load it.
 
     OUT_OR_REPO is a folder or org/name[@revision]; of a repo only headers and records are read, unless --deep or
-    --source is given.
+    --source is given. A quantized checkpoint that others made has no ledger: headers, index and configuration are
+    checked then.
     """
     from shardq import api
+    from shardq.serving.report import describe_serving
 
     v = api.verify(result, deep=deep, source=source)
     failure = VerifyFailed(f"{result} is damaged, {len(v.problems)} problems: get it again or quantize again")
@@ -43,6 +49,9 @@ def verify(console: Console, result: str, deep: bool, source: str | None) -> Non
             "deep": v.deep,
             "compared": v.compared,
             "problems": list(v.problems),
+            "foreign": v.foreign,
+            "notes": list(v.notes),
+            "serving": describe_serving(v.served),
         }
         if v.problems:
             document["error"] = describe_error("VerifyFailed", str(failure), failure.exit_code)
@@ -56,8 +65,16 @@ def verify(console: Console, result: str, deep: bool, source: str | None) -> Non
         [
             ("result", v.result),
             ("commit", v.commit or ""),
-            ("sound", f"{v.files} shards, {v.tensors} source tensors accounted for"),
+            ("sound", _sound(v)),
             ("deep", "hashes taken, modules unpacked" if v.deep else ""),
             ("compared", f"{v.compared} tensors with {source}" if source else ""),
         ]
     )
+    print_serving(describe_serving(v.served))
+    console.warn(v.notes)
+
+
+def _sound(v: "Verification") -> str:
+    if v.foreign:
+        return f"{v.files} shards, {v.tensors} tensors as headers and configuration tell; made by others, no ledger"
+    return f"{v.files} shards, {v.tensors} source tensors accounted for"

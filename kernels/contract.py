@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 Dtype = Literal["BF16", "F16", "F32"]
 DTYPES: Final[tuple[Dtype, ...]] = ("BF16", "F16", "F32")
 
-Element = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "e2m1", "e2m3", "e3m2", "e4m3fn", "e5m2"]
+Element = Literal[
+    "int2", "int3", "int4", "int5", "int6", "int7", "int8", "e0m3", "e2m1", "e2m3", "e3m2", "e4m3fn", "e5m2"
+]  # fmt: skip
 ELEMENTS: Final[tuple[Element, ...]] = get_args(Element)
 EncodingRule = Literal["round_add", "add_round", "subtract"]
 ENCODING_RULES: Final[tuple[EncodingRule, ...]] = get_args(EncodingRule)
@@ -31,8 +33,9 @@ class KernelSet(Protocol):
     Scaled codes hold one element of a symmetric scheme each, with one scale per group. Element `intb`, b from 2 to 8,
     has the values -2^(b-1) to 2^(b-1) - 1, and its code is the value plus 2^(b-1). The others are floats of the OCP
     formats, named by the bits of exponent and significand; the code is their bit pattern, sign on top, in the low bits
-    of the byte: e2m1 (largest value 6), e2m3 (7.5), e3m2 (28), e4m3fn (448, no infinity), e5m2 (57344). Affine codes
-    are plain numbers with one scale and one fp32 offset per group.
+    of the byte: e2m1 (largest value 6), e2m3 (7.5), e3m2 (28), e4m3fn (448, no infinity), e5m2 (57344). e0m3 is
+    MXINT4 of auto-round 0.16.1: a sign and 0 to 7 quarters, no exponent. Affine codes are plain numbers with one scale
+    and one fp32 offset per group.
 
     Encoders and decoders take scales as they are: NaN, infinite and negative ones follow the formulas, and no sum or
     product is wider than fp32. Which NaN a result is, is not specified.

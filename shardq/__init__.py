@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from shardq.api import audit, inspect, plan, plan_headers, quantize, verify
+    from shardq.api import audit, inspect, plan, plan_headers, quantize, quantize_many, verify
     from shardq.audit_statement import Audit
     from shardq.errors import ShardqError
     from shardq.inspection import Inspection
@@ -42,6 +42,7 @@ _HOMES: Final = {
     "plan": "shardq.api",
     "plan_headers": "shardq.api",
     "quantize": "shardq.api",
+    "quantize_many": "shardq.api",
     "verify": "shardq.api",
 }
 
@@ -62,6 +63,7 @@ __all__ = [
     "plan",
     "plan_headers",
     "quantize",
+    "quantize_many",
     "verify",
 ]
 

@@ -16,7 +16,8 @@ class ShardCost:
 
     name: str
     staged_bytes: int  # for the source shard, until its output is durable; 0 when it needs no copy
-    output_bytes: int  # for the output file
+    output_bytes: int  # for the output files that begin with it
+    hold: int = 0  # so many shards after it have to be done before it can go: they share a stack or a scale
 
     @property
     def total_bytes(self) -> int:
@@ -46,6 +47,7 @@ class Admission:
         self._todo = list(reversed(todo))
         self._begun: list[str] = []
         self._uploads, self._hurried = uploads, hurried
+        self._ahead = max([AHEAD, *(c.hold + 1 for c in todo)])  # fewer could not get on
         self._staged: dict[str, int] = {}
         self._outputs = dict(waiting)  # on the disk and to be uploaded
         self._budget = ByteBudget(cap_bytes)
@@ -74,35 +76,49 @@ class Admission:
         if not self._todo:
             return None
         cost = self._todo[-1]
-        busy = not self._hurried and (len(self._staged) >= AHEAD or len(self._outputs) >= 2 * AHEAD)
+        busy = not self._hurried and (len(self._staged) >= self._ahead or len(self._outputs) >= 2 * self._ahead)
         if busy or not self._budget.admits(cost.total_bytes):
             return None
         self._budget.take(cost.total_bytes)
         self._begun.append(cost.name)
         if cost.staged_bytes:
             self._staged[cost.name] = cost.staged_bytes
-        if self._uploads:
-            self._outputs[cost.name] = cost.output_bytes
+        if self._uploads and cost.output_bytes:
+            self._outputs[cost.name] = self._outputs.get(cost.name, 0) + cost.output_bytes
         return self._todo.pop()
 
     def free(self, name: str) -> None:
         """The staged source shard is deleted."""
         self._budget.give(self._staged.pop(name, 0))
 
-    def release(self, name: str) -> None:
-        """The output of a source shard is uploaded and deleted."""
-        self._budget.give(self._outputs.pop(name, 0))
+    def release(self, name: str, size_bytes: int) -> None:
+        """A file that began with a source shard is uploaded and deleted."""
+        self._budget.give(size_bytes)
+        self._outputs[name] -= size_bytes
+        if self._outputs[name] == 0:
+            del self._outputs[name]
 
 
 def least_disk_bytes(todo: Sequence[ShardCost], kept_bytes: int, uploads: bool) -> int:
     """The smallest cap under which a run gets through."""
     if uploads:
-        return kept_bytes + max((c.total_bytes for c in todo), default=0)
-    return kept_bytes + sum(c.output_bytes for c in todo) + max((c.staged_bytes for c in todo), default=0)
+        return kept_bytes + _widest([c.total_bytes for c in todo], todo)
+    return kept_bytes + sum(c.output_bytes for c in todo) + _widest([c.staged_bytes for c in todo], todo)
+
+
+def _widest(sizes: Sequence[int], todo: Sequence[ShardCost]) -> int:
+    """The largest sum of sizes of shards that must be there at the same time."""
+    ends: dict[int, int] = {}  # place behind the last shard that one waits for -> what goes then
+    now = peak = 0
+    for number, (size, cost) in enumerate(zip(sizes, todo, strict=True)):
+        now += size - ends.pop(number, 0)
+        ends[number + cost.hold + 1] = ends.get(number + cost.hold + 1, 0) + size
+        peak = max(peak, now)
+    return peak
 
 
 def _too_small(todo: Sequence[ShardCost], kept_bytes: int, cap: int, least: int, uploads: bool) -> str:
-    largest = max((c.staged_bytes for c in todo), default=0)
+    largest = _widest([c.staged_bytes for c in todo], todo)
     if uploads:
         why = "the largest shard, its output, what waits for its upload and the records"
     else:

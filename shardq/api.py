@@ -1,5 +1,8 @@
 """The functions that scripts call. They return typed values, print nothing, and raise ShardqError."""
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +13,7 @@ from shardq.limits import XET_BUFFER_BYTES, Limits
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
-from shardq.run import Result, quantize_to_folder
+from shardq.run import Order, Result, quantize_all
 from shardq.sources import open_source
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ def quantize(
     push_to: str | None = None,
     private: bool = False,
     branch: str | None = None,
+    targets: Sequence[str] = (),
 ) -> Result:
     """Quantize a checkpoint into a folder, or resume a run that stopped, or answer that it is done.
 
@@ -41,33 +45,86 @@ def quantize(
     `restart`: discard what an earlier run with other parameters left. `report` is called with each step.
     `push_to`: a Hub repo, "org/name"; each finished file is uploaded and, without `limits.keep_local`, deleted here;
     all appear there with one commit at the end. Repo (`private` or not) and `branch` are made if need be.
+    `targets`: engines that must load the output, as in "vllm:tp=8"; refused before a weight is read.
     Raises a ShardqError whose class and message say what is wrong; what is finished is kept, and the same call resumes.
     """
-    wanted, limits = _recipe(recipe), limits or Limits()
-    destination = _destination(push_to, private, branch, limits)
+    return quantize_many(
+        source, (recipe,), output_dir=output_dir, subfolder=subfolder, limits=limits, restart=restart, report=report,
+        push_to=push_to, private=private, branch=branch, targets=targets,
+    )[0]  # fmt: skip
+
+
+def quantize_many(
+    source: str | Path,
+    recipes: Sequence[str | Recipe],
+    *,
+    output_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    limits: Limits | None = None,
+    restart: bool = False,
+    report: Report | None = None,
+    push_to: str | None = None,
+    private: bool = False,
+    branch: str | None = None,
+    targets: Sequence[str] = (),
+) -> tuple[Result, ...]:
+    """`quantize` into several outputs from one read of the source; each has the bytes that `quantize` gives alone.
+
+    Several outputs are folders inside `output_dir`, by default the current one, named for scheme and layout; `push_to`
+    then holds `{scheme}` and perhaps `{layout}`, as in "me/name-{scheme}-{layout}".
+    """
+    limits = limits or Limits()
+    wanted = [_recipe(r) for r in recipes]
     opened = open_source(str(source), subfolder, xet=_xet(limits))
-    out = Path(output_dir) if output_dir else Path(f"{opened.label.rpartition('/')[2]}-{wanted.scheme.name}")
-    return quantize_to_folder(opened, wanted, out, limits, restart, report or _silent, destination)
+    orders = make_orders(wanted, opened.label, output_dir)
+    places = _destinations(push_to, wanted, private, branch, limits)
+    made = [replace(order, destination=place) for order, place in zip(orders, places, strict=True)]
+    return quantize_all(opened, made, limits, restart, report or _silent, lambda plan: _check(plan, targets))
 
 
-def plan(source: str | Path, recipe: str | Recipe = "W4A16", *, subfolder: str | None = None) -> Plan:
+def plan(
+    source: str | Path,
+    recipe: str | Recipe = "W4A16",
+    *,
+    subfolder: str | None = None,
+    targets: Sequence[str] = (),
+) -> Plan:
     """What `quantize` would do with the same words, from headers alone; raises what it raises before that."""
-    return make_plan(read_checkpoint(open_source(str(source), subfolder)), _recipe(recipe))
+    return _check(make_plan(read_checkpoint(open_source(str(source), subfolder)), _recipe(recipe)), targets)
 
 
-def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16") -> Plan:
+def plan_many(
+    source: str | Path, recipes: Sequence[str | Recipe], *, subfolder: str | None = None, targets: Sequence[str] = ()
+) -> tuple[Plan, ...]:
+    """The plans of what `quantize_many` would make."""
+    wanted = [_recipe(r) for r in recipes]
+    make_orders(wanted, "", None)  # refuses what has no names
+    checkpoint = read_checkpoint(open_source(str(source), subfolder))
+    return tuple(_check(make_plan(checkpoint, r), targets) for r in wanted)
+
+
+def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets: Sequence[str] = ()) -> Plan:
     """The plan of a checkpoint of which only a folder with config.json and headers.json.gz ({shard: {tensor: [dtype,
     shape]}}) or an index is at hand. With an index alone, shapes and bytes are unknown."""
-    return make_plan(read_dump(Path(folder)), _recipe(recipe))
+    return _check(make_plan(read_dump(Path(folder)), _recipe(recipe)), targets)
 
 
 def verify(result: str | Path, *, deep: bool = False, source: str | Path | None = None) -> "Verification":
-    """Check a finished output, a folder or "org/name[@revision]", against its ledger, index, headers and configuration.
+    """Check a finished output, a folder or "org/name[@revision]", against its ledger, index, headers and configuration;
+    and a quantized checkpoint that others made, which has no ledger, for what its headers and configuration tell.
 
     `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed
     from the original weights and copies are compared byte for byte. Of a repo only headers and records are read unless
     `deep` or `source` is given. Raises VerifyFailed when nothing can be checked.
     """
+    from shardq.foreign import is_foreign, verify_foreign
+    from shardq.outputs import open_result
+
+    opened = open_result(str(result))
+    if is_foreign(opened):
+        if deep or source is not None:
+            raise BadOption(f"{result} has no records of shardq: --deep and --source have nothing to compare with")
+        return verify_foreign(opened, str(result))
     from shardq.verification import verify_output  # brings numpy
 
     return verify_output(str(result), deep, open_source(str(source)) if source is not None else None)
@@ -105,12 +162,39 @@ def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection"
     return inspect_source(open_source(str(source), subfolder))
 
 
-def _destination(push_to: str | None, private: bool, branch: str | None, limits: Limits) -> Destination | None:
+def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | None) -> list[Order]:
+    """Where each output goes. Raises BadOption for none, and for two with one name."""
+    if not recipes:
+        raise BadOption("no scheme is given: expected at least one")
+    name = label.rpartition("/")[2]
+    if len(recipes) == 1:
+        return [Order(recipes[0], Path(output_dir or f"{name}-{recipes[0].scheme.name}"))]
+    prefix = "" if output_dir else f"{name}-"
+    names = [f"{prefix}{r.scheme.name}-{r.layout}" for r in recipes]
+    if twice := sorted(n for n, count in Counter(names).items() if count > 1):
+        raise BadOption(f"{', '.join(twice)} would be made twice: give each scheme and layout once")
+    return [Order(r, Path(output_dir or ".") / n) for r, n in zip(recipes, names, strict=True)]
+
+
+def _destinations(
+    push_to: str | None, recipes: Sequence[Recipe], private: bool, branch: str | None, limits: Limits
+) -> list[Destination | None]:
     """Raises BadOption."""
     if push_to is None:
         if private or branch or limits.keep_local:
             raise BadOption("--private, --branch and --keep-local have a meaning only with --push-to")
-        return None
+        return [None] * len(recipes)
+    repos = [push_to.replace("{scheme}", r.scheme.name).replace("{layout}", r.layout) for r in recipes]
+    if len(set(repos)) < len(repos):
+        raise BadOption(
+            f"--push-to {push_to} names one repo for {len(repos)} outputs: put {{scheme}} and {{layout}} into it, as "
+            f"in {push_to}-{{scheme}}-{{layout}}"
+        )
+    return [_destination(repo, private, branch, limits) for repo in repos]
+
+
+def _destination(push_to: str, private: bool, branch: str | None, limits: Limits) -> Destination:
+    """Raises BadOption."""
     if limits.delete_source and not limits.keep_local:
         raise BadOption(
             "--delete-source with --push-to would leave uploads that no commit names as the only copy of the weights: "
@@ -127,6 +211,18 @@ def _xet(limits: Limits) -> "XetOptions | None":
     from shardq.sources.hub_xet import XetOptions
 
     return XetOptions(XET_BUFFER_BYTES)
+
+
+def _check(plan: Plan, targets: Sequence[str]) -> Plan:
+    """`plan`, if every target loads what it makes. Raises BadOption and TargetRefuses."""
+    if targets:
+        from shardq.serving.served import served_of_plan
+        from shardq.serving.targets import check_targets, parse_target
+
+        if not plan.files:
+            raise BadOption("--target needs headers: of this checkpoint only an index is known")
+        check_targets(served_of_plan(plan), [parse_target(t) for t in targets])
+    return plan
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from shardq.files.safetensors import Header, HeaderTensor
 from shardq.formats import STORAGE, WEIGHT_DTYPES
 from shardq.layouts.base import Layout, OutSpec, unit_rows
-from shardq.outputs import Output
+from shardq.outputs import Output, target_of
 from shardq.schemes import Scheme
 
 BYTES: Final = "U8"  # a copy is a column of bytes, whatever it holds
@@ -111,7 +111,7 @@ def make_subject(name: str, output: Output, source: Headers, result: Headers) ->
         row_bytes=(there.end - there.begin) // max(1, rows),
         unit_rows=unit_rows(output.layout, scheme) if scheme else 1,
         scheme=scheme,
-        outputs=_derived(there, header, entry["file"], scheme, output.layout),
+        outputs=_derived(there, header, entry, scheme, output.layout),
     )
 
 
@@ -126,9 +126,10 @@ def _scheme(name: str, output: Output) -> Scheme:
 
 
 def _derived(
-    there: HeaderTensor, header: Header, file: str, scheme: Scheme | None, layout: Layout
+    there: HeaderTensor, header: Header, entry: Mapping[str, Any], scheme: Scheme | None, layout: Layout
 ) -> tuple[Derived, ...]:
     """The result's tensors for a source tensor, each as the layout wants it. Raises NoSubjectError."""
+    file, place = entry["file"], target_of(there.name, entry)
     if scheme is None:
         found = _find(header, there.name, file)
         if (found.dtype, found.shape) != (there.dtype, there.shape):
@@ -140,12 +141,13 @@ def _derived(
     rows, columns = there.shape
     derived: list[Derived] = []
     for spec in layout.outputs(scheme, there.dtype, rows, columns):
-        found = _find(header, f"{there.name.removesuffix('.weight')}.{spec.suffix}", file)
-        if (found.dtype, found.shape) != (spec.dtype, spec.shape):
+        found = _find(header, f"{place.module}.{spec.suffix}", file)
+        if (found.dtype, found.shape) != (spec.dtype, place.stacked(spec.shape)):
             raise NoSubjectError(
-                f"{found.name} in {file} is {found.dtype} {list(found.shape)}: expected {spec.dtype} {list(spec.shape)}"
+                f"{found.name} in {file} is {found.dtype} {list(found.shape)}: expected {spec.dtype} "
+                f"{list(place.stacked(spec.shape))}"
             )
-        derived.append(Derived(found.name, spec, found.begin))
+        derived.append(Derived(found.name, spec, place.slice_of(found.begin, found.end)[0]))
     return tuple(derived)
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from shardq.agreement import agree
 from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.companions import find_companions
 from shardq.errors import (
@@ -15,6 +16,7 @@ from shardq.errors import (
     UnknownTensor,
     UnsupportedSource,
 )
+from shardq.families import load_families
 from shardq.formats import WEIGHT_DTYPES
 from shardq.layouts import find_layout
 from shardq.patterns import LayerRule, Pattern
@@ -42,8 +44,8 @@ class Decision:
 def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
     """One decision for every tensor, in checkpoint order.
 
-    Raises UnsupportedSource, UnknownTensor, PatternMatchesNothing, BadOption, BadGroupSize, LayoutRefuses and
-    NothingToQuantize; all of them before any weight is read.
+    Raises UnsupportedSource, UnknownTensor, PatternMatchesNothing, BadOption, BadGroupSize, LayoutRefuses,
+    FusedGroupSplit and NothingToQuantize; all of them before any weight is read.
     """
     tensors = tuple(checkpoint.tensors.values())
     roles = assign_roles(tensors, checkpoint.config)
@@ -52,10 +54,13 @@ def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
     _check_patterns(recipe, modules, modules | {n for t in stopping for n in (t.module, t.name)})
     refuse_quantized_source(checkpoint)
     exact = {r.pattern.body if r.pattern.kind == "exact" else r.pattern.text: r for r in recipe.layer_rules}
-    decisions = tuple(_decide_one(t, roles[t.name], recipe, exact) for t in tensors)
+    also = _also_wanted(tensors, roles, recipe, checkpoint.config or {})
+    decisions = tuple(_decide_one(t, roles[t.name], recipe, exact, also) for t in tensors)
     _refuse_unknown(decisions)
     _check_head(checkpoint, recipe, decisions)
     decisions = _fit_layout(decisions, recipe)
+    if find_layout(recipe.layout).fuses and not recipe.split_fused:
+        decisions = agree(decisions, checkpoint.config)
     if not any(d.action == "quantize" for d in decisions):
         raise NothingToQuantize(
             f"nothing to quantize in {checkpoint.label}: none of its {len(tensors)} tensors is a Linear weight that "
@@ -84,7 +89,28 @@ def _is_head(t: TensorRef, verdict: Verdict) -> bool:
     return verdict.role is Role.HEAD and not any(part.isdigit() for part in t.module.split("."))
 
 
-def _decide_one(t: TensorRef, verdict: Verdict, recipe: Recipe, exact: Mapping[str, LayerRule]) -> Decision:
+def _also_wanted(
+    tensors: Sequence[TensorRef], roles: Mapping[str, Verdict], recipe: Recipe, config: Mapping[str, Any]
+) -> frozenset[str]:
+    """Modules that the layout quantizes by default although they are no Linear layers of a block: the text model's
+    embeddings, and its head where the config says that it is not tied. (Readers differ in what they take a config for
+    that says nothing; a head in source precision suits them all.)"""
+    layout, nontext = find_layout(recipe.layout), load_families().names.nontext
+    text = config.get("text_config")
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, Mapping) else None)
+    return frozenset(
+        t.module
+        for t in tensors
+        if roles[t.name].role.value in layout.also_roles
+        and not any(part.isdigit() for part in t.module.split("."))
+        and not nontext.search(t.module)
+        and (roles[t.name].role is not Role.HEAD or tied is False)
+    )
+
+
+def _decide_one(
+    t: TensorRef, verdict: Verdict, recipe: Recipe, exact: Mapping[str, LayerRule], also: frozenset[str]
+) -> Decision:
     def keep(rule: str) -> Decision:
         return Decision(t, verdict.role, rule, "copy", None)
 
@@ -97,7 +123,7 @@ def _decide_one(t: TensorRef, verdict: Verdict, recipe: Recipe, exact: Mapping[s
     if named is None and (hit := _first(recipe.ignore, t.module)):
         return keep(f"ignore:{hit.text}")
     included = _first(recipe.include, t.module)
-    wanted = verdict.role is Role.LINEAR or (recipe.quant_lm_head and _is_head(t, verdict))
+    wanted = verdict.role is Role.LINEAR or t.module in also or (recipe.quant_lm_head and _is_head(t, verdict))
     if not wanted and (named or included):
         if verdict.role not in MATRIX_ROLES:
             raise BadOption(

@@ -53,6 +53,18 @@ class NothingToQuantize(ShardqError):
     exit_code = 14
 
 
+class FusedGroupSplit(ShardqError):
+    """Modules that servers run as one matrix, with different schemes, or only some of them quantized."""
+
+    exit_code = 15
+
+
+class TargetRefuses(ShardqError):
+    """A --target that will not load what the recipe makes."""
+
+    exit_code = 16
+
+
 # --- what the source holds ---------------------------------------------------------------------------------------
 
 

@@ -73,6 +73,17 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True)
+class FusedRow:
+    """Modules that a server runs as one matrix; each field is explained in families.toml."""
+
+    id: str
+    members: tuple[str, ...]  # last segments, in the server's order
+    parent: re.Pattern[str]
+    model_types: frozenset[str]  # empty: any
+    runs_as: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SourceKind:
     """One way to store quantized weights; each field is explained in families.toml."""
 
@@ -98,6 +109,7 @@ class Families:
     experts: ExpertRules
     keep_3d: tuple[Keep3D, ...]
     families: tuple[Family, ...]
+    fused: tuple[FusedRow, ...]
     sources: tuple[SourceKind, ...]
     lone: Mapping[str, str]  # last name part -> id of the source kind
 
@@ -118,6 +130,7 @@ def parse_families(text: str) -> Families:
         experts=ExpertRules(re.compile(table["experts"]["container"]), frozenset(table["experts"]["projections"])),
         keep_3d=tuple(Keep3D(row["id"], re.compile(row["pattern"]), row["role"]) for row in table["keep_3d"]),
         families=tuple(_family(row) for row in table["family"]),
+        fused=tuple(_fused(row) for row in table["fused"]),
         sources=tuple(_source(row) for row in table["source"]),
         lone=MappingProxyType(table["lone"]),
     )
@@ -159,6 +172,16 @@ def _family(row: Mapping[str, Any]) -> Family:
         model_types=frozenset(row["model_types"]),
         transposed=frozenset(row["transposed"]),
         wide=frozenset(row["wide"]),
+    )
+
+
+def _fused(row: Mapping[str, Any]) -> FusedRow:
+    return FusedRow(
+        id=row["id"],
+        members=tuple(row["members"]),
+        parent=re.compile(row.get("parent", "")),
+        model_types=frozenset(row.get("model_types", ())),
+        runs_as=tuple(row.get("runs_as", ())),
     )
 
 

@@ -63,17 +63,19 @@ class ElementFormat:
     @property
     def is_integer(self) -> bool:
         """True for int2..int8."""
-        return self.exponent_bits == 0
+        return self.exponent_bits == self.mantissa_bits == 0
 
 
 INTEGERS: Final[tuple[ElementFormat, ...]] = tuple(
     ElementFormat(f"int{b}", b, 0, 0, float(1 << (b - 1))) for b in range(2, 9)
 )
 FLOATS: Final[tuple[ElementFormat, ...]] = (
+    ElementFormat("e0m3", 4, 0, 3, 1.75),  # MXINT4 of auto-round 0.16.1: a sign and 0 to 7 quarters
     ElementFormat("e2m1", 4, 2, 1, 6.0),
     ElementFormat("e2m3", 6, 2, 3, 7.5),
     ElementFormat("e4m3fn", 8, 4, 3, 448.0),
     ElementFormat("e5m2", 8, 5, 2, 57344.0),
+    ElementFormat("e5m3", 8, 5, 3, 114688.0),  # no sign; for scales only, of auto-round 0.16.1
     ElementFormat("e8m0", 8, 8, 0, 2.0**127),
     ElementFormat("fp16", 16, 5, 10, 65504.0),
     ElementFormat("bf16", 16, 8, 7, 2.0**127 * (2 - 2.0**-7)),

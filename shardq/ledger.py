@@ -79,9 +79,11 @@ def _entry(plan: Plan, d: Decision, errors: Errors | None) -> dict[str, Any]:
         "shard": t.shard,
         "dtype": t.dtype,
         "shape": list(t.shape or ()),
-        "outputs": list(output_names(d, plan.layout)),
-        "file": t.shard,
+        "outputs": list(output_names(d, plan.layout, plan.places)),
+        "file": plan.file_of(d),
     }
+    if d.scheme and (place := plan.places.get(t.module)):
+        entry["place"] = {"module": place.module, "index": place.index, "count": place.count}
     if d.scheme and errors:
         entry |= {
             "scheme": d.scheme.name,

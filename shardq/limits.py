@@ -8,7 +8,7 @@ from shardq.errors import BadOption, BudgetTooSmall
 from shardq.logs import LogConfig
 
 if TYPE_CHECKING:
-    from shardq.plans import Plan
+    from shardq.onepass import OnePass
 
 BASE_BYTES = 64 << 20  # the supervisor and the fork server, measured: 48 MB
 TENSOR_BYTES = 4 << 10  # the supervisor's records of one tensor, measured: 2.9 kB
@@ -46,21 +46,18 @@ class Limits:
     def _network_bytes(self, network: bool) -> int:
         return (HUB_BYTES + (XET_BUFFER_BYTES if self.xet else 0)) if network else 0
 
-    def share_memory(self, plan: "Plan", remote: bool, network: bool) -> "Memory":
+    def share_memory(self, work: "OnePass", remote: bool, network: bool) -> "Memory":
         """What running tasks may take together, and how many pieces range mode may hold.
 
         `remote`: the source is on the Hub; `network`: the source or the destination is. Raises BudgetTooSmall.
         """
-        largest_task_bytes, span_bytes = plan.largest_task_bytes, plan.largest_span_bytes
+        from shardq.spans import largest_span_bytes
+
         wanted = self.parallel + SPANS_AHEAD if self.stream and remote else 0
         if self.max_ram_bytes is None:
             return Memory(None, wanted)
-        fixed = (
-            BASE_BYTES
-            + len(plan.decisions) * TENSOR_BYTES
-            + self.parallel * WORKER_BYTES
-            + self._network_bytes(network)
-        )
+        largest_task_bytes, span_bytes = work.largest_task_bytes, largest_span_bytes(work)
+        fixed = BASE_BYTES + work.records * TENSOR_BYTES + self.parallel * WORKER_BYTES + self._network_bytes(network)
         left = self.max_ram_bytes - fixed - largest_task_bytes
         least = min(wanted, LEAST_SLOTS) * span_bytes
         if left < least:

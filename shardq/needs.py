@@ -1,13 +1,13 @@
 """What a plan needs of disk and network, known before it runs."""
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Final
 
 from shardq.admission import ShardCost, least_disk_bytes
-from shardq.plans import Plan
+from shardq.onepass import OnePass
 from shardq.side_files import select_side_files
-from shardq.spans import cut_spans
+from shardq.spans import Span, cut_all
 
 METADATA_BYTES: Final = 64 << 10  # config, card, lock
 TENSOR_BYTES: Final = 512  # of ledger and index; measured: 200
@@ -25,29 +25,65 @@ class Requests:
     storage: int  # that bring bytes
 
 
-def shard_costs(plan: Plan, staged: bool) -> list[ShardCost]:
-    """Disk of each shard in the order of the plan; `staged`: source shards are copied to the disk."""
-    sizes = {s.name: s.size_bytes for s in plan.checkpoint.shards}
-    return [ShardCost(f.shard, sizes[f.shard] if staged else 0, f.size_bytes) for f in plan.files]
+def shard_costs(work: OnePass, staged: bool, sealed: Sequence[Collection[str]] = ()) -> list[ShardCost]:
+    """Disk of each shard in the order of the plan, of those that are needed for files other than the `sealed` ones of
+    each output; `staged`: source shards are copied to the disk."""
+    shards = work.checkpoint.shards
+    order = {s.name: number for number, s in enumerate(shards)}
+    output, until, needed = dict.fromkeys(order, 0), dict(order), set[str]()
+    for lane, plan in enumerate(work.plans):
+        for file in plan.files:
+            if sealed and file.name in sealed[lane]:
+                continue
+            output[file.shards[0]] += file.size_bytes
+            last = max(order[s] for s in file.shards)
+            needed.update(file.shards)
+            for s in file.shards:
+                until[s] = max(until[s], last)
+    left = [s for s in shards if s.name in needed]
+    place = {s.name: number for number, s in enumerate(left)}
+    ends = {order[s.name]: place[s.name] for s in left}
+    return [
+        ShardCost(s.name, s.size_bytes if staged else 0, output[s.name], ends[until[s.name]] - place[s.name])
+        for s in left
+    ]
 
 
-def record_bytes(plan: Plan) -> int:
+def record_bytes(work: OnePass) -> int:
     """Disk for everything besides shards: ledger, index, journal, and the files copied from the source."""
-    sides = sum(f.size_bytes for f in select_side_files(plan.checkpoint.side_files))
-    return METADATA_BYTES + len(plan.decisions) * TENSOR_BYTES + len(plan.tasks) * TASK_BYTES + sides
+    sides = sum(f.size_bytes for f in select_side_files(work.checkpoint.side_files))
+    one = METADATA_BYTES + len(work.plans[0].decisions) * TENSOR_BYTES + len(work.bundles) * TASK_BYTES + sides
+    return len(work.plans) * one
 
 
-def disk_bytes(plan: Plan, staged: bool, uploads: bool) -> int:
+def disk_bytes(work: OnePass, staged: bool, uploads: bool) -> int:
     """The smallest --max-disk. `uploads`: outputs are deleted once they are uploaded."""
-    return least_disk_bytes(shard_costs(plan, staged), record_bytes(plan), uploads)
+    return least_disk_bytes(shard_costs(work, staged), record_bytes(work), uploads)
 
 
-def count_requests(plan: Plan, stream: bool) -> Requests:
-    """Headers and small files, then one request a shard, or one for each span in range mode."""
-    shards = plan.checkpoint.shards
-    small = len(select_side_files(plan.checkpoint.side_files)) + 2  # config and index
-    bodies = len(shards)
-    if stream:
-        by_shard = {name: list(tasks) for name, tasks in groupby(plan.tasks, key=lambda t: t.shard)}
-        bodies = sum(len(cut_spans(s.name, s.size_bytes, by_shard.get(s.name, []))) for s in shards)
-    return Requests(hub=2 * len(shards) + small, storage=len(shards) + bodies)
+def count_requests(work: OnePass, stream: bool) -> Requests:
+    """Headers and small files, then one request a shard, or one for each span in range mode, and those that range mode
+    reads ahead."""
+    shards = work.checkpoint.shards
+    small = len(select_side_files(work.checkpoint.side_files)) + 2  # config and index
+    spans = cut_all(work) if stream else {}
+    bodies = sum(map(len, spans.values())) if stream else len(shards)
+    ahead = _read_ahead(work, [s for own in spans.values() for s in own])
+    return Requests(hub=2 * len(shards) + small + len(ahead), storage=len(shards) + bodies + len(ahead))
+
+
+def ahead_bytes(work: OnePass) -> int:
+    """Bytes that range mode reads twice: tensors that others in another piece wait for."""
+    spans = [s for own in cut_all(work).values() for s in own]
+    return sum(work.checkpoint.tensors[n].size_bytes for n in _read_ahead(work, spans))
+
+
+def _read_ahead(work: OnePass, spans: Iterable[Span]) -> set[str]:
+    """Tensors of which a piece needs the magnitude without holding all of them."""
+    ahead: set[str] = set()
+    for span in spans:
+        for name in {n for b in span.bundles for n in work.reaches.get(b.tensor, ())}:
+            t = work.checkpoint.tensors[name]
+            if t.shard != span.shard or t.begin < span.begin or t.begin + t.size_bytes > span.end:
+                ahead.add(name)
+    return ahead

@@ -11,7 +11,7 @@ import zstandard
 
 from shardq.errors import VerifyFailed
 from shardq.layouts import find_layout
-from shardq.layouts.base import Layout
+from shardq.layouts.base import Layout, Place
 from shardq.ledger import LEDGER, decode_ledger
 from shardq.schemes import Scheme
 from shardq.sources import open_source
@@ -46,7 +46,8 @@ class Output:
     def believed_scheme(self, name: str) -> Scheme | None:
         """What a loader would take from config.json for the module of a source tensor."""
         block = self.config.get("quantization_config")
-        return self.layout.scheme_of(block, name.removesuffix(".weight")) if isinstance(block, dict) else None
+        module = target_of(name, self.ledger["tensors"].get(name, {})).module
+        return self.layout.scheme_of(block, module) if isinstance(block, dict) else None
 
 
 def open_result(text: str) -> Source:
@@ -72,6 +73,13 @@ def read_output(source: Source, where: str) -> Output:
             "`shardq quantize`"
         ) from e
     return Output(source, where, files, provenance, ledger, config)
+
+
+def target_of(name: str, entry: Mapping[str, Any]) -> Place:
+    """Where the result has what became of a source tensor: under its own name, or in a stack as the ledger says."""
+    if place := entry.get("place"):
+        return Place(place["module"], place["index"], place["count"])
+    return Place(name.removesuffix(".weight"), 0, 0)
 
 
 def identity_sha256(identity: Mapping[str, Any]) -> str:

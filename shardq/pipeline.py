@@ -1,120 +1,114 @@
-"""Runs a plan: bring source shards, hand tasks to workers, seal finished files, free source shards, upload.
+"""Runs one pass: bring source shards, hand bundles to workers, seal finished files, free source shards, upload.
 
 Order of events for an output file: all its tasks -> fsync and hash in `part` -> rename to `ready` -> fsync of the
-folder -> journal line, fsync -> only then is its source shard freed -> upload, journal line, fsync -> only then is the
-output file freed. A crash loses at most unjournaled tasks.
+folder -> journal line, fsync -> only then are its source shards freed -> upload, journal line, fsync -> only then is
+the output file freed. A crash loses at most unjournaled tasks.
 """
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from shardq.admission import Admission, ShardCost
+from shardq.ahead import AheadReader
 from shardq.checkpoint import Shard
-from shardq.destinations.base import StoredFile
-from shardq.errors import ShardqError
+from shardq.errors import ChecksumMismatch, ShardqError
 from shardq.executors.base import Executor, Job, Outcome
 from shardq.fetcher import Fetched
-from shardq.journal import Journal
+from shardq.lane import Lane
 from shardq.limits import Limits
 from shardq.needs import record_bytes, shard_costs
-from shardq.plans import OutputFile, Plan
+from shardq.onepass import OnePass
 from shardq.progress import Progress, Report, Stage
 from shardq.signals import StopFlag
 from shardq.sources.base import Source
 from shardq.space import check_space
-from shardq.staging import Progressed, Staging
+from shardq.spans import largest_span_bytes
+from shardq.staging import Staging
 from shardq.streamer import Passed, Piece
 from shardq.supply import Supply
-from shardq.tasks import Checked, Done, Sealed, SealTask, Streamed, Task
-from shardq.uploader import Uploaded, Uploader
+from shardq.survey import Survey
+from shardq.tasks import Bundle, BundleDone, Sealed, SealTask, Streamed, Surveyed, SurveyTask
+from shardq.uploader import Uploaded
 
 logger = logging.getLogger(__name__)
 POLL_S: Final = 1.0  # longest wait without looking at the stop flag
 SEAL_COST_BYTES: Final = 1 << 20
-Work = Task | Checked | Streamed | SealTask
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """What a completed run leaves for publishing."""
-
-    done: Mapping[int, Done]
-    sealed: Mapping[str, tuple[str, int]]  # file -> sha256, size
+Work = Bundle | SurveyTask | Streamed | SealTask
 
 
 class Pipeline:
-    """One run of one plan in one staging folder."""
+    """One pass over a source for the outputs of a run."""
 
     def __init__(
-        self,
-        plan: Plan,
-        source: Source,
-        staging: Staging,
-        journal: Journal,
-        before: Progressed,
-        limits: Limits,
-        slots: int,
-        report: Report,
-        uploader: Uploader | None,
-        destination: str | None,
+        self, work: OnePass, source: Source, lanes: Sequence[Lane], limits: Limits, slots: int, report: Report
     ) -> None:
-        self._plan, self._staging, self._journal = plan, staging, journal
+        """`lanes`: one for each plan of `work`, in order. Fetched shards are staged in the folder of the first."""
+        self._work, self._source, self._lanes = work, source, lanes
         self._limits, self._report = limits, report
-        self._uploader, self._destination = uploader, destination
-        self._files: Mapping[str, OutputFile] = {f.name: f for f in plan.files}
-        self._shards: Mapping[str, Shard] = {s.name: s for s in plan.checkpoint.shards}
-        self._tasks: dict[str, list[Task]] = {f.name: [] for f in plan.files}
-        for task in plan.tasks:
-            self._tasks[task.file].append(task)
-        self._done: dict[int, Done] = dict(before.tasks)
-        self._sealed: dict[str, tuple[str, int]] = dict(before.sealed)
-        self._uploaded: set[str] = set(before.uploaded)
-        self._left = {f: len(ts) for f, ts in self._tasks.items()}  # tasks of this run still to finish, by file
+        self._shards: Mapping[str, Shard] = {s.name: s for s in work.checkpoint.shards}
+        self._bundles: dict[str, list[Bundle]] = {name: [] for name in self._shards}
+        for bundle in work.bundles:
+            left = tuple(m for lane, own in zip(lanes, bundle.members, strict=True) if (m := lane.member(own.task)))
+            if left:
+                self._bundles[bundle.shard].append(replace(bundle, members=left))
+        self._open = {name: {b.id for b in bundles} for name, bundles in self._bundles.items()}  # not ended yet
         self._todo: deque[Work] = deque()
-        self._begun: set[str] = set()  # output files that have their size and header
         self._passed: set[str] = set()  # streamed shards whose hash was right
         self._wrong: set[str] = set()  # streamed shards whose hash was wrong, to be done again
-        self._suspect: dict[str, ShardqError] = {}  # errors of tasks of streamed shards that have not passed yet
+        self._suspect: dict[str, ShardqError] = {}  # errors of work on streamed shards that have not passed yet
         self._error: ShardqError | None = None
-        self._supply = Supply(source, staging, slots, plan.largest_span_bytes)
-        self._source = source
+        self._supply = Supply(source, self._staging, slots, largest_span_bytes(work) if slots else 0)
+        self._survey = Survey(work, {n: value for lane in lanes for n, value in lane.before.amax.items()})
+        self._wanted: dict[str, set[str]] = {}  # shard -> its tensors whose magnitudes are needed
+        for name in self._survey.needed(b for bundles in self._bundles.values() for b in bundles):
+            self._wanted.setdefault(work.checkpoint.tensors[name].shard, set()).add(name)
+        self._surveys = 0  # given out so far
+        self._ahead: AheadReader | None = None
         self._admission: Admission
-        self._resumed_bytes = sum(t.source_bytes for f in self._sealed for t in self._tasks[f])
+        self._total_bytes = work.source_bytes  # a sum over all tensors, told at every step
+        begun = sum(b.source_bytes for bundles in self._bundles.values() for b in bundles)
+        self._resumed_bytes = sum(b.source_bytes for b in work.bundles) - begun
         self._done_bytes = self._resumed_bytes
-        self._total_bytes = plan.source_bytes  # a sum over all tensors, told at every step
 
-    def run(self, executor: Executor, stop: StopFlag) -> Finished:
+    @property
+    def _staging(self) -> Staging:
+        return self._lanes[0].staging
+
+    def run(self, executor: Executor, stop: StopFlag) -> None:
         """Do everything that is left. Raises Interrupted, Terminated, or the first error of a task or transfer."""
         self._tell("start", "")
         self._admission = self._account()
         self._resume()
-        while not self._finished() or executor.unfinished():
+        while not all(lane.is_over for lane in self._lanes) or executor.unfinished():
             if stop.signal or self._error:
                 self._drain(executor, stop)
             self._step(executor, stop)
-        return Finished(self._done, self._sealed)
 
     def close(self) -> None:
         """Stop all transfers; only after the workers, which may read what a transfer has brought."""
         self._supply.close()
-        if self._uploader:
-            self._uploader.close()
+        if self._ahead:
+            self._ahead.close()
+        for lane in self._lanes:
+            if lane.uploader:
+                lane.uploader.close()
 
     # --- loop ------------------------------------------------------------------------------------------------------
 
     def _step(self, executor: Executor, stop: StopFlag) -> None:
         """Begin what may begin, wait for something to happen, and take it in."""
-        self._admit()
+        self._bring(iter(self._admission.next, None))
         self._take()
         while self._todo and executor.room() > 0:
             work = self._todo.popleft()
-            if not isinstance(work, SealTask):
-                self._begin(self._files[_task_of(work).file])
+            self._begin(work)
             executor.submit(self._job(work))
-        also = [stop.ready, *self._supply.ready, *([self._uploader.ready] if self._uploader else [])]
+        also = [stop.ready, *self._supply.ready, *(x.uploader.ready for x in self._lanes if x.uploader)]
+        if self._ahead:
+            also.append(self._ahead.ready)
         for outcome in executor.wait(POLL_S, also):
             self._collect(outcome)
         self._take()
@@ -128,14 +122,17 @@ class Pipeline:
                 case Fetched():
                     self._on_fetched(news)
                 case Piece():
-                    self._todo.extend(Streamed(t, news.slot.path, news.origin) for t in news.span.tasks)
+                    self._on_piece(news)
                 case Passed():
                     self._on_passed(news)
-        for uploaded in self._uploader.take() if self._uploader else ():
-            self._on_uploaded(uploaded)
-
-    def _finished(self) -> bool:
-        return len(self._sealed) == len(self._files) and (not self._uploader or len(self._uploaded) == len(self._files))
+        for seen in self._ahead.take() if self._ahead else ():
+            self._error = self._error or seen.error
+            if not seen.error:
+                self._survey.take_ahead(seen.tensor, seen.amax)
+                self._todo.extend(self._survey.ready())
+        for lane in self._lanes:
+            for uploaded in lane.uploader.take() if lane.uploader else ():
+                self._on_uploaded(lane, uploaded)
 
     def _drain(self, executor: Executor, stop: StopFlag) -> None:
         """Let running tasks finish, keep what they did, and raise."""
@@ -146,16 +143,30 @@ class Pipeline:
         if self._error:
             raise self._error
         percent = 100 * self._done_bytes // max(1, self._total_bytes)
-        stop.heed(f"{percent} % is done and kept in {self._staging.work}: run the same command again to resume")
+        folders = ", ".join(str(lane.staging.work) for lane in self._lanes)
+        stop.heed(f"{percent} % is done and kept in {folders}: run the same command again to resume")
 
     def _job(self, work: Work) -> Job:
-        if isinstance(work, SealTask):
-            number = len(self._plan.tasks) + list(self._files).index(work.file)
-            return Job(number, work, SEAL_COST_BYTES, f"sealing {work.file}")
-        task = _task_of(work)
-        return Job(task.id, work, task.cost_bytes, f"{task.tensor} in {task.shard}")
+        what = work.work if isinstance(work, Streamed) else work
+        match what:
+            case SealTask():
+                before = sum(len(x.files) for x in self._lanes[: what.lane])
+                number = len(self._work.bundles) + before + list(self._lanes[what.lane].files).index(what.file)
+                return Job(number, work, SEAL_COST_BYTES, f"sealing {what.file}")
+            case SurveyTask():
+                self._surveys += 1  # a number for each, behind those of bundles and files
+                number = len(self._work.bundles) + sum(len(x.files) for x in self._lanes) + self._surveys
+                return Job(number, work, what.cost_bytes, f"measuring {what.tensor} in {what.shard}")
+            case Bundle():
+                return Job(what.id, work, what.cost_bytes, f"{what.tensor} in {what.shard}")
 
-    # --- tasks -----------------------------------------------------------------------------------------------------
+    def _begin(self, work: Work) -> None:
+        """Make the files that a bundle writes into."""
+        what = work.work if isinstance(work, Streamed) else work
+        for m in what.members if isinstance(what, Bundle) else ():
+            self._lanes[m.lane].begin(m.task.file)
+
+    # --- work ------------------------------------------------------------------------------------------------------
 
     def _collect(self, outcome: Outcome) -> None:
         match outcome.result:
@@ -164,181 +175,226 @@ class Pipeline:
                 self._on_failed(outcome.job.work, outcome.error)
             case Sealed() as sealed:
                 self._on_sealed(sealed)
-            case Done() as done:
+            case Surveyed() as surveyed:
+                self._on_surveyed(surveyed)
+            case BundleDone() as done:
                 self._on_done(done)
             case other:
                 raise TypeError(f"a worker answered {other!r}")
 
     def _on_failed(self, work: object, error: ShardqError) -> None:
-        """The run ends, unless the task may have read wrong bytes: then the shard's hash decides."""
-        if isinstance(work, Streamed) and work.task.shard not in self._passed:
-            self._suspect.setdefault(work.task.shard, error)
-            self._count_off(work.task)
+        """The run ends, unless the work may have read wrong bytes: then the shard's hash decides."""
+        if isinstance(work, Streamed) and isinstance(work.work, Bundle) and work.work.shard not in self._passed:
+            bundle = work.work
+            self._suspect.setdefault(bundle.shard, error)
+            for m in bundle.members:
+                self._lanes[m.lane].count_failed(m.task.id)
+            self._end(bundle)
         else:
             self._error = self._error or error
 
-    def _on_done(self, done: Done) -> None:
-        task = self._plan.tasks[done.id]
-        if done.reused:
-            self._resumed_bytes += task.source_bytes
-        elif not self._supply.is_streamed(self._shards[task.shard]):
-            self._journal_task(done)
-        self._done[done.id] = done
-        self._done_bytes += task.source_bytes
-        self._count_off(task)
-        self._tell("work", task.shard)
+    def _on_surveyed(self, surveyed: Surveyed) -> None:
+        """A tensor's magnitude may be complete; that of a verified shard is recorded."""
+        amax = self._survey.take(surveyed)
+        if amax is not None and not self._supply.is_streamed(self._shard_of(surveyed.tensor)):
+            for lane in self._lanes:
+                lane.record_amax(surveyed.tensor, amax)
+        self._todo.extendleft(reversed(self._survey.ready()))
 
-    def _count_off(self, task: Task) -> None:
-        self._supply.settle(task)
-        self._left[task.file] -= 1
-        self._complete(task.file)
+    def _on_done(self, report: BundleDone) -> None:
+        bundle = self._work.bundles[report.id]
+        streamed = self._supply.is_streamed(self._shards[bundle.shard])
+        for number, done in report.done:
+            self._lanes[number].take(done, journal=not streamed)
+        if all(done.reused for _, done in report.done):
+            self._resumed_bytes += bundle.source_bytes
+        self._done_bytes += bundle.source_bytes
+        self._end(bundle)
+        self._tell("work", bundle.shard)
 
-    def _complete(self, name: str) -> None:
-        """Seal a file when all its tasks are done and its source is known to have been right."""
-        if self._left[name] > 0:
-            return
-        file = self._files[name]
-        shard = self._shards[file.shard]
-        if self._supply.is_streamed(shard):
+    def _end(self, bundle: Bundle) -> None:
+        """A bundle needs its source no more."""
+        self._supply.settle(bundle)
+        self._open[bundle.shard].discard(bundle.id)
+        self._look(self._shards[bundle.shard])
+
+    def _look(self, shard: Shard) -> None:
+        """See what a shard's state allows: to believe what was made of it, to do it again, to seal files."""
+        if not self._open[shard.name] and self._supply.is_streamed(shard):
             if shard.name in self._wrong:
-                self._do_again(shard, file)
+                self._do_again(shard)
                 return
-            if shard.name not in self._passed:
+            if shard.name in self._passed and not self._believe(shard):
                 return
-            if shard.name in self._suspect:
-                self._error = self._error or self._suspect[shard.name]
-                return
-            for task in self._tasks[name]:  # only now: what was made of wrong bytes must never be found in the journal
-                self._journal_task(self._done[task.id])
-        self._begin(file)
-        self._todo.appendleft(SealTask(name, file.size_bytes))
+        for lane in self._lanes:
+            for file in lane.files_of(shard.name):
+                if lane.is_made(file.name) and all(self._is_sure(s) for s in file.shards):
+                    lane.begin_seal(file.name)
+                    self._todo.appendleft(SealTask(lane.number, file.name, file.size_bytes))
 
-    def _do_again(self, shard: Shard, file: OutputFile) -> None:
+    def _is_sure(self, name: str) -> bool:
+        """True if all that was made of a shard was made of the right bytes."""
+        shard = self._shards[name]
+        if not self._supply.is_streamed(shard):
+            return True
+        return name in self._passed and not self._open[name] and name not in self._suspect
+
+    def _believe(self, shard: Shard) -> bool:
+        """A streamed shard was right: record what was made of it. False when some of that went wrong all the same."""
+        if error := self._suspect.get(shard.name):
+            self._error = self._error or error
+            return False
+        if names := self._survey.contradicted(shard.name):
+            self._error = self._error or ChecksumMismatch(
+                f"{self._source.label}, shard {shard.name}: {names[0]} has another largest magnitude than when it was "
+                "read ahead; try another network, and run the same command again"
+            )
+            return False
+        for lane in self._lanes:  # only now: what was made of wrong bytes must never be found in the journal
+            lane.journal_shard(shard.name, self._survey.measured(shard.name))
+        return True
+
+    def _do_again(self, shard: Shard) -> None:
         """Forget what was made of a shard that came wrong."""
         self._wrong.discard(shard.name)
         self._suspect.pop(shard.name, None)
-        for task in self._tasks[file.name]:
-            if self._done.pop(task.id, None):
-                self._done_bytes -= task.source_bytes
-        self._left[file.name] = len(self._tasks[file.name])
-        self._error = self._error or self._supply.again(shard, self._tasks[file.name])
-
-    def _journal_task(self, done: Done) -> None:
-        self._journal.append(
-            {"event": "task", "id": done.id, "checksum": done.checksum, "sse": done.squared_error,
-             "ssw": done.squared_weight, "max": done.max_error},
-            durable=False,
-        )  # fmt: skip
-
-    def _begin(self, file: OutputFile) -> None:
-        """Make an output file; only now, so that disk is taken as it is freed."""
-        if file.name not in self._begun:
-            self._staging.begin(file)
-            self._begun.add(file.name)
+        bundles = self._bundles[shard.name]
+        for bundle in bundles:
+            forgotten = [self._lanes[m.lane].forget(m.task.id) for m in bundle.members]
+            self._done_bytes -= bundle.source_bytes if any(forgotten) else 0
+        self._open[shard.name] = {b.id for b in bundles}
+        self._survey.forget(shard.name)
+        self._error = self._error or self._supply.again(shard, bundles)
 
     # --- files and shards --------------------------------------------------------------------------------------------
 
     def _on_sealed(self, sealed: Sealed) -> None:
-        """A file is durable in `part`: settle it, record it, and only then let its source go."""
-        file = self._files[sealed.file]
-        self._staging.settle(sealed.file)
-        self._journal.append(
-            {"event": "sealed", "file": sealed.file, "sha256": sealed.sha256, "size": file.size_bytes}, durable=True
-        )
-        self._sealed[sealed.file] = (sealed.sha256, file.size_bytes)
-        self._free(self._shards[file.shard])
-        if self._uploader:
-            self._uploader.submit(
-                self._staging.ready / file.name, StoredFile(file.name, file.size_bytes, sealed.sha256)
-            )
+        """A file is durable in `part`: settle it, record it, and only then let its sources go."""
+        lane = self._lanes[sealed.lane]
+        lane.seal(sealed)
+        for name in lane.files[sealed.file].shards:
+            self._free(self._shards[name])
         self._tell("file", sealed.file)
 
     def _on_fetched(self, got: Fetched) -> None:
-        """Queue the tasks of a shard; those that an earlier run did are only checked."""
+        """Queue the bundles of a shard; what an earlier run did is only checked."""
         if got.error:
             self._error = self._error or got.error
             return
         if got.sha256:
-            self._journal.append({"event": "fetched", "shard": got.shard.name, "sha256": got.sha256}, durable=False)
-        file = self._file_of(got.shard)
-        kept = self._staging.has_part(file)
-        for task in self._tasks[file.name]:
-            self._todo.append(Checked(task, self._done[task.id]) if kept and task.id in self._done else task)
-        if not self._tasks[file.name]:  # only empty tensors
-            self._complete(file.name)
+            self._lanes[0].record_fetched(got.shard.name, got.sha256)
+        bundles = self._bundles[got.shard.name]
+        partners = self._survey.needed(bundles) - self._wanted.get(got.shard.name, set())
+        at_hand = {n for n in partners if self._supply.is_at_hand(self._shard_of(n))}
+        self._todo.extend(self._survey.tasks(at_hand | self._wanted.get(got.shard.name, set())))
+        self._queue(bundles)
+        self._look(got.shard)  # a shard of nothing but empty tensors
+
+    def _on_piece(self, piece: Piece) -> None:
+        """Queue the bundles of a piece in memory; what they need from elsewhere is read ahead."""
+        span, bundles = piece.span, piece.span.bundles
+        extent = (span.begin, span.end)
+        self._todo.extend(
+            Streamed(task, piece.slot.path, piece.origin)
+            for task in self._survey.tasks({b.tensor for b in bundles if b.tensor in self._work.reaches}, extent)
+        )
+        for t in self._work.tensors_of(self._survey.needed(bundles)):
+            elsewhere = t.shard != span.shard or t.begin < span.begin or t.begin + t.size_bytes > span.end
+            if elsewhere and not self._survey.knows(t.name):
+                self._read_ahead(t.name)
+        self._queue([Streamed(b, piece.slot.path, piece.origin) for b in bundles])
+
+    def _queue(self, work: Iterable[Bundle | Streamed]) -> None:
+        """Those that need a magnitude wait for it."""
+        for each in work:
+            bundle = each.work if isinstance(each, Streamed) else each
+            if isinstance(bundle, Bundle) and bundle.tensor in self._work.reaches:
+                self._survey.wait(each)
+            else:
+                self._todo.append(each)
+        self._todo.extend(self._survey.ready())
+
+    def _shard_of(self, tensor: str) -> Shard:
+        return self._shards[self._work.checkpoint.tensors[tensor].shard]
+
+    def _read_ahead(self, name: str) -> None:
+        if self._ahead is None:
+            self._ahead = AheadReader(self._source)
+        if self._survey.ask_ahead(name):
+            self._ahead.start(self._work.checkpoint.tensors[name])
 
     def _on_passed(self, passed: Passed) -> None:
         if passed.error:
             self._error = self._error or passed.error
             return
         (self._passed if passed.sha256 else self._wrong).add(passed.shard.name)
-        self._complete(self._file_of(passed.shard).name)
+        self._look(passed.shard)
 
-    def _on_uploaded(self, uploaded: Uploaded) -> None:
+    def _on_uploaded(self, lane: Lane, uploaded: Uploaded) -> None:
         """A file is in the destination's storage: record that, and only then let it go."""
         if uploaded.error:
             self._error = self._error or uploaded.error
             return
-        name = uploaded.file.name
-        self._journal.append({"event": "uploaded", "file": name, "to": self._destination}, durable=True)
-        self._uploaded.add(name)
+        file = lane.files[uploaded.file.name]
+        lane.record_uploaded(file.name)
         if not self._limits.keep_local:
-            self._staging.drop(name)
-            self._admission.release(self._files[name].shard)
-        self._tell("upload", name)
+            lane.staging.drop(file.name)
+            self._admission.release(file.shards[0], file.size_bytes)
+        self._tell("upload", file.name)
 
     def _free(self, shard: Shard) -> None:
-        """Delete what we fetched, or the user's own shard when that was asked for."""
+        """Delete what we fetched, or the user's own shard when that was asked for, once no output needs it."""
+        if any(lane.needs(shard.name) for lane in self._lanes):
+            return
         if self._supply.free(shard, self._limits.delete_source):
-            self._journal.append({"event": "freed", "shard": shard.name}, durable=False)
+            self._lanes[0].record_freed(shard.name)
         self._admission.free(shard.name)
-
-    def _admit(self) -> None:
-        self._bring(iter(self._admission.next, None))
 
     def _bring(self, costs: Iterable[ShardCost]) -> None:
         for cost in costs:
-            shard = self._shards[cost.name]
-            self._supply.begin(shard, self._tasks[self._file_of(shard).name])
+            self._supply.begin(self._shards[cost.name], self._bundles[cost.name])
 
     # --- start -----------------------------------------------------------------------------------------------------
 
     def _account(self) -> Admission:
         """The account of disk, with what an earlier run left. Raises BudgetTooSmall, DiskFull."""
-        uploads = self._uploader is not None and not self._limits.keep_local
+        lanes = self._lanes
+        uploads = any(lane.uploader for lane in lanes) and not self._limits.keep_local
+        sealed = [frozenset(lane.sealed) for lane in lanes]
         todo = [
             replace(cost, staged_bytes=self._supply.staged_bytes(self._shards[cost.name]))
-            for cost in shard_costs(self._plan, staged=False)
-            if cost.name not in self._sealed
+            for cost in shard_costs(self._work, staged=False, sealed=sealed)
         ]
-        kept = record_bytes(self._plan)
-        here = {f: size for f, (_, size) in self._sealed.items() if f not in self._uploaded or self._limits.keep_local}
-        waiting = {self._files[f].shard: size for f, size in here.items()} if uploads else {}
+        kept = record_bytes(self._work)
+        waiting: dict[str, int] = {}
+        for lane in lanes:
+            for name, (_, size_bytes) in lane.sealed.items():
+                if name not in lane.uploaded or self._limits.keep_local:
+                    owner = lane.files[name].shards[0]
+                    waiting[owner] = waiting.get(owner, 0) + size_bytes
         if not uploads:
-            kept += sum(here.values())
-        hurried = not self._source.remote and self._uploader is None
+            kept += sum(waiting.values())
+            waiting = {}
+        hurried = not self._source.remote and not any(lane.uploader for lane in lanes)
         admission = Admission(todo, kept, waiting, self._limits.max_disk_bytes, uploads, hurried)
-        check_space(self._plan, self._staging, todo, uploads, self._limits.delete_source)
+        check_space(self._work, [x.staging for x in lanes], todo, uploads, self._limits.delete_source)
         return admission
 
     def _resume(self) -> None:
         """Take up what an earlier run left: free what it could not free any more, upload what it had sealed."""
-        for name, (sha256, size_bytes) in self._sealed.items():
-            self._free(self._shards[self._files[name].shard])
-            if not self._uploader:
-                continue
-            if name not in self._uploaded:
-                self._uploader.submit(self._staging.find(name), StoredFile(name, size_bytes, sha256))
-            elif not self._limits.keep_local:
-                self._staging.drop(name)  # a crash may have come between the journal line and the deletion
+        for shard in self._shards.values():
+            if not any(lane.needs(shard.name) for lane in self._lanes):
+                self._free(shard)
+        for lane in self._lanes:
+            lane.resume_uploads(self._limits.keep_local)
         first = list(iter(self._admission.next, None))
-        self._supply.trim(self._admission.staged, self._admission.begun)  # before anything new comes
+        self._supply.trim(self._admission.staged)  # before anything new comes
+        for lane in self._lanes:
+            lane.trim(self._admission.begun)
         self._bring(first)
 
-    def _file_of(self, shard: Shard) -> OutputFile:
-        return self._files[shard.name]
-
     def _tell(self, stage: Stage, item: str) -> None:
+        ahead_bytes = self._ahead.fetched_bytes if self._ahead else 0
         self._report(
             Progress(
                 stage=stage,
@@ -346,22 +402,18 @@ class Pipeline:
                 done_bytes=self._done_bytes,
                 total_bytes=self._total_bytes,
                 resumed_bytes=self._resumed_bytes,
-                fetched_bytes=self._supply.fetched_bytes,
-                uploaded_bytes=self._uploader.uploaded_bytes if self._uploader else 0,
-                done_files=len(self._sealed),
-                total_files=len(self._files),
+                fetched_bytes=self._supply.fetched_bytes + ahead_bytes,
+                uploaded_bytes=sum(x.uploader.uploaded_bytes for x in self._lanes if x.uploader),
+                done_files=sum(len(lane.sealed) for lane in self._lanes),
+                total_files=sum(len(lane.files) for lane in self._lanes),
             )
         )
 
 
-def source_paths(plan: Plan, source: Source, staging: Staging) -> dict[str, str]:
+def source_paths(work: OnePass, source: Source, staging: Staging) -> dict[str, str]:
     """Where workers find each source shard."""
     paths: dict[str, str] = {}
-    for shard in plan.checkpoint.shards:
+    for shard in work.checkpoint.shards:
         own = source.local_path(shard.name)
         paths[shard.name] = str(own) if own else str(staging.src / shard.name)
     return paths
-
-
-def _task_of(work: Task | Checked | Streamed) -> Task:
-    return work.task if isinstance(work, Checked | Streamed) else work

@@ -4,23 +4,22 @@ refusal made, before a weight is read; two plans of the same input are equal."""
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from shardq.checkpoint import Checkpoint, TensorRef
+from shardq.checkpoint import Checkpoint
+from shardq.cut import ROWS, Part, cut_shard
 from shardq.decide import Decision, decide
+from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
-from shardq.formats import STORAGE
+from shardq.fused import fused_groups
 from shardq.layouts import find_layout
-from shardq.layouts.base import Layout, ModuleChoice, unit_rows
+from shardq.layouts.base import Layout, ModuleChoice, Place, unit_rows
 from shardq.recipe import Recipe
 from shardq.roles import Role
-from shardq.schemes import Scheme
-from shardq.tasks import SLAB_BYTES, SPAN_BYTES, CopyTask, Piece, QuantizeTask, Target, Task
+from shardq.tasks import CopyTask, Piece, QuantizeTask, Target, Task
 from shardq.version import NUMERICS, VERSION
-
-COPY_PIECES = 64  # small tensors copied by one task; keeps a task's message below 4 kB
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class OutputFile:
     """One output shard: its header is final, so workers may write its tensors in any order."""
 
     name: str
-    shard: str  # the source shard whose tensors it holds
+    shards: tuple[str, ...]  # source shards that must be known to be right before it is, in order; the first begins it
     header: bytes  # the file's first bytes, length prefix included
     size_bytes: int
     offsets: Mapping[str, tuple[int, int]]  # tensor -> first byte, byte behind the last
@@ -44,6 +43,8 @@ class Plan:
     decisions: tuple[Decision, ...]  # one for every source tensor
     files: tuple[OutputFile, ...]  # empty when only an index is known
     tasks: tuple[Task, ...]  # in the order in which they should start; ids are positions
+    places: Mapping[str, Place]  # modules whose tensors are slices of stacks
+    reaches: Mapping[str, tuple[str, ...]]  # quantized tensor -> those whose largest magnitudes it needs; see Scheme
 
     @property
     def layout(self) -> Layout:
@@ -55,6 +56,15 @@ class Plan:
         """sha256 of everything that decides the output's bytes, in hex."""
         text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def file_of(self, decision: Decision) -> str:
+        """The output file that a source tensor goes into."""
+        return self._files[decision.tensor.name]
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        homes = _homes(self.decisions, self.places)
+        return {d.tensor.name: _file_of(d, self.places, homes) for d in self.decisions}
 
     def identity(self) -> dict[str, Any]:
         """What decides the output's bytes, key by key; the keys are named when a folder was made otherwise."""
@@ -82,11 +92,16 @@ class Plan:
             Role.EXPERT_STACK,
             Role.UNKNOWN,
         )
-        return tuple(
-            ModuleChoice(d.tensor.module, d.role.value, d.scheme)
+        found = (
+            ModuleChoice(self._module(d), d.role.value, d.scheme)
             for d in self.decisions
             if d.scheme or (d.role not in loader_ignores and d.tensor.name.endswith(".weight"))
         )
+        return tuple(dict.fromkeys(found))  # the slices of a stack are one module
+
+    def _module(self, d: Decision) -> str:
+        place = self.places.get(d.tensor.module) if d.scheme else None
+        return place.module if place else d.tensor.module
 
     @property
     def source_bytes(self) -> int:
@@ -98,116 +113,165 @@ class Plan:
         """Bytes of all output shards, headers included."""
         return sum(f.size_bytes for f in self.files)
 
-    @property
-    def largest_task_bytes(self) -> int:
-        """Memory of the largest task."""
-        return max((t.cost_bytes for t in self.tasks), default=0)
-
-    @property
-    def largest_span_bytes(self) -> int:
-        """Memory that range mode needs for one piece: SPAN_BYTES, less for small shards, more for huge rows."""
-        largest_shard = max((s.size_bytes for s in self.checkpoint.shards), default=0)
-        largest_task = max((end - begin for begin, end in (t.extent for t in self.tasks)), default=0)
-        return max(min(SPAN_BYTES, largest_shard), largest_task)
-
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """The plan of a checkpoint under a recipe. Raises what `decide` raises."""
     decisions = decide(checkpoint, recipe)
-    if any(t.shape is None for t in checkpoint.tensors.values()):
-        return Plan(checkpoint, recipe, decisions, (), ())
     layout = find_layout(recipe.layout)
-    by_shard: dict[str, list[Decision]] = {s.name: [] for s in checkpoint.shards}
-    for d in decisions:
-        by_shard[d.tensor.shard].append(d)
-    files: list[OutputFile] = []
-    tasks: list[Task] = []
-    for shard, ds in by_shard.items():
-        file = _output_file(shard, ds, layout)
-        files.append(file)
-        made = sorted(_tasks(ds, file, layout), key=lambda t: t.source_bytes, reverse=True)  # no giant at the tail
-        first = len(tasks)
-        tasks.extend(replace(t, id=first + i) for i, t in enumerate(made))
-    return Plan(checkpoint, recipe, decisions, tuple(files), tuple(tasks))
+    places = layout.places([d.tensor.module for d in decisions if d.scheme], checkpoint.config)
+    if any(t.shape is None for t in checkpoint.tensors.values()):
+        return Plan(checkpoint, recipe, decisions, (), (), places, {})
+    reaches = _reaches(decisions, checkpoint.config)
+    homes = _homes(decisions, places)
+    files = _files(checkpoint, decisions, layout, places, homes, reaches)
+    return Plan(
+        checkpoint,
+        recipe,
+        decisions,
+        files,
+        _tasks(checkpoint, decisions, layout, places, homes, files),
+        places,
+        reaches,
+    )
 
 
-def output_names(decision: Decision, layout: Layout) -> tuple[str, ...]:
-    """Names of the output tensors that a source tensor becomes."""
-    return tuple(s.name for s in _specs(decision, layout))
+def output_names(decision: Decision, layout: Layout, places: Mapping[str, Place]) -> tuple[str, ...]:
+    """Names of the output tensors that a source tensor becomes, or becomes a slice of."""
+    return tuple(s.name for s in _specs(decision, layout, places))
 
 
-def _specs(d: Decision, layout: Layout) -> tuple[TensorSpec, ...]:
+def _specs(d: Decision, layout: Layout, places: Mapping[str, Place]) -> tuple[TensorSpec, ...]:
     t = d.tensor
     assert t.dtype is not None
     assert t.shape is not None
     if d.scheme is None:
         return (TensorSpec(t.name, t.dtype, t.shape),)
     rows, columns = t.shape
+    place = places.get(t.module, Place(t.module, 0, 0))
     return tuple(
-        TensorSpec(f"{t.module}.{o.suffix}", o.dtype, o.shape) for o in layout.outputs(d.scheme, t.dtype, rows, columns)
+        TensorSpec(f"{place.module}.{o.suffix}", o.dtype, place.stacked(o.shape))
+        for o in layout.outputs(d.scheme, t.dtype, rows, columns)
     )
 
 
-def _output_file(shard: str, ds: Sequence[Decision], layout: Layout) -> OutputFile:
-    specs = [s for d in ds for s in _specs(d, layout)]
-    planned: FilePlan = plan_file(specs, dict(layout.metadata))
-    return OutputFile(
-        shard,
-        shard,
-        planned.header,
-        planned.size_bytes,
-        planned.offsets,
-        {s.name: s for s in specs},
-    )
+def _reaches(decisions: Sequence[Decision], config: Mapping[str, Any] | None) -> dict[str, tuple[str, ...]]:
+    """What must be measured before a tensor can be quantized, for those whose scheme reaches beyond a group."""
+    far = {d.tensor.module: d for d in decisions if d.scheme and d.scheme.reach != "group"}
+    groups = fused_groups(far, config) if far else {}
+    return {
+        d.tensor.name: tuple(far[m].tensor.name for m in groups.get(module, (module,)) if m in far)
+        if d.scheme and d.scheme.reach == "fused"
+        else (d.tensor.name,)
+        for module, d in far.items()
+    }
 
 
-def _tasks(ds: Sequence[Decision], file: OutputFile, layout: Layout) -> Iterator[Task]:
-    """All tasks of a shard in the order of its bytes. Small copies share a task, but only inside one window of
-    SPAN_BYTES, so that range mode can bring every task's bytes in one piece."""
-    window = 0  # where the present one begins
-    batch: list[Piece] = []
-    for atom in _atoms(ds, file, layout):
-        begin, end = atom.extent if isinstance(atom, QuantizeTask) else (atom.begin, atom.begin + atom.size_bytes)
-        apart = end - window > SPAN_BYTES
-        if batch and (apart or len(batch) == COPY_PIECES):
-            yield CopyTask(-1, file.shard, file.name, tuple(batch))
-            batch = []
-        if apart:
-            window = begin
-        if isinstance(atom, QuantizeTask):
-            yield atom
-        else:
-            batch.append(atom)
-    if batch:
-        yield CopyTask(-1, file.shard, file.name, tuple(batch))
-
-
-def _atoms(ds: Sequence[Decision], file: OutputFile, layout: Layout) -> Iterator[QuantizeTask | Piece]:
-    """What a shard's tensors come to, none larger than a slab, in the order of their bytes."""
-    for d in sorted(ds, key=lambda d: d.tensor.begin):
-        t = d.tensor
-        if d.scheme is not None:
-            targets = tuple(
-                Target(s.name.removeprefix(t.module + "."), s.dtype, s.shape, file.offsets[s.name][0])
-                for s in _specs(d, layout)
+def _homes(decisions: Sequence[Decision], places: Mapping[str, Place]) -> dict[str, str]:
+    """The file of each stack: that of its first slice. Raises LayoutRefuses for a stack that is not whole or not of one
+    kind."""
+    stacks: dict[str, list[Decision]] = {}
+    for d in decisions:
+        if d.scheme and (place := places.get(d.tensor.module)):
+            stacks.setdefault(place.module, []).append(d)
+    for name, ds in stacks.items():
+        kinds = {(d.scheme, d.tensor.shape, d.tensor.dtype) for d in ds}
+        indices = sorted(places[d.tensor.module].index for d in ds)
+        count = places[ds[0].tensor.module].count
+        if indices != list(range(count)) or len(kinds) > 1:
+            raise LayoutRefuses(
+                f"{name} is a stack of {count} matrices to its readers, and {len(ds)} of {len(kinds)} kinds would be "
+                f"quantized, the first {ds[0].tensor.name}: quantize or --ignore all of them alike"
             )
-            yield from _slabs(t, d.scheme, file.name, layout, targets)
-            continue
-        target = file.offsets[t.name][0]
-        for at in range(0, t.size_bytes, SLAB_BYTES):
-            yield Piece(t.name, t.begin + at, target + at, min(SLAB_BYTES, t.size_bytes - at))
+    return {name: ds[0].tensor.shard for name, ds in stacks.items()}
 
 
-def _slabs(
-    t: TensorRef, scheme: Scheme, file: str, layout: Layout, targets: tuple[Target, ...]
-) -> Iterator[QuantizeTask]:
+def _file_of(d: Decision, places: Mapping[str, Place], homes: Mapping[str, str]) -> str:
+    place = places.get(d.tensor.module) if d.scheme else None
+    return homes[place.module] if place else d.tensor.shard
+
+
+def _files(
+    checkpoint: Checkpoint,
+    decisions: Sequence[Decision],
+    layout: Layout,
+    places: Mapping[str, Place],
+    homes: Mapping[str, str],
+    reaches: Mapping[str, tuple[str, ...]],
+) -> tuple[OutputFile, ...]:
+    """Files in the order and with the names of the source shards; one that would hold nothing is not written."""
+    order = {s.name: number for number, s in enumerate(checkpoint.shards)}
+    specs: dict[str, dict[str, TensorSpec]] = {name: {} for name in order}
+    needs: dict[str, set[str]] = {name: {name} for name in order}
+    for d in decisions:
+        file = _file_of(d, places, homes)
+        specs[file] |= {s.name: s for s in _specs(d, layout, places)}
+        needs[file].add(d.tensor.shard)
+        needs[file].update(checkpoint.tensors[name].shard for name in reaches.get(d.tensor.name, ()))
+    files: list[OutputFile] = []
+    for name, own in specs.items():
+        if not own and any(d.tensor.shard == name for d in decisions):
+            continue  # all that it held went into stacks elsewhere
+        planned: FilePlan = plan_file(list(own.values()), dict(layout.metadata))
+        first, *others = sorted(needs[name], key=lambda s: (s != name, order[s]))
+        files.append(OutputFile(name, (first, *others), planned.header, planned.size_bytes, planned.offsets, own))
+    return tuple(files)
+
+
+def _tasks(
+    checkpoint: Checkpoint,
+    decisions: Sequence[Decision],
+    layout: Layout,
+    places: Mapping[str, Place],
+    homes: Mapping[str, str],
+    files: Sequence[OutputFile],
+) -> tuple[Task, ...]:
+    """All tasks: those of the cut, shard by shard."""
+    by_name = {d.tensor.name: d for d in decisions}
+    by_file = {f.name: f for f in files}
+    by_shard: dict[str, list[Decision]] = {s.name: [] for s in checkpoint.shards}
+    for d in decisions:
+        by_shard[d.tensor.shard].append(d)
+    tasks: list[Task] = []
+    for shard, ds in by_shard.items():
+        for unit in cut_shard(d.tensor for d in ds):
+            d = by_name[unit[0].tensor.name]
+            number = len(tasks)
+            if d.scheme is None:
+                pieces = tuple(Piece(p.tensor.name, p.begin, _copied_to(p, by_file[shard]), p.size_bytes) for p in unit)
+                tasks.append(CopyTask(number, shard, shard, pieces))
+            else:
+                file = by_file[_file_of(d, places, homes)]
+                tasks.append(_quantize_task(number, unit[0], d, file, layout, places))
+    return tuple(tasks)
+
+
+def _copied_to(p: Part, file: OutputFile) -> int:
+    return file.offsets[p.tensor.name][0] + p.begin - p.tensor.begin
+
+
+def _quantize_task(
+    number: int, part: Part, d: Decision, file: OutputFile, layout: Layout, places: Mapping[str, Place]
+) -> QuantizeTask:
+    t = d.tensor
+    assert d.scheme is not None
     assert t.dtype is not None
     assert t.shape is not None
+    assert part.rows is not None
+    assert ROWS % unit_rows(layout, d.scheme) == 0, f"{layout.name} cuts {d.scheme.name} elsewhere than slabs are cut"
     rows, columns = t.shape
-    unit = unit_rows(layout, scheme)
-    slab = max(1, SLAB_BYTES // (columns * STORAGE[t.dtype].bits // 8) // unit) * unit
-    for row in range(0, rows, slab):
-        yield QuantizeTask(
-            -1, t.shard, file, t.name, t.dtype, t.begin, rows, columns, row, min(rows, row + slab), scheme,
-            layout.name, targets,
-        )  # fmt: skip
+    targets = tuple(
+        Target(o.suffix, o.dtype, o.shape, begin)
+        for o, begin in zip(
+            layout.outputs(d.scheme, t.dtype, rows, columns), _targets(d, file, layout, places), strict=True
+        )
+    )
+    return QuantizeTask(
+        number, t.shard, file.name, t.name, t.dtype, t.begin, rows, columns, *part.rows, d.scheme, layout.name, targets
+    )
+
+
+def _targets(d: Decision, file: OutputFile, layout: Layout, places: Mapping[str, Place]) -> Iterator[int]:
+    """Where the tensors of a module begin in its file."""
+    place = places.get(d.tensor.module, Place(d.tensor.module, 0, 0))
+    for spec in _specs(d, layout, places):
+        yield place.slice_of(*file.offsets[spec.name])[0]

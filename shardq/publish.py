@@ -14,8 +14,8 @@ from shardq.card import README, make_card, make_command, read_source_card
 from shardq.config_json import dump, set_key
 from shardq.destinations.base import Destination, StoredFile
 from shardq.files.atomic import sync_folder, sync_way, write_atomic, writing
+from shardq.lane import Finished
 from shardq.ledger import LEDGER, Errors, encode_ledger, make_ledger, merge, tensor_errors
-from shardq.pipeline import Finished
 from shardq.plans import Plan
 from shardq.side_files import select_side_files
 from shardq.sources.base import Source

@@ -28,6 +28,7 @@ class Recipe:
     include: tuple[Pattern, ...]  # modules quantized although the default rule keeps them
     quant_lm_head: bool
     ragged: Ragged  # what to do with columns that the group size does not divide, in a layout that needs it
+    split_fused: bool = False  # members of fused groups may differ: no reader that is meant runs them as one matrix
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the fingerprint, shardq.json and the message that names differing keys."""
@@ -42,6 +43,7 @@ class Recipe:
             "include": [f"{p.kind}:{p.text}" for p in self.include],
             "quant_lm_head": self.quant_lm_head,
             "ragged": self.ragged,
+            "split_fused": self.split_fused,
         }
 
 
@@ -58,6 +60,7 @@ def make_recipe(
     ignore_dialect: Dialect = "shardq",
     quant_lm_head: bool = False,
     ragged: Ragged = "refuse",
+    split_fused: bool = False,
 ) -> Recipe:
     """A Recipe from the words that the command line and scripts use.
 
@@ -82,6 +85,7 @@ def make_recipe(
         include=tuple(parse_pattern(t, "shardq") for t in include),
         quant_lm_head=quant_lm_head,
         ragged=ragged,
+        split_fused=split_fused,
     )
 
 

@@ -3,8 +3,12 @@
 from collections import Counter
 from typing import Any
 
-from shardq.needs import ANONYMOUS_REQUESTS, TOKEN_REQUESTS, WINDOW_S, count_requests, disk_bytes
+from shardq.needs import ANONYMOUS_REQUESTS, TOKEN_REQUESTS, WINDOW_S, ahead_bytes, count_requests, disk_bytes
+from shardq.onepass import OnePass
 from shardq.plans import Plan
+from shardq.serving.report import describe_serving
+from shardq.serving.served import served_of_plan
+from shardq.spans import largest_span_bytes
 
 
 def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
@@ -37,10 +41,11 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
         "bytes": {
             "source": plan.source_bytes if known else None,
             "output": plan.output_bytes if known else None,
-            "largest_task": plan.largest_task_bytes if known else None,
+            "largest_task": OnePass((plan,)).largest_task_bytes if known else None,
             "quantized_source": sum(d.tensor.size_bytes for d in plan.decisions if d.scheme) if known else None,
         },
-        "needs": _needs(plan) if known else None,
+        "needs": describe_needs(OnePass((plan,))) if known else None,
+        "serving": describe_serving(served_of_plan(plan)) if known else None,
         "warnings": list(c.warnings),
     }
     if tensors:
@@ -60,21 +65,22 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
     return described
 
 
-def _needs(plan: Plan) -> dict[str, Any]:
+def describe_needs(work: OnePass) -> dict[str, Any]:
     """The least disk of each way to run it, and for a source on the Hub the requests and what the Hub allows."""
-    remote = plan.checkpoint.commit is not None
+    remote = work.checkpoint.commit is not None
     needs: dict[str, Any] = {
         "disk": {
-            "default": disk_bytes(plan, staged=remote, uploads=False),
-            "stream": disk_bytes(plan, staged=False, uploads=False),
-            "push": disk_bytes(plan, staged=remote, uploads=True),
-            "push_stream": disk_bytes(plan, staged=False, uploads=True),
+            "default": disk_bytes(work, staged=remote, uploads=False),
+            "stream": disk_bytes(work, staged=False, uploads=False),
+            "push": disk_bytes(work, staged=remote, uploads=True),
+            "push_stream": disk_bytes(work, staged=False, uploads=True),
         },
-        "span": plan.largest_span_bytes,
+        "span": largest_span_bytes(work),
     }
     if remote:
         for name, stream in (("default", False), ("stream", True)):
-            found = count_requests(plan, stream)
+            found = count_requests(work, stream)
             needs.setdefault("requests", {})[name] = {"hub": found.hub, "storage": found.storage}
+        needs["read_twice"] = ahead_bytes(work)  # by --stream
         needs["request_limit"] = {"window_s": WINDOW_S, "anonymous": ANONYMOUS_REQUESTS, "token": TOKEN_REQUESTS}
     return needs

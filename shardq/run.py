@@ -1,8 +1,9 @@
-"""Make a quantized checkpoint in a folder: plan, run and publish, or resume, or answer that it is done."""
+"""Make quantized checkpoints in folders: plan, run and publish, or resume, or answer that they are done."""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,9 +19,11 @@ from shardq.executors.processes import ProcessExecutor
 from shardq.files.atomic import write_atomic
 from shardq.files.safetensors import tensor_bytes
 from shardq.headers import read_checkpoint
+from shardq.lane import Lane
 from shardq.ledger import LEDGER, Errors, decode_ledger
-from shardq.limits import Limits, Memory
+from shardq.limits import Limits
 from shardq.lock import FolderLock
+from shardq.onepass import OnePass
 from shardq.pipeline import Pipeline, source_paths
 from shardq.plans import Plan, make_plan
 from shardq.progress import Report
@@ -54,6 +57,26 @@ class Result:
     pushed_commit: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One output that is wanted."""
+
+    recipe: Recipe
+    out: Path
+    destination: Destination | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An order after a look at what is there already."""
+
+    order: Order
+    staging: Staging
+    recorded: dict[str, Any] | None  # identity that the folder records
+    done: dict[str, Any] | None  # the same if the folder is finished
+    plan: Plan
+
+
 def quantize_to_folder(
     source: Source,
     recipe: Recipe,
@@ -63,34 +86,80 @@ def quantize_to_folder(
     report: Report,
     destination: Destination | None = None,
 ) -> Result:
-    """Make a quantized checkpoint of `source` in `out`, or finish one that was begun.
+    """`quantize_all` of one order."""
+    return quantize_all(source, (Order(recipe, out, destination),), limits, restart, report, lambda plan: plan)[0]
 
-    With a `destination` every finished file is uploaded and, without `limits.keep_local`, deleted here; all of them
-    appear there with one commit at the end. Raises any ShardqError.
+
+def quantize_all(
+    source: Source,
+    orders: Sequence[Order],
+    limits: Limits,
+    restart: bool,
+    report: Report,
+    check: Callable[[Plan], object],
+) -> tuple[Result, ...]:
+    """Make quantized checkpoints of `source`, one for each order, or finish what was begun, from one read of it.
+
+    Each is what a run for it alone would make, and may be finished by one. With a destination every finished file is
+    uploaded and, without `limits.keep_local`, deleted here; all of them appear there with one commit at the end.
+    `check` may refuse a plan. Raises any ShardqError; all refusals come before the first weight is read.
     """
     began = time.perf_counter()
-    staging = Staging(out)
-    check_folder(out, _folder(source))
-    recorded = None if restart or staging.journal.exists() else recorded_identity(out)
-    done = _settle(staging, recorded)
-    if done and limits.delete_source and _has_eaten(done, source, recipe):
-        commit = (prepare_push(done, destination) or push_folder(out, destination)) if destination else None
-        return _result_from_records(out, began, destination, commit)
-    plan = make_plan(_checkpoint(source, staging, limits, restart), recipe)
-    if recorded and recorded != plan.identity():
-        raise RecipeChanged(changed_message(out, recorded, plan.identity()))
-    if done:
-        _refuse_newer_source(plan, source, (out / PROVENANCE).stat().st_mtime, str(out))
-    memory = limits.share_memory(plan, source.remote, source.remote or destination is not None)
-    commit = _ask_destination(plan, source, destination, restart) if destination else None
+    results: dict[int, Result] = {}
+    prepared: dict[int, Prepared] = {}
+    checkpoint: Checkpoint | None = None
+    for number, order in enumerate(orders):
+        staging = Staging(order.out)
+        check_folder(order.out, _folder(source))
+        recorded = None if restart or staging.journal.exists() else recorded_identity(order.out)
+        done = _settle(staging, recorded)
+        if done and limits.delete_source and _has_eaten(done, source, order.recipe):
+            results[number] = _eaten(done, order, began)
+            continue
+        checkpoint = checkpoint or _checkpoint(source, staging, limits, restart)
+        plan = make_plan(checkpoint, order.recipe)
+        check(plan)
+        if recorded and recorded != plan.identity():
+            raise RecipeChanged(changed_message(order.out, recorded, plan.identity()))
+        if done:
+            _refuse_newer_source(plan, source, (order.out / PROVENANCE).stat().st_mtime, str(order.out))
+        prepared[number] = Prepared(order, staging, recorded, done, plan)
+    network = source.remote or any(o.destination for o in orders)
+    if plans := tuple(p.plan for p in prepared.values() if not p.done):
+        limits.share_memory(OnePass(plans), source.remote, network)
+    left: dict[int, Prepared] = {}
+    for number, p in prepared.items():
+        found = _look(p, source, limits, restart, began)
+        if found:
+            results[number] = found
+        else:
+            left[number] = p
+    if left:
+        made = _run(tuple(left.values()), source, limits, network, restart, report)
+        for (number, p), (errors, commit) in zip(left.items(), made, strict=True):
+            results[number] = _result(p.plan, p.order.out, False, errors, began, p.order.destination, commit)
+    return tuple(results[number] for number in range(len(orders)))
+
+
+def _eaten(done: Mapping[str, Any], order: Order, began: float) -> Result:
+    """A finished output whose source is deleted, pushed if that is wanted and not done."""
+    destination, commit = order.destination, None
+    if destination:
+        commit = prepare_push(done, destination) or push_folder(order.out, destination)
+    return _result_from_records(order.out, began, destination, commit)
+
+
+def _look(p: Prepared, source: Source, limits: Limits, restart: bool, began: float) -> Result | None:
+    """The result of an order that is finished here or at its destination; None when there is work to do."""
+    destination, out = p.order.destination, p.order.out
+    commit = _ask_destination(p.plan, source, destination, restart) if destination else None
     if commit and not limits.keep_local:
-        _clear(staging, plan)
-    if done and destination and not commit:
+        _clear(p.staging, p.plan)
+    if p.done and destination and not commit:
         commit = push_folder(out, destination)
-    if done or (commit and not limits.keep_local):
-        return _result(plan, out, True, None, began, destination, commit)
-    errors, commit = _run(plan, source, staging, limits, memory, restart, report, destination)
-    return _result(plan, out, False, errors, began, destination, commit)
+    if p.done or (commit and not limits.keep_local):
+        return _result(p.plan, out, True, None, began, destination, commit)
+    return None
 
 
 def _settle(staging: Staging, recorded: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -125,42 +194,48 @@ def _clear(staging: Staging, plan: Plan) -> None:
 
 
 def _run(
-    plan: Plan,
-    source: Source,
-    staging: Staging,
-    limits: Limits,
-    memory: Memory,
-    restart: bool,
-    report: Report,
-    destination: Destination | None,
-) -> tuple[Errors, str | None]:
-    """Everything that a plan still needs, from where an earlier run stopped; the errors, and the commit if pushed."""
-    staging.make()
+    todo: Sequence[Prepared], source: Source, limits: Limits, network: bool, restart: bool, report: Report
+) -> list[tuple[Errors, str | None]]:
+    """Everything that these still need, from where an earlier run stopped; errors, and commit if pushed, of each."""
+    work = OnePass(tuple(p.plan for p in todo))
+    memory = limits.share_memory(work, source.remote, network)
+    for p in todo:
+        p.staging.make()
+    with ExitStack() as held:
+        for p in todo:
+            held.enter_context(FolderLock(p.staging.work / "lock"))
+        lanes = [_open_lane(number, p, source, limits, restart, held) for number, p in enumerate(todo)]
+        home = todo[0].staging
+        parts = tuple(str(p.staging.part) for p in todo)
+        workplace = Workplace(source_paths(work, source, home), parts, limits.parallel > 1, limits.log)
+        with StopFlag() as stop:
+            run = Pipeline(work, source, lanes, limits, memory.slots, report)
+            try:
+                with make_executor(limits.parallel, workplace, memory.task_bytes) as executor:
+                    run.run(executor, stop)
+            finally:
+                run.close()
+        folders = ", ".join(str(p.staging.work) for p in todo)
+        state = f"all shards are done, kept in {folders}: run the same command again to resume"
+        stop.heed(state)
+        with raise_on_signal(f"stopped; {state}"):
+            return [
+                publish(p.plan, source, p.staging, lane.finished, p.order.destination, limits.keep_local)
+                for p, lane in zip(todo, lanes, strict=True)
+            ]
+
+
+def _open_lane(number: int, p: Prepared, source: Source, limits: Limits, restart: bool, held: ExitStack) -> Lane:
+    """An output with what an earlier run did of it; its journal is closed with `held`."""
+    destination = p.order.destination
     label = destination.label if destination else None
-    with FolderLock(staging.work / "lock"):
-        journal, before = staging.open(plan, _stamps(plan, source), restart, label)
-        try:
-            if limits.delete_source:
-                write_atomic(staging.source_record, encode_checkpoint(plan.checkpoint))
-            if destination:
-                before = still_stored(before, destination, staging, limits.keep_local)
-            workplace = Workplace(
-                source_paths(plan, source, staging), str(staging.part), limits.parallel > 1, limits.log
-            )
-            with StopFlag() as stop:
-                uploader = Uploader(destination) if destination else None
-                run = Pipeline(plan, source, staging, journal, before, limits, memory.slots, report, uploader, label)
-                try:
-                    with make_executor(limits.parallel, workplace, memory.task_bytes) as executor:
-                        finished = run.run(executor, stop)
-                finally:
-                    run.close()
-            state = f"all shards are done, kept in {staging.work}: run the same command again to resume"
-            stop.heed(state)
-            with raise_on_signal(f"stopped; {state}"):
-                return publish(plan, source, staging, finished, destination, limits.keep_local)
-        finally:
-            journal.close()
+    journal, before = p.staging.open(p.plan, _stamps(p.plan, source), restart, label)
+    held.callback(journal.close)
+    if limits.delete_source:
+        write_atomic(p.staging.source_record, encode_checkpoint(p.plan.checkpoint))
+    if destination:
+        before = still_stored(before, destination, p.staging, limits.keep_local)
+    return Lane(number, p.plan, p.staging, journal, before, Uploader(destination) if destination else None, label)
 
 
 def make_executor(parallel: int, workplace: Workplace, task_bytes: int | None) -> Executor:

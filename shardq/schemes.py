@@ -1,7 +1,7 @@
 """Schemes: the numbers of a quantized weight, and the table of names that users know them by.
 
-A scheme says nothing about bytes on disk; that is a layout's business. Names and fields follow auto-round 0.16.1, so
-that a command line written for it means the same here.
+A scheme says nothing about bytes on disk; that is a layout's business. Names and fields follow auto-round 0.16.1 and
+compressed-tensors 0.20.0, so that a command line written for them means the same here.
 """
 
 import difflib
@@ -16,11 +16,11 @@ from shardq.formats import ELEMENTS, ElementFormat
 
 WHOLE_ROW: Final = -1  # group size: all columns of a row share one scale ("per channel")
 WEIGHT_TYPE: Final = "weight"  # a scale format: that of the weight itself
-WIDTHS: Final = (2, 3, 4, 8)  # what --bits takes; the kernels know 2..8, no loader reads the others
+WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8)  # what --bits takes; a layout may hold fewer
 
 
 Numbers = Literal["auto_round", "compressed_tensors", "mlx", "fp8"]
-Exponent = Literal["", "floor", "even", "ceil"]
+Exponent = Literal["", "floor", "even", "ceil", "rceil"]
 Reach = Literal["group", "tensor", "fused"]
 
 
@@ -29,33 +29,54 @@ class Activation:
     """What a server is told to do to a matrix' inputs. Nothing of it changes a weight."""
 
     name: str
-    bits: int
-    floating: bool
+    element: str  # key of formats.ELEMENTS
     group_size: int  # columns that share a scale, computed for each token while serving; WHOLE_ROW for all of a token
     scale: str  # format of these scales
+    exponent: Exponent = ""  # how the server rounds a scale that is a power of two; empty: as its format has it
+    calibrated: bool = False  # needs a number for each matrix that only data give
+
+    @property
+    def bits(self) -> int:
+        """Bits of one value."""
+        return ELEMENTS[self.element].bits
+
+    @property
+    def floating(self) -> bool:
+        """False for integers."""
+        return not ELEMENTS[self.element].is_integer
 
 
 ACTIVATIONS: Final[Mapping[str, Activation]] = MappingProxyType(
     {
         a.name: a
         for a in (
-            Activation("int8", 8, False, WHOLE_ROW, "fp32"),
-            Activation("fp8", 8, True, WHOLE_ROW, "fp32"),
-            Activation("fp8-g128", 8, True, 128, "fp32"),
-            Activation("mxfp4", 4, True, 32, "e8m0"),
-            Activation("mxfp8", 8, True, 32, "e8m0"),
+            Activation("int4", "int4", WHOLE_ROW, "fp32"),
+            Activation("int8", "int8", WHOLE_ROW, "fp32"),
+            Activation("fp8", "e4m3fn", WHOLE_ROW, "fp32"),
+            Activation("fp8-g128", "e4m3fn", 128, "fp32"),
+            Activation("mxfp4", "e2m1", 32, "e8m0"),
+            Activation("mxfp8", "e4m3fn", 32, "e8m0"),
+            Activation("mxfp4-rceil", "e2m1", 32, "e8m0", exponent="rceil"),
+            Activation("mxfp8-rceil", "e4m3fn", 32, "e8m0", exponent="rceil"),
+            Activation("mxint4", "e0m3", 32, "e8m0"),
+            Activation("nvfp4", "e2m1", 16, "e4m3fn", calibrated=True),
+            Activation("nvfp4-e5m3", "e2m1", 16, "e5m3"),
         )
     }
 )
-# Names of schemes with float elements, by element and by whether scales are powers of two.
-_STEMS: Final[Mapping[tuple[str, bool], str]] = MappingProxyType(
+# Names of schemes with float elements, by element and format of scales; plain numbers as scales have no entry there.
+_STEMS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
     {
-        ("e4m3fn", False): "FP8",
-        ("e2m1", True): "MXFP4",
-        ("e2m3", True): "MXFP6",
-        ("e4m3fn", True): "MXFP8",
+        ("e4m3fn", ""): "FP8",
+        ("e0m3", "e8m0"): "MXINT4",
+        ("e2m1", "e8m0"): "MXFP4",
+        ("e2m3", "e8m0"): "MXFP6",
+        ("e4m3fn", "e8m0"): "MXFP8",
+        ("e2m1", "e4m3fn"): "NVFP4",
+        ("e2m1", "e5m3"): "NVFP4_E5M3",
     }
 )
+PLAIN_SCALES: Final = (WEIGHT_TYPE, "fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +121,30 @@ class Scheme:
         return self.format.is_integer and not self.activation
 
     @property
+    def stem(self) -> str:
+        """What the weights are, for layouts that name their formats after it: W4, FP8, MXFP4, NVFP4, ..."""
+        if self.format.is_integer:
+            return f"W{self.bits}"
+        return _STEMS.get((self.element, "" if self.scale in PLAIN_SCALES else self.scale), self.element.upper())
+
+    @property
     def name(self) -> str:
         """Canonical name, which with a layout says all: W4A16 (group 128), W4A16G32, W8A16CH (whole row), -ASYM where
-        asymmetric; FP8, MXFP4, ... with A16 behind it where activations stay."""
+        asymmetric, W4A8, W4AFP8; FP8, MXFP4, ... with A16 behind it where activations stay, A8 or XFP8 where they
+        become another format than the weights."""
+        a = ACTIVATIONS[self.activation] if self.activation else None
         if self.format.is_integer:
-            width = ACTIVATIONS[self.activation].bits if self.activation else 16
+            width = f"{'FP' if a.floating else ''}{a.bits}" if a else "16"
             group = {128: "", WHOLE_ROW: "CH"}.get(self.group_size, f"G{self.group_size}")
-            return f"W{self.bits}A{width}{group}{'' if self.symmetric else '-ASYM'}"
-        stem = _STEMS.get((self.element, self.scale == "e8m0"), self.element.upper())
-        shape = "-BLOCK" if self.group_rows > 1 else ""
-        return f"{stem}{'' if self.activation else 'A16'}{shape}"
+            return f"{self.stem}A{width}{group}{'' if self.symmetric else '-ASYM'}"
+        if a is None:
+            kind = "A16"
+        elif a.element == self.element:
+            kind = "-RCEIL" if a.exponent == "rceil" else ""
+        else:
+            kind = f"A{a.bits}" if a.scale == self.scale else f"XFP{a.bits}"
+        shape = "-BLOCK" if self.group_rows > 1 else "-TENSOR" if self.reach == "tensor" else ""
+        return f"{self.stem}{kind}{shape}"
 
     def group_columns(self, columns: int) -> int:
         """Columns of a full group in a row of `columns`."""
@@ -130,32 +165,34 @@ class Preset:
     bits_of: tuple[tuple[str, int], ...] = ()  # module pattern, bits; first match wins
 
 
-def _int_preset(bits: int, group_size: int = 128) -> Preset:
-    scheme = Scheme(f"int{bits}", group_size, symmetric=True)
-    return Preset(scheme.name, scheme, f"{bits}-bit integers, one scale for {group_size} columns")
+_FP8: Final = Scheme("e4m3fn", WHOLE_ROW, symmetric=True, scale=WEIGHT_TYPE, activation="fp8")
+_MX: Final = Scheme("e2m1", 32, symmetric=True, scale="e8m0", exponent="even")  # the rule is the layout's business
+_NV: Final = Scheme("e2m1", 16, symmetric=True, scale="e4m3fn", reach="fused")
+
+
+def _int_preset(bits: int, group_size: int = 128, activation: str = "") -> Preset:
+    scheme = Scheme(f"int{bits}", group_size, symmetric=True, activation=activation)
+    served = f"; activations to {ACTIVATIONS[activation].element} while serving" if activation else ""
+    return Preset(scheme.name, scheme, f"{bits}-bit integers, one scale for {group_size} columns{served}")
+
+
+def _float_preset(scheme: Scheme, summary: str) -> Preset:
+    return Preset(scheme.name.replace("-", "_"), scheme, summary)
 
 
 def _mx_preset(element: str, activation: str, summary: str) -> Preset:
-    scheme = Scheme(element, 32, symmetric=True, scale="e8m0", exponent="even", activation=activation)
-    return Preset(scheme.name, scheme, summary)
+    return _float_preset(replace(_MX, element=element, activation=activation), summary)
 
-
-_FP8: Final = Scheme("e4m3fn", WHOLE_ROW, symmetric=True, scale=WEIGHT_TYPE, activation="fp8")
 
 PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
     {
         p.name: p
         for p in (
-            _int_preset(2),
-            _int_preset(2, 32),
-            _int_preset(2, 64),
+            *(_int_preset(2, g) for g in (128, 32, 64)),
             _int_preset(3),
-            _int_preset(4),
-            _int_preset(4, 32),
-            _int_preset(4, 64),
-            _int_preset(8),
-            _int_preset(8, 32),
-            _int_preset(8, 64),
+            *(_int_preset(4, g) for g in (128, 32, 64)),
+            *(_int_preset(b) for b in (5, 6, 7)),
+            *(_int_preset(8, g) for g in (128, 32, 64)),
             Preset(
                 "W4A16_ASYM", Scheme("int4", 128, symmetric=False), "4-bit integers with zero points, for 128 columns"
             ),
@@ -165,6 +202,9 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
                 "8-bit integers, with 4 bits for routed experts (auto-round's mixture)",
                 ((r"re:.*\.(experts|moe)\.", 4),),
             ),
+            _int_preset(4, activation="int4"),
+            _int_preset(4, activation="int8"),
+            _int_preset(4, activation="fp8"),
             Preset(
                 "W8A8",
                 Scheme("int8", WHOLE_ROW, symmetric=True, activation="int8"),
@@ -177,29 +217,87 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
                 replace(_FP8, group_size=128, group_rows=128, activation="fp8-g128"),
                 "8-bit floats, one scale for 128 rows and columns; activations to 8 bits while serving",
             ),
+            _float_preset(
+                replace(_FP8, reach="tensor"), "8-bit floats, one scale for all; activations to 8 bits while serving"
+            ),
+            Preset("FPW8A16_TENSOR", replace(_FP8, reach="tensor", activation=""), "8-bit floats, one scale for all"),
             _mx_preset("e2m1", "mxfp4", "4-bit floats, a power of two for 32 columns; activations alike"),
             _mx_preset("e2m1", "", "4-bit floats, a power of two for 32 columns"),
+            _mx_preset("e2m1", "mxfp4-rceil", "as MXFP4, with scales of activations rounded up while serving"),
+            _mx_preset("e2m1", "fp8-g128", "4-bit floats, a power of two for 32 columns; activations to 8 bits"),
             _mx_preset("e4m3fn", "mxfp8", "8-bit floats, a power of two for 32 columns; activations alike"),
             _mx_preset("e4m3fn", "", "8-bit floats, a power of two for 32 columns"),
+            _mx_preset("e4m3fn", "mxfp8-rceil", "as MXFP8, with scales of activations rounded up while serving"),
             _mx_preset("e2m3", "", "6-bit floats, a power of two for 32 columns"),
+            _mx_preset("e2m3", "mxfp8", "6-bit floats, a power of two for 32 columns; activations to MXFP8"),
+            _mx_preset(
+                "e0m3", "mxint4", "4-bit integers with a sign, a power of two for 32 columns; activations alike"
+            ),
+            _float_preset(_NV, "4-bit floats, an fp8 scale for 16 columns, a scale for all that runs as one matrix"),
+            _float_preset(
+                replace(_NV, activation="nvfp4"), "as NVFP4A16; activations alike, where that needs no calibration"
+            ),
+            _float_preset(
+                replace(_NV, scale="e5m3", reach="group", activation="nvfp4-e5m3"),
+                "4-bit floats, a wide fp8 scale for 16 columns; activations alike",
+            ),
         )
     }
 )
-# Names that other tools use, to ours.
+# Names that other tools use, to names that `parse_scheme` knows.
 ALIASES: Final[Mapping[str, str]] = MappingProxyType(
-    {"INT8": "W8A8", "INT8_W8A8": "W8A8", "FP8": "FP8_DYNAMIC", "FP8A16": "FPW8A16", "MXFP6": "MXFP6A16"}
+    {
+        "INT8": "W8A8",
+        "INT8_W8A8": "W8A8",
+        "INT4": "W4A4CH",
+        "FP8": "FP8_DYNAMIC",
+        "FP8A16": "FPW8A16",
+        "FP8A16_TENSOR": "FPW8A16_TENSOR",
+        "MXFP6": "MXFP6A16",
+        **{f"{b}BIT": f"W{b}A16G64" for b in (2, 3, 4, 5, 6, 8)},  # mlx-lm
+    }
 )
+_TOKENS: Final[Mapping[str, str]] = MappingProxyType({"16": "", "8": "int8", "4": "int4", "FP8": "fp8"})
+_INTEGERS: Final = re.compile(r"W([2-8])A(16|8|4|FP8)_?(CH|G\d+)?(?:_(A?SYM))?")
+_STATIC: Final = "_STATIC"
 
 
 def parse_scheme(text: str) -> Preset:
-    """The preset of that name or alias, whatever its case, with "-" for "_". Raises UnknownScheme with the nearest
-    names."""
+    """The preset of that name or alias, whatever its case, with "-" for "_"; or the integers that a name such as
+    W6A16_G64_ASYM spells out. Raises UnknownScheme with the nearest names, or with what a name needs that is not there.
+    """
     name = text.strip().upper().replace("-", "_")
     name = ALIASES.get(name, name)
     if name in PRESETS:
         return PRESETS[name]
+    if scheme := _spelled_out(name):
+        return Preset(scheme.name, scheme, f"{scheme.bits}-bit integers")
+    if name.endswith(_STATIC):
+        raise UnknownScheme(
+            f"scheme {text!r} has scales of activations that only calibration data give, and this version works "
+            f"without data: take {_without_data(name)}, whose activations get their scales while serving"
+        )
     near = difflib.get_close_matches(name, [*PRESETS, *ALIASES], n=3) or list(PRESETS)
     raise UnknownScheme(f"unknown scheme {text!r}: did you mean {', '.join(near)}? `shardq schemes` lists them all")
+
+
+def _without_data(name: str) -> str:
+    stem = name.removesuffix(_STATIC)
+    return next((n for n in (f"{stem}_DYNAMIC", stem, ALIASES.get(stem, "")) if n in PRESETS), "FP8_DYNAMIC or W8A8")
+
+
+def _spelled_out(name: str) -> Scheme | None:
+    """The integers of W<bits>A<bits>[G<columns>|CH][-ASYM]; none with activations smaller than weights, nor zero points
+    beside small activations: no library has those."""
+    found = _INTEGERS.fullmatch(name.replace("-", "_"))
+    if not found:
+        return None
+    bits, width, group, symmetry = found.groups()
+    activation = _TOKENS[width]
+    if activation and (symmetry == "ASYM" or int(bits) > ACTIVATIONS[activation].bits):
+        return None
+    size = 128 if group is None else WHOLE_ROW if group == "CH" else int(group[1:])
+    return Scheme(f"int{bits}", size, symmetry != "ASYM", activation=activation)
 
 
 def parse_name(name: str) -> Scheme:
@@ -210,12 +308,9 @@ def parse_name(name: str) -> Scheme:
     for preset in PRESETS.values():
         if preset.scheme.name == name:
             return preset.scheme
-    found = re.fullmatch(r"W(\d)A16(CH|G\d+)?(-ASYM)?", name)
-    if not found:
-        raise UnknownScheme(f"unknown scheme {name!r} in a ledger")
-    bits, group, asym = found.groups()
-    size = 128 if group is None else WHOLE_ROW if group == "CH" else int(group[1:])
-    return Scheme(f"int{bits}", size, symmetric=asym is None)
+    if scheme := _spelled_out(name):
+        return scheme
+    raise UnknownScheme(f"unknown scheme {name!r} in a ledger")
 
 
 def change_scheme(

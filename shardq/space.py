@@ -3,37 +3,45 @@
 import errno
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from shardq.admission import ShardCost, least_disk_bytes
 from shardq.errors import DiskFull
-from shardq.plans import Plan
+from shardq.onepass import OnePass
 from shardq.staging import Staging
 
 
-def check_space(plan: Plan, staging: Staging, todo: Sequence[ShardCost], uploads: bool, delete_source: bool) -> None:
-    """Raises DiskFull when the file system of the output folder has less free than the shards in `todo` need."""
-    staged = {c.name: allocated_bytes(staging.src / c.name) for c in todo}
-    parts = {c.name: allocated_bytes(staging.part / c.name) for c in todo}
-    left = [ShardCost(c.name, c.staged_bytes - staged[c.name], c.output_bytes - parts[c.name]) for c in todo]
-    need = _growth_bytes(plan, left) if delete_source else least_disk_bytes(left, 0, uploads)
-    free = shutil.disk_usage(staging.work).free
+def check_space(
+    work: OnePass, stagings: Sequence[Staging], todo: Sequence[ShardCost], uploads: bool, delete_source: bool
+) -> None:
+    """Raises DiskFull when the file system of an output folder has less free than the shards in `todo` need. The
+    outputs of a run are taken to be on one file system."""
+    staged = {c.name: allocated_bytes(stagings[0].src / c.name) for c in todo}
+    parts = {c.name: sum(allocated_bytes(s.part / c.name) for s in stagings) for c in todo}
+    left = [
+        replace(c, staged_bytes=c.staged_bytes - staged[c.name], output_bytes=c.output_bytes - parts[c.name])
+        for c in todo
+    ]
+    need = _growth_bytes(work, left) if delete_source else least_disk_bytes(left, 0, uploads)
+    free = shutil.disk_usage(stagings[0].work).free
     if need > free:
         raise DiskFull(
-            f"{staging.out} needs {need / 1e9:.2f} GB more and its disk has {free / 1e9:.2f} GB free: free "
+            f"{stagings[0].out} needs {need / 1e9:.2f} GB more and its disk has {free / 1e9:.2f} GB free: free "
             "some space or choose another --output-dir"
         )
 
 
-def _growth_bytes(plan: Plan, left: Sequence[ShardCost]) -> int:
+def _growth_bytes(work: OnePass, left: Sequence[ShardCost]) -> int:
     """The most by which a run that deletes its source will ever have grown the disk's content: files are made in order,
     and each makes room for others once it is done."""
-    sizes = {s.name: s.size_bytes for s in plan.checkpoint.shards}
+    sizes = {s.name: s.size_bytes for s in work.checkpoint.shards}
     now = peak = 0
-    for cost in left:
-        now += cost.total_bytes
+    goes: dict[int, int] = {}  # place -> what is deleted before it
+    for number, cost in enumerate(left):
+        now += cost.total_bytes - goes.pop(number, 0)
         peak = max(peak, now)
-        now -= sizes[cost.name]
+        goes[number + cost.hold + 1] = goes.get(number + cost.hold + 1, 0) + sizes[cost.name]
     return peak + max((c.output_bytes for c in left), default=0)  # the next file is begun before the last one is done
 
 

@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -38,6 +38,7 @@ class Progressed:
     tasks: Mapping[int, Done]
     sealed: Mapping[str, tuple[str, int]]  # file -> sha256, size
     uploaded: frozenset[str]  # sealed files that are in the destination's storage
+    amax: Mapping[str, float]  # tensor -> largest magnitude
 
 
 class Staging:
@@ -120,6 +121,13 @@ class Staging:
         path = self.part / file.name
         return path.exists() and path.stat().st_size == file.size_bytes
 
+    def trim_parts(self, wanted: Collection[str]) -> None:
+        """Delete unfinished files other than the `wanted` ones."""
+        for path in [p for p in self.part.rglob("*") if p.is_file()]:
+            if path.relative_to(self.part).as_posix() not in wanted:
+                with writing(path):
+                    path.unlink()
+
     def find(self, file: str) -> Path:
         """Where a sealed file is: in `ready`, or already in its place."""
         path = self.ready / file
@@ -172,23 +180,28 @@ class Staging:
         return [self.out / n for n in sorted(inside, key=lambda n: (n != CONFIG, n == PROVENANCE, n))]
 
     def _progress(self, events: list[dict[str, Any]], plan: Plan, destination: str | None) -> Progressed:
-        shard_of = {f.name: f.shard for f in plan.files}
+        shards_of = {f.name: f.shards for f in plan.files}
+        tensors = plan.checkpoint.tensors
+        amax: dict[str, float] = {}
         modified: dict[str, int] = {}
         tasks: dict[int, Done] = {}
         sealed: dict[str, tuple[str, int]] = {}
         uploaded: set[str] = set()
         for e in events:
             if e["event"] == "task":
-                tasks[e["id"]] = Done(e["id"], e["checksum"], e["sse"], e["ssw"], e["max"], 0.0, reused=True)
+                tasks[e["id"]] = Done(e["id"], e["checksum"], e["sse"], e["ssw"], e["max"], reused=True)
             elif e["event"] == "sealed":
                 sealed[e["file"]] = (e["sha256"], e["size"])
                 uploaded.discard(e["file"])
             elif e["event"] == "uploaded" and e["to"] == destination and e["file"] in sealed:
                 uploaded.add(e["file"])
+            elif e["event"] == "amax":
+                amax[e["tensor"]] = e["value"]
             elif e["event"] == "stamps":
                 changed = {s for s, at in e["modified"].items() if modified.get(s, at) != at}
                 tasks = {i: d for i, d in tasks.items() if plan.tasks[i].shard not in changed}
-                sealed = {f: v for f, v in sealed.items() if shard_of[f] not in changed}
+                sealed = {f: v for f, v in sealed.items() if changed.isdisjoint(shards_of[f])}
+                amax = {n: v for n, v in amax.items() if tensors[n].shard not in changed}
                 modified |= e["modified"]
         sealed = {f: v for f, v in sealed.items() if f in uploaded or self._intact(f, v[1])}
         for path in (p for p in self.ready.rglob("*") if p.is_file()):  # renamed, but the journal line was lost
@@ -197,7 +210,7 @@ class Staging:
                 with writing(path):
                     (self.part / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(path, self.part / name)
-        return Progressed(tasks, sealed, frozenset(uploaded & sealed.keys()))
+        return Progressed(tasks, sealed, frozenset(uploaded & sealed.keys()), amax)
 
     def _intact(self, file: str, size: int) -> bool:
         """True if a sealed file is there, in `ready` or already in its place."""

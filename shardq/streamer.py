@@ -1,7 +1,7 @@
 """Range mode: brings remote shards piece by piece into memory that workers read in place; no source file on disk.
 
-A few slots of memory go round: a thread fills one with the next span of its shard, the pipeline hands the span's tasks
-to workers, and gives the slot back when the last of them is done. Every byte of a shard passes by in order, so that its
+A few slots of memory go round: a thread fills one with the next span of its shard, the pipeline hands its bundles to
+workers, and gives the slot back when the last of them is done. Every byte of a shard passes by in order, so that its
 hash is taken and compared; nothing made of a shard may be kept before that.
 """
 
@@ -143,7 +143,7 @@ class Streamer:
                 except BaseException:
                     self.give_back(slot)
                     raise
-                if span.tasks:
+                if span.bundles:
                     self._tell(Piece(span, slot, origin))
                 else:
                     self.give_back(slot)

@@ -13,7 +13,7 @@ from shardq.sources.base import Source
 from shardq.spans import cut_spans
 from shardq.staging import Staging
 from shardq.streamer import Passed, Piece, Streamer, mismatch
-from shardq.tasks import Task
+from shardq.tasks import Bundle
 
 logger = logging.getLogger(__name__)
 STREAMS_PER_SHARD = 2  # that many wrong hashes in a row are an error
@@ -26,8 +26,8 @@ class Supply:
         """`slots`: pieces of memory for range mode, of `slot_bytes` each; 0 stages shards on disk."""
         self._source, self._staging = source, staging
         self._at_hand: deque[Fetched] = deque()
-        self._held: dict[int, Piece] = {}  # by task
-        self._tasks_left: dict[int, int] = {}  # by slot, of the piece in it
+        self._held: dict[int, Piece] = {}  # by bundle
+        self._left: dict[int, int] = {}  # bundles by slot, of the piece in it
         self._tries: dict[str, int] = {}  # streams of a shard begun
         remote = source.remote
         self._streamer = Streamer(source, slots, slot_bytes) if remote and slots else None
@@ -54,13 +54,17 @@ class Supply:
         on_disk = self._streamer is None or (self._staging.src / shard.name).exists()
         return shard.size_bytes if on_disk else 0
 
-    def begin(self, shard: Shard, tasks: Sequence[Task]) -> None:
+    def is_at_hand(self, shard: Shard) -> bool:
+        """True if workers can read this shard from a file."""
+        return self._file(shard) is not None
+
+    def begin(self, shard: Shard, bundles: Sequence[Bundle]) -> None:
         """Start bringing a shard. Raises SourceUnreadable."""
         if self._file(shard):
             self._at_hand.append(Fetched(shard, None, None))
         elif self._streamer:
             self._tries[shard.name] = self._tries.get(shard.name, 0) + 1
-            self._streamer.start(shard, cut_spans(shard.name, shard.size_bytes, tasks))
+            self._streamer.start(shard, cut_spans(shard.name, shard.size_bytes, bundles))
         elif self._fetcher:
             self._fetcher.start(shard)
         else:
@@ -77,25 +81,25 @@ class Supply:
             news += x.take() if x else ()
         for piece in news:
             if isinstance(piece, Piece):
-                self._tasks_left[piece.slot.fd] = len(piece.span.tasks)
-                self._held |= {t.id: piece for t in piece.span.tasks}
+                self._left[piece.slot.fd] = len(piece.span.bundles)
+                self._held |= {b.id: piece for b in piece.span.bundles}
         return news
 
-    def settle(self, task: Task) -> None:
-        """A task needs its source no more."""
-        piece = self._held.pop(task.id, None)
+    def settle(self, bundle: Bundle) -> None:
+        """A bundle needs its source no more."""
+        piece = self._held.pop(bundle.id, None)
         if piece is None or self._streamer is None:
             return
-        self._tasks_left[piece.slot.fd] -= 1
-        if self._tasks_left[piece.slot.fd] == 0:
+        self._left[piece.slot.fd] -= 1
+        if self._left[piece.slot.fd] == 0:
             self._streamer.give_back(piece.slot)
 
-    def again(self, shard: Shard, tasks: Sequence[Task]) -> ChecksumMismatch | None:
+    def again(self, shard: Shard, bundles: Sequence[Bundle]) -> ChecksumMismatch | None:
         """Stream a shard once more that came wrong; the error when that was tried before."""
         if self._tries[shard.name] >= STREAMS_PER_SHARD:
             return mismatch(shard, self._source.label, STREAMS_PER_SHARD)
         logger.warning("%s came with a wrong hash: all of it again", shard.name)
-        self.begin(shard, tasks)
+        self.begin(shard, bundles)
         return None
 
     def free(self, shard: Shard, own_too: bool) -> bool:
@@ -111,15 +115,14 @@ class Supply:
                 return True
         return False
 
-    def trim(self, staged: Sequence[str], begun: Sequence[str]) -> None:
-        """Delete what an earlier run left and nobody has counted: source shards, whole or not, of others than the
-        `staged` ones, and unfinished output files of others than the `begun` shards."""
-        for folder, wanted in ((self._staging.src, staged), (self._staging.part, begun)):
-            for path in [p for p in folder.rglob("*") if p.is_file()]:
-                name = path.relative_to(folder).as_posix()
-                if not any(name == w or name.startswith(w + ".") for w in wanted):
-                    with writing(path):
-                        path.unlink()
+    def trim(self, staged: Sequence[str]) -> None:
+        """Delete source shards of an earlier run, whole or not, that nobody has counted: others than the `staged`."""
+        folder = self._staging.src
+        for path in [p for p in folder.rglob("*") if p.is_file()]:
+            name = path.relative_to(folder).as_posix()
+            if not any(name == w or name.startswith(w + ".") for w in staged):
+                with writing(path):
+                    path.unlink()
 
     def close(self) -> None:
         """Stop downloads and wait for the running ones to notice."""

@@ -60,19 +60,9 @@ class QuantizeTask:
         return self.begin + self.row * self.row_bytes, self.begin + self.end_row * self.row_bytes
 
     @property
-    def tile_rows(self) -> int:
-        """Rows quantized at once: a multiple of 32 and of the rows that share a scale, as make about TILE_BYTES."""
-        unit = math.lcm(32, self.scheme.group_rows)
-        return max(unit, TILE_BYTES // self.row_bytes // unit * unit)
-
-    @property
-    def cost_bytes(self) -> int:
-        """Memory while it runs: the slab's outputs, a tile of source, codes, words and scales, and one widened row."""
-        share = (self.end_row - self.row) / self.rows
-        out = sum(_size(t) for t in self.targets) * share
-        tile = min(self.tile_rows, self.end_row - self.row)
-        groups = self.scheme.groups(self.columns)
-        return int(out) + tile * (self.row_bytes + 2 * self.columns + 40 * groups) + 4 * self.columns + (1 << 20)
+    def output_bytes(self) -> int:
+        """Bytes that it writes, but for what is written once for all slabs."""
+        return sum(_size(t) for t in self.targets) * (self.end_row - self.row) // self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +100,125 @@ class CopyTask:
         """The first byte in the source shard that it reads, and the byte behind the last."""
         return min(p.begin for p in self.pieces), max(p.begin + p.size_bytes for p in self.pieces)
 
+
+Task = QuantizeTask | CopyTask
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a QuantizeTask or CopyTask."""
+
+    id: int
+    checksum: int  # kernels.checksum of the written bytes, arrays in target order
+    squared_error: float  # sum of (weight - dequantized)**2; 0 for a copy
+    squared_weight: float  # sum of weight**2; 0 for a copy
+    max_error: float  # largest |weight - dequantized|; 0 for a copy
+    reused: bool  # the bytes were there already
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One output's part in a bundle."""
+
+    lane: int  # which output
+    task: Task
+    before: Done | None = None  # of an interrupted run: done again only when the bytes on disk have another checksum
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What the outputs of a run make of the same source bytes, which are read once. Its members have equal extents."""
+
+    id: int  # that of its tasks
+    members: tuple[Member, ...]
+    bond: str = ""  # bundles of a shard with the same bond wait for each other's largest magnitude
+
+    @property
+    def shard(self) -> str:
+        """The source shard."""
+        return self.members[0].task.shard
+
+    @property
+    def tensor(self) -> str:
+        """Name of the first tensor, for messages."""
+        return self.members[0].task.tensor
+
+    @property
+    def source_bytes(self) -> int:
+        """Source bytes that it reads."""
+        return self.members[0].task.source_bytes
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The first byte in the source shard that it reads, and the byte behind the last."""
+        return self.members[0].task.extent
+
+    @property
+    def quantize_tasks(self) -> tuple[QuantizeTask, ...]:
+        """Those of its members that quantize."""
+        return tuple(m.task for m in self.members if isinstance(m.task, QuantizeTask))
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows quantized at once: a multiple of 32 and of the rows that share a scale, as make about TILE_BYTES."""
+        tasks = self.quantize_tasks
+        unit = math.lcm(32, *(t.scheme.group_rows for t in tasks))
+        return max(unit, TILE_BYTES // tasks[0].row_bytes // unit * unit)
+
+    @property
+    def cost_bytes(self) -> int:
+        """Memory while it runs: a tile of source, one widened row, and for each output that quantizes the slab's
+        arrays, and the codes, words and scales of a tile."""
+        tasks = self.quantize_tasks
+        if not tasks:
+            return 2 * TILE_BYTES
+        first = tasks[0]
+        tile = min(self.tile_rows, first.end_row - first.row)
+        groups = sum(t.scheme.groups(t.columns) for t in tasks)
+        own = sum(t.output_bytes for t in tasks) + tile * (40 * groups + first.columns * len(tasks))
+        return own + tile * (first.row_bytes + first.columns) + 4 * first.columns + (1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class BundleDone:
+    """What a worker reports of a Bundle: lane and report of each member."""
+
+    id: int
+    done: tuple[tuple[int, Done], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyTask:
+    """Find the largest magnitude of some rows of a matrix, for schemes that must know it before the first code."""
+
+    kind: ClassVar[str] = "survey"
+    shard: str
+    tensor: str
+    dtype: str
+    begin: int  # of the rows in the source shard
+    size_bytes: int
+    columns: int
+
     @property
     def cost_bytes(self) -> int:
         """Memory while it runs."""
         return 2 * TILE_BYTES
 
 
-Task = QuantizeTask | CopyTask
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """What a worker reports of a SurveyTask."""
+
+    tensor: str
+    begin: int
+    amax: float  # infinite where a weight is NaN or infinite
 
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """A task whose source bytes are in memory, not in a file of their own."""
+    """Work whose source bytes are in memory, not in a file of their own."""
 
-    task: Task
+    work: Bundle | SurveyTask
     path: str  # where a process opens the memory
     origin: int  # offset in the source shard of the memory's first byte
 
@@ -133,38 +228,18 @@ class SealTask:
     """Make a finished output file durable and take its sha256."""
 
     kind: ClassVar[str] = "seal"
+    lane: int
     file: str
     size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """What a worker reports of a QuantizeTask or CopyTask."""
-
-    id: int
-    checksum: int  # kernels.checksum of the written bytes, arrays in target order
-    squared_error: float  # sum of (weight - dequantized)**2; 0 for a copy
-    squared_weight: float  # sum of weight**2; 0 for a copy
-    max_error: float  # largest |weight - dequantized|; 0 for a copy
-    seconds: float
-    reused: bool  # the bytes were there already
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A task that an interrupted run has done: done again only when the bytes on disk do not have its checksum."""
-
-    task: Task
-    done: Done
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
     """What a worker reports of a SealTask."""
 
+    lane: int
     file: str
     sha256: str
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +247,7 @@ class Workplace:
     """Where a run's files are; the same for all its tasks."""
 
     sources: Mapping[str, str]  # shard -> path of a readable file
-    part: str  # folder of unfinished output files
+    parts: tuple[str, ...]  # folder of unfinished output files, by lane
     mapped: bool  # sources may be mapped into memory: only where a fault kills no more than a worker
     log: LogConfig | None
 

@@ -12,7 +12,8 @@ from shardq.checkpoint import TensorRef
 from shardq.files.safetensors import Header
 from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet, load
-from shardq.layouts.base import Layout
+from shardq.layouts.base import Layout, Place
+from shardq.outputs import target_of
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import measure_rows
 from shardq.schemes import Scheme, parse_name
@@ -32,13 +33,15 @@ class OutputShard:
     header: Header
 
 
-def read_module(shard: OutputShard, module: str, layout: Layout, scheme: Scheme, kernels: KernelSet) -> Quantized:
+def read_module(shard: OutputShard, place: Place, layout: Layout, scheme: Scheme, kernels: KernelSet) -> Quantized:
     """Codes, scales and zero points of one module of a shard. Raises SourceUnreadable, CorruptShard, HubAccess,
     HubTransfer."""
-    prefix = module + "."
+    prefix = place.module + "."
     wanted = {t.name.removeprefix(prefix): t for t in shard.header.tensors if t.name.startswith(prefix)}
     arrays: dict[str, NDArray[Any]] = {
-        suffix: np.frombuffer(shard.source.read(shard.file, t.begin, t.end), TARGET_ARRAYS[t.dtype]).reshape(t.shape)
+        suffix: np.frombuffer(
+            shard.source.read(shard.file, *place.slice_of(t.begin, t.end)), TARGET_ARRAYS[t.dtype]
+        ).reshape(t.shape[1:] if place.count else t.shape)
         for suffix, t in wanted.items()
         if t.dtype in TARGET_ARRAYS
     }
@@ -51,7 +54,7 @@ def check_module(name: str, entry: Mapping[str, Any], shard: OutputShard, layout
     kernels = load()
     scheme = layout.settle(parse_name(entry["scheme"]))
     rows, columns = entry["shape"]
-    q = read_module(shard, name.removesuffix(".weight"), layout, scheme, kernels)
+    q = read_module(shard, target_of(name, entry), layout, scheme, kernels)
     if q.codes.shape != (rows, columns):
         yield f"{name}: unpacks to {list(q.codes.shape)}: expected {[rows, columns]}"
         return
@@ -78,7 +81,7 @@ def check_against_source(
                 problems.append(f"{name} differs from the source although it was copied")
         else:
             scheme = layout.settle(parse_name(entry["scheme"]))
-            q = read_module(shard, name.removesuffix(".weight"), layout, scheme, kernels)
+            q = read_module(shard, target_of(name, entry), layout, scheme, kernels)
             problems += check_figures(name, entry, _measure(ref, source, q, scheme, kernels))
     return problems, len(ledger)
 
@@ -105,8 +108,7 @@ def _measure(ref: TensorRef, source: Source, q: Quantized, scheme: Scheme, kerne
         part = slice(row, min(rows, row + window))
         raw = source.read(ref.shard, ref.begin + row * row_bytes, ref.begin + part.stop * row_bytes)
         weights: NDArray[Any] = np.frombuffer(raw, WEIGHT_ARRAYS[ref.dtype]).reshape(-1, columns)
-        zeros = None if q.zeros is None else q.zeros[part]
-        measure_rows(weights, ref.dtype, scheme, Quantized(q.codes[part], q.scales[part], zeros), stats[part], kernels)
+        measure_rows(weights, ref.dtype, scheme, q.rows(part), stats[part], kernels)
     return stats
 
 

@@ -14,7 +14,8 @@ from shardq.errors import CorruptShard, SourceUnreadable, UnknownDtype, VerifyFa
 from shardq.files.safetensors import Header, HeaderTensor
 from shardq.headers import read_headers
 from shardq.ledger import LEDGER
-from shardq.outputs import Output, open_result, read_output
+from shardq.outputs import Output, open_result, read_output, target_of
+from shardq.serving.served import Served, read_served
 from shardq.sources.base import Source, SourceFile
 from shardq.staging import CONFIG, PROVENANCE
 from shardq.unpack import WINDOW_BYTES, OutputShard, check_against_source, check_module
@@ -31,6 +32,9 @@ class Verification:
     deep: bool  # hashes were taken and modules unpacked
     compared: int  # source tensors compared with their source
     problems: tuple[str, ...]  # empty when the output is sound
+    served: Served  # for verdicts of engines
+    notes: tuple[str, ...] = ()  # what is odd but does no harm
+    foreign: bool = False  # made by others: there is no ledger, and nothing was checked against one
 
 
 Headers = Mapping[str, Header]  # shard -> header
@@ -62,7 +66,8 @@ def verify_output(result: str, deep: bool, source: Source | None) -> Verificatio
         found, compared = check_against_source(output.ledger["tensors"], source, output.layout, shards)
         problems += found
     tensors = len(output.ledger["tensors"])
-    return Verification(result, opened.commit, len(headers), tensors, deep, compared, tuple(problems))
+    served = read_served({t.name: (t.dtype, t.shape) for h in headers.values() for t in h.tensors}, output.config)
+    return Verification(result, opened.commit, len(headers), tensors, deep, compared, tuple(problems), served)
 
 
 def _read_headers(output: Output) -> dict[str, Header]:
@@ -91,7 +96,7 @@ def _tensors(headers: Headers) -> dict[str, tuple[str, HeaderTensor]]:
 def _check_ledger(output: Output, headers: Headers) -> Iterator[str]:
     """Every ledger entry has its tensors, every tensor has a ledger entry."""
     there = _tensors(headers)
-    claimed: dict[str, str] = {}
+    claimed: dict[tuple[str, int], str] = {}  # name and slice of a tensor -> source tensor
     if output.ledger["fingerprint"] != output.provenance["fingerprint"]:
         yield f"{LEDGER} and {PROVENANCE} are of different runs"
     for name, entry in output.ledger["tensors"].items():
@@ -103,10 +108,11 @@ def _check_ledger(output: Output, headers: Headers) -> Iterator[str]:
                 yield f"{out_name} in {file} is {tensor.dtype} {list(tensor.shape)}: expected {dtype} {list(shape)}"
             elif file != entry["file"]:
                 yield f"{out_name} is in {file}: the ledger has it in {entry['file']}"
-            if out_name in claimed:
-                yield f"{out_name} is claimed by {name} and {claimed[out_name]}"
-            claimed[out_name] = name
-    for out_name in there.keys() - claimed.keys():
+            at = (out_name, target_of(name, entry).index)
+            if at in claimed:
+                yield f"{out_name} is claimed by {name} and {claimed[at]}"
+            claimed[at] = name
+    for out_name in there.keys() - {out_name for out_name, _ in claimed}:
         yield f"{out_name} in {there[out_name][0]} is in no ledger entry"
 
 
@@ -118,9 +124,9 @@ def _expected(output: Output, name: str, entry: Mapping[str, Any]) -> Iterator[t
     if scheme is None:
         return  # _check_config tells
     rows, columns = entry["shape"]
-    module = name.removesuffix(".weight")
+    place = target_of(name, entry)
     for spec in output.layout.outputs(scheme, entry["dtype"], rows, columns):
-        yield f"{module}.{spec.suffix}", spec.dtype, spec.shape
+        yield f"{place.module}.{spec.suffix}", spec.dtype, place.stacked(spec.shape)
 
 
 def _check_index(output: Output, headers: Headers) -> Iterator[str]:
@@ -152,6 +158,9 @@ def _check_config(output: Output) -> Iterator[str]:
     if not isinstance(block, dict):
         yield f"{CONFIG} has no quantization_config"
         return
+    for key, value in output.layout.config_keys(block).items():
+        if output.config.get(key) != value:
+            yield f"{CONFIG}: {key} does not go with quantization_config"
     for name, content in output.layout.config_files(block).items():
         if name not in output.files or _read_all(output, name) != dump(content):
             yield f"{name} differs from quantization_config in {CONFIG}"

@@ -5,12 +5,12 @@ reused from task to task, because fresh pages cost more than the arithmetic.
 """
 
 import hashlib
+import math
 import mmap
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -26,20 +26,55 @@ from shardq.layouts import find_layout
 from shardq.layouts.base import OutSpec
 from shardq.quantizers.buffers import Buffers, buffer_shapes, take_buffers
 from shardq.quantizers.rtn import quantize_rows
+from shardq.schemes import Scheme
 from shardq.slabs import Slab, open_slab
-from shardq.tasks import TILE_BYTES, Checked, CopyTask, Done, QuantizeTask, Sealed, SealTask, Streamed, Task, Workplace
+from shardq.tasks import (
+    TILE_BYTES,
+    Bundle,
+    BundleDone,
+    CopyTask,
+    Done,
+    Member,
+    QuantizeTask,
+    Sealed,
+    SealTask,
+    Streamed,
+    Surveyed,
+    SurveyTask,
+    Workplace,
+)
 
 WEIGHT_ARRAYS: Final[Mapping[str, type]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
 TARGET_ARRAYS: Final[Mapping[str, type]] = {  # patterns where numpy has no such type
-    "I32": np.int32, "I64": np.int64, "I8": np.int8, "U8": np.uint8, "F8_E4M3": np.uint8, "F16": np.float16,
-    "BF16": np.uint16, "F32": np.float32,
+    "I32": np.int32, "U32": np.uint32, "I64": np.int64, "I8": np.int8, "U8": np.uint8, "F8_E4M3": np.uint8,
+    "F16": np.float16, "BF16": np.uint16, "F32": np.float32,
 }  # fmt: skip
 HASH_BYTES: Final = 8 << 20  # hashed at once
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the output file
+Way = tuple[Scheme, float | None]  # what decides codes: the scheme, and the magnitude that it reaches for
+Report = BundleDone | Surveyed | Sealed
 
 
-def start(workplace: Workplace) -> Callable[[object], Done | Sealed]:
+@dataclass(frozen=True, slots=True)
+class Making:
+    """One output's part of a slab while it is made."""
+
+    member: Member
+    task: QuantizeTask
+    specs: tuple[OutSpec, ...]
+    out: dict[str, NDArray[Any]]  # suffix -> the slab's array
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Room for codes, which all outputs that want the same share, and the figures of each row of a slab."""
+
+    buffers: Buffers
+    stats: NDArray[np.float64]  # [rows of the slab, 3]
+
+
+def start(workplace: Workplace) -> Callable[[object], Report]:
     """The task handler of one worker process. Raises KernelUnavailable."""
     if workplace.log:
         workplace.log.apply()
@@ -51,7 +86,7 @@ def start(workplace: Workplace) -> Callable[[object], Done | Sealed]:
 
 
 class Worker:
-    """Runs tasks one at a time."""
+    """Does one piece of work at a time."""
 
     def __init__(self, workplace: Workplace, kernels: KernelSet) -> None:
         self._place = workplace
@@ -59,77 +94,100 @@ class Worker:
         self._arena = Arena()
         self._sources = Descriptors(os.O_RDONLY)
         self._parts = Descriptors(os.O_RDWR)
-        self._memory: Streamed | None = None  # where the present task's source bytes are, if not in a file
+        self._memory: Streamed | None = None  # where the present work's source bytes are, if not in a file
 
-    def run(self, work: object) -> Done | Sealed:
-        """Do one task. Raises CorruptShard, NonFiniteWeight, SourceUnreadable, DiskFull."""
-        began = time.perf_counter()
-        self._memory, work = (work, work.task) if isinstance(work, Streamed) else (None, work)
+    def run(self, work: object) -> Report:
+        """Do it. Raises CorruptShard, NonFiniteWeight, SourceUnreadable, DiskFull."""
+        self._memory, work = (work, work.work) if isinstance(work, Streamed) else (None, work)
         match work:
-            case QuantizeTask():
-                done: Done | Sealed = self._quantize(work)
-            case CopyTask():
-                done = self._copy(work)
-            case Checked():
-                done = self._check(work)
+            case Bundle():
+                return self._bundle(work)
+            case SurveyTask():
+                return self._survey(work)
             case SealTask():
-                done = self._seal(work)
+                return self._seal(work)
             case _:
                 raise TypeError(f"not a task: {work!r}")
-        return replace(done, seconds=time.perf_counter() - began)
 
-    # --- quantize ------------------------------------------------------------------------------------------------
+    # --- bundles -------------------------------------------------------------------------------------------------
 
-    def _quantize(self, task: QuantizeTask) -> Done:
-        layout = find_layout(task.layout)
-        specs = layout.outputs(task.scheme, task.dtype, task.rows, task.columns)
-        rows = min(task.tile_rows, task.end_row - task.row)
-        room, buffers, stats, out = self._take(task, specs, rows)
-        write_values(specs, out)
-        kind = np.dtype(WEIGHT_ARRAYS[task.dtype])
-        begin = task.begin + task.row * task.row_bytes
-        with self._open(task.shard, begin, task.source_bytes, room, kind.itemsize, task.tensor) as slab:
-            for row in range(0, task.end_row - task.row, rows):
-                count = min(rows, task.end_row - task.row - row)
-                raw = slab.tile(row * task.row_bytes, count * task.row_bytes)
-                tile: NDArray[Any] = raw.view(kind).reshape(count, task.columns)
-                into = stats[row : row + count]
-                part, bad = quantize_rows(tile, task.dtype, task.scheme, buffers, into, self._kernels, task.amax)
-                if bad:
-                    raise self._non_finite(task, tile, task.row + row)
-                layout.pack(part, row, out, task.scheme, self._kernels)
-        extents = list(_extents(task, specs, out))
-        with writing(self._part(task.file)):
-            for data, offset in extents:
-                pwrite_all(self._parts.get(self._part(task.file)), data.data, offset)
-        squared_error, squared_weight, max_error = self._kernels.sum_errors(stats)
-        return Done(
-            task.id,
-            self._checksum(out),
-            squared_error,
-            squared_weight,
-            max_error,
-            0.0,
-            False,
-        )
+    def _bundle(self, bundle: Bundle) -> BundleDone:
+        """What an interrupted run wrote is compared with its checksum, and made again only when they differ."""
+        kept = [m for m in bundle.members if m.before and self._written(m) == m.before.checksum]
+        done = [(m.lane, replace(m.before, reused=True)) for m in kept if m.before]
+        if todo := tuple(m for m in bundle.members if m not in kept):
+            left = replace(bundle, members=todo)
+            done += self._quantize(left) if left.quantize_tasks else self._copy(todo)
+        return BundleDone(bundle.id, tuple(done))
 
-    def _take(
-        self, task: QuantizeTask, specs: tuple[OutSpec, ...], rows: int
-    ) -> tuple[NDArray[Any], Buffers, NDArray[np.float64], dict[str, NDArray[Any]]]:
-        """All arrays of a task, from the arena: room for a tile, for its codes, for figures, for the outputs."""
-        slab_rows, room_shape = task.end_row - task.row, (rows * task.row_bytes,)
-        slabs = {s.suffix: (s.slab_shape(task.row, task.end_row), TARGET_ARRAYS[s.dtype]) for s in specs}
-        work = buffer_shapes(rows, task.columns, task.scheme)
-        self._arena.reset(reserve((room_shape, np.uint8), *work, ((slab_rows, 3), np.float64), *slabs.values()))
-        room = self._arena.take(room_shape, np.uint8)
-        buffers = take_buffers(self._arena, rows, task.columns, task.scheme)
-        stats = self._arena.take((slab_rows, 3), np.float64)
-        return (
-            room,
-            buffers,
-            stats,
-            {k: self._arena.take(shape, dtype) for k, (shape, dtype) in slabs.items()},
-        )
+    def _quantize(self, bundle: Bundle) -> Iterator[tuple[int, Done]]:
+        """All outputs of one slab; those that only copy it get their bytes from it, too."""
+        first = bundle.quantize_tasks[0]
+        rows = min(bundle.tile_rows, first.end_row - first.row)
+        room, ways, makings = self._take(bundle, rows)
+        kind = np.dtype(WEIGHT_ARRAYS[first.dtype])
+        begin = first.extent[0]
+        with self._open(first.shard, begin, first.source_bytes, room, kind.itemsize, first.tensor) as slab:
+            for row in range(0, first.end_row - first.row, rows):
+                count = min(rows, first.end_row - first.row - row)
+                raw = slab.tile(row * first.row_bytes, count * first.row_bytes)
+                tile: NDArray[Any] = raw.view(kind).reshape(count, first.columns)
+                self._tile(tile, row, ways, makings)
+            for m in bundle.members:
+                if isinstance(m.task, CopyTask):
+                    yield m.lane, self._copy_slab(m.lane, m.task, slab)
+        if first.amax is not None and not math.isfinite(first.amax):
+            raise NonFiniteWeight(
+                f"{first.tensor} in {first.shard}: a tensor that must share its scale holds NaN or infinity, which "
+                "cannot be quantized; the checkpoint may be damaged, or keep all of them with --ignore"
+            )
+        for making in makings:
+            self._write(making)
+            figures = self._kernels.sum_errors(ways[_way(making.task)].stats)
+            yield making.member.lane, Done(making.task.id, self._checksum(making.out), *figures, False)
+
+    def _tile(self, tile: NDArray[Any], row: int, ways: Mapping[Way, Rows], makings: Sequence[Making]) -> None:
+        """Quantize some rows once for each way, and pack the result for each output."""
+        for (scheme, amax), room in ways.items():
+            takers = [m for m in makings if _way(m.task) == (scheme, amax)]
+            task = takers[0].task
+            into = room.stats[row : row + len(tile)]
+            part, bad = quantize_rows(tile, task.dtype, scheme, room.buffers, into, self._kernels, amax)
+            if bad:
+                raise self._non_finite(task, tile, task.row + row)
+            for m in takers:
+                find_layout(m.task.layout).pack(part, row, m.out, scheme, self._kernels)
+
+    def _write(self, making: Making) -> None:
+        path = self._part(making.member.lane, making.task.file)
+        with writing(path):
+            for data, offset in _extents(making.task, making.specs, making.out):
+                pwrite_all(self._parts.get(path), data.data, offset)
+
+    def _take(self, bundle: Bundle, rows: int) -> tuple[NDArray[Any], dict[Way, Rows], list[Making]]:
+        """All arrays of a slab, from the arena: room for a tile, for codes, for figures, for the outputs."""
+        tasks = bundle.quantize_tasks
+        first, slab_rows = tasks[0], tasks[0].end_row - tasks[0].row
+        room_shape, stats_shape = (rows * first.row_bytes,), (slab_rows, 3)
+        works = {_way(t): buffer_shapes(rows, first.columns, t.scheme) for t in tasks}
+        specs = [_specs(t) for t in tasks]
+        slabs = [_slab_shapes(t, s) for t, s in zip(tasks, specs, strict=True)]
+        wanted = [(room_shape, np.uint8), *(x for w in works.values() for x in (*w, (stats_shape, np.float64)))]
+        self._arena.reset(reserve(*wanted, *(shape for slab in slabs for shape in slab.values())))
+        take = self._arena.take
+        room = take(room_shape, np.uint8)
+        ways = {
+            way: Rows(take_buffers(self._arena, rows, first.columns, way[0]), take(stats_shape, np.float64))
+            for way in works
+        }
+        quantizing = (m for m in bundle.members if isinstance(m.task, QuantizeTask))
+        makings = [
+            Making(m, t, s, {k: take(*shape) for k, shape in slab.items()})
+            for m, t, s, slab in zip(quantizing, tasks, specs, slabs, strict=True)
+        ]
+        for m in makings:
+            write_values(m.specs, m.out)
+        return room, ways, makings
 
     def _non_finite(self, task: QuantizeTask, tile: NDArray[Any], row: int) -> NonFiniteWeight:
         """Say where the first value lies that cannot be quantized."""
@@ -147,33 +205,50 @@ class Worker:
             f"this tensor in source precision with --ignore {task.tensor.removesuffix('.weight')}"
         )
 
-    # --- copy, check, seal -----------------------------------------------------------------------------------------
+    # --- copy, survey, seal ----------------------------------------------------------------------------------------
 
-    def _copy(self, task: CopyTask) -> Done:
+    def _copy(self, members: Sequence[Member]) -> Iterator[tuple[int, Done]]:
+        """Equal pieces for all outputs; each is read once."""
+        tasks = [m.task for m in members if isinstance(m.task, CopyTask)]
         self._arena.reset(TILE_BYTES)
-        tile = self._arena.take((TILE_BYTES,), np.uint8)
-        checksum = 0
-        for piece in task.pieces:
-            with self._open(task.shard, piece.begin, piece.size_bytes, tile, 1, piece.tensor) as slab:
+        room = self._arena.take((TILE_BYTES,), np.uint8)
+        sums = [0] * len(tasks)
+        for pieces in zip(*(t.pieces for t in tasks), strict=True):
+            piece = pieces[0]
+            with self._open(tasks[0].shard, piece.begin, piece.size_bytes, room, 1, piece.tensor) as slab:
                 for at in range(0, piece.size_bytes, TILE_BYTES):
                     part = slab.tile(at, min(TILE_BYTES, piece.size_bytes - at))
-                    with writing(self._part(task.file)):
-                        pwrite_all(self._parts.get(self._part(task.file)), part.data, piece.target + at)
-                    checksum = _fold(checksum, self._kernels.checksum(part))
-        return Done(task.id, checksum, 0.0, 0.0, 0.0, 0.0, False)
+                    digest = self._kernels.checksum(part)
+                    sums = [_fold(s, digest) for s in sums]
+                    for m, own in zip(members, pieces, strict=True):
+                        self._put(m.lane, m.task.file, part, own.target + at)
+        for m, checksum in zip(members, sums, strict=True):
+            yield m.lane, _copied(m.task.id, checksum)
 
-    def _check(self, work: Checked) -> Done:
-        """Compare what an interrupted run wrote with its checksum, and do the task again when they differ."""
-        if self._written(work.task) == work.done.checksum:
-            return replace(work.done, reused=True)
-        return self._quantize(work.task) if isinstance(work.task, QuantizeTask) else self._copy(work.task)
+    def _copy_slab(self, lane: int, task: CopyTask, slab: Slab) -> Done:
+        """A slab that other outputs quantize, as it is."""
+        (piece,) = task.pieces
+        checksum = 0
+        for at in range(0, piece.size_bytes, TILE_BYTES):
+            part = slab.tile(at, min(TILE_BYTES, piece.size_bytes - at))
+            self._put(lane, task.file, part, piece.target + at)
+            checksum = _fold(checksum, self._kernels.checksum(part))
+        return _copied(task.id, checksum)
 
-    def _written(self, task: Task) -> int:
+    def _put(self, lane: int, file: str, part: NDArray[np.uint8], offset: int) -> None:
+        path = self._part(lane, file)
+        with writing(path):
+            pwrite_all(self._parts.get(path), part.data, offset)
+
+    def _written(self, member: Member) -> int:
         """Checksum of a task's bytes in the output file."""
-        fd = self._parts.get(self._part(task.file))
+        task = member.task
+        fd = self._parts.get(self._part(member.lane, task.file))
         if isinstance(task, QuantizeTask):
-            specs = find_layout(task.layout).outputs(task.scheme, task.dtype, task.rows, task.columns)
-            *_, out = self._take(task, specs, min(task.tile_rows, task.end_row - task.row))
+            specs = _specs(task)
+            shapes = _slab_shapes(task, specs)
+            self._arena.reset(reserve(*shapes.values()))
+            out = {k: self._arena.take(*shape) for k, shape in shapes.items()}
             for data, offset in _extents(task, specs, out):
                 pread_exact(fd, data.data, offset, task.file)
             return self._checksum(out)
@@ -187,9 +262,26 @@ class Worker:
                 checksum = _fold(checksum, self._kernels.checksum(part))
         return checksum
 
+    def _survey(self, task: SurveyTask) -> Surveyed:
+        """The largest magnitude of some rows."""
+        kind = np.dtype(WEIGHT_ARRAYS[task.dtype])
+        row_bytes = task.columns * kind.itemsize
+        rows = max(1, TILE_BYTES // row_bytes)
+        self._arena.reset(reserve(((rows * row_bytes,), np.uint8), ((rows, 1), np.float32)))
+        room = self._arena.take((rows * row_bytes,), np.uint8)
+        found = self._arena.take((rows, 1), np.float32)
+        amax = 0.0
+        with self._open(task.shard, task.begin, task.size_bytes, room, kind.itemsize, task.tensor) as slab:
+            for at in range(0, task.size_bytes, rows * row_bytes):
+                raw = slab.tile(at, min(rows * row_bytes, task.size_bytes - at))
+                tile: NDArray[Any] = raw.view(kind).reshape(-1, task.columns)
+                self._kernels.group_absmax(tile, task.dtype, task.columns, found[: len(tile)])
+                amax = max(amax, float(found[: len(tile)].max()))
+        return Surveyed(task.tensor, task.begin, amax)
+
     def _seal(self, task: SealTask) -> Sealed:
         """fsync and sha256 of a finished file; the disk writes while the hash runs."""
-        path = self._part(task.file)
+        path = self._part(task.lane, task.file)
         self._parts.close()
         digest = hashlib.sha256()
         with writing(path):
@@ -207,12 +299,12 @@ class Worker:
                     raise
             finally:
                 os.close(fd)
-        return Sealed(task.file, digest.hexdigest(), 0.0)
+        return Sealed(task.lane, task.file, digest.hexdigest())
 
     # --- files -----------------------------------------------------------------------------------------------------
 
-    def _part(self, file: str) -> str:
-        return os.path.join(self._place.part, file)
+    def _part(self, lane: int, file: str) -> str:
+        return os.path.join(self._place.parts[lane], file)
 
     def _open(
         self, shard: str, begin: int, size_bytes: int, room: NDArray[np.uint8], alignment: int, tensor: str
@@ -238,6 +330,23 @@ def write_values(specs: Iterable[OutSpec], out: Mapping[str, NDArray[Any]]) -> N
     for spec in specs:
         if spec.values and out[spec.suffix].size:
             out[spec.suffix][:] = spec.values
+
+
+def _way(task: QuantizeTask) -> Way:
+    return task.scheme, task.amax
+
+
+def _specs(task: QuantizeTask) -> tuple[OutSpec, ...]:
+    return find_layout(task.layout).outputs(task.scheme, task.dtype, task.rows, task.columns)
+
+
+def _slab_shapes(task: QuantizeTask, specs: Iterable[OutSpec]) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and type of the array that a slab writes of each tensor."""
+    return {s.suffix: (s.slab_shape(task.row, task.end_row), TARGET_ARRAYS[s.dtype]) for s in specs}
+
+
+def _copied(number: int, checksum: int) -> Done:
+    return Done(number, checksum, 0.0, 0.0, 0.0, False)
 
 
 def _fold(checksum: int, more: int) -> int:

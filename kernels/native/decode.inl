@@ -107,6 +107,7 @@ inline void error_any(const Decoder& decoder, const Weights& w, const GroupCodes
 void decode_scaled(const GroupCodes& q, const Element& element, float* out) {
     switch (element.kind) {
         case ElementKind::Int: return decode_rows(LevelDecoder(element.bits), q, out);
+        case ElementKind::E0M3: return decode_rows(FloatDecoder<E0M3>{}, q, out);
         case ElementKind::E2M1: return decode_rows(FloatDecoder<E2M1>{}, q, out);
         case ElementKind::E2M3: return decode_rows(FloatDecoder<E2M3>{}, q, out);
         case ElementKind::E3M2: return decode_rows(FloatDecoder<E3M2>{}, q, out);
@@ -123,6 +124,7 @@ void decode_affine(const GroupCodes& q, DecodingRule rule, float* out) {
 void error_scaled(const Weights& w, const GroupCodes& q, const Element& element, double* stats) {
     switch (element.kind) {
         case ElementKind::Int: return error_any(LevelDecoder(element.bits), w, q, stats);
+        case ElementKind::E0M3: return error_any(FloatDecoder<E0M3>{}, w, q, stats);
         case ElementKind::E2M1: return error_any(FloatDecoder<E2M1>{}, w, q, stats);
         case ElementKind::E2M3: return error_any(FloatDecoder<E2M3>{}, w, q, stats);
         case ElementKind::E3M2: return error_any(FloatDecoder<E3M2>{}, w, q, stats);

@@ -77,9 +77,15 @@ struct FloatType {
     static constexpr bool kHasSpecials = kLargestCode != kSign - 1;
     static constexpr uint32_t kRebias = static_cast<uint32_t>(127 - kBias) << 23;
     static constexpr uint32_t kSmallestExponent = static_cast<uint32_t>(128 - kBias) << 23;  // of normal numbers
-    static constexpr uint32_t kLargest = (kLargestCode << kShift) + kRebias;  // both as fp32 patterns
+    // As fp32 patterns. Without bits of exponent all codes lie below the smallest normal number, 2^E: the largest is
+    // 2^E less one step.
+    static constexpr uint32_t kLargestStep =
+        kSmallestExponent - (1u << 23) + (((1u << (kMantissaBits - 1)) - 1u) << (24 - kMantissaBits));
+    static constexpr uint32_t kLargest =
+        kMantissaBits == kBits - 1 ? kLargestStep : (kLargestCode << kShift) + kRebias;
 };
 
+using E0M3 = FloatType<4, 3, 0, 0x07>;
 using E2M1 = FloatType<4, 1, 1, 0x07>;
 using E2M3 = FloatType<6, 3, 1, 0x1f>;
 using E3M2 = FloatType<6, 2, 3, 0x1f>;

@@ -193,6 +193,7 @@ inline void encode_any(const Encoder& encoder, const Weights& w, int64_t group, 
 void encode_scaled(const Weights& w, const Element& element, int64_t group, const float* scales, uint8_t* codes) {
     switch (element.kind) {
         case ElementKind::Int: return encode_any(IntEncoder(element.bits), w, group, scales, nullptr, codes);
+        case ElementKind::E0M3: return encode_any(FloatEncoder<E0M3>{}, w, group, scales, nullptr, codes);
         case ElementKind::E2M1: return encode_any(FloatEncoder<E2M1>{}, w, group, scales, nullptr, codes);
         case ElementKind::E2M3: return encode_any(FloatEncoder<E2M3>{}, w, group, scales, nullptr, codes);
         case ElementKind::E3M2: return encode_any(FloatEncoder<E3M2>{}, w, group, scales, nullptr, codes);

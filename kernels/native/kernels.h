@@ -39,7 +39,7 @@ struct IntScheme {
 };
 
 // What a code of a symmetric scheme stands for; contract.py says it.
-enum class ElementKind : int { Int, E2M1, E2M3, E3M2, E4M3FN, E5M2 };
+enum class ElementKind : int { Int, E0M3, E2M1, E2M3, E3M2, E4M3FN, E5M2 };
 
 struct Element {
     const char* name;

@@ -35,8 +35,9 @@ const Item& raw_item(Dtype dtype) { return dtype == Dtype::F32 ? kF32 : kU16; }
 constexpr Element kElements[] = {
     {"int2", ElementKind::Int, 2},  {"int3", ElementKind::Int, 3},  {"int4", ElementKind::Int, 4},
     {"int5", ElementKind::Int, 5},  {"int6", ElementKind::Int, 6},  {"int7", ElementKind::Int, 7},
-    {"int8", ElementKind::Int, 8},  {"e2m1", ElementKind::E2M1, 4}, {"e2m3", ElementKind::E2M3, 6},
-    {"e3m2", ElementKind::E3M2, 6}, {"e4m3fn", ElementKind::E4M3FN, 8}, {"e5m2", ElementKind::E5M2, 8},
+    {"int8", ElementKind::Int, 8},  {"e0m3", ElementKind::E0M3, 4}, {"e2m1", ElementKind::E2M1, 4},
+    {"e2m3", ElementKind::E2M3, 6}, {"e3m2", ElementKind::E3M2, 6}, {"e4m3fn", ElementKind::E4M3FN, 8},
+    {"e5m2", ElementKind::E5M2, 8},
 };
 
 const Element& parse_element(const std::string& name) {

@@ -33,6 +33,7 @@ class FloatElement:
 
 
 FLOATS: Final = {
+    "e0m3": FloatElement(0, 3, 0, 1.75, 0x07),
     "e2m1": FloatElement(2, 1, 1, 6.0, 0x07),
     "e2m3": FloatElement(2, 3, 1, 7.5, 0x1F),
     "e3m2": FloatElement(3, 2, 3, 28.0, 0x1F),

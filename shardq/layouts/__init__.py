@@ -3,16 +3,30 @@
 from typing import Final
 
 from shardq.errors import LayoutRefuses
-from shardq.layouts.auto_round import AutoRound
+from shardq.layouts.auto_round import MX, V1, ZERO_OF_ALL, AutoRound
 from shardq.layouts.awq import Awq
 from shardq.layouts.base import Layout
 from shardq.layouts.compressed_tensors import CompressedTensors
 from shardq.layouts.fake import Fake
 from shardq.layouts.fp8 import Fp8
-from shardq.layouts.gptq import Gptq
+from shardq.layouts.gptq import VERSION_2, Gptq
+from shardq.layouts.mlx import Mlx
 from shardq.schemes import Scheme
 
-LAYOUTS: Final[tuple[Layout, ...]] = (AutoRound(), Gptq(), Awq(), CompressedTensors(), Fp8(), Fake())
+LAYOUTS: Final[tuple[Layout, ...]] = (
+    AutoRound(),
+    AutoRound("auto_round:auto_gptq", (), (V1,)),
+    AutoRound("auto_round:gptqmodel", (), (ZERO_OF_ALL,)),
+    AutoRound("auto_round:llm_compressor", (), (MX,)),
+    Gptq(),
+    Gptq("gptq_v2", ("gptqmodel",), VERSION_2),
+    Awq(),
+    CompressedTensors(),
+    Fp8(),
+    Mlx(),
+    Fake(),
+)
+SQUARE: Final = (4096, 4096)  # a shape that fits every group
 
 
 def find_layout(name: str) -> Layout:
@@ -25,5 +39,13 @@ def find_layout(name: str) -> Layout:
 
 
 def default_layout(scheme: Scheme) -> str:
-    """The layout of a scheme that names none: auto-round's own for plain integers."""
-    return "auto_round" if scheme.format.is_integer and not scheme.activation else "compressed-tensors"
+    """The layout of a scheme that names none: auto-round's own for plain integers, else compressed-tensors, or
+    auto-round's where that alone holds the scheme."""
+    if scheme.is_adjustable:
+        return "auto_round"
+    for name in ("compressed-tensors", "auto_round"):
+        layout = find_layout(name)
+        settled = layout.settle(scheme)
+        if layout.refuse(settled, settled, *SQUARE) is None:
+            return name
+    return "compressed-tensors"  # which says why not

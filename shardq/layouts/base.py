@@ -66,7 +66,16 @@ class Place:
 
     module: str
     index: int
-    count: int
+    count: int  # 0: no stack
+
+    def stacked(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the tensor that holds one of this shape."""
+        return (self.count, *shape) if self.count else shape
+
+    def slice_of(self, begin: int, end: int) -> tuple[int, int]:
+        """The part of these bytes that is this module's."""
+        size = (end - begin) // max(1, self.count)
+        return begin + self.index * size, begin + (self.index + 1) * size
 
 
 class Layout(Protocol):
@@ -124,6 +133,10 @@ class Layout(Protocol):
     def also_roles(self) -> frozenset[str]:
         """Roles besides Linear whose matrices are quantized by default, as the layout's own library does."""
 
+    @property
+    def fuses(self) -> bool:
+        """Its readers run some modules as one matrix (`fused.py`), which then need one scheme."""
+
     def places(self, modules: Sequence[str], config: Mapping[str, Any] | None) -> Mapping[str, Place]:
         """Those of the quantized modules that go into stacks, which its readers want."""
 
@@ -143,6 +156,7 @@ class LayoutDefaults:
 
     metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
     also_roles: frozenset[str] = frozenset()
+    fuses: bool = True
     config_key: str = "quantization_config"
 
     def unpacks_to(self, scheme: Scheme) -> Scheme:

@@ -2,8 +2,12 @@
 
 One format for each kind of scheme, named in the configuration; see `format_of`. Integers are a dense little-endian bit
 stream of codes (0 to 2^b - 1) along the columns, except for 8 bits with 8-bit activations, which are plain int8.
-Scales have the weight's own type, powers of two one byte of exponent. A symmetric scheme has no zero point tensor: vLLM
-cannot load one.
+Scales have the weight's own type, but those of MX and NVFP4: see small_floats.py. A symmetric scheme has no zero point
+tensor: vLLM cannot load one.
+
+Smaller integers stay packed beside 8-bit activations, although the library would choose plain int8 by itself: that is
+where vLLM 0.32 looks for W4A8 and W4AFP8. NVFP4 with 4-bit activations is refused: it has an `input_global_scale` for
+each matrix, which the library leaves uninitialized where it is missing, and vLLM too; only data give it.
 """
 
 import re
@@ -12,8 +16,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
+from shardq.layouts.small_floats import float_outputs, pack_floats, unpack_floats
 from shardq.layouts.templates import module_regexes
-from shardq.schemes import ACTIVATIONS, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Scheme
+from shardq.schemes import ACTIVATIONS, PLAIN_SCALES, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Scheme
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +31,8 @@ if TYPE_CHECKING:
 QUANT_METHOD: Final = "compressed-tensors"
 FORMAT_VERSION: Final = "0.20.0"
 PACKED, INT8, FLOAT8 = "pack-quantized", "int-quantized", "float-quantized"
-MX: Final = {"e2m1": "mxfp4-pack-quantized", "e2m3": "mxfp6-pack-quantized", "e4m3fn": "mxfp8-quantized"}
+ELEMENTS: Final = {"e8m0": ("e2m1", "e2m3", "e4m3fn"), "e4m3fn": ("e2m1",)}  # by the format of their scales
+SCALE_DTYPES: Final = {"e8m0": "torch.uint8", "e4m3fn": "torch.float8_e4m3fn"}
 MIXED: Final = "mixed-precision"
 TIED_HEAD: Final = "re:.*lm_head$"
 
@@ -36,19 +42,33 @@ class CompressedTensors(LayoutDefaults):
 
     name = "compressed-tensors"
     aliases = ("compressed_tensors", "llm_compressor", "llmcompressor")
-    summary = "compressed-tensors: packed integers, int8, fp8, MX"
+    summary = "compressed-tensors: packed integers, int8, fp8, MX, fp4"
     loaders = "vLLM, SGLang, transformers with compressed-tensors (asymmetric integers: with dequantize=True only)"
     slab_rows = 32
 
     def settle(self, scheme: Scheme) -> Scheme:
         """See Layout."""
-        return replace(scheme, numbers="compressed_tensors", scale="e8m0" if scheme.scale == "e8m0" else WEIGHT_TYPE)
+        return replace(
+            scheme,
+            numbers="compressed_tensors",
+            scale=WEIGHT_TYPE if scheme.scale in PLAIN_SCALES else scheme.scale,
+            exponent="even" if scheme.scale == "e8m0" else "",
+        )
 
     def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
         """See Layout."""
         del default, rows
         if format_of(scheme) is None:
             return Refusal(f"has no format for {scheme.name}", ragged=False)
+        a = ACTIVATIONS[scheme.activation] if scheme.activation else None
+        if a and a.exponent:
+            return Refusal(f"cannot say how scales of activations are rounded, as {scheme.name} does", ragged=False)
+        if a and a.calibrated:
+            return Refusal(
+                f"needs a global scale of each matrix' activations for {scheme.name}, which only calibration data give "
+                f"(take {scheme.stem}A16, which leaves activations in 16 bits)",
+                ragged=False,
+            )
         if scheme.group_rows == 1 and columns % scheme.group_columns(columns):
             return Refusal(f"group size {scheme.group_size} does not divide {columns} columns", ragged=True)
         if scheme.group_size > columns and scheme.group_rows == 1:
@@ -68,21 +88,21 @@ class CompressedTensors(LayoutDefaults):
                 shape = (-(-rows * bits // 32), groups)
                 specs += (OutSpec("weight_zero_point", "I32", shape, slab_axis=0, per_rows=(bits, 32)),)
             return specs
-        if kind in (INT8, FLOAT8):
-            scales = (-(-rows // scheme.group_rows), groups)
-            return (
-                OutSpec("weight", "I8" if kind == INT8 else "F8_E4M3", (rows, columns), slab_axis=0),
-                OutSpec("weight_scale", dtype, scales, slab_axis=0, per_rows=(1, scheme.group_rows)),
-            )
-        scale = OutSpec("weight_scale", "U8", (rows, groups), slab_axis=0)
-        if bits == 8:
-            return OutSpec("weight", "F8_E4M3", (rows, columns), slab_axis=0), scale
-        return OutSpec("weight_packed", "U8", (rows, columns * bits // 8), slab_axis=0), scale
+        if kind not in (INT8, FLOAT8):
+            return float_outputs(scheme, rows, columns)
+        weight = OutSpec("weight", "I8" if kind == INT8 else "F8_E4M3", (rows, columns), slab_axis=0)
+        if scheme.reach == "tensor":
+            return weight, OutSpec("weight_scale", dtype, (1,), slab_axis=None)
+        scales = (-(-rows // scheme.group_rows), groups)
+        return weight, OutSpec("weight_scale", dtype, scales, slab_axis=0, per_rows=(1, scheme.group_rows))
 
     def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
         """See Layout."""
         import numpy as np
 
+        if scheme.scale != WEIGHT_TYPE:
+            pack_floats(part, row, out, scheme, kernels)
+            return
         rows = len(part.codes)
         lines = slice(row, row + rows)
         if "weight_packed" in out:
@@ -97,7 +117,10 @@ class CompressedTensors(LayoutDefaults):
         scales = out["weight_scale"]
         first = row // scheme.group_rows
         kept = part.scales[:: scheme.group_rows]
-        scales[first : first + len(kept)] = _stored(kept, scales.dtype)
+        if scheme.reach == "tensor":
+            scales[:] = _stored(part.scales[0, :1], scales.dtype)  # size 0 but in the first slab
+        else:
+            scales[first : first + len(kept)] = _stored(kept, scales.dtype)
         if "weight_zero_point" in out:
             assert part.zeros is not None
             packed = np.empty((part.zeros.shape[1], -(-rows * scheme.bits // 32)), np.uint32)
@@ -111,12 +134,13 @@ class CompressedTensors(LayoutDefaults):
 
         from shardq.quantizers.quantized import Quantized
 
+        if scheme.scale != WEIGHT_TYPE:
+            return unpack_floats(arrays, scheme, kernels)
         scales = _read(arrays["weight_scale"])
         if "weight_packed" in arrays:
             packed = arrays["weight_packed"]
             rows = len(packed)
-            columns = int(arrays["weight_shape"][1]) if "weight_shape" in arrays else packed.shape[1] * 8 // scheme.bits
-            codes = np.empty((rows, columns), np.uint8)
+            codes = np.empty((rows, int(arrays["weight_shape"][1])), np.uint8)
             kernels.unpack_bits(np.ascontiguousarray(packed).view(np.uint32), scheme.bits, codes)
         else:
             codes = arrays["weight"].view(np.uint8) ^ np.uint8(0x80 if scheme.format.is_integer else 0)
@@ -127,6 +151,8 @@ class CompressedTensors(LayoutDefaults):
             lanes = np.empty((len(words), rows), np.uint8)
             kernels.unpack_bits(words, scheme.bits, lanes)
             zeros = np.ascontiguousarray(lanes.T)
+        if scheme.reach == "tensor":
+            scales = np.full((rows, 1), scales[0], np.float32)
         return Quantized(codes, np.ascontiguousarray(scales.repeat(scheme.group_rows, axis=0)[:rows]), zeros)
 
     def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:
@@ -180,8 +206,10 @@ def _ignored(choices: Sequence[ModuleChoice]) -> list[str]:
 
 def format_of(scheme: Scheme) -> str | None:
     """The library's name for how such a weight lies on the disk; None where it has none."""
-    if scheme.scale == "e8m0":
-        return MX.get(scheme.element)
+    if scheme.element in ELEMENTS.get(scheme.scale, ()):
+        return f"{scheme.stem.lower()}-{'' if scheme.bits == 8 else 'pack-'}quantized"
+    if scheme.scale not in PLAIN_SCALES:
+        return None
     if scheme.format.is_integer:
         return INT8 if scheme.activation and scheme.bits == 8 else PACKED
     return FLOAT8 if scheme.element == "e4m3fn" else None
@@ -191,8 +219,6 @@ def _stored(scales: "NDArray[Any]", dtype: "np.dtype[Any]") -> "NDArray[Any]":
     """fp32 scales as their tensor has them: exact, as they are rounded to that type already."""
     import numpy as np
 
-    if dtype == np.uint8:
-        return (scales.view(np.uint32) >> 23).astype(np.uint8)
     if dtype == np.uint16:
         return (scales.view(np.uint32) >> 16).astype(np.uint16)
     return scales.astype(dtype)
@@ -202,9 +228,6 @@ def _read(stored: "NDArray[Any]") -> "NDArray[np.float32]":
     """The inverse of _stored."""
     import numpy as np
 
-    if stored.dtype == np.uint8:
-        bits = stored.astype(np.uint32) << 23
-        return np.where(stored == 0, np.float32(2.0**-127), bits.view(np.float32)).astype(np.float32)
     if stored.dtype == np.uint16:
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return stored.astype(np.float32)
@@ -222,8 +245,8 @@ def _group(scheme: Scheme, targets: Sequence[str]) -> dict[str, Any]:
         weights["group_size"] = scheme.group_size
     if scheme.group_rows > 1:
         weights["block_structure"] = [scheme.group_rows, scheme.group_size]
-    if scheme.scale == "e8m0":
-        weights["scale_dtype"] = "torch.uint8"
+    if scheme.scale in SCALE_DTYPES:
+        weights["scale_dtype"] = SCALE_DTYPES[scheme.scale]
     return {
         "targets": list(targets),
         "format": format_of(scheme),
@@ -236,6 +259,8 @@ def _group(scheme: Scheme, targets: Sequence[str]) -> dict[str, Any]:
 def _strategy(scheme: Scheme) -> str:
     if scheme.group_rows > 1:
         return "block"
+    if scheme.reach != "group":
+        return "tensor" if scheme.reach == "tensor" else "tensor_group"
     return "channel" if scheme.group_size == WHOLE_ROW else "group"
 
 
@@ -252,18 +277,19 @@ def _activation(name: str) -> dict[str, Any] | None:
     }
     if a.group_size != WHOLE_ROW:
         declared["group_size"] = a.group_size
-    if a.scale == "e8m0":
-        declared["scale_dtype"] = "torch.uint8"
+    if a.scale in SCALE_DTYPES:
+        declared["scale_dtype"] = SCALE_DTYPES[a.scale]
     return declared
 
 
 def _scheme(group: Mapping[str, Any]) -> Scheme:
     """The scheme that a group of a configuration stands for: the one that makes this group."""
-    weights = group["weights"]
+    weights, inputs = group["weights"], group.get("input_activations")
     layout = CompressedTensors()
-    candidates = [layout.settle(p.scheme) for p in PRESETS.values()]
-    for scheme in candidates:
+    for preset in PRESETS.values():
+        scheme = layout.settle(preset.scheme)
         if _group(scheme, group["targets"]) == group:
             return scheme
     size = weights.get("group_size", WHOLE_ROW)
-    return layout.settle(Scheme(f"int{weights['num_bits']}", size, bool(weights["symmetric"])))
+    activation = next((a for a in ACTIVATIONS if inputs and _activation(a) == inputs), "")
+    return layout.settle(Scheme(f"int{weights['num_bits']}", size, bool(weights["symmetric"]), activation=activation))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 from shardq.layouts.auto_round import AutoRound
 from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
 from shardq.layouts.compressed_tensors import CompressedTensors
-from shardq.layouts.stored import load, store
 from shardq.layouts.templates import module_regexes
 from shardq.schemes import Scheme, parse_name
 
@@ -55,6 +54,7 @@ class Fake(LayoutDefaults):
 
     def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
         """See Layout. What is beyond the type, as 6 * 2^14 in fp16, becomes its largest value."""
+        from shardq.layouts.stored import store
         from shardq.quantizers.decode import decode_rows
 
         weight = out["weight"]
@@ -65,6 +65,7 @@ class Fake(LayoutDefaults):
         1."""
         import numpy as np
 
+        from shardq.layouts.stored import load
         from shardq.quantizers.quantized import Quantized
 
         del scheme, kernels

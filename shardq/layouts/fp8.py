@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
 from shardq.layouts.kept_names import kept_names
-from shardq.layouts.stored import load, store
 from shardq.schemes import PRESETS, Scheme
 
 if TYPE_CHECKING:
@@ -73,6 +72,8 @@ class Fp8(LayoutDefaults):
 
     def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
         """See Layout."""
+        from shardq.layouts.stored import store
+
         del kernels
         out["weight"][row : row + len(part.codes)] = part.codes
         scales, first = out["weight_scale_inv"], row // scheme.group_rows
@@ -83,6 +84,7 @@ class Fp8(LayoutDefaults):
         """See Layout."""
         import numpy as np
 
+        from shardq.layouts.stored import load
         from shardq.quantizers.quantized import Quantized
 
         del kernels

@@ -1,33 +1,76 @@
 """GPTQ layout, for vLLM, SGLang, GPTQModel and transformers (GPTQModel 7.7.0, vLLM 0.32, transformers 5.23).
 
 Version 1 (`checkpoint_format: gptq`, zero - 1 stored) for symmetric schemes, which every reader knows; version 2
-(zero stored) for asymmetric ones, where version 1 cannot say 0. g_idx and qzeros are always written: without them
-transformers fails or silently computes nonsense.
+(zero stored) for asymmetric ones, where version 1 cannot say 0, and for all in `gptq_v2`. g_idx and qzeros are always
+written: without them transformers fails or silently computes nonsense. 5, 6 and 7 bits have a packing that GPTQModel
+alone reads (`gptq_p`).
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from shardq.layouts.base import ModuleChoice
-from shardq.layouts.qweight import QweightLayout
+from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
+from shardq.layouts.qweight import LANES, QweightTensors, settle_integers
 from shardq.layouts.templates import module_regexes
 from shardq.schemes import Scheme
 
+if TYPE_CHECKING:
+    from shardq.kernels import KernelSet
+    from shardq.layouts.base import Arrays
+    from shardq.quantizers.quantized import Quantized
+
 QUANT_METHOD: Final = "gptq"
+WIDTHS: Final = (2, 3, 4, 8)
+# What `checkpoint_format` says, and the tensors.
+VERSION_1: Final = ("gptq", QweightTensors(WIDTHS, (True,), subtracted=1, g_idx=True))
+VERSION_2: Final = ("gptq_v2", QweightTensors(WIDTHS, (True, False), subtracted=0, g_idx=True))
 
 
-class Gptq(QweightLayout):
-    """quant_method gptq."""
+class Gptq(LayoutDefaults):
+    """quant_method gptq. Members as in Layout."""
 
-    name = "gptq"
-    aliases = ("auto_gptq",)
     summary = "GPTQ: qweight, qzeros, scales, g_idx"
     loaders = (
         "vLLM and SGLang (4 and 8 bits, symmetric), GPTQModel, and transformers with it where all matrices of the "
         "blocks have one scheme"
     )
-    g_idx = True
+    slab_rows = LANES
+
+    def __init__(
+        self,
+        name: str = "gptq",
+        aliases: tuple[str, ...] = ("auto_gptq",),
+        symmetric: tuple[str, QweightTensors] = VERSION_1,
+    ) -> None:
+        """`symmetric`: the version for symmetric schemes."""
+        self.name, self.aliases, self._symmetric = name, aliases, symmetric
+
+    def _version(self, scheme: Scheme) -> tuple[str, QweightTensors]:
+        return self._symmetric if scheme.symmetric else VERSION_2
+
+    def settle(self, scheme: Scheme) -> Scheme:
+        """See Layout."""
+        return settle_integers(scheme)
+
+    def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
+        """See Layout."""
+        if scheme.symmetric != default.symmetric:
+            return Refusal("cannot mix symmetric and asymmetric modules", ragged=False)
+        return self._version(scheme)[1].refuse(scheme, rows, columns)
+
+    def outputs(self, scheme: Scheme, dtype: str, rows: int, columns: int) -> tuple[OutSpec, ...]:
+        """See Layout."""
+        del dtype
+        return self._version(scheme)[1].outputs(scheme, rows, columns)
+
+    def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
+        """See Layout."""
+        self._version(scheme)[1].pack(part, row, out, scheme, kernels)
+
+    def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
+        """See Layout."""
+        return self._version(scheme)[1].unpack(arrays, scheme, kernels)
 
     def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:
         """See Layout. Kept modules and exceptions go into `dynamic` as anchored regular expressions."""
@@ -40,7 +83,7 @@ class Gptq(QweightLayout):
             "lm_head": any(c.scheme and _is_lm_head(c.module) for c in choices),
             "true_sequential": True,
             "damp_percent": 0.01,
-            "checkpoint_format": "gptq" if default.symmetric else "gptq_v2",
+            "checkpoint_format": self._version(default)[0],
             "pack_dtype": "int32",
             "meta": {"quantizer": [f"shardq:{version}"]},
         }

@@ -5,16 +5,15 @@ holds, for each output row of the weight, the codes along its columns as one lit
 bit first; qzeros int32 [G, rows*bits/32] is the same stream along the rows; scales fp16 [G, rows]; g_idx int32
 [columns].
 
-Readers of version 1 add one to every stored zero point, so it holds `zero - 1`, and cannot hold a zero point of 0. It
-is what most readers know, and is written for symmetric schemes, whose zero point is never 0; version 2, the zero point
-itself, for asymmetric ones. One configuration names one version, so symmetry must not differ between modules.
+Readers of version 1 add one to every stored zero point, so it holds `zero - 1`, and cannot hold a zero point of 0; it
+is what most readers know. Version 2 holds the zero point itself. One configuration names one version.
 """
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
-from shardq.layouts.base import LayoutDefaults, OutSpec, Refusal
-from shardq.schemes import WIDTHS, Scheme
+from shardq.layouts.base import OutSpec, Refusal
+from shardq.schemes import Scheme
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
@@ -24,34 +23,37 @@ if TYPE_CHECKING:
 LANES: Final = 32  # rows and columns must be multiples: the loaders size qweight and qzeros by whole words
 
 
-class QweightLayout(LayoutDefaults):
-    """Tensors of a layout of this family; its configuration is the subclass's business. Members as in Layout."""
+def settle_integers(scheme: Scheme) -> Scheme:
+    """See Layout.settle: weight-only integers in auto-round's arithmetic, with scales of fp16."""
+    return replace(scheme, numbers="auto_round", scale="fp16") if scheme.is_adjustable else scheme
 
-    g_idx: ClassVar[bool]  # the loader wants the group of each column
-    slab_rows = LANES
 
-    def settle(self, scheme: Scheme) -> Scheme:
-        """See Layout."""
-        return replace(scheme, numbers="auto_round", scale="fp16") if scheme.format.is_integer else scheme
+@dataclass(frozen=True, slots=True)
+class QweightTensors:
+    """The tensors of one member of the family; methods as in Layout."""
 
-    def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
-        """See Layout."""
-        if scheme.activation or scheme.group_rows != 1 or scheme.scale != "fp16":
-            return Refusal(f"holds integer weights beside 16-bit activations, not {scheme.name}", ragged=False)
-        if scheme.symmetric != default.symmetric:
-            return Refusal("cannot mix symmetric and asymmetric modules", ragged=False)
-        if not scheme.format.is_integer or scheme.bits not in WIDTHS:
-            widths = ", ".join(map(str, WIDTHS))
-            return Refusal(f"holds integers of {widths} bits, not {scheme.element}", ragged=False)
+    widths: tuple[int, ...]  # bits that its readers know
+    symmetries: tuple[bool, ...]  # those of the schemes that it holds
+    subtracted: int  # taken from a zero point before it is stored: 1 or 0
+    g_idx: bool = False  # the loader wants the group of each column
+
+    def refuse(self, scheme: Scheme, rows: int, columns: int) -> Refusal | None:
+        """Why it cannot hold a [rows, columns] weight under `scheme`, or None."""
+        if not scheme.is_adjustable or scheme.bits not in self.widths or scheme.symmetric not in self.symmetries:
+            kinds = " and ".join("symmetric" if s else "asymmetric" for s in self.symmetries)
+            widths = ", ".join(map(str, self.widths))
+            what = f"{kinds} integer weights of {widths} bits beside 16-bit activations"
+            return Refusal(f"holds {what}, not {scheme.element} ({scheme.name})", ragged=False)
+        if scheme.group_rows != 1 or scheme.scale != "fp16":
+            return Refusal(f"has fp16 scales of single rows, not those of {scheme.name}", ragged=False)
         if rows % LANES or columns % LANES:
             return Refusal(f"needs rows and columns to be multiples of {LANES}", ragged=False)
         if columns % scheme.group_columns(columns) or scheme.group_size > columns:
             return Refusal(f"group size {scheme.group_size} does not divide {columns} columns", ragged=True)
         return None
 
-    def outputs(self, scheme: Scheme, dtype: str, rows: int, columns: int) -> tuple[OutSpec, ...]:
-        """See Layout."""
-        del dtype  # scales are fp16 whatever the weight is
+    def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
+        """Scales are fp16 whatever the weight is."""
         groups = scheme.groups(columns)
         specs = (
             OutSpec("qweight", "I32", (columns * scheme.bits // 32, rows), slab_axis=1),
@@ -61,7 +63,7 @@ class QweightLayout(LayoutDefaults):
         return (*specs, OutSpec("g_idx", "I32", (columns,), slab_axis=None)) if self.g_idx else specs
 
     def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
-        """See Layout. The rows of `part` are a multiple of 32."""
+        """The rows of `part` are a multiple of 32."""
         import numpy as np
 
         rows, columns = part.codes.shape
@@ -75,10 +77,10 @@ class QweightLayout(LayoutDefaults):
             first = row * bits // 32
             out["qzeros"].view(np.uint32)[:, first : first + packed.shape[1]] = packed
         if row == 0:
-            _write_constants(out, scheme, columns, kernels)
+            self._write_constants(out, scheme, columns, kernels)
 
     def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
-        """See Layout."""
+        """The inverse of pack, for whole tensors."""
         import numpy as np
 
         from shardq.quantizers.quantized import Quantized
@@ -89,26 +91,20 @@ class QweightLayout(LayoutDefaults):
         kernels.unpack_bits(np.ascontiguousarray(qweight.view(np.uint32).T), scheme.bits, codes)
         zeros = np.empty((groups, rows), np.uint8)
         kernels.unpack_bits(np.ascontiguousarray(qzeros.view(np.uint32)), scheme.bits, zeros)
-        added = (zeros.T + _subtracted(scheme)) & ((1 << scheme.bits) - 1)  # readers wrap at the width
+        added = (zeros.T + self.subtracted) & ((1 << scheme.bits) - 1)  # readers wrap at the width
         return Quantized(
             codes, np.ascontiguousarray(scales.T.astype(np.float32)), np.ascontiguousarray(added.astype(np.uint8))
         )
 
+    def _write_constants(self, out: "Arrays", scheme: Scheme, columns: int, kernels: "KernelSet") -> None:
+        """What no weight decides, for the whole slab at once: symmetric zero points, and g_idx where it is wanted."""
+        import numpy as np
 
-def _subtracted(scheme: Scheme) -> int:
-    """What is taken from a zero point before it is stored."""
-    return 1 if scheme.symmetric else 0
-
-
-def _write_constants(out: "Arrays", scheme: Scheme, columns: int, kernels: "KernelSet") -> None:
-    """What no weight decides, for the whole slab at once: symmetric zero points, and g_idx where it is wanted."""
-    import numpy as np
-
-    if scheme.symmetric:
-        lanes = np.full((1, LANES), (1 << (scheme.bits - 1)) - _subtracted(scheme), np.uint8)
-        pattern = np.empty((1, scheme.bits), np.uint32)
-        kernels.pack_bits(lanes, scheme.bits, pattern)
-        zeros = out["qzeros"].view(np.uint32)
-        zeros.reshape(zeros.shape[0], -1, scheme.bits)[:] = pattern
-    if "g_idx" in out and out["g_idx"].size:
-        out["g_idx"][:] = np.arange(columns) // scheme.group_columns(columns)
+        if scheme.symmetric:
+            lanes = np.full((1, LANES), (1 << (scheme.bits - 1)) - self.subtracted, np.uint8)
+            pattern = np.empty((1, scheme.bits), np.uint32)
+            kernels.pack_bits(lanes, scheme.bits, pattern)
+            zeros = out["qzeros"].view(np.uint32)
+            zeros.reshape(zeros.shape[0], -1, scheme.bits)[:] = pattern
+        if "g_idx" in out and out["g_idx"].size:
+            out["g_idx"][:] = np.arange(columns) // scheme.group_columns(columns)

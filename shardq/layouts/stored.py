@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from shardq.formats import ELEMENTS
 
+BLOCK: Final = 1 << 14  # values at once
 BIAS: Final = 127  # of the exponent, in a byte that stands for a power of two as in fp32
 
 
@@ -20,13 +21,25 @@ def store(values: NDArray[np.float32], kind: "np.dtype[Any]") -> NDArray[Any]:
         return (values.view(np.uint32) >> 23).astype(np.uint8)  # 2^-127 is subnormal: its exponent field is 0
     if kind == np.float32:
         return values
-    largest = ELEMENTS["bf16" if kind == np.uint16 else "fp16"].max_value
-    kept = np.clip(values, np.float32(-largest), np.float32(largest))
-    if kind == np.float16:
-        return kept.astype(np.float16)
-    assert kind == np.uint16, f"no float is stored as {kind}"
-    bits = kept.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    assert kind in (np.float16, np.uint16), f"no float is stored as {kind}"
+    out = np.empty(values.shape, kind)
+    narrow = _to_fp16 if kind == np.float16 else _to_bf16
+    source, target = values.reshape(-1), out.reshape(-1)
+    for at in range(0, source.size, BLOCK):  # fresh pages for temporaries of a whole tile would take most of the time
+        target[at : at + BLOCK] = narrow(source[at : at + BLOCK])
+    return out
+
+
+def _to_fp16(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    largest = np.float32(ELEMENTS["fp16"].max_value)
+    return np.clip(values, -largest, largest).astype(np.float16)
+
+
+def _to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    largest = np.float32(ELEMENTS["bf16"].max_value)
+    bits = np.clip(values, -largest, largest).view(np.uint32)
+    half, one, low = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
+    return np.right_shift(bits + half + ((bits >> low) & one), low)
 
 
 def load(stored: NDArray[Any]) -> NDArray[np.float32]:

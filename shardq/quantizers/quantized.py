@@ -1,6 +1,6 @@
 """Quantized: what every quantizer returns and every layout packs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,3 +20,13 @@ class Quantized:
     zeros: NDArray[np.uint8] | None  # [rows, G], 0 .. 2**bits - 1; all 2**(bits-1) when symmetric integers have them
     biases: NDArray[np.float32] | None = None  # [rows, G], of affine codes, which have no zeros
     global_scale: float | None = None  # what a reader divides `scales` by, where these are stored times it
+
+    def rows(self, part: slice) -> "Quantized":
+        """Some of the rows."""
+        return replace(
+            self,
+            codes=self.codes[part],
+            scales=self.scales[part],
+            zeros=None if self.zeros is None else self.zeros[part],
+            biases=None if self.biases is None else self.biases[part],
+        )

@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.quantizers.buffers import Buffers
-from shardq.quantizers.quantized import Quantized
+from shardq.quantizers.float_scales import FLOAT_SCALES, float_scales
+from shardq.quantizers.mlx import quantize_mlx
 from shardq.quantizers.native_fp8 import sign_zeros
+from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.scales import range_scales, shared_scales
 from shardq.schemes import Scheme
 
@@ -32,11 +34,14 @@ def quantize_rows(
     buffers, and the number of groups that hold NaN or infinity or whose scale overflows the scale format; such groups
     have no meaning and must not be written.
     """
-    del amax  # no scheme reaches farther than a group yet
+    if scheme.reach != "group" and amax is None:
+        raise ValueError(f"{scheme.name}: its scales need the largest magnitude of the {scheme.reach}")
     rows, columns = source.shape
     group = scheme.group_columns(columns)
     b = buffers.first(rows)
-    if scheme.numbers == "auto_round":
+    if scheme.numbers == "mlx":
+        return quantize_mlx(source, dtype, scheme, b, stats, kernels)
+    if scheme.numbers == "auto_round" and scheme.format.is_integer:
         # One pass over the weights; numerics of auto-round 0.16.1 model-free, as the kernel documents.
         bad = kernels.rtn_error_int(
             source, dtype, scheme.bits, group, scheme.symmetric, b.codes, b.scales, b.zeros, stats
@@ -44,12 +49,16 @@ def quantize_rows(
         return Quantized(b.codes, b.scales, b.zeros), bad
     if scheme.symmetric:
         bad = kernels.group_absmax(source, dtype, group, b.high)
-        bad += shared_scales(b.high, scheme, dtype, b.scales)
-        kernels.encode_scaled(source, dtype, scheme.element, group, b.scales, b.codes)
+        steps, global_scale = b.scales, None
+        if scheme.scale in FLOAT_SCALES:
+            steps, global_scale = float_scales(b, scheme, amax, kernels)
+        else:
+            bad += shared_scales(b.high, scheme, dtype, b.scales, amax)
+        kernels.encode_scaled(source, dtype, scheme.element, group, steps, b.codes)
         if scheme.numbers == "fp8":
             sign_zeros(source, b.codes)
-        kernels.error_scaled(source, dtype, scheme.element, b.codes, b.scales, group, stats)
-        return Quantized(b.codes, b.scales, None), bad
+        kernels.error_scaled(source, dtype, scheme.element, b.codes, steps, group, stats)
+        return Quantized(b.codes, b.scales, None, global_scale=global_scale), bad
     bad = kernels.group_range(source, dtype, group, b.low, b.high)
     bad += range_scales(b.low, b.high, scheme, dtype, b.scales, b.zeros)
     np.copyto(b.low, b.zeros)  # the kernels take whole numbers as fp32
@@ -63,7 +72,10 @@ def measure_rows(
 ) -> None:
     """The figures of `quantize_rows` for rows that were read back."""
     group = scheme.group_columns(source.shape[1])
-    if not scheme.format.is_integer or q.zeros is None:
-        kernels.error_scaled(source, dtype, scheme.element, q.codes, q.scales, group, stats)
+    if q.biases is not None:
+        kernels.error_affine(source, dtype, q.codes, q.scales, q.biases, group, "bias", stats)
+    elif not scheme.format.is_integer or q.zeros is None:
+        steps = q.scales if q.global_scale is None else q.scales / np.float32(q.global_scale)
+        kernels.error_scaled(source, dtype, scheme.element, q.codes, steps, group, stats)
     else:
         kernels.error_int(source, dtype, q.codes, q.scales, q.zeros, group, stats)

@@ -53,12 +53,12 @@ def test_quantize_prints_progress_and_summary_apart(tmp_path: Path) -> None:
 def test_quantize_takes_the_spellings_of_other_tools(demo_folder: Path, tmp_path: Path, run_json: RunJson) -> None:
     rules = tmp_path / "rules.json"
     rules.write_text(json.dumps({"re:.*down_proj": {"bits": 8}}))
-    words = ("--scheme", "w4a16@gptq", "--group_size", 32, "--layer_config", rules, "--ignore", "lm_head,re:.*q_proj")
+    words = ("--scheme", "w4a16@gptq", "--group_size", 32, "--layer_config", rules, "--ignore", "lm_head,re:.*o_proj")
     plan = run_json("quantize", demo_folder, "--output_dir", tmp_path / "out", *words, "--asym", "--rtn", "--dry-run")
     recipe = plan["recipe"]
     assert plan["layout"] == "gptq"
     assert (recipe["scheme"]["group_size"], recipe["scheme"]["symmetric"]) == (32, False)
-    assert recipe["ignore"] == ["exact:lm_head", "regex:re:.*q_proj"]
+    assert recipe["ignore"] == ["exact:lm_head", "regex:re:.*o_proj"]
     assert recipe["layer_config"] == [["regex:re:.*down_proj", {"bits": 8}]]
     assert plan["counts"]["quantized_modules"] == 42
 

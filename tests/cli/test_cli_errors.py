@@ -26,7 +26,7 @@ BAD_WORDS: list[tuple[type[errors.ShardqError], list[str]]] = [
     (errors.BadOption, ["--ragged", "perhaps"]),
     (errors.BadOption, ["--ignore-dialect", "regex"]),
     (errors.BadOption, ["--ignore", ""]),
-    (errors.BadOption, ["--scheme", "W4A16", "--scheme", "W8A16"]),
+    (errors.BadOption, ["--scheme", "W4A16", "--scheme", "w4a16"]),
     (errors.BadOption, ["--scheme", "W4A16@gptq", "--format", "auto_round"]),
     (errors.BadOption, ["--layer-config", "{"]),
     (errors.BadOption, ["--layer-config", "missing.json"]),
@@ -166,7 +166,7 @@ def test_interrupt_while_planning_has_its_exit_code(monkeypatch: pytest.MonkeyPa
     def interrupt(*_words: object, **_more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "plan", interrupt)
+    monkeypatch.setattr(api, "plan_many", interrupt)
     result = run("plan", "demo")
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr.startswith("error: interrupted")

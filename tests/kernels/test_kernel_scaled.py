@@ -18,8 +18,9 @@ Make = Callable[[int, str, int, int, str], NDArray[Any]]
 KINDS = ("plain", "edges", "ties", "tiny", "wild")
 GROUPS = (1, 2, 5, 8, 16, 24, 31, 32, 33, 64, 100, 128, 256, 5000)
 SCALE_KINDS = ("absmax", "powers", "ends", "any")
-BITS = {"e2m1": 4, "e2m3": 6, "e3m2": 6, "e4m3fn": 8, "e5m2": 8} | {f"int{bits}": bits for bits in range(2, 9)}
-LARGEST = {"e2m1": 6.0, "e2m3": 7.5, "e3m2": 28.0, "e4m3fn": 448.0, "e5m2": 57344.0}
+BITS = {"e0m3": 4, "e2m1": 4, "e2m3": 6, "e3m2": 6, "e4m3fn": 8, "e5m2": 8}
+BITS |= {f"int{bits}": bits for bits in range(2, 9)}
+LARGEST = {"e0m3": 1.75, "e2m1": 6.0, "e2m3": 7.5, "e3m2": 28.0, "e4m3fn": 448.0, "e5m2": 57344.0}
 LARGEST |= {f"int{bits}": 2.0 ** (bits - 1) - 0.5 for bits in range(2, 9)}
 
 
@@ -94,9 +95,11 @@ def test_scaled_kernels_equal_reference(
     same_bits(without_nan(stats[0]), without_nan(stats[1]))
 
 
-def test_small_floats_are_those_of_the_ocp_tables(kernels: KernelSet) -> None:
+def test_small_floats_are_those_of_their_tables(kernels: KernelSet) -> None:
     every = np.arange(64, dtype=np.uint8).reshape(1, -1)
-    e2m1, e2m3, e3m2 = (values_of(kernels, element, every)[0].tolist() for element in ("e2m1", "e2m3", "e3m2"))
+    names = ("e0m3", "e2m1", "e2m3", "e3m2")
+    e0m3, e2m1, e2m3, e3m2 = (values_of(kernels, element, every)[0].tolist() for element in names)
+    assert e0m3[:16] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 0, -0.25, -0.5, -0.75, -1, -1.25, -1.5, -1.75]
     assert e2m1[:8] == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
     assert e2m1[8:16] == [-x for x in e2m1[:8]]
     assert e2m1[16:32] == e2m1[:16]

@@ -48,8 +48,7 @@ def pack_whole(kernels: KernelSet) -> Pack:
             write_values(specs, out)
             for row in range(begin, end, tile):
                 part = slice(row, min(end, row + tile))
-                tiled = Quantized(q.codes[part], q.scales[part], None if q.zeros is None else q.zeros[part])
-                layout.pack(tiled, row - begin, out, scheme, kernels)
+                layout.pack(q.rows(part), row - begin, out, scheme, kernels)
             for s in specs:
                 if s.slab_axis is None:
                     if begin == 0:

@@ -15,23 +15,30 @@ from numpy.typing import NDArray
 from shardq.arena import Arena
 from shardq.errors import LayoutRefuses
 from shardq.formats import ELEMENTS, STORAGE, WEIGHT_DTYPES
-from shardq.kernels import KernelSet
+from shardq.kernels import KernelSet, load
 from shardq.layouts import LAYOUTS, find_layout
 from shardq.layouts.base import Layout, ModuleChoice, unit_rows
 from shardq.layouts.stored import load as load_floats
 from shardq.layouts.stored import store
 from shardq.quantizers.buffers import take_buffers
 from shardq.quantizers.decode import decode_rows
+from shardq.quantizers.float_scales import E4M3, FLOAT_SCALES, e4m3_values, e5m3_values
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
-from shardq.schemes import PRESETS, WHOLE_ROW, WIDTHS, Scheme
+from shardq.schemes import ACTIVATIONS, PRESETS, WHOLE_ROW, WIDTHS, Scheme
 from shardq.worker import TARGET_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
-each_layout: Final = pytest.mark.parametrize("layout", LAYOUTS, ids=[x.name for x in LAYOUTS])
+PLAIN: Final = [  # layouts that take integers of either symmetry; others are packings of these alone
+    x
+    for x in LAYOUTS
+    if x.name != "mlx"  # which has biases for zero points, and one scheme for the experts of a layer: test_mlx.py
+    and all(x.refuse(s, s, 128, 128) is None for s in (x.settle(Scheme("int4", 32, sym)) for sym in (True, False)))
+]
+each_layout: Final = pytest.mark.parametrize("layout", PLAIN, ids=[x.name for x in PLAIN])
 QWEIGHT: Final = [find_layout(name) for name in ("auto_round", "gptq")]  # one family, which needs whole words
 each_qweight: Final = pytest.mark.parametrize("layout", QWEIGHT, ids=[x.name for x in QWEIGHT])
-each_width: Final = pytest.mark.parametrize("bits", WIDTHS)
+COMMON: Final = (2, 3, 4, 8)  # bits that every layout of plain integers takes
 each_symmetry: Final = pytest.mark.parametrize("symmetric", [True, False], ids=["sym", "asym"])
 SIDE: Final = 96  # rows and columns of most matrices below
 
@@ -61,16 +68,32 @@ def random_rows(scheme: Scheme, rows: int, columns: int, seed: int) -> Quantized
     codes[0, :2] = 0, top - 1
     if scheme.element == "e4m3fn":
         codes[(codes & 0x7F) == 0x7F] = 0x7E  # NaN is no result
-    shape = (-(-rows // scheme.group_rows), groups)
+    shape = (1 if scheme.reach == "tensor" else -(-rows // scheme.group_rows), groups)
+    if scheme.scale in FLOAT_SCALES:
+        patterns = rng.integers(1, 0x7F if scheme.scale == E4M3 else 0xFF, shape, np.uint8)
+        scales = np.empty(shape, np.float32)
+        if scheme.scale == E4M3:
+            e4m3_values(patterns, scales, load())
+            whole = float(np.float32(rng.uniform(1, 1e4))) if scheme.reach == "fused" else None
+            return Quantized(codes, scales, None, global_scale=whole)
+        return Quantized(codes, e5m3_values(patterns), None)
     if scheme.scale == "e8m0":
         scales = np.ldexp(np.float32(1), rng.integers(-127, 128, shape).astype(np.int32))
         scales[0, 0], scales[-1, -1] = 2.0**-127, 2.0**127
     else:
         scales = rng.standard_normal(shape).astype(np.float16).astype(np.float32)
         scales[0, 0], scales[-1, -1] = 2.0**-24, -65504.0 if scheme.symmetric else 65504.0
-    scales = np.ascontiguousarray(scales.repeat(scheme.group_rows, axis=0)[:rows])
+    scales = np.ascontiguousarray(
+        scales.repeat(rows // len(scales) + 1, axis=0)[:rows]
+        if scheme.reach == "tensor"
+        else scales.repeat(scheme.group_rows, axis=0)[:rows]
+    )
+    if scheme.numbers == "mlx" and not scheme.symmetric:
+        biases = rng.standard_normal(scales.shape).astype(np.float16).astype(np.float32)
+        return Quantized(codes, scales, None, biases)
+    has_zeros = scheme.numbers == "auto_round" and scheme.format.is_integer
     if scheme.symmetric:
-        zeros = np.full((rows, groups), top // 2, np.uint8) if scheme.numbers == "auto_round" else None
+        zeros = np.full((rows, groups), top // 2, np.uint8) if has_zeros else None
         return Quantized(codes, scales, zeros)
     zeros = rng.integers(0, top, (rows, groups), np.uint8, endpoint=False)
     zeros[0, 0], zeros[-1, -1] = 0, top - 1
@@ -78,8 +101,9 @@ def random_rows(scheme: Scheme, rows: int, columns: int, seed: int) -> Quantized
 
 
 def equal(a: Quantized, b: Quantized) -> bool:
-    pairs = ((a.codes, b.codes), (a.scales, b.scales), (a.zeros, b.zeros))
-    return all((x is y) or (x.dtype == y.dtype and np.array_equal(x, y)) for x, y in pairs)
+    pairs = ((a.codes, b.codes), (a.scales, b.scales), (a.zeros, b.zeros), (a.biases, b.biases))
+    same = all((x is y) or (x.dtype == y.dtype and np.array_equal(x, y)) for x, y in pairs)
+    return same and a.global_scale == b.global_scale
 
 
 def read_back(
@@ -220,7 +244,7 @@ def test_refuse_every_element_that_no_loader_reads(layout: Layout) -> None:
     for name, element in ELEMENTS.items():
         scheme = Scheme(name, 32, symmetric=True)
         refusal = layout.refuse(scheme, scheme, 64, 64)
-        if element.is_integer and element.bits in WIDTHS:
+        if element.is_integer and element.bits in (WIDTHS if layout.name == "auto_round" else COMMON):
             assert refusal is None, name
         else:
             assert refusal is not None, name
@@ -238,7 +262,7 @@ def test_refuse_what_one_config_cannot_mix(layout: Layout, symmetric: bool) -> N
 
 # --- configuration -----------------------------------------------------------------------------------------------
 
-SCHEMES: Final = [Scheme(f"int{b}", g, symmetric=True) for b in WIDTHS for g in (WHOLE_ROW, 32, 128)]
+SCHEMES: Final = [Scheme(f"int{b}", g, symmetric=True) for b in COMMON for g in (WHOLE_ROW, 32, 128)]
 PLACES: Final = [
     *(f"model.layers.{i}.{m}" for i in (0, 1, 2, 10, 11) for m in ("self_attn.q_proj", "mlp.down_proj", "mlp.gate")),
     *(f"model.layers.{i}.mlp.experts.{e}.up_proj" for i in (0, 1) for e in (0, 1, 10)),
@@ -351,12 +375,12 @@ def test_auto_round_names_kept_modules_in_full() -> None:
 # --- compressed-tensors --------------------------------------------------------------------------------------------
 
 CT: Final = find_layout("compressed-tensors")
-PRESETS_OF_CT: Final = [CT.settle(p.scheme) for p in PRESETS.values()]
+PRESETS_OF_CT: Final = {p.name: s for p in PRESETS.values() if CT.refuse(s := CT.settle(p.scheme), s, 256, 256) is None}
 
 
-@pytest.mark.parametrize("default", PRESETS_OF_CT, ids=list(PRESETS))
+@pytest.mark.parametrize("default", PRESETS_OF_CT.values(), ids=list(PRESETS_OF_CT))
 def test_compressed_tensors_tells_every_preset_apart(default: Scheme) -> None:
-    choices = [ModuleChoice(f"model.layers.0.m{i}", "linear", s) for i, s in enumerate(PRESETS_OF_CT)]
+    choices = [ModuleChoice(f"model.layers.0.m{i}", "linear", s) for i, s in enumerate(PRESETS_OF_CT.values())]
     choices += [ModuleChoice("model.layers.0.gate", "router", None), ModuleChoice("lm_head", "head", default)]
     block = json.loads(json.dumps(CT.config_block(default, choices, "0.0")))
     assert {c.module: CT.scheme_of(block, c.module) for c in choices} == {c.module: c.scheme for c in choices}
@@ -365,7 +389,7 @@ def test_compressed_tensors_tells_every_preset_apart(default: Scheme) -> None:
     assert last == ["Linear", r"re:^lm_head$"]  # the class alone does not reach a head
 
 
-@pytest.mark.parametrize("scheme", PRESETS_OF_CT, ids=list(PRESETS))
+@pytest.mark.parametrize("scheme", PRESETS_OF_CT.values(), ids=list(PRESETS_OF_CT))
 @pytest.mark.parametrize("rows", [128, 100])
 def test_compressed_tensors_slabs_of_every_preset(
     scheme: Scheme, rows: int, kernels: KernelSet, pack_whole: Pack
@@ -375,7 +399,8 @@ def test_compressed_tensors_slabs_of_every_preset(
     arena = Arena()
     arena.reset(1 << 22)
     buffers = take_buffers(arena, rows, 256, scheme)
-    q, bad = quantize_rows(values, "F32", scheme, buffers, np.empty((rows, 3)), kernels)
+    amax = None if scheme.reach == "group" else float(np.abs(values).max())
+    q, bad = quantize_rows(values, "F32", scheme, buffers, np.empty((rows, 3)), kernels, amax)
     assert bad == 0
     unit = unit_rows(CT, scheme)
     one, other = (pack_whole(CT, scheme, q, dtype="F32", tile=t, slab=s) for t, s in ((1 << 20, 1 << 20), (unit, unit)))
@@ -388,6 +413,17 @@ def test_compressed_tensors_refuses_what_the_library_has_no_format_for() -> None
         refusal = CT.refuse(Scheme(name, 32, symmetric=True), Scheme("int4", 32, symmetric=True), 64, 64)
         assert refusal is not None
         assert not refusal.ragged
+
+
+def test_compressed_tensors_refuses_only_what_its_readers_cannot_have() -> None:
+    left = PRESETS.keys() - PRESETS_OF_CT.keys()
+    assert left == {"NVFP4", "NVFP4_E5M3", "MXINT4", "MXFP4_RCEIL", "MXFP8_RCEIL"}
+    scheme = CT.settle(PRESETS["NVFP4"].scheme)
+    assert ACTIVATIONS[scheme.activation].calibrated
+    refusal = CT.refuse(scheme, scheme, 64, 64)
+    assert refusal is not None
+    assert "calibration" in refusal.reason
+    assert "NVFP4A16" in refusal.reason
 
 
 def test_compressed_tensors_leaves_a_tied_head_alone() -> None:

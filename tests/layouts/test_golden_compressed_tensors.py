@@ -13,23 +13,20 @@ from safetensors import safe_open
 from shardq.arena import Arena, reserve
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
+from shardq.layouts.base import ModuleChoice
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
-from shardq.schemes import WHOLE_ROW, Scheme
+from shardq.schemes import WHOLE_ROW, Scheme, parse_scheme
 from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
 GOLDEN: Final = Path(__file__).with_name("golden") / "compressed_tensors"
 CASES: Final[Mapping[str, Any]] = json.loads((GOLDEN / "cases.json").read_text())
 FLOATS: Final = {4: "e2m1", 6: "e2m3", 8: "e4m3fn"}
-OFFERED: Final = [
-    (file, module)
-    for file, modules in CASES.items()
-    if "/" in file and not file.startswith("nvfp4")
-    for module, case in modules.items()
-    if case["quantization_config"]["config_groups"]["group_0"]["weights"]["strategy"] != "tensor"
-]
+OFFERED: Final = [(file, module) for file, modules in CASES.items() if "/" in file for module in modules]
+REACHES: Final = {"tensor": "tensor", "tensor_group": "fused"}  # by the library's strategy
+LARGEST: Final = np.float32(448 * 6)  # over the largest magnitude it is a global scale
 
 
 def group_of(file: str, module: str) -> dict[str, Any]:
@@ -41,15 +38,15 @@ def scheme_of(group: Mapping[str, Any]) -> Scheme:
     """What the library's arguments mean."""
     weights = group["weights"]
     element = f"int{weights['num_bits']}" if weights["type"] == "int" else FLOATS[weights["num_bits"]]
-    powers = weights.get("scale_dtype") == "torch.uint8"
+    scale = {"torch.uint8": "e8m0", "torch.float8_e4m3fn": "e4m3fn"}.get(weights.get("scale_dtype"), "weight")
     rows, columns = weights.get("block_structure") or (1, weights.get("group_size") or WHOLE_ROW)
     scheme = Scheme(
         element,
         columns,
         weights["symmetric"],
-        scale="e8m0" if powers else "weight",
-        exponent="even" if powers else "",
+        scale=scale,
         group_rows=rows,
+        reach=REACHES.get(weights["strategy"], "group"),
         activation="int8" if group["format"] == "int-quantized" else "",
     )
     return find_layout("compressed-tensors").settle(scheme)
@@ -77,14 +74,33 @@ def weight_of(file: str, module: str) -> tuple[str, NDArray[Any]]:
     return dtype, array.view(WEIGHT_ARRAYS[dtype]) if rows is None else array[slice(*rows)].view(WEIGHT_ARRAYS[dtype])
 
 
-def quantize(dtype: str, weight: NDArray[Any], scheme: Scheme, kernels: KernelSet) -> Quantized:
+def amax_of(file: str, module: str, scheme: Scheme, kernels: KernelSet) -> float | None:
+    """The largest magnitude of all that the case's scheme reaches: the modules with `rows` are one matrix to a server;
+    `given-X` stands for the magnitude whose global scale is X."""
+    if scheme.reach == "group":
+        return None
+    if module.startswith("given-"):
+        return float(LARGEST / np.float32(module.removeprefix("given-")))
+    partners = [m for m, case in CASES[file].items() if case["rows"]] if CASES[file][module]["rows"] else [module]
+    found = []
+    for dtype, weight in (weight_of(file, m) for m in partners):
+        out = np.empty((len(weight), 1), np.float32)
+        assert kernels.group_absmax(np.ascontiguousarray(weight), dtype, weight.shape[1], out) == 0
+        found.append(out.max())
+    return float(max(found))
+
+
+def quantize(
+    dtype: str, weight: NDArray[Any], scheme: Scheme, kernels: KernelSet, amax: float | None = None
+) -> Quantized:
     rows, columns = weight.shape
     arena = Arena()
     arena.reset(reserve(*buffer_shapes(rows, columns, scheme)))
     buffers = take_buffers(arena, rows, columns, scheme)
-    q, bad = quantize_rows(np.ascontiguousarray(weight), dtype, scheme, buffers, np.empty((rows, 3)), kernels)
+    q, bad = quantize_rows(np.ascontiguousarray(weight), dtype, scheme, buffers, np.empty((rows, 3)), kernels, amax)
     assert bad == 0
-    return Quantized(q.codes.copy(), q.scales.copy(), None if q.zeros is None else q.zeros.copy())
+    zeros = None if q.zeros is None else q.zeros.copy()
+    return Quantized(q.codes.copy(), q.scales.copy(), zeros, global_scale=q.global_scale)
 
 
 @pytest.mark.parametrize(("file", "module"), OFFERED)
@@ -93,7 +109,7 @@ def test_bytes_equal_the_library(file: str, module: str, kernels: KernelSet, pac
     scheme = scheme_of(group)
     dtype, weight = weight_of(file, module)
     layout = find_layout("compressed-tensors")
-    q = quantize(dtype, weight, scheme, kernels)
+    q = quantize(dtype, weight, scheme, kernels, amax_of(file, module, scheme, kernels))
     theirs = {
         name.removeprefix(f"{module}."): t
         for name, t in read(GOLDEN / f"{file}.safetensors").items()
@@ -109,6 +125,7 @@ def test_bytes_equal_the_library(file: str, module: str, kernels: KernelSet, pac
     back = layout.unpack({name: array for name, (_, array) in theirs.items()}, scheme, kernels)
     assert np.array_equal(back.codes, q.codes)
     assert np.array_equal(back.scales, q.scales)
+    assert back.global_scale == q.global_scale
     assert (back.zeros is None) == (q.zeros is None)
     assert back.zeros is None or np.array_equal(back.zeros, q.zeros)
 
@@ -118,3 +135,29 @@ def test_golden_files_hold_what_the_cases_name() -> None:
     for file, module in OFFERED:
         with safe_open(GOLDEN / f"{file}.safetensors", "np") as f:
             assert any(name.startswith(f"{module}.") for name in f.keys())  # noqa: SIM118
+
+
+PRESETS_OF_THE_LIBRARY: Final[Mapping[str, Any]] = json.loads((GOLDEN / "presets.json").read_text())
+NEED_DATA: Final = ("FP8", "NVFP4")  # a scale of activations in each module
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS_OF_THE_LIBRARY if n not in NEED_DATA])
+def test_names_mean_what_the_library_means(name: str) -> None:
+    layout, theirs = find_layout("compressed-tensors"), PRESETS_OF_THE_LIBRARY[name]
+    scheme = layout.settle(parse_scheme(name).scheme)
+    assert layout.refuse(scheme, scheme, 128, 128) is None
+    choice = ModuleChoice("model.layers.0.mlp.up_proj", "linear", scheme)
+    ours = layout.config_block(scheme, [choice], "0.0")["config_groups"]["group_0"]
+    for key in ("weights", "input_activations"):
+        args = {k: v for k, v in (theirs.get(key) or {}).items() if k not in ("zp_dtype", "observer")}
+        assert (ours[key] or {}) == args, key
+    packed_anyway = scheme.format.is_integer and scheme.bits < 8 and scheme.activation  # what vLLM reads
+    assert ours["format"] == ("pack-quantized" if packed_anyway else theirs["format"])
+
+
+@pytest.mark.parametrize("name", NEED_DATA)
+def test_names_that_need_data_are_those_with_parameters_of_activations(name: str) -> None:
+    inputs = PRESETS_OF_THE_LIBRARY[name]["input_activations"]
+    assert inputs["dynamic"] is not True
+    assert all(p.get("input_activations", {}).get("dynamic", True) is True for n, p in PRESETS_OF_THE_LIBRARY.items()
+               if n not in NEED_DATA)  # fmt: skip

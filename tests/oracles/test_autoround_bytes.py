@@ -26,7 +26,7 @@ MODULES: Final = {
 MLP: Final = {"gate_proj": (WIDE, HIDDEN), "up_proj": (WIDE, HIDDEN), "down_proj": (HIDDEN, WIDE)}
 LAYERS: Final = {
     "model.layers.0.mlp.down_proj": {"bits": 8, "group_size": 64},
-    "k_proj": {"bits": 2, "group_size": 32},
+    "[qkv]_proj": {"bits": 2, "group_size": 32},
     "layers.1.self_attn.o_proj": {"bits": 16},
     ".*layers.2.mlp.(gate|up)_proj": {"bits": 8},  # its dots mean dots: auto-round escapes them
 }
@@ -42,8 +42,8 @@ CASES: Final[dict[str, tuple[tuple[str, ...], Recipe]]] = {
     "W4A16-asym": (("--scheme", "W4A16", "--asym"), make_recipe("W4A16", symmetric=False)),
     "W8A16-asym": (("--scheme", "W8A16", "--asym"), make_recipe("W8A16", symmetric=False)),
     "layer-config": (
-        ("--scheme", "W4A16", "--layer_config", json.dumps(LAYERS), "--ignore_layers", "layers.0.self_attn.v_proj"),
-        make_recipe("W4A16", layer_config=LAYERS, ignore=["layers.0.self_attn.v_proj"], ignore_dialect="auto-round"),
+        ("--scheme", "W4A16", "--layer_config", json.dumps(LAYERS), "--ignore_layers", "layers.0.self_attn.o_proj"),
+        make_recipe("W4A16", layer_config=LAYERS, ignore=["layers.0.self_attn.o_proj"], ignore_dialect="auto-round"),
     ),
 }
 

@@ -11,11 +11,14 @@ from safetensors.torch import load_file
 
 import shardq
 from shardq import Limits
+from shardq.layouts import find_layout
 from shardq.ledger import LEDGER, decode_ledger
 from shardq.schemes import PRESETS
 from shardq.sources.demo import open_demo
 
 pytestmark = pytest.mark.oracle
+CT = find_layout("compressed-tensors")
+HELD = [p.name for p in PRESETS.values() if CT.refuse(s := CT.settle(p.scheme), s, 256, 256) is None]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", HELD)
 def test_the_library_reads_what_the_ledger_says(
     peer: ModuleType, source: dict[str, torch.Tensor], tmp_path: Path, name: str
 ) -> None:

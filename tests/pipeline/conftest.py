@@ -311,7 +311,7 @@ def make_model(
 def short_spans(monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes of a span and of a slab, so few that small shards have many."""
     span_bytes = 96 << 10
-    for name in ("shardq.spans.SPAN_BYTES", "shardq.plans.SPAN_BYTES", "shardq.plans.SLAB_BYTES"):
+    for name in ("shardq.spans.SPAN_BYTES", "shardq.cut.SPAN_BYTES", "shardq.cut.SLAB_BYTES"):
         monkeypatch.setattr(name, span_bytes)
     return span_bytes
 

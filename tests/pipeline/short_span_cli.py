@@ -4,7 +4,7 @@ import os
 from unittest.mock import patch
 
 if __name__ == "__main__":
-    for name in ("shardq.spans.SPAN_BYTES", "shardq.plans.SPAN_BYTES", "shardq.plans.SLAB_BYTES"):
+    for name in ("shardq.spans.SPAN_BYTES", "shardq.cut.SPAN_BYTES", "shardq.cut.SLAB_BYTES"):
         patch(name, int(os.environ["SPAN_BYTES"])).start()
     from shardq.cli import main
 

@@ -7,8 +7,7 @@ from unittest.mock import patch
 
 from shardq.publish import _move
 from shardq.staging import Staging
-from shardq.tasks import Done, Sealed
-from shardq.worker import Worker
+from shardq.worker import Report, Worker
 
 SLOW_S = float(os.environ.get("SLOW_S", "0"))
 
@@ -16,7 +15,7 @@ SLOW_S = float(os.environ.get("SLOW_S", "0"))
 class SlowWorker(Worker):
     """Sleeps, then works."""
 
-    def run(self, work: object) -> Done | Sealed:
+    def run(self, work: object) -> Report:
         time.sleep(SLOW_S)
         return super().run(work)
 

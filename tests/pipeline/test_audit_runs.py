@@ -21,7 +21,7 @@ from shardq.files.safetensors import HeaderTensor, TensorSpec, plan_file, read_h
 from shardq.layouts import LAYOUTS
 
 MakeCheckpoint = Callable[..., Path]
-MIXED = {"re:.*down_proj": {"bits": 8}, "re:.*q_proj": {"group_size": 32}}
+MIXED = {"re:.*down_proj": {"bits": 8}, "re:.*o_proj": {"group_size": 32}}
 RECIPES: dict[str, dict[str, Any]] = {
     "W2A16": {},
     "W3A16": {},
@@ -30,9 +30,20 @@ RECIPES: dict[str, dict[str, Any]] = {
     "W8A16": {"group_size": -1},
     "W4A16 asym": {"symmetric": False, "group_size": 32},
     "W8A16 asym": {"symmetric": False},
+    "FP8_BLOCK": {},
+    "MXFP8": {},
 }
-each_recipe = pytest.mark.parametrize("name", RECIPES)
-each_layout = pytest.mark.parametrize("layout", [x.name for x in LAYOUTS])
+INTEGERS: Final = tuple(name for name in RECIPES if name.startswith("W"))
+HELD: Final = {  # what each layout takes of these
+    "auto_round": INTEGERS,
+    "gptq": INTEGERS,
+    "awq": ("W4A16", "W4A16 asym"),
+    "compressed-tensors": INTEGERS,
+    "fp8": ("FP8_BLOCK", "MXFP8"),
+}
+PAIRS: Final = [(name, layout) for layout, names in HELD.items() for name in names]
+each_pair = pytest.mark.parametrize(("name", "layout"), PAIRS)
+each_layout = pytest.mark.parametrize(("name", "layout"), [(n, x) for n, x in PAIRS if n in ("W4A16", "MXFP8")])
 
 
 def quantize(source: Path | str, out: Path, name: str = "W4A16", layout: str = "auto_round") -> Path:
@@ -60,8 +71,14 @@ def flip(path: Path, at: int, bit: int) -> None:
 KINDS: Final = {
     "auto_round": ("qweight", "qzeros", "scales"),
     "gptq": ("qweight", "qzeros", "scales", "g_idx"),
+    "awq": ("qweight", "qzeros", "scales"),
     "compressed-tensors": ("weight_packed", "weight_scale", "weight_shape"),
+    "fp8": ("weight_scale_inv",),
 }
+
+
+def test_layouts_are_all_here() -> None:
+    assert HELD.keys() == KINDS.keys() == {x.name for x in LAYOUTS} - {"fake"}
 
 
 def tensors_of(out: Path) -> Iterator[tuple[Path, HeaderTensor]]:
@@ -69,8 +86,7 @@ def tensors_of(out: Path) -> Iterator[tuple[Path, HeaderTensor]]:
         yield from ((path, t) for t in read_header(path).tensors)
 
 
-@each_layout
-@each_recipe
+@each_pair
 def test_untouched_output_passes_whole_and_in_blocks(checkpoint: Path, tmp_path: Path, name: str, layout: str) -> None:
     out = quantize(checkpoint, tmp_path / "out", name, layout)
     audit = shardq.audit(out, source=checkpoint)
@@ -79,15 +95,16 @@ def test_untouched_output_passes_whole_and_in_blocks(checkpoint: Path, tmp_path:
     assert all(t.check.whole for t in audit.tensors)
     held_bytes = sum(t.end - t.begin for _, t in tensors_of(out))
     assert sum(t.bytes_compared for t in audit.tensors) == held_bytes
-    for share in (0.35, 0.5, 0.8):
+    for share in (0.8,) if name == "FP8_BLOCK" else (0.35, 0.5, 0.8):  # no block has less than 128 rows
         audit = audit_blocks(out, checkpoint, share)
         assert audit.problems == ()
         assert sum(not t.check.whole for t in audit.tensors) > 5
         assert all(t.bytes_compared > 0 for t in audit.tensors)
 
 
-@each_layout
-@pytest.mark.parametrize("name", ["W4A16", "W4A16 asym", "W3A16"])
+@pytest.mark.parametrize(
+    ("name", "layout"), [(n, x) for n, x in PAIRS if n in ("W4A16", "W4A16 asym", "W3A16", "FP8_BLOCK", "MXFP8")]
+)
 def test_one_flipped_bit_in_any_tensor_is_found(checkpoint: Path, tmp_path: Path, name: str, layout: str) -> None:
     out = quantize(checkpoint, tmp_path / "out", name, layout)
     rng = random.Random(f"{name} {layout}")
@@ -105,9 +122,11 @@ def test_one_flipped_bit_in_any_tensor_is_found(checkpoint: Path, tmp_path: Path
 
 
 @each_layout
-def test_block_finds_what_its_statement_says_that_it_compared(checkpoint: Path, tmp_path: Path, layout: str) -> None:
+def test_block_finds_what_its_statement_says_that_it_compared(
+    checkpoint: Path, tmp_path: Path, name: str, layout: str
+) -> None:
     """Flips anywhere in a tensor are found exactly where the block has them."""
-    out = quantize(checkpoint, tmp_path / "out", "W4A16", layout)
+    out = quantize(checkpoint, tmp_path / "out", name, layout)
     rng = random.Random(layout)
     found = missed = 0
     for seed in range(8):
@@ -134,11 +153,12 @@ def test_block_finds_what_its_statement_says_that_it_compared(checkpoint: Path, 
 
 @each_layout
 def test_tensor_that_was_quantized_in_slabs_passes(
-    checkpoint: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, name: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shardq.plans.SLAB_BYTES", 16 << 10)
+    monkeypatch.setattr("shardq.cut.SLAB_BYTES", 16 << 10)
+    monkeypatch.setattr("shardq.cut.ROWS", 32)
     monkeypatch.setattr("shardq.audit_plan.WINDOW_BYTES", 24 << 10)
-    out = quantize(checkpoint, tmp_path / "out", layout=layout)
+    out = quantize(checkpoint, tmp_path / "out", name, layout)
     audit = shardq.audit(out, source=checkpoint)
     assert audit.problems == ()
     assert max(len(t.check.windows) for t in audit.tensors) > 5

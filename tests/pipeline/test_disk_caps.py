@@ -20,6 +20,7 @@ from shardq.destinations.hub import HubDestination
 from shardq.errors import BudgetTooSmall
 from shardq.fetcher import Fetcher
 from shardq.needs import disk_bytes
+from shardq.onepass import OnePass
 from shardq.progress import Progress, Report
 from shardq.run import quantize_to_folder
 from shardq.sources.base import Source
@@ -116,7 +117,7 @@ def run(
 
 
 def least(folder: Path, stream: bool, push: bool) -> int:
-    return disk_bytes(shardq.plan(folder), staged=not stream, uploads=push)
+    return disk_bytes(OnePass((shardq.plan(folder),)), staged=not stream, uploads=push)
 
 
 def made(out: Path, model: Any, push: bool) -> dict[str, bytes]:
@@ -189,8 +190,8 @@ def test_trimming_is_over_before_anything_new_comes(
     events: list[str] = []
     trim, start = Supply.trim, Fetcher.start
 
-    def noted_trim(supply: Supply, staged: Sequence[str], begun: Sequence[str]) -> None:
-        trim(supply, staged, begun)
+    def noted_trim(supply: Supply, staged: Sequence[str]) -> None:
+        trim(supply, staged)
         events.append("trimmed")
 
     def noted_start(fetcher: Fetcher, shard: Shard) -> None:

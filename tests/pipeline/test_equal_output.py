@@ -57,7 +57,8 @@ def test_slabs_write_what_whole_tensors_write(
 ) -> None:
     recipe = f"W4A16@{layout}"
     shardq.quantize(checkpoint, recipe, output_dir=tmp_path / "whole", limits=one)
-    monkeypatch.setattr("shardq.plans.SLAB_BYTES", 16 << 10)
+    monkeypatch.setattr("shardq.cut.SLAB_BYTES", 16 << 10)
+    monkeypatch.setattr("shardq.cut.ROWS", 32)
     plan = shardq.plan(checkpoint, recipe)
     assert len(plan.tasks) > 80
     assert max(t.source_bytes for t in plan.tasks) <= 48 << 10

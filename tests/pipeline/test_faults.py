@@ -28,6 +28,7 @@ from shardq.errors import (
 )
 from shardq.files.safetensors import read_header
 from shardq.needs import disk_bytes
+from shardq.onepass import OnePass
 
 MakeCheckpoint = Callable[..., Path]
 HERE = Path(__file__).parent
@@ -153,7 +154,7 @@ def test_memory_cap_below_the_need(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_disk_cap_below_the_need(checkpoint: Path, tmp_path: Path) -> None:
-    size = disk_bytes(shardq.plan(checkpoint), staged=False, uploads=False)
+    size = disk_bytes(OnePass((shardq.plan(checkpoint),)), staged=False, uploads=False)
     with pytest.raises(BudgetTooSmall, match="--max-disk"):
         shardq.quantize(checkpoint, output_dir=tmp_path / "out", limits=Limits(parallel=1, max_disk_bytes=size - 1))
     shardq.quantize(checkpoint, output_dir=tmp_path / "out", limits=Limits(parallel=1, max_disk_bytes=size))

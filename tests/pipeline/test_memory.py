@@ -11,6 +11,7 @@ import pytest
 import shardq
 from shardq.files.safetensors import TensorSpec, plan_file
 from shardq.limits import BASE_BYTES, TENSOR_BYTES, WORKER_BYTES
+from shardq.onepass import OnePass
 from shardq.tasks import SLAB_BYTES
 
 WORKERS = 2
@@ -56,7 +57,7 @@ def test_peak_stays_below_the_cap_and_far_below_the_shard(giant: Path, tmp_path:
     assert plan.source_bytes > 300_000_000
     assert max(t.source_bytes for t in plan.tasks) == SLAB_BYTES
     records = len(plan.decisions) * TENSOR_BYTES
-    cap = BASE_BYTES + records + WORKERS * (WORKER_BYTES + plan.largest_task_bytes)
+    cap = BASE_BYTES + records + WORKERS * (WORKER_BYTES + OnePass((plan,)).largest_task_bytes)
     command = [sys.executable, "-P", "-m", "shardq.cli", "quantize", str(giant), "-q", "-o", str(tmp_path / "out")]
     process = subprocess.Popen([*command, "--parallel", str(WORKERS), "--max-ram", f"{cap}B"])
     peak = 0
@@ -70,7 +71,9 @@ def test_peak_stays_below_the_cap_and_far_below_the_shard(giant: Path, tmp_path:
 
 def test_smallest_cap_runs_one_task_at_a_time(giant: Path, tmp_path: Path) -> None:
     plan = shardq.plan(giant)
-    least = BASE_BYTES + len(plan.decisions) * TENSOR_BYTES + WORKERS * WORKER_BYTES + plan.largest_task_bytes
+    least = (
+        BASE_BYTES + len(plan.decisions) * TENSOR_BYTES + WORKERS * WORKER_BYTES + OnePass((plan,)).largest_task_bytes
+    )
     limits = shardq.Limits(parallel=WORKERS, max_ram_bytes=least)
     shardq.quantize(giant, output_dir=tmp_path / "out", limits=limits)
     shardq.quantize(giant, output_dir=tmp_path / "other", limits=shardq.Limits(parallel=1))

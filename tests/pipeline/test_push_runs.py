@@ -17,6 +17,7 @@ import shardq
 from shardq import Limits, Progress
 from shardq.errors import BadOption, HubAccess, OutputOccupied, RecipeChanged
 from shardq.needs import disk_bytes
+from shardq.onepass import OnePass
 
 MakeCheckpoint = Callable[..., Path]
 Host = Callable[[Path], str]
@@ -162,7 +163,7 @@ def test_disk_stays_under_the_cap_in_a_run_that_is_taken_up(
 ) -> None:
     source = host_model(make_checkpoint(hidden=256, layers=6))
     expected = made_locally(source, tmp_path)
-    cap_bytes = disk_bytes(shardq.plan(source), staged=True, uploads=True) + 64_000
+    cap_bytes = disk_bytes(OnePass((shardq.plan(source),)), staged=True, uploads=True) + 64_000
     out, limits = tmp_path / "out", Limits(parallel=1, max_disk_bytes=cap_bytes)
     for uploads in (1, 2):  # the upload that follows hangs, so sealed files are left
         push_hub.write_faults = [writable_hub_module.WriteFault(STATUS, "/put/", skip=uploads, times=2)]

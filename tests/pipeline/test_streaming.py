@@ -23,8 +23,9 @@ from shardq.files.safetensors import TensorSpec, plan_file
 from shardq.formats import STORAGE
 from shardq.limits import SPANS_AHEAD
 from shardq.needs import count_requests
+from shardq.onepass import OnePass
 from shardq.run import quantize_to_folder
-from shardq.spans import cut_spans
+from shardq.spans import cut_all, largest_span_bytes
 
 OF_THE_SOURCE = {"README.md", "shardq.json", "shardq-ledger.json.zst"}  # they name the source and its commit
 CONFIG = {
@@ -152,8 +153,7 @@ def test_every_byte_comes_once_in_spans_and_an_address_once_a_shard(
     plan = shardq.plan(folder)
     requests = bodies = 0
     for shard in plan.checkpoint.shards:
-        tasks = [t for t in plan.tasks if t.shard == shard.name]
-        spans = cut_spans(shard.name, shard.size_bytes, tasks)
+        spans = cut_all(OnePass((plan,)))[shard.name]
         asked = [(s.begin, s.begin + s.sent_bytes) for s in model.asked(shard.name)]
         assert asked == [(s.begin, s.end) for s in spans]
         resolved = [s for s in model.hub.log if s.path.endswith(f"/resolve/{source.commit}/{shard.name}")]
@@ -161,7 +161,7 @@ def test_every_byte_comes_once_in_spans_and_an_address_once_a_shard(
         requests += len(resolved) + 1 + len(asked)
         bodies += len(asked)
     assert bodies > 20
-    promised = count_requests(plan, stream=True)
+    promised = count_requests(OnePass((plan,)), stream=True)
     assert promised.storage == len(plan.files) + bodies
     assert promised.hub >= requests - promised.storage
 
@@ -189,7 +189,7 @@ def test_smallest_cap_on_memory_runs_with_two_pieces(
     plan = shardq.plan(folder)
     floor = Limits(parallel=2, stream=True, max_ram_bytes=1)
     with pytest.raises(BudgetTooSmall, match=r"two pieces of .* MB; expected at least (\d+) MB") as refused:
-        floor.share_memory(plan, remote=True, network=True)
+        floor.share_memory(OnePass((plan,)), remote=True, network=True)
     named = re.search(r"expected at least (\d+) MB", str(refused.value))
     assert named is not None
     caps = [int(named[1]) * 1_000_000 + n for n in (-1_000_000, 1_000_000)]  # the message is rounded
@@ -277,7 +277,7 @@ def test_memory_of_the_whole_tree_stays_below_the_cap(make_model: Callable[[Path
     model, plan = make_model(folder), shardq.plan(folder)
     assert plan.source_bytes > 230_000_000
     with pytest.raises(BudgetTooSmall) as refused:
-        Limits(parallel=2, stream=True, max_ram_bytes=1).share_memory(plan, remote=True, network=True)
+        Limits(parallel=2, stream=True, max_ram_bytes=1).share_memory(OnePass((plan,)), remote=True, network=True)
     named = re.search(r"expected at least (\d+) MB", str(refused.value))
     assert named is not None
     cap = (int(named[1]) + 1) * 1_000_000
@@ -295,4 +295,4 @@ def test_memory_of_the_whole_tree_stays_below_the_cap(make_model: Callable[[Path
             time.sleep(SAMPLE_S)
     assert process.returncode == 0
     assert staged == set()
-    assert 2 * plan.largest_span_bytes < peak < cap
+    assert 2 * largest_span_bytes(OnePass((plan,))) < peak < cap

@@ -11,8 +11,9 @@ import pytest
 import shardq
 from shardq import Progress
 from shardq.errors import ChecksumMismatch, HubTransfer, NonFiniteWeight
+from shardq.onepass import OnePass
 from shardq.sources.base import Source
-from shardq.spans import Span, cut_spans
+from shardq.spans import Span, cut_all
 
 SHARDS = tuple(f"model-{n:05d}-of-00003.safetensors" for n in (1, 2, 3))
 MODES = ("file", "stream")
@@ -21,9 +22,7 @@ Contents = Callable[[Path], dict[str, str]]
 
 
 def spans_of(checkpoint: Path, shard: str) -> tuple[Span, ...]:
-    plan = shardq.plan(checkpoint)
-    size_bytes = next(s.size_bytes for s in plan.checkpoint.shards if s.name == shard)
-    return cut_spans(shard, size_bytes, [t for t in plan.tasks if t.shard == shard])
+    return cut_all(OnePass((shardq.plan(checkpoint),)))[shard]
 
 
 def check_nothing_loads(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -14,8 +15,11 @@ COSTS = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 30)), min_size=1, 
 MB = 1_000_000
 
 
-def make(costs: list[tuple[int, int]]) -> list[ShardCost]:
-    return [ShardCost(f"s{i}", staged, output) for i, (staged, output) in enumerate(costs)]
+def make(costs: list[tuple[int, int]], holds: Sequence[int] = ()) -> list[ShardCost]:
+    """Shards that wait for so many after them, as far as there are that many."""
+    wanted = [*holds, *[0] * len(costs)][: len(costs)]
+    held = [min(hold, len(costs) - 1 - i) for i, hold in enumerate(wanted)]
+    return [ShardCost(f"s{i}", *cost, hold) for i, (cost, hold) in enumerate(zip(costs, held, strict=True))]
 
 
 class Disk:
@@ -50,9 +54,11 @@ def play(
                 disk.staged[cost.name] = cost.staged_bytes
         assert admission.used_bytes == disk.used
         peak, most = max(peak, disk.used), max(most, len(disk.staged))
-        assert working or disk.uploading, "nothing runs and nothing may begin"
-        if working and (not disk.uploading or chance.random() < 0.5):
-            cost = working.pop(chance.randrange(len(working)))
+        ended = [c for c in working if todo.index(c) + c.hold < begun]
+        assert ended or disk.uploading, "nothing runs and nothing may begin"
+        if ended and (not disk.uploading or chance.random() < 0.5):
+            cost = chance.choice(ended)
+            working.remove(cost)
             disk.staged.pop(cost.name, None)
             admission.free(cost.name)
             if uploads:
@@ -60,8 +66,8 @@ def play(
         else:
             name = chance.choice(sorted(disk.uploading))
             disk.uploading.remove(name)
-            del disk.outputs[name]
-            admission.release(name)
+            size = disk.outputs.pop(name)
+            admission.release(name, size)
     return peak, most
 
 
@@ -85,6 +91,17 @@ def test_with_uploads_outputs_leave(
     assert peak <= cap
 
 
+@given(COSTS, st.lists(st.integers(0, 5), max_size=12), st.integers(1, 20), st.booleans(), st.integers(0, 99))
+def test_shards_that_wait_for_later_ones_get_through_at_the_least_cap(
+    costs: list[tuple[int, int]], holds: list[int], kept: int, uploads: bool, seed: int
+) -> None:
+    todo = make(costs, holds)
+    cap = least_disk_bytes(todo, kept, uploads)
+    peak, _ = play(todo, kept, {}, cap, uploads, seed)
+    assert peak <= cap
+    play(todo, kept, {}, None, uploads, seed)
+
+
 @given(COSTS, st.integers(1, 20), st.booleans(), st.integers(0, 99))
 def test_without_a_cap_few_are_under_way(costs: list[tuple[int, int]], kept: int, uploads: bool, seed: int) -> None:
     _, most = play(make(costs), kept, {}, None, uploads, seed)
@@ -97,7 +114,7 @@ def test_uploads_hold_the_next_shard_back() -> None:
     while admission.next():
         begun += 1
     assert begun == 2 * AHEAD
-    admission.release("s0")
+    admission.release("s0", 1)
     assert admission.next() is not None
     assert admission.next() is None
 

@@ -262,6 +262,7 @@ def test_families_file_refuses_unknown_words() -> None:
         "[config]\nvocab_size=''\nexpert_count=[]\nlayer_count=[]\ntext=[]\n"
         "[experts]\ncontainer=''\nprojections=[]\n[lone]\n"
         "[[keep_3d]]\nid='a'\npattern=''\nrole='conv'\n"
+        "[[fused]]\nid='a'\nmembers=[]\n"
         "[[family]]\nid='a'\nmodel_types=[]\ntransposed=[]\nwide=[]\n"
         "[[source]]\nid='odd'\ncodes='.w'\ndtypes=[]\nscale='.s'\ngrid='ragged'\n"
     )

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from shardq.errors import BadGroupSize, BadOption, UnknownScheme
-from shardq.schemes import ALIASES, PRESETS, WHOLE_ROW, Scheme, change_scheme, parse_name, parse_scheme
+from shardq.schemes import ALIASES, PRESETS, WHOLE_ROW, WIDTHS, Scheme, change_scheme, parse_name, parse_scheme
 
 
 def test_names_of_presets_lead_back_to_them() -> None:
@@ -16,8 +18,43 @@ def test_names_of_presets_lead_back_to_them() -> None:
 
 def test_aliases_name_presets_and_hide_none() -> None:
     for alias, name in ALIASES.items():
-        assert parse_scheme(alias) is PRESETS[name]
+        assert parse_scheme(alias) == parse_scheme(name)
         assert alias not in PRESETS
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("W4A16-G128", "W4A16"), ("w6a16_g64_asym", "W6A16G64-ASYM"), ("W3A16CH", "W3A16CH"), ("W8A16_SYM", "W8A16"),
+        ("4bit", "W4A16G64"), ("FP8-Dynamic", "FP8"), ("FP8-BLOCK", "FP8-BLOCK"), ("nvfp4", "NVFP4"),
+        ("mxfp4", "MXFP4"), ("INT8", "W8A8CH"), ("INT4", "W4A4CH"), ("W4A8", "W4A8"), ("W4AFP8", "W4AFP8"),
+        ("W5A8G64", "W5A8G64"), ("MXFP4xFP8", "MXFP4XFP8"), ("W4A16_ASYM", "W4A16-ASYM"),
+    ],
+)  # fmt: skip
+def test_words_of_other_tools(text: str, name: str) -> None:
+    scheme = parse_scheme(text).scheme
+    assert scheme.name == name
+    assert parse_name(name) == scheme
+
+
+@pytest.mark.parametrize("text", ["W8A4", "W4A8_ASYM", "W9A16", "W1A16", "W4A16G", "W4A16G0x", "NVFP5"])
+def test_names_that_spell_out_nothing(text: str) -> None:
+    with pytest.raises(UnknownScheme, match="did you mean"):
+        parse_scheme(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"), [("FP8_STATIC", "FP8_DYNAMIC"), ("W8A8-static", "W8A8"), ("W4A8_STATIC", "W4A8")]
+)
+def test_static_activations_need_data(text: str, instead: str) -> None:
+    with pytest.raises(UnknownScheme, match=f"calibration.*take {instead},"):
+        parse_scheme(text)
+
+
+def test_names_of_activations_other_than_the_weights() -> None:
+    mx = PRESETS["MXFP4"].scheme
+    names = [replace(mx, activation=a).name for a in ("", "mxfp4", "mxfp4-rceil", "mxfp8", "fp8-g128")]
+    assert names == ["MXFP4A16", "MXFP4", "MXFP4-RCEIL", "MXFP4A8", "MXFP4XFP8"]
 
 
 @pytest.mark.parametrize("name", ["W8A8", "FP8_DYNAMIC", "MXFP4"])
@@ -48,13 +85,13 @@ def test_impossible_group_size(group: int) -> None:
         change_scheme(PRESETS["W4A16"].scheme, group_size=group)
 
 
-@pytest.mark.parametrize("bits", [1, 5, 16])
+@pytest.mark.parametrize("bits", [1, 9, 16])
 def test_widths_that_no_loader_reads(bits: int) -> None:
-    with pytest.raises(BadOption, match="2, 3, 4, 8"):
+    with pytest.raises(BadOption, match="2, 3, 4, 5, 6, 7, 8"):
         change_scheme(PRESETS["W4A16"].scheme, bits=bits)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("group", [WHOLE_ROW, 32, 128, 48])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_names_can_be_read_back(bits: int, group: int, symmetric: bool) -> None:

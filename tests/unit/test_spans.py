@@ -10,17 +10,19 @@ from hypothesis import strategies as st
 
 from shardq.checkpoint import Checkpoint, Shard, TensorRef
 from shardq.files.safetensors import TensorSpec, plan_file
+from shardq.onepass import BOND_BYTES, OnePass
 from shardq.plans import Plan, make_plan
 from shardq.recipe import make_recipe
-from shardq.spans import Span, cut_spans
-from shardq.tasks import SPAN_BYTES, CopyTask, Piece
+from shardq.spans import Span, cut_all, cut_spans, largest_span_bytes
+from shardq.tasks import SPAN_BYTES, Bundle, CopyTask, Member, Piece
 
 SHARD = "model.safetensors"
 CONFIG = {"num_hidden_layers": 1, "vocab_size": 64}
 
 
-def copy(number: int, begin: int, size_bytes: int) -> CopyTask:
-    return CopyTask(number, SHARD, SHARD, (Piece(f"t{number}", begin, begin, size_bytes),))
+def copy(number: int, begin: int, size_bytes: int, bond: str = "") -> Bundle:
+    task = CopyTask(number, SHARD, SHARD, (Piece(f"t{number}", begin, begin, size_bytes),))
+    return Bundle(number, (Member(0, task),), bond)
 
 
 def check_tiling(spans: tuple[Span, ...], size_bytes: int) -> None:
@@ -35,9 +37,9 @@ def check_tiling(spans: tuple[Span, ...], size_bytes: int) -> None:
 
 def check_homes(spans: tuple[Span, ...], tasks: list[Any]) -> None:
     """Every task is in one span and reads nothing outside it."""
-    assert sorted(t.id for s in spans for t in s.tasks) == sorted(t.id for t in tasks)
+    assert sorted(t.id for s in spans for t in s.bundles) == sorted(t.id for t in tasks)
     for span in spans:
-        for task in span.tasks:
+        for task in span.bundles:
             begin, end = task.extent
             assert span.begin <= begin < end <= span.end
 
@@ -55,10 +57,10 @@ def test_any_tasks_in_a_row(gaps_and_sizes: list[tuple[int, int]], tail: int, sp
     check_tiling(spans, at + tail)
     check_homes(spans, tasks)
     for span in spans:
-        assert span.size_bytes <= span_bytes or len(span.tasks) == 1
+        assert span.size_bytes <= span_bytes or len(span.bundles) == 1
     for one, two in itertools.pairwise(spans):  # as few as possible: neighbours would not fit together
-        if one.tasks and two.tasks:
-            assert two.tasks[0].extent[1] - one.begin > span_bytes
+        if one.bundles and two.bundles:
+            assert two.bundles[0].extent[1] - one.begin > span_bytes
 
 
 @given(
@@ -67,16 +69,16 @@ def test_any_tasks_in_a_row(gaps_and_sizes: list[tuple[int, int]], tail: int, sp
 )
 def test_any_plan(modules: list[tuple[str, int]], span_bytes: int) -> None:
     """Copies share tasks that reach over quantized tensors between them; a span still holds whole tasks."""
-    with patch("shardq.spans.SPAN_BYTES", span_bytes), patch("shardq.plans.SPAN_BYTES", span_bytes):
-        plan = plan_of(modules)
-        tasks = list(plan.tasks)
-        size_bytes = plan.checkpoint.shards[0].size_bytes
-        spans = cut_spans(SHARD, size_bytes, tasks)
-        slot_bytes = plan.largest_span_bytes
+    with patch("shardq.spans.SPAN_BYTES", span_bytes), patch("shardq.cut.SPAN_BYTES", span_bytes):
+        work = OnePass((plan_of(modules),))
+        tasks = list(work.bundles)
+        size_bytes = work.checkpoint.shards[0].size_bytes
+        spans = cut_all(work)[SHARD]
+        slot_bytes = largest_span_bytes(work)
     check_tiling(spans, size_bytes)
     check_homes(spans, tasks)
     for span in spans:
-        assert span.size_bytes <= max([span_bytes, *(b - a for a, b in (t.extent for t in span.tasks))])
+        assert span.size_bytes <= max([span_bytes, *(b - a for a, b in (t.extent for t in span.bundles))])
         assert span.size_bytes <= slot_bytes
 
 
@@ -95,7 +97,7 @@ def plan_of(modules: list[tuple[str, int]]) -> Plan:
 def test_a_shard_without_tasks_passes_by_in_pieces() -> None:
     spans = cut_spans(SHARD, 2 * SPAN_BYTES + 1, [])
     assert [s.size_bytes for s in spans] == [SPAN_BYTES, SPAN_BYTES, 1]
-    assert not any(s.tasks for s in spans)
+    assert not any(s.bundles for s in spans)
 
 
 @pytest.mark.parametrize("over", [0, 1])
@@ -103,3 +105,20 @@ def test_two_tasks_share_a_span_up_to_its_size(over: int) -> None:
     half = SPAN_BYTES // 2
     spans = cut_spans(SHARD, SPAN_BYTES + over, [copy(0, 0, half), copy(1, half, half + over)])
     assert len(spans) == 1 + over
+
+
+@pytest.mark.parametrize("apart_bytes", [0, BOND_BYTES])
+def test_what_waits_for_each_other_comes_together_if_it_is_near(apart_bytes: int) -> None:
+    size = SPAN_BYTES // 2 + 1
+    end = 2 * size + apart_bytes
+    bundles = [copy(0, 0, size, "qk"), copy(1, size, apart_bytes or 1), copy(2, size + (apart_bytes or 1), size, "qk")]
+    spans = cut_spans(SHARD, end + 1, bundles)
+    check_homes(spans, bundles)
+    together = any({0, 2} <= {b.id for b in s.bundles} for s in spans)
+    assert together == (apart_bytes == 0)
+    assert len(cut_spans(SHARD, end + 1, [copy(b.id, *_span(b)) for b in bundles])) > 1
+
+
+def _span(b: Bundle) -> tuple[int, int]:
+    begin, end = b.extent
+    return begin, end - begin

@@ -73,7 +73,15 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     inside = [n for n in names if n.parts[0] == "shardq"]
     assert [n for n in inside if n.suffix in SOURCES] == []
     assert {n.suffix for n in inside} <= {".py", ".pyi", ".so", ".toml", ".typed", ".md", ".json"}
-    wanted = ("py.typed", "families.toml", "cli/__main__.py", "kernels/__init__.py", "kernels/_native.pyi", "worker.py")
+    wanted = (
+        "py.typed",
+        "families.toml",
+        "serving/table/general.toml",
+        "cli/__main__.py",
+        "kernels/__init__.py",
+        "kernels/_native.pyi",
+        "worker.py",
+    )
     assert {PurePosixPath("shardq", w) for w in wanted} <= set(inside)
     assert len([n for n in inside if n.suffix == ".so"]) == 1
 

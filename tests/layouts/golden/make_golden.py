@@ -92,8 +92,8 @@ def take_codes(weight: torch.Tensor, bits: int, symmetric: bool) -> tuple[torch.
     return dequantized, scales, zeros
 
 
-def run_gptqmodel(weight: torch.Tensor, bits: int, symmetric: bool) -> dict[str, torch.Tensor]:
-    """What GPTQModel packs for auto-round's codes: version 1 when symmetric, else version 2."""
+def run_gptqmodel(weight: torch.Tensor, bits: int, symmetric: bool, version: int) -> dict[str, torch.Tensor]:
+    """What GPTQModel packs for auto-round's codes."""
     kernel: Any = importlib.import_module("gptqmodel.nn_modules.qlinear.torch").TorchLinear
     convert: Any = importlib.import_module("gptqmodel.utils.model").convert_gptq_v2_to_v1_format_module
     dequantized, scales, zeros = take_codes(weight, bits, symmetric)
@@ -105,9 +105,22 @@ def run_gptqmodel(weight: torch.Tensor, bits: int, symmetric: bool) -> dict[str,
     )  # fmt: skip
     g_idx = torch.arange(COLUMNS, dtype=torch.int32) // GROUP
     packed.pack_original(linear, scales, zeros, g_idx)
-    if symmetric:
+    if version == 1:
         convert(packed, SimpleNamespace(bits=bits, pack_dtype=torch.int32))
     return {k: getattr(packed, k) for k in ("qweight", "qzeros", "scales", "g_idx")}
+
+
+def run_qlinear(weight: torch.Tensor, bits: int, symmetric: bool, kind: str, **words: bool) -> dict[str, torch.Tensor]:
+    """What auto-round's QuantLinear of that module packs for its codes."""
+    module: Any = importlib.import_module(f"auto_round_extension.torch.{kind}")
+    dequantized, scales, zeros = take_codes(weight, bits, symmetric)
+    linear = torch.nn.Linear(COLUMNS, ROWS, bias=False)
+    linear.weight.data = dequantized
+    packed = module.QuantLinear(bits, GROUP, COLUMNS, ROWS, False, **words)
+    packed.device = "cpu"
+    packed.pack(linear, scales, 2 ** (bits - 1) if symmetric else zeros, None, "cpu")
+    names = ("qweight", "qzeros", "scales", "g_idx") if words else ("qweight", "qzeros", "scales")
+    return {k: getattr(packed, k) for k in names}
 
 
 def save(folder: str, case: str, tensors: dict[str, torch.Tensor]) -> None:
@@ -124,8 +137,17 @@ def main() -> None:
     for case in ("sym2", "sym3", "sym4", "sym8", "asym2", "asym4", "asym8"):
         bits, symmetric = int(case[-1]), case.startswith("sym")
         save("auto_round", case, run_auto_round(scratch / "source", scratch / case, bits, symmetric))
+    for case in ("sym5", "sym6", "sym7", "asym3", "asym5", "asym6", "asym7"):
+        kind = "qlinear_torch_zp" if case.startswith("sym") else "qlinear_torch"
+        save("auto_round", case, run_qlinear(weight, int(case[-1]), case.startswith("sym"), kind))
+    for case in ("sym3", "sym4", "sym6", "sym8", "asym4"):
+        tensors = run_qlinear(weight, int(case[-1]), case.startswith("sym"), "qlinear_torch", g_idx=True)
+        save("auto_round/gptqmodel", case, tensors)
     for case in ("sym4", "sym8", "asym3", "asym4"):
-        save("gptq", case, run_gptqmodel(weight, int(case[-1]), case.startswith("sym")))
+        symmetric = case.startswith("sym")
+        save("gptq", case, run_gptqmodel(weight, int(case[-1]), symmetric, 1 if symmetric else 2))
+    for case in ("sym2", "sym3", "sym4", "sym8", "asym4", "asym8"):
+        save("gptq_v2", case, run_gptqmodel(weight, int(case[-1]), case.startswith("sym"), 2))
 
 
 if __name__ == "__main__":

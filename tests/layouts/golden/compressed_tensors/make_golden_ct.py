@@ -60,7 +60,7 @@ def pack_cases() -> list[Case]:
     """Every width, symmetric; some asymmetric; rows that fill no whole number of words."""
     groups = {32: "G32", 128: "G128", -1: "CH"}
     cases = [Case(f"W{b}-{name}", int_args(b, g)) for b in range(2, 9) for g, name in groups.items()]
-    cases += [Case(f"W{b}-{name}-ASYM", int_args(b, g, False)) for b in (2, 3, 4, 8) for g, name in groups.items()]
+    cases += [Case(f"W{b}-{name}-ASYM", int_args(b, g, False)) for b in range(2, 9) for g, name in groups.items()]
     cases += [Case(f"W{b}-CH-ragged", int_args(b, -1), source=RAGGED) for b in (3, 4)]
     return [*cases, Case("W4-G32-extreme", int_args(4, 32), source=EXTREME)]
 
@@ -216,6 +216,28 @@ def write_file(fmt: str, name: str, cases: list[Case], weights: Tensors) -> dict
     return entry
 
 
+def part_of(case: Case) -> str:
+    """The end of the file's name."""
+    if case.source == RAGGED:
+        return "-ragged"
+    if case.weights["symmetric"]:
+        return ""
+    return "-asym567" if case.weights["num_bits"] in (5, 6, 7) else "-asym"
+
+
+def write_presets() -> None:
+    """What the library's names stand for, and the format that it would choose."""
+    infer: Any = importlib.import_module("compressed_tensors.compressors.format").infer_module_format
+    presets: Any = importlib.import_module("compressed_tensors.quantization.quant_scheme").PRESET_SCHEMES
+    found = {}
+    for name in presets:
+        scheme = quantization.preset_name_to_scheme(name, ["Linear"])
+        if scheme.weights:
+            dumped = scheme.model_dump(exclude_none=True, include={"weights", "input_activations"})
+            found[name] = {**dumped, "format": infer(torch.nn.Linear, scheme).value}
+    (HERE / "presets.json").write_text(json.dumps(found, indent=1, default=str) + "\n")
+
+
 def mixed_config() -> dict[str, Any]:
     """Two groups with their own formats, and an ignore list of names and of expressions."""
     packed, floats = Case("", int_args(4, 128)), preset("FP8_DYNAMIC")
@@ -234,14 +256,14 @@ def main() -> None:
         weights = load_file(HERE / "inputs" / f"{name}.safetensors")
         assert all(w.dtype == dtype for w in weights.values())
         for fmt, cases in cases_of(name).items():
-            parts: dict[str, list[Case]] = {"": [], "-asym": [], "-ragged": []}
+            parts: dict[str, list[Case]] = {"": [], "-asym": [], "-asym567": [], "-ragged": []}
             for case in cases:
-                part = "-ragged" if case.source == RAGGED else "" if case.weights["symmetric"] else "-asym"
-                parts[part].append(case)
+                parts[part_of(case)].append(case)
             for part, some in parts.items():
                 if some:
                     entries[f"{fmt}/{name}{part}"] = write_file(fmt, name + part, some, weights)
     (HERE / "cases.json").write_text(json.dumps(entries, indent=1) + "\n")
+    write_presets()
 
 
 if __name__ == "__main__":

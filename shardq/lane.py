@@ -1,0 +1,170 @@
+"""One output of a run: its plan, its folder, its journal, and how far it is. Knows nothing of workers and transfers."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardq.destinations.base import StoredFile
+from shardq.journal import Journal
+from shardq.plans import OutputFile, Plan
+from shardq.staging import Progressed, Staging
+from shardq.tasks import Done, Member, Sealed, Task
+from shardq.uploader import Uploader
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a completed lane leaves for publishing."""
+
+    done: Mapping[int, Done]
+    sealed: Mapping[str, tuple[str, int]]  # file -> sha256, size
+
+
+class Lane:
+    """An output while it is made. A file is sealed when all its tasks are done; a task of a sealed file is over."""
+
+    def __init__(
+        self,
+        number: int,
+        plan: Plan,
+        staging: Staging,
+        journal: Journal,
+        before: Progressed,
+        uploader: Uploader | None,
+        destination: str | None,
+    ) -> None:
+        self.number, self.plan, self.staging, self.uploader = number, plan, staging, uploader
+        self.before = before
+        self._journal, self._destination = journal, destination
+        self.files: Mapping[str, OutputFile] = {f.name: f for f in plan.files}
+        self._of_shard: dict[str, list[OutputFile]] = {}
+        for file in plan.files:
+            for shard in file.shards:
+                self._of_shard.setdefault(shard, []).append(file)
+        self.sealed: dict[str, tuple[str, int]] = dict(before.sealed)
+        self.uploaded: set[str] = set(before.uploaded)
+        self._done: dict[int, Done] = dict(before.tasks)
+        self._left = dict.fromkeys(self.files, 0)  # tasks of this run still to finish
+        self._shard_tasks: dict[str, list[Task]] = {s.name: [] for s in plan.checkpoint.shards}
+        for task in plan.tasks:
+            self._left[task.file] += 1
+            self._shard_tasks[task.shard].append(task)
+        self._begun: set[str] = set()  # files that have their size and header
+        self._sealing: set[str] = set()
+
+    @property
+    def finished(self) -> Finished:
+        """What there is to publish."""
+        return Finished(self._done, self.sealed)
+
+    @property
+    def is_over(self) -> bool:
+        """True when all files are sealed and, with a destination, uploaded."""
+        return len(self.sealed) == len(self.files) and (self.uploader is None or len(self.uploaded) == len(self.files))
+
+    def files_of(self, shard: str) -> list[OutputFile]:
+        """Files that need a source shard."""
+        return self._of_shard.get(shard, [])
+
+    def needs(self, shard: str) -> bool:
+        """True while some file that needs this source shard is not sealed."""
+        return any(f.name not in self.sealed for f in self.files_of(shard))
+
+    def member(self, task: Task) -> Member | None:
+        """What is left of a task: nothing when its file is sealed; a check when an interrupted run has done it."""
+        if task.file in self.sealed:
+            return None
+        kept = task.id in self._done and self.staging.has_part(self.files[task.file])
+        return Member(self.number, task, self._done[task.id] if kept else None)
+
+    def begin(self, name: str) -> None:
+        """Make an output file; only when its first task starts, so that disk is taken as it is freed."""
+        if name not in self._begun:
+            self.staging.begin(self.files[name])
+            self._begun.add(name)
+
+    def take(self, done: Done, journal: bool) -> None:
+        """A task is done; `journal`: its source bytes are known to have been right."""
+        if journal and not done.reused:
+            self._journal_task(done)
+        self._done[done.id] = done
+        self._left[self.plan.tasks[done.id].file] -= 1
+
+    def journal_shard(self, shard: str, amax: Mapping[str, float]) -> None:
+        """Record the tasks of a source shard, which turned out to be right, and magnitudes that were found in it."""
+        for name, value in amax.items():
+            self.record_amax(name, value)
+        for task in self._shard_tasks[shard]:
+            if task.file not in self.sealed and not self._done[task.id].reused:
+                self._journal_task(self._done[task.id])
+
+    def record_amax(self, tensor: str, amax: float) -> None:
+        """The largest magnitude of a tensor whose bytes were verified, if it is of use here."""
+        if tensor in self.plan.reaches:
+            self._journal.append({"event": "amax", "tensor": tensor, "value": amax}, durable=False)
+
+    def forget(self, number: int) -> bool:
+        """A task has ended, but its source came wrong: it has to be done again. True if it had been done."""
+        self._left[self.plan.tasks[number].file] += 1
+        return self._done.pop(number, None) is not None
+
+    def count_failed(self, number: int) -> None:
+        """A task ended with an error that is not believed yet."""
+        self._left[self.plan.tasks[number].file] -= 1
+
+    def is_made(self, name: str) -> bool:
+        """True when nothing is left to do for a file but to seal it, and that has not begun."""
+        return self._left[name] == 0 and name not in self.sealed and name not in self._sealing
+
+    def begin_seal(self, name: str) -> None:
+        """A file that is made is about to be sealed."""
+        self.begin(name)
+        self._sealing.add(name)
+
+    def seal(self, sealed: Sealed) -> None:
+        """A file is durable in `part`: settle it and record that."""
+        file = self.files[sealed.file]
+        self.staging.settle(file.name)
+        self._journal.append(
+            {"event": "sealed", "file": file.name, "sha256": sealed.sha256, "size": file.size_bytes}, durable=True
+        )
+        self.sealed[file.name] = (sealed.sha256, file.size_bytes)
+        self._upload(file.name, self.staging.ready / file.name)
+
+    def record_fetched(self, shard: str, sha256: str) -> None:
+        """A source shard is here and was verified."""
+        self._journal.append({"event": "fetched", "shard": shard, "sha256": sha256}, durable=False)
+
+    def record_freed(self, shard: str) -> None:
+        """A source shard is deleted."""
+        self._journal.append({"event": "freed", "shard": shard}, durable=False)
+
+    def record_uploaded(self, name: str) -> None:
+        """A file is in the destination's storage."""
+        self._journal.append({"event": "uploaded", "file": name, "to": self._destination}, durable=True)
+        self.uploaded.add(name)
+
+    def trim(self, begun: Iterable[str]) -> None:
+        """Delete unfinished files of an earlier run that nobody has counted: of others than the `begun` shards."""
+        wanted = {f.name for shard in begun for f in self.files_of(shard) if f.shards[0] == shard}
+        self.staging.trim_parts(wanted)
+
+    def resume_uploads(self, keep_local: bool) -> None:
+        """Send what an interrupted run had sealed, and drop what it had sent."""
+        for name in self.sealed if self.uploader else ():
+            if name not in self.uploaded:
+                self._upload(name, self.staging.find(name))
+            elif not keep_local:
+                self.staging.drop(name)  # a crash may have come between the journal line and the deletion
+
+    def _upload(self, name: str, path: Path) -> None:
+        if self.uploader:
+            sha256, size_bytes = self.sealed[name]
+            self.uploader.submit(path, StoredFile(name, size_bytes, sha256))
+
+    def _journal_task(self, done: Done) -> None:
+        self._journal.append(
+            {"event": "task", "id": done.id, "checksum": done.checksum, "sse": done.squared_error,
+             "ssw": done.squared_weight, "max": done.max_error},
+            durable=False,
+        )  # fmt: skip

@@ -1,0 +1,85 @@
+"""One pass over a source for one or more outputs: their plans' tasks, bundled by the source bytes that they read."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from shardq.checkpoint import Checkpoint, TensorRef
+from shardq.plans import Plan
+from shardq.tasks import SPAN_BYTES, Bundle, Member
+
+BOND_BYTES = 2 * SPAN_BYTES  # farther apart, range mode does not bring tensors together
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """The plans of a run. All are of the same checkpoint, and so have the same cut."""
+
+    plans: tuple[Plan, ...]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What all plans are of."""
+        return self.plans[0].checkpoint
+
+    @cached_property
+    def bundles(self) -> tuple[Bundle, ...]:
+        """All work; ids are positions."""
+        bonds = self._bonds()
+        lanes = range(len(self.plans))
+        return tuple(
+            Bundle(
+                tasks[0].id,
+                tuple(Member(lane, task) for lane, task in zip(lanes, tasks, strict=True)),
+                bonds.get(tasks[0].tensor, ""),
+            )
+            for tasks in zip(*(p.tasks for p in self.plans), strict=True)
+        )
+
+    @cached_property
+    def reaches(self) -> Mapping[str, frozenset[str]]:
+        """Tensor -> all whose largest magnitudes some output needs to quantize it."""
+        found: dict[str, frozenset[str]] = {}
+        for plan in self.plans:
+            for name, reach in plan.reaches.items():
+                found[name] = found.get(name, frozenset()) | frozenset(reach)
+        return found
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of all source tensors."""
+        return self.plans[0].source_bytes
+
+    @property
+    def records(self) -> int:
+        """Source tensors, counted for each output."""
+        return sum(len(p.decisions) for p in self.plans)
+
+    @property
+    def largest_task_bytes(self) -> int:
+        """Memory of the largest bundle."""
+        return max((b.cost_bytes for b in self.bundles), default=0)
+
+    def tensors_of(self, names: Collection[str]) -> list[TensorRef]:
+        """The source tensors of these names."""
+        return [self.checkpoint.tensors[n] for n in names]
+
+    def _bonds(self) -> dict[str, str]:
+        """Tensor -> the group that waits for its largest magnitude, within a shard."""
+        bonds: dict[str, str] = {}
+        for name, reach in self.reaches.items():
+            bonds[name] = f"{self.checkpoint.tensors[name].shard}:{min(reach)}"
+        return bonds
+
+
+def bond_extents(bundles: Sequence[Bundle]) -> dict[str, tuple[int, int]]:
+    """The source bytes of those bundles that wait for each other and are near enough to be brought together."""
+    extents: dict[str, tuple[int, int]] = {}
+    for b in bundles:
+        if b.bond:
+            begin, end = b.extent
+            low, high = extents.get(b.bond, (begin, end))
+            extents[b.bond] = min(low, begin), max(high, end)
+    members = Counter(b.bond for b in bundles if b.bond)
+    return {k: (low, high) for k, (low, high) in extents.items() if members[k] > 1 and high - low <= BOND_BYTES}
