@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shardq import Limits, quantize
+
 RunAutoRound = Callable[..., Path]
 Compare = Callable[[Path, Path], tuple[int, list[str]]]
 WriteCheckpoint = Callable[[Path, Mapping[str, Any], Mapping[str, torch.Tensor]], Path]
@@ -151,7 +153,7 @@ def make_pair(
     tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> MakePair:
-    """A function that writes "smollm2" or one of `models.CONFIGS`, its quantization under "SCHEME[-ASYM]@LAYOUT", and
+    """A function that writes "smollm2" or one of `models.CONFIGS`, its quantization under "SCHEME@LAYOUT", and
     the twin in a dtype, BF16 by default; each once."""
     folder = tmp_path_factory.mktemp("engines")
 
@@ -165,7 +167,7 @@ def make_pair(
     def make(kind: str, scheme: str, dtype: torch.dtype = torch.bfloat16) -> Pair:
         out = folder / f"{kind}-{scheme}"
         if not (out / "quantized").exists():
-            models.quantize_as(scheme, source(kind), out / "quantized")
+            quantize(source(kind), scheme, output_dir=out / "quantized", limits=Limits(parallel=1))
         twin = models.write_twin(source(kind), out / "quantized", out / f"twin-{dtype}", dtype, write_checkpoint)
         return Pair(source(kind), out / "quantized", twin)
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from shardq import Limits, make_recipe, quantize
 from shardq.files.safetensors import read_header
 from shardq.kernels import load as load_kernels
 from shardq.layouts import find_layout
 from shardq.ledger import LEDGER, decode_ledger
+from shardq.outputs import target_of
 from shardq.sources import open_source
 from shardq.unpack import OutputShard, read_module
 
@@ -55,7 +55,6 @@ CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 LINEARS: Final = {"qwen3": LAYERS * 7, "qwen3_moe": LAYERS * (4 + 3 * EXPERTS)}  # matrices that are quantized
-ASYMMETRIC: Final = "-ASYM"
 PROMPT: Final = (1, 5, 300, 17, 400, 9, 121, 250, 33, 470, 8, 64)
 
 
@@ -92,14 +91,6 @@ def write_model(kind: str, folder: Path, write_checkpoint: WriteCheckpoint) -> P
     return write_checkpoint(folder, CONFIGS[kind], tensors)
 
 
-def quantize_as(name: str, source: Path, out: Path) -> Path:
-    """`source` under "SCHEME@LAYOUT", or "SCHEME-ASYM@LAYOUT", in the folder `out`."""
-    scheme, _, layout = name.partition("@")
-    symmetric = False if scheme.endswith(ASYMMETRIC) else None
-    recipe = make_recipe(f"{scheme.removesuffix(ASYMMETRIC)}@{layout}", symmetric=symmetric)
-    return quantize(source, recipe, output_dir=out, limits=Limits(parallel=1)).output
-
-
 class Module(NamedTuple):
     """A quantized matrix as we read it back."""
 
@@ -116,10 +107,10 @@ def quantized_modules(folder: Path) -> Iterator[Module]:
     for name, entry in decode_ledger((folder / LEDGER).read_bytes())["tensors"].items():
         if entry["outcome"] != "quantized":
             continue
-        module, file = name.removesuffix(".weight"), entry["file"]
-        scheme = layout.scheme_of(config, module)
-        assert scheme is not None, f"{module} is quantized, and the configuration says it is not"
-        q = read_module(OutputShard(source, file, headers[file]), module, layout, scheme, kernels)
+        place, file = target_of(name, entry), entry["file"]
+        scheme = layout.scheme_of(config, place.module)
+        assert scheme is not None, f"{place.module} is quantized, and the configuration says it is not"
+        q = read_module(OutputShard(source, file, headers[file]), place, layout, scheme, kernels)
         rows, columns = q.codes.shape
         weight, group = np.empty((rows, columns), np.float32), scheme.group_columns(columns)
         scales = q.scales if q.global_scale is None else q.scales / np.float32(q.global_scale)
@@ -128,7 +119,7 @@ def quantized_modules(folder: Path) -> Iterator[Module]:
         else:
             kernels.dequantize_int(q.codes, scales, q.zeros, group, weight)
         zeros = np.full_like(q.scales, 1 << (scheme.bits - 1)) if q.zeros is None else q.zeros.astype(np.float32)
-        yield Module(module, torch.from_numpy(weight), torch.from_numpy(zeros))
+        yield Module(name.removesuffix(".weight"), torch.from_numpy(weight), torch.from_numpy(zeros))
 
 
 def write_twin(

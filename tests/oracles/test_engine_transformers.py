@@ -1,5 +1,5 @@
-"""What we write as compressed-tensors, in transformers with compressed-tensors (5.23.0, 0.20.0): the logits of a model
-with our dequantized weights, to the bit, wherever it loads; and where it does not, so that README.md stays true."""
+"""What we write as compressed-tensors and fp8, in transformers with compressed-tensors (5.23.0, 0.20.0): the logits of
+a model with our dequantized weights, to the bit, wherever it loads; where it does not, what it says."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -11,31 +11,38 @@ import torch
 
 pytestmark = pytest.mark.oracle
 
-MakePair = Callable[[str, str], Any]
+MakePair = Callable[..., Any]
 EXACT: Final = 0.0
 # Relative error of the logits where the engine quantizes activations too, and the largest that was measured.
 INT8, FP8, FP4 = 0.03, 0.07, 0.25  # 0.019, 0.047, 0.19
+WRONG: Final = 0.3  # at least this, without a word
 MISMATCH: Final = "ignore_mismatched_sizes"  # packed zero points, expected unpacked ones
 CONVERSION: Final = "automatic conversion of the weights"  # experts whose scales it cannot stack
 Outcome = float | str  # an error of the logits, or what the engine says when it refuses
 
 # model -> scheme -> by default, and with dequantize=True
-OUTCOMES: Final[dict[str, dict[str, tuple[Outcome, Outcome]]]] = {
+COMPRESSED_TENSORS: Final[dict[str, dict[str, tuple[Outcome, Outcome]]]] = {
     "qwen3": {
         "W2A16": (EXACT, EXACT),
         "W3A16": (EXACT, EXACT),
         "W4A16": (EXACT, EXACT),
         "W4A16-ASYM": (MISMATCH, EXACT),
+        "W5A16": (EXACT, EXACT),
+        "W6A16": (EXACT, EXACT),
+        "W7A16": (EXACT, EXACT),
         "W8A16": (EXACT, EXACT),
+        "W4A8": (INT8, EXACT),
         "W8A8": (INT8, EXACT),
         "FP8_DYNAMIC": (FP8, EXACT),
         "FPW8A16": (EXACT, EXACT),
+        "FPW8A16_TENSOR": (EXACT, EXACT),
         "FP8_BLOCK": (FP8, EXACT),
         "MXFP4": (FP4, EXACT),
         "MXFP4A16": (EXACT, EXACT),
         "MXFP6A16": (EXACT, EXACT),
         "MXFP8": (FP8, EXACT),
         "MXFP8A16": (EXACT, EXACT),
+        "NVFP4A16": (EXACT, EXACT),
     },
     "qwen3_moe": {
         "W2A16": (EXACT, EXACT),
@@ -54,9 +61,10 @@ OUTCOMES: Final[dict[str, dict[str, tuple[Outcome, Outcome]]]] = {
         "MXFP8A16": (CONVERSION, CONVERSION),
     },
 }
+FP8_LAYOUT: Final = [(kind, scheme) for kind in ("qwen3", "qwen3_moe") for scheme in ("FP8_BLOCK", "MXFP8")]
 CASES: Final = [
     pytest.param(kind, scheme, dequantize, outcome, id=f"{kind}-{scheme}-{'dequantized' if dequantize else 'default'}")
-    for kind, schemes in OUTCOMES.items()
+    for kind, schemes in COMPRESSED_TENSORS.items()
     for scheme, outcomes in schemes.items()
     for dequantize, outcome in zip((False, True), outcomes, strict=True)
 ]
@@ -85,8 +93,14 @@ def load(transformers: Any) -> Callable[..., Any]:
     return load
 
 
+def logits(model: Any, models: Any) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model(torch.tensor([models.PROMPT])).logits
+    return result
+
+
 @pytest.mark.parametrize(("kind", "scheme", "dequantize", "outcome"), CASES)
-def test_compressed_tensors_in_transformers(
+def test_compressed_tensors(
     kind: str, scheme: str, dequantize: bool, outcome: Outcome, models: Any, make_pair: MakePair, load: Any
 ) -> None:
     pair = make_pair(kind, f"{scheme}@compressed-tensors")
@@ -94,10 +108,26 @@ def test_compressed_tensors_in_transformers(
         with pytest.raises(RuntimeError, match=outcome):
             load(pair.quantized, dequantize)
         return
-    tokens = torch.tensor([models.PROMPT])
-    with torch.no_grad():
-        ours, theirs = load(pair.twin)(tokens).logits, load(pair.quantized, dequantize)(tokens).logits
+    ours = models.transformers_logits(pair.twin, torch.bfloat16)
+    theirs = logits(load(pair.quantized, dequantize), models)
+    error = models.relative_error(theirs, ours)
     if outcome == EXACT:
-        assert torch.equal(ours, theirs)
+        assert torch.equal(ours, theirs), error
     else:  # not equal: activations must have been quantized
-        assert 0 < models.relative_error(theirs, ours) <= outcome
+        assert 0 < error <= outcome
+
+
+@pytest.mark.parametrize(("kind", "scheme"), FP8_LAYOUT)
+def test_native_fp8(kind: str, scheme: str, models: Any, make_pair: MakePair, load: Any) -> None:
+    pair = make_pair(kind, f"{scheme}@fp8")
+    ours = models.transformers_logits(pair.twin, torch.bfloat16)
+    assert torch.equal(ours, logits(load(pair.quantized), models))
+
+
+@pytest.mark.parametrize("scheme", ["NVFP4A16"])
+def test_experts_of_nvfp4_are_computed_without_their_global_scale(
+    scheme: str, models: Any, make_pair: MakePair, load: Any
+) -> None:
+    pair = make_pair("qwen3_moe", f"{scheme}@compressed-tensors")
+    ours = models.transformers_logits(pair.twin, torch.bfloat16)
+    assert models.relative_error(logits(load(pair.quantized), models), ours) >= WRONG
