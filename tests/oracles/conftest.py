@@ -1,22 +1,38 @@
 """Peers, run as their users run them, and a byte comparison of folders that shardq's own reader has no part in."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shardq import Limits, quantize
+
 RunAutoRound = Callable[..., Path]
 Compare = Callable[[Path, Path], tuple[int, list[str]]]
 WriteCheckpoint = Callable[[Path, Mapping[str, Any], Mapping[str, torch.Tensor]], Path]
+
+
+class Pair(NamedTuple):
+    """Folders of what an engine is asked to load, and of what it is compared with."""
+
+    source: Path
+    quantized: Path
+    twin: Path  # not quantized, with the weights of `quantized` as we read them
+
+
+MakePair = Callable[..., Pair]
+RunEngine = Callable[[str, Sequence[Path]], dict[Path, dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
@@ -117,3 +133,63 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("smollm2") / "source"
     subprocess.run([sys.executable, "-P", str(Path(__file__).with_name("smollm2.py")), str(gguf), str(out)], check=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def models() -> ModuleType:
+    """The module engine_models, which lies beside this file and not on any path."""
+    spec = spec_from_file_location("engine_models", Path(__file__).with_name("engine_models.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def make_pair(
+    models: ModuleType,
+    write_checkpoint: WriteCheckpoint,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> MakePair:
+    """A function that writes "smollm2" or one of `models.CONFIGS`, its quantization under "SCHEME@LAYOUT", and
+    the twin in a dtype, BF16 by default; each once."""
+    folder = tmp_path_factory.mktemp("engines")
+
+    @functools.cache
+    def source(kind: str) -> Path:
+        if kind == "smollm2":
+            return Path(request.getfixturevalue("smollm2"))
+        return Path(models.write_model(kind, folder / kind, write_checkpoint))
+
+    @functools.cache
+    def make(kind: str, scheme: str, dtype: torch.dtype = torch.bfloat16) -> Pair:
+        out = folder / f"{kind}-{scheme}"
+        if not (out / "quantized").exists():
+            quantize(source(kind), scheme, output_dir=out / "quantized", limits=Limits(parallel=1))
+        twin = models.write_twin(source(kind), out / "quantized", out / f"twin-{dtype}", dtype, write_checkpoint)
+        return Pair(source(kind), out / "quantized", twin)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_engine(tmp_path_factory: pytest.TempPathFactory) -> RunEngine:
+    """A function that loads folders with an engine of engine_logits.py and returns what it found."""
+    script, results = Path(__file__).with_name("engine_logits.py"), tmp_path_factory.mktemp("logits") / "results.pt"
+
+    def run(engine: str, folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+        command = [sys.executable, str(script), engine, str(results), *map(str, folders)]
+        done = subprocess.run(
+            command,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-4000:]
+        return {Path(folder): found for folder, found in torch.load(results).items()}
+
+    return run
