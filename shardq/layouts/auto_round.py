@@ -9,6 +9,8 @@ Its configuration names one packing for all modules:
   rule; another with its name behind it for NVFP4_E5M3. Activations are declared, and auto-round's readers want them.
 
 - `auto_round:gptqmodel`: integers of either kind, zero stored, and g_idx.
+- `auto_round:auto_awq`: 4-bit integers of either kind in the words of awq.py; what auto-round's whole-model flow takes
+  for asymmetric ones, and the only way in which vLLM reads those.
 
 `auto_round` takes the packing that auto-round takes for a scheme; the other names stand for one each.
 """
@@ -18,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from shardq.layouts.awq import BITS as AWQ_BITS
+from shardq.layouts.awq import Awq
 from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
 from shardq.layouts.qweight import LANES, QweightTensors, settle_integers
 from shardq.layouts.small_floats import float_outputs, pack_floats, unpack_floats
@@ -107,12 +111,40 @@ class FloatPacking:
         return unpack_floats(arrays, scheme, kernels)
 
 
+@dataclass(frozen=True, slots=True)
+class AwqPacking:
+    """4-bit integers as the layout awq has them."""
+
+    word: str = "auto_round:auto_awq"
+
+    def takes(self, scheme: Scheme) -> bool:
+        """See Packing."""
+        return scheme.is_adjustable and scheme.bits == AWQ_BITS
+
+    def refuse(self, scheme: Scheme, rows: int, columns: int) -> Refusal | None:
+        """See Packing."""
+        return Awq().refuse(scheme, scheme, rows, columns)
+
+    def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
+        """See Packing."""
+        return Awq().outputs(scheme, "", rows, columns)
+
+    def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
+        """See Packing."""
+        Awq().pack(part, row, out, scheme, kernels)
+
+    def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
+        """See Packing."""
+        return Awq().unpack(arrays, scheme, kernels)
+
+
 V1: Final = IntPacking(WIDTHS, (True,), 1, word="auto_round:auto_gptq")
 ZERO: Final = IntPacking(WIDTHS, (False,), 0, word="auto_round")
 ZERO_OF_ALL: Final = IntPacking(WIDTHS, (True, False), 0, g_idx=True, word="auto_round:gptqmodel")
 MX: Final = FloatPacking("auto_round:llm_compressor", ("mxfp4", "mxfp8", "mxfp4-rceil", "mxfp8-rceil"))
 MX_INT: Final = FloatPacking("auto_round", ("mxint4",))
 NV: Final = FloatPacking("auto_round:llm_compressor_nvfp4_e5m3", ("nvfp4-e5m3",))
+AWQ: Final = AwqPacking()
 OWN_CHOICE: Final[tuple[Packing, ...]] = (V1, ZERO, MX, MX_INT, NV)
 
 

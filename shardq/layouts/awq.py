@@ -33,7 +33,7 @@ class Awq(LayoutDefaults):
     """quant_method awq. Members as in Layout."""
 
     name = "awq"
-    aliases = ("auto_awq", "autoawq", "auto_round:auto_awq")
+    aliases = ("auto_awq", "autoawq")
     summary = "AWQ (gemm): qweight, qzeros, scales, 4 bits"
     loaders = "vLLM and SGLang, GPTQModel, and transformers with it (dense models, head not quantized)"
     slab_rows = LANES

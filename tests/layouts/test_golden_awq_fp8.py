@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from shardq.arena import Arena, reserve
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
+from shardq.layouts.base import ModuleChoice
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.decode import decode_rows
 from shardq.quantizers.quantized import Quantized
@@ -71,6 +72,16 @@ def same_bytes(ours: Tensors, theirs: Tensors) -> bool:
 
 def awq_scheme(case: str) -> Scheme:
     return AWQ.settle(Scheme("int4", int(case.rpartition("-G")[2]), symmetric=case.startswith("sym")))
+
+
+@pytest.mark.parametrize("case", AWQ_CASES)
+def test_auto_rounds_packing_of_that_name_has_the_same_words(case: str, kernels: KernelSet, pack_whole: Pack) -> None:
+    theirs, scheme = read(GOLDEN / "awq" / "gemm" / "BF16.safetensors", case), awq_scheme(case)
+    q = Quantized(*(np.ascontiguousarray(theirs[k]) for k in ("codes", "scales_given", "zeros")))
+    layout = find_layout("auto_round:auto_awq")
+    assert same_bytes(pack_whole(layout, scheme, q), theirs)
+    block = layout.config_block(scheme, [ModuleChoice("model.layers.0.mlp.up_proj", "linear", scheme)], "0.0")
+    assert (block["packing_format"], block["sym"]) == ("auto_round:auto_awq", scheme.symmetric)
 
 
 @pytest.mark.parametrize(("tile", "slab"), CUTS)
