@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from shardq.fused import fused_groups, fused_names
 from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
 from shardq.layouts.qweight import LANES, QweightTensors, settle_integers
 from shardq.layouts.templates import module_regexes
@@ -114,12 +115,17 @@ def _is_lm_head(module: str) -> bool:
 
 
 def _dynamic(default: Scheme, choices: Sequence[ModuleChoice]) -> dict[str, dict[str, int]]:
-    """Readers take the first rule whose regular expression matches from the start of the module's name."""
+    """Readers take the first rule whose regular expression matches from the start of the module's name. vLLM asks with
+    the name of the matrix that it makes of a fused group (`get_dynamic_override`), so these are named, too."""
+    schemes = {c.module: c.scheme for c in choices}
+    for group in dict.fromkeys(fused_groups(schemes, None).values()):
+        if len(found := {schemes[m] for m in group}) == 1:
+            schemes |= dict.fromkeys(fused_names(group), found.pop())
     groups: dict[Scheme | None, list[str]] = {}
-    for c in choices:
-        if c.scheme != default and not (c.scheme is None and _is_lm_head(c.module)):  # `lm_head` says that already
-            groups.setdefault(c.scheme, []).append(c.module)
-    everything = [c.module for c in choices]
+    for module, scheme in schemes.items():
+        if scheme != default and not (scheme is None and _is_lm_head(module)):  # `lm_head` says that already
+            groups.setdefault(scheme, []).append(module)
+    everything = list(schemes)
     rules: dict[str, dict[str, int]] = {}
     for scheme, modules in groups.items():
         values = {} if scheme is None else {"bits": scheme.bits, "group_size": scheme.group_size}

@@ -85,7 +85,9 @@ def gptq_rules_miss_fused(served: Served, tp: int) -> list[str]:
         if rule is None or rule.startswith("-:") or group[0].expert:
             continue
         names = fused_names([m.name for m in group])
-        if names and all(gptq_rule(served.block, n) != rule for n in names):
+        rules = served.block["dynamic"]
+        said = [rules.get(gptq_rule(served.block, n) or "") for n in names]
+        if names and rules[rule] not in said:
             found.append(f"{names[0]} (rule {rule})")
     return found
 

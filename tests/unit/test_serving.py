@@ -1,6 +1,7 @@
 """What engines are said to do with small checkpoints: one case for each row of table/ that decides something."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,7 +122,7 @@ OWN: list[tuple[str, dict[str, Any], str, int, str, str, str]] = [
     ("W4A16@gptq", {"quant_lm_head": True}, "vllm", 1, "", "loads", ""),
     ("W4A16@gptq", {"layer_config": {"**.o_proj": {"bits": 8}}}, "transformers", 1, "", "no", "gptq_exceptions"),
     ("W4A16@gptq", {"layer_config": {"**.o_proj": {"bits": 8}}}, "vllm", 1, "", "limits", "gptq_cpu"),
-    ("W4A16@gptq", {"layer_config": {"re:.*[qkv]_proj": {"bits": 8}}}, "vllm", 1, "", "no", "gptq_rules_fused"),
+    ("W4A16@gptq", {"layer_config": {"re:.*[qkv]_proj": {"bits": 8}}}, "vllm", 1, "", "limits", "gptq_cpu"),
     ("W4A16@gptq", {}, "mlx", 1, "", "no", "gptq_mlx"),
     ("W4A16@auto_round", {}, "vllm", 1, "cpu", "loads", ""),
     ("W8A16@auto_round", {}, "vllm", 1, "cpu", "no", "auto_round_cpu"),
@@ -424,3 +425,12 @@ def test_the_report_names_devices_and_sources(serve: Callable[..., Served]) -> N
     assert (reason["fact"], reason["count"]) == ("tp_groups", 1)
     assert reason["source"]
     assert report["mlx"]["tensor_parallel"] == {}
+
+
+def test_rules_of_gptq_that_name_no_fused_matrix(serve: Callable[..., Served]) -> None:
+    """As other tools write them: vLLM asks for the name of the fused matrix only."""
+    served = serve("W4A16@gptq", layer_config={"re:.*[qkv]_proj": {"bits": 8}})
+    rules = {k: v for k, v in served.block["dynamic"].items() if "qkv" not in k}
+    assert len(rules) < len(served.block["dynamic"])
+    found, facts = said(replace(served, block={**served.block, "dynamic": rules}), "vllm", 1, "")
+    assert (found, "gptq_rules_fused" in facts) == ("no", True)
