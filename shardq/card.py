@@ -95,7 +95,7 @@ def _front_matter(plan: Plan, source_card: str | None) -> dict[str, Any]:
     if plan.checkpoint.commit:  # only a Hub repo has a name that others can follow
         front |= {"base_model": plan.checkpoint.label, "base_model_relation": "quantized"}
     front |= {k: source[k] for k in CARRIED if k in source}
-    front.setdefault("library_name", "transformers")
+    front["library_name"] = plan.layout.library or front.get("library_name", "transformers")
     front["tags"] = ["shardq", plan.layout.name.replace("_", "-"), plan.recipe.scheme.name.lower()]
     return front
 

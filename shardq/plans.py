@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -127,6 +128,11 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     tasks = _tasks(checkpoint, decisions, layout, places, homes, files)
     plan = Plan(checkpoint, recipe, decisions, files, tasks, places, reaches)
     layout.config_block(recipe.scheme, plan.choices(), VERSION)  # refuses what no configuration can say
+    if lost := [f.name for f in files if not fnmatchcase(f.name, layout.file_names)]:
+        raise LayoutRefuses(
+            f"layout {layout.name}: its readers look for {layout.file_names} and would not find {lost[0]}: rename the "
+            "shards of the source, also in its index, or choose another --format"
+        )
     return plan
 
 

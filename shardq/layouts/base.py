@@ -130,6 +130,14 @@ class Layout(Protocol):
         """`__metadata__` of the weight files."""
 
     @property
+    def file_names(self) -> str:
+        """What the names of weight files must match for its readers to find them, as a shell's pattern."""
+
+    @property
+    def library(self) -> str:
+        """What the Hub calls the library that loads it, for the model card; empty: what the source's card says."""
+
+    @property
     def also_roles(self) -> frozenset[str]:
         """Roles besides Linear whose matrices are quantized by default, as the layout's own library does."""
 
@@ -155,6 +163,8 @@ class LayoutDefaults:
     """What most layouts answer. Members as in Layout."""
 
     metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
+    file_names: str = "*"
+    library: str = ""
     also_roles: frozenset[str] = frozenset()
     fuses: bool = True
     config_key: str = "quantization_config"

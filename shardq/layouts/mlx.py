@@ -57,6 +57,8 @@ class Mlx(LayoutDefaults):
     loaders = "mlx-lm"
     slab_rows = 32
     metadata = MappingProxyType({"format": "mlx"})
+    file_names = "model*.safetensors"
+    library = "mlx"
     also_roles = frozenset({"embedding", "head"})
 
     def settle(self, scheme: Scheme) -> Scheme:
