@@ -144,9 +144,7 @@ def _run(
                 write_atomic(staging.source_record, encode_checkpoint(plan.checkpoint))
             if destination:
                 before = still_stored(before, destination, staging, limits.keep_local)
-            workplace = Workplace(
-                source_paths(plan, source, staging), str(staging.part), limits.parallel > 1, limits.log
-            )
+            workplace = Workplace(source_paths(plan, source, staging), str(staging.part), limits.log)
             with StopFlag() as stop:
                 uploader = Uploader(destination) if destination else None
                 run = Pipeline(plan, source, staging, journal, before, limits, memory.slots, report, uploader, label)

@@ -173,7 +173,6 @@ class Workplace:
 
     sources: Mapping[str, str]  # shard -> path of a readable file
     part: str  # folder of unfinished output files
-    mapped: bool  # sources may be mapped into memory: only where a fault kills no more than a worker
     log: LogConfig | None
 
 

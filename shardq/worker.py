@@ -5,7 +5,6 @@ reused from task to task, because fresh pages cost more than the arithmetic.
 """
 
 import hashlib
-import mmap
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +25,7 @@ from shardq.layouts import find_layout
 from shardq.layouts.base import OutSpec
 from shardq.quantizers.buffers import Buffers, buffer_shapes, take_buffers
 from shardq.quantizers.rtn import quantize_rows
-from shardq.slabs import Slab, open_slab
+from shardq.slabs import Mappings, Slab, open_slab
 from shardq.tasks import TILE_BYTES, Checked, CopyTask, Done, QuantizeTask, Sealed, SealTask, Streamed, Task, Workplace
 
 WEIGHT_ARRAYS: Final[Mapping[str, type]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
@@ -34,7 +33,6 @@ TARGET_ARRAYS: Final[Mapping[str, type]] = {  # patterns where numpy has no such
     "I32": np.int32, "I64": np.int64, "I8": np.int8, "U8": np.uint8, "F8_E4M3": np.uint8, "F16": np.float16,
     "BF16": np.uint16, "F32": np.float32,
 }  # fmt: skip
-HASH_BYTES: Final = 8 << 20  # hashed at once
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the output file
 
@@ -58,6 +56,7 @@ class Worker:
         self._kernels = kernels
         self._arena = Arena()
         self._sources = Descriptors(os.O_RDONLY)
+        self._mappings = Mappings()
         self._parts = Descriptors(os.O_RDWR)
         self._memory: Streamed | None = None  # where the present task's source bytes are, if not in a file
 
@@ -191,15 +190,17 @@ class Worker:
         """fsync and sha256 of a finished file; the disk writes while the hash runs."""
         path = self._part(task.file)
         self._parts.close()
+        self._arena.reset(TILE_BYTES)
+        tile = self._arena.take((TILE_BYTES,), np.uint8)
         digest = hashlib.sha256()
         with writing(path):
             fd = os.open(path, os.O_RDWR)
             try:
                 start_writeback(fd)
-                for at in range(0, task.size_bytes, HASH_BYTES):  # by windows: mapped pages count as memory
-                    size = min(HASH_BYTES, task.size_bytes - at)
-                    with mmap.mmap(fd, size, offset=at, access=mmap.ACCESS_READ) as pages:
-                        digest.update(pages)
+                for at in range(0, task.size_bytes, TILE_BYTES):  # read: page faults of a map cost more than the copy
+                    part = tile[: min(TILE_BYTES, task.size_bytes - at)]
+                    pread_exact(fd, part.data, at, task.file)
+                    digest.update(part.data)
                 try:
                     os.fsync(fd)
                 except OSError:
@@ -218,12 +219,11 @@ class Worker:
         self, shard: str, begin: int, size_bytes: int, room: NDArray[np.uint8], alignment: int, tensor: str
     ) -> AbstractContextManager[Slab]:
         what = f"{tensor} in {shard}"
-        if memory := self._memory:  # may always be mapped, as nobody can cut it
-            return open_slab(
-                self._sources.get(memory.path), begin - memory.origin, size_bytes, room, alignment, True, what
-            )
+        if memory := self._memory:
+            pages = self._mappings.get(memory.path)
+            return open_slab(pages, begin - memory.origin, size_bytes, room, alignment, what)
         fd = self._sources.get(self._place.sources[shard])
-        return open_slab(fd, begin, size_bytes, room, alignment, self._place.mapped, what)
+        return open_slab(fd, begin, size_bytes, room, alignment, what)
 
     def _checksum(self, out: Mapping[str, NDArray[Any]]) -> int:
         checksum = 0
