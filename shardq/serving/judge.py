@@ -94,6 +94,8 @@ def _reasons(engine: Engine, facts: tuple[Fact, ...], served: Served, tp: int, d
             continue
         answer, text = fact.answer, fact.reason
         if fact.device and fact.device != device:
+            if fact.answer == "limits":
+                continue  # a limit of another build limits nothing here
             answer, text = "limits", f"on {fact.device.upper()}: {text}"
         yield Reason(fact.id, answer, text, tuple(places[:SHOWN]), len(places), fact.source)
 

@@ -69,7 +69,9 @@ def said(served: Served, engine: str, tp: int = 1, device: str = "") -> tuple[st
 OWN: list[tuple[str, dict[str, Any], str, int, str, str, str]] = [
     ("W4A16@compressed-tensors", {}, "vllm", 1, "", "loads", ""),
     ("W4A16@compressed-tensors", {}, "vllm", 1, "cpu", "loads", ""),
-    ("W4A16@compressed-tensors", {"moe": True}, "vllm", 1, "cpu", "loads", ""),
+    ("W4A16@compressed-tensors", {"moe": True}, "vllm", 1, "cpu", "limits", "amx_experts"),
+    ("W4A16_ASYM@compressed-tensors", {"moe": True}, "vllm", 1, "cpu", "no", "ct_moe_asym_cpu"),
+    ("FPW8A16", {}, "vllm", 1, "cpu", "no", "ct_fp8_weights_cpu"),
     ("W4A16@compressed-tensors", {"moe": True}, "transformers", 1, "", "loads", ""),
     ("W4A16@compressed-tensors", {}, "llama.cpp", 1, "", "no", "method"),
     ("W4A16@compressed-tensors", {}, "mlx", 1, "", "no", "ct_mlx"),
@@ -88,7 +90,7 @@ OWN: list[tuple[str, dict[str, Any], str, int, str, str, str]] = [
     ("W8A8", {}, "vllm", 1, "cpu", "loads", ""),
     ("W8A8", {"moe": True}, "transformers", 1, "", "no", "ct_moe_transformers"),
     ("FP8_BLOCK", {"moe": True}, "transformers", 1, "", "no", "ct_moe_transformers"),
-    ("FP8_BLOCK", {"moe": True}, "vllm", 1, "cpu", "loads", ""),
+    ("FP8_BLOCK", {"moe": True}, "vllm", 1, "cpu", "limits", "amx_blocks"),
     ("FP8_DYNAMIC", {"moe": True}, "transformers", 1, "", "loads", ""),
     ("FP8_DYNAMIC", {"moe": True}, "vllm", 1, "cpu", "no", "ct_fp8_moe_cpu"),
     ("FP8_DYNAMIC", {}, "vllm", 1, "cpu", "loads", ""),
@@ -101,6 +103,7 @@ OWN: list[tuple[str, dict[str, Any], str, int, str, str, str]] = [
     ("MXFP6A16", {}, "transformers", 1, "", "loads", ""),
     ("FP8_BLOCK", {"inner": 1056}, "transformers", 1, "", "no", "block_sides"),
     ("FP8_BLOCK", {"inner": 1056}, "vllm", 1, "", "no", "fp8_blocks"),  # gate ends inside a block of gate_up
+    ("FP8_BLOCK@fp8", {"inner": 1056}, "vllm", 1, "", "no", "fp8_blocks"),  # it loads, and computes nonsense
     ("FP8_BLOCK", {}, "vllm", 4, "", "no", "fp8_blocks"),  # 256 rows of k over 4 are 64
     ("FP8_BLOCK", {"kv_rows": 512, "config": {"num_key_value_heads": 8}}, "vllm", 4, "", "loads", ""),
     ("FP8_BLOCK", {"kv_rows": 512, "config": {"num_key_value_heads": 8}}, "vllm", 8, "", "no", "fp8_blocks"),
@@ -117,7 +120,8 @@ OWN: list[tuple[str, dict[str, Any], str, int, str, str, str]] = [
     ("W4A16@gptq", {}, "transformers", 1, "", "loads", ""),
     ("W4A16@gptq", {"group_size": -1}, "transformers", 1, "", "limits", "gptq_channel"),
     ("W4A16@gptq", {"moe": True}, "transformers", 1, "", "no", "gptq_moe"),
-    ("W4A16@gptq", {"moe": True}, "vllm", 1, "cpu", "loads", ""),
+    ("W4A16@gptq", {"moe": True}, "vllm", 1, "cpu", "limits", "amx_experts"),
+    ("W4A16@gptq", {"moe": True}, "vllm", 1, "", "loads", ""),
     ("W4A16@gptq", {"quant_lm_head": True}, "transformers", 1, "", "no", "head_garbage"),
     ("W4A16@gptq", {"quant_lm_head": True}, "vllm", 1, "", "loads", ""),
     ("W4A16@gptq", {"layer_config": {"**.o_proj": {"bits": 8}}}, "transformers", 1, "", "no", "gptq_exceptions"),
