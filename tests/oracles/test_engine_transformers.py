@@ -117,9 +117,21 @@ def test_compressed_tensors(
         assert 0 < error <= outcome
 
 
+@pytest.mark.parametrize(
+    ("kind", "scheme", "outcomes"), [(k, s, o) for k, rows in COMPRESSED_TENSORS.items() for s, o in rows.items()]
+)
+def test_verify_says_so(
+    kind: str, scheme: str, outcomes: tuple[Outcome, Outcome], transformers: Any, models: Any, make_pair: MakePair
+) -> None:
+    judged = models.judged(make_pair(kind, f"{scheme}@compressed-tensors").quantized, "transformers")
+    by_default, dequantized = (isinstance(outcome, float) for outcome in outcomes)
+    assert judged in ({"loads", "limits"} if by_default else {"limits"} if dequantized else {"no"})
+
+
 @pytest.mark.parametrize(("kind", "scheme"), FP8_LAYOUT)
 def test_native_fp8(kind: str, scheme: str, models: Any, make_pair: MakePair, load: Any) -> None:
     pair = make_pair(kind, f"{scheme}@fp8")
+    assert models.judged(pair.quantized, "transformers") in {"loads", "limits"}
     ours = models.transformers_logits(pair.twin, torch.bfloat16)
     assert torch.equal(ours, logits(load(pair.quantized), models))
 
@@ -129,5 +141,6 @@ def test_experts_of_nvfp4_are_computed_without_their_global_scale(
     scheme: str, models: Any, make_pair: MakePair, load: Any
 ) -> None:
     pair = make_pair("qwen3_moe", f"{scheme}@compressed-tensors")
+    assert models.judged(pair.quantized, "transformers") == "no"
     ours = models.transformers_logits(pair.twin, torch.bfloat16)
     assert models.relative_error(logits(load(pair.quantized), models), ours) >= WRONG
