@@ -7,7 +7,7 @@ from typing import Final
 
 from shardq.checkpoint import TensorRef
 from shardq.formats import WEIGHT_DTYPES
-from shardq.tasks import SLAB_BYTES, SPAN_BYTES
+from shardq.tasks import SLAB_BYTES, SPAN_BYTES, TILE_BYTES
 
 ROWS: Final = 128  # a slab ends at a multiple: no layout's words and no scales that rows share are cut
 COPY_PIECES: Final = 64  # small tensors in one unit; keeps a task's message small
@@ -21,6 +21,15 @@ class Part:
     begin: int  # in the source shard
     size_bytes: int
     rows: tuple[int, int] | None  # the first row, the row behind the last; None: no matrix
+
+    @property
+    def strip_bytes(self) -> int:
+        """See tasks.Piece."""
+        if self.rows is None:
+            return TILE_BYTES
+        row_bytes = self.size_bytes // (self.rows[1] - self.rows[0])
+        rows = next(r for r in (32, 16, 8, 4, 2, 1) if r * row_bytes <= TILE_BYTES or r == 1)
+        return rows * row_bytes
 
 
 def cut_shard(tensors: Iterable[TensorRef]) -> list[tuple[Part, ...]]:

@@ -238,7 +238,7 @@ def _tasks(
             d = by_name[unit[0].tensor.name]
             number = len(tasks)
             if d.scheme is None:
-                pieces = tuple(Piece(p.tensor.name, p.begin, _copied_to(p, by_file[shard]), p.size_bytes) for p in unit)
+                pieces = tuple(_piece(p, by_file[shard]) for p in unit)
                 tasks.append(CopyTask(number, shard, shard, pieces))
             else:
                 file = by_file[_file_of(d, places, homes)]
@@ -246,8 +246,9 @@ def _tasks(
     return tuple(tasks)
 
 
-def _copied_to(p: Part, file: OutputFile) -> int:
-    return file.offsets[p.tensor.name][0] + p.begin - p.tensor.begin
+def _piece(p: Part, file: OutputFile) -> Piece:
+    target = file.offsets[p.tensor.name][0] + p.begin - p.tensor.begin
+    return Piece(p.tensor.name, p.begin, target, p.size_bytes, p.strip_bytes)
 
 
 def _quantize_task(

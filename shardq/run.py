@@ -207,7 +207,7 @@ def _run(
         lanes = [_open_lane(number, p, source, limits, restart, held) for number, p in enumerate(todo)]
         home = todo[0].staging
         parts = tuple(str(p.staging.part) for p in todo)
-        workplace = Workplace(source_paths(work, source, home), parts, limits.parallel > 1, limits.log)
+        workplace = Workplace(source_paths(work, source, home), parts, limits.log)
         with StopFlag() as stop:
             run = Pipeline(work, source, lanes, limits, memory.slots, report)
             try:

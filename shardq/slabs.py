@@ -1,8 +1,8 @@
 """Source bytes of one task, tile by tile.
 
-Two ways, equal in what they give. Worker processes map the file: the kernels then read the page cache in place, which
-saves a third of a task's CPU time. A mapped page that cannot be read (the file was cut, the disk failed) kills the
-process, which only a worker may risk; so where the caller itself does the work, tiles are read into a buffer.
+Files are read into one buffer, small enough to stay in the cache. Mapping them would save the copy and cost more in
+page faults (0.14 against 0.11 CPU-s/GB with Linux 6.18 on Zen 5); and a file that is cut is an error here, no signal.
+What range mode has brought is in memory already: it is mapped once, and kernels read it in place.
 """
 
 import mmap
@@ -10,12 +10,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardq.errors import CorruptShard
 from shardq.files.atomic import pread_exact, reading
 
 
@@ -27,7 +26,7 @@ class Slab(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ReadSlab:
+class FileSlab:
     """Tiles are read into one buffer."""
 
     fd: int
@@ -43,8 +42,8 @@ class ReadSlab:
 
 
 @dataclass(frozen=True, slots=True)
-class MappedSlab:
-    """Tiles are views of the page cache."""
+class MemorySlab:
+    """Tiles are views of memory."""
 
     pages: NDArray[np.uint8]
 
@@ -53,26 +52,50 @@ class MappedSlab:
         return self.pages[offset : offset + size_bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class CopiedSlab:
+    """Tiles are copies of memory that does not begin where kernels can read."""
+
+    pages: NDArray[np.uint8]
+    buffer: NDArray[np.uint8]
+
+    def tile(self, offset: int, size_bytes: int) -> NDArray[np.uint8]:
+        """See Slab."""
+        part = self.buffer[:size_bytes]
+        part[:] = self.pages[offset : offset + size_bytes]
+        return part
+
+
+class Mappings:
+    """Memory of range mode by its path, mapped on first use and kept: a map for each task would cost page faults for
+    every byte that passes."""
+
+    def __init__(self) -> None:
+        self._pages: dict[str, NDArray[np.uint8]] = {}
+
+    def get(self, path: str) -> NDArray[np.uint8]:
+        """All of the memory, read-only; the map goes with its last view. Raises SourceUnreadable."""
+        if path not in self._pages:
+            with reading(path):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    self._pages[path] = np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
+                finally:
+                    os.close(fd)
+        return self._pages[path]
+
+
 @contextmanager
 def open_slab(
-    fd: int, begin: int, size_bytes: int, buffer: NDArray[np.uint8], alignment: int, mapped: bool, what: str
+    source: int | NDArray[np.uint8], begin: int, size_bytes: int, buffer: NDArray[np.uint8], alignment: int, what: str
 ) -> Iterator[Slab]:
-    """The bytes [begin, begin + size_bytes) of a file, mapped when `mapped` is true and `begin` is a multiple of
-    `alignment`: tensor data may start at any byte, kernels want whole elements.
+    """The bytes [begin, begin + size_bytes) of `source`: a descriptor, or memory.
 
-    `buffer` takes a tile otherwise. Raises CorruptShard when the file is shorter, naming `what`.
+    `buffer` takes a tile of a file, and of memory where `begin` is no multiple of `alignment`: tensor data may start at
+    any byte, kernels want whole elements. A file that is shorter is refused by `tile`, naming `what`.
     """
-    if not mapped or begin % alignment or size_bytes == 0:
-        yield ReadSlab(fd, begin, buffer, what)
+    if isinstance(source, int):
+        yield FileSlab(source, begin, buffer, what)
         return
-    with reading(what):
-        size = os.fstat(fd).st_size
-    if size < begin + size_bytes:
-        raise CorruptShard(
-            f"{what} is truncated: {begin + size_bytes - size} bytes are missing at the end of the file; get it again"
-        )
-    skip = begin % mmap.ALLOCATIONGRANULARITY
-    with reading(what):
-        pages = mmap.mmap(fd, size_bytes + skip, offset=begin - skip, access=mmap.ACCESS_READ)
-    array: NDArray[Any] = np.frombuffer(pages, np.uint8)
-    yield MappedSlab(array[skip:])  # the map goes with its last view
+    pages = source[begin : begin + size_bytes]
+    yield CopiedSlab(pages, buffer) if begin % alignment else MemorySlab(pages)

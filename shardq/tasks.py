@@ -73,6 +73,7 @@ class Piece:
     begin: int  # in the source shard
     target: int  # in the output file
     size_bytes: int
+    strip_bytes: int = TILE_BYTES  # checksummed at once; of a matrix whole rows, so few that any tile ends with one
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,9 @@ class Bundle:
         arrays, and the codes, words and scales of a tile."""
         tasks = self.quantize_tasks
         if not tasks:
-            return 2 * TILE_BYTES
+            first_task = self.members[0].task
+            pieces = first_task.pieces if isinstance(first_task, CopyTask) else ()
+            return TILE_BYTES + max(TILE_BYTES, *(p.strip_bytes for p in pieces))
         first = tasks[0]
         tile = min(self.tile_rows, first.end_row - first.row)
         groups = sum(t.scheme.groups(t.columns) for t in tasks)
@@ -248,7 +251,6 @@ class Workplace:
 
     sources: Mapping[str, str]  # shard -> path of a readable file
     parts: tuple[str, ...]  # folder of unfinished output files, by lane
-    mapped: bool  # sources may be mapped into memory: only where a fault kills no more than a worker
     log: LogConfig | None
 
 

@@ -6,7 +6,6 @@ reused from task to task, because fresh pages cost more than the arithmetic.
 
 import hashlib
 import math
-import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,7 +26,7 @@ from shardq.layouts.base import Layout, OutSpec
 from shardq.quantizers.buffers import Buffers, buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows, quantize_rows
 from shardq.schemes import Scheme
-from shardq.slabs import Slab, open_slab
+from shardq.slabs import Mappings, Slab, open_slab
 from shardq.tasks import (
     TILE_BYTES,
     Bundle,
@@ -49,7 +48,6 @@ TARGET_ARRAYS: Final[Mapping[str, type]] = {  # patterns where numpy has no such
     "I32": np.int32, "U32": np.uint32, "I64": np.int64, "I8": np.int8, "U8": np.uint8, "F8_E4M3": np.uint8,
     "F16": np.float16, "BF16": np.uint16, "F32": np.float32,
 }  # fmt: skip
-HASH_BYTES: Final = 8 << 20  # hashed at once
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the output file
 Way = tuple[Scheme, float | None]  # what decides codes: the scheme, and the magnitude that it reaches for
@@ -95,6 +93,7 @@ class Worker:
         self._kernels = kernels
         self._arena = Arena()
         self._sources = Descriptors(os.O_RDONLY)
+        self._mappings = Mappings()
         self._parts = Descriptors(os.O_RDWR)
         self._memory: Streamed | None = None  # where the present work's source bytes are, if not in a file
 
@@ -129,20 +128,23 @@ class Worker:
         room, ways, makings = self._take(bundle, rows)
         kind = np.dtype(WEIGHT_ARRAYS[first.dtype])
         begin = first.extent[0]
+        copies = [m for m in bundle.members if isinstance(m.task, CopyTask)]
+        sums = {m.lane: 0 for m in copies}
         with self._open(first.shard, begin, first.source_bytes, room, kind.itemsize, first.tensor) as slab:
             for row in range(0, first.end_row - first.row, rows):
                 count = min(rows, first.end_row - first.row - row)
                 raw = slab.tile(row * first.row_bytes, count * first.row_bytes)
                 tile: NDArray[Any] = raw.view(kind).reshape(count, first.columns)
                 self._tile(tile, row, ways, makings)
-            for m in bundle.members:
-                if isinstance(m.task, CopyTask):
-                    yield m.lane, self._copy_slab(m.lane, m.task, slab)
+                for c in copies:
+                    sums[c.lane] = self._copy_rows(c, raw, row * first.row_bytes, sums[c.lane])
         if first.amax is not None and not math.isfinite(first.amax):
             raise NonFiniteWeight(
                 f"{first.tensor} in {first.shard}: a tensor that must share its scale holds NaN or infinity, which "
                 "cannot be quantized; the checkpoint may be damaged, or keep all of them with --ignore"
             )
+        for m in copies:
+            yield m.lane, _copied(m.task.id, sums[m.lane])
         for making in makings:
             self._write(making)
             figures = self._kernels.sum_errors(making.stats)
@@ -225,14 +227,13 @@ class Worker:
     def _copy(self, members: Sequence[Member]) -> Iterator[tuple[int, Done]]:
         """Equal pieces for all outputs; each is read once."""
         tasks = [m.task for m in members if isinstance(m.task, CopyTask)]
-        self._arena.reset(TILE_BYTES)
-        room = self._arena.take((TILE_BYTES,), np.uint8)
+        room = self._strip(tasks[0])
         sums = [0] * len(tasks)
         for pieces in zip(*(t.pieces for t in tasks), strict=True):
             piece = pieces[0]
             with self._open(tasks[0].shard, piece.begin, piece.size_bytes, room, 1, piece.tensor) as slab:
-                for at in range(0, piece.size_bytes, TILE_BYTES):
-                    part = slab.tile(at, min(TILE_BYTES, piece.size_bytes - at))
+                for at in range(0, piece.size_bytes, piece.strip_bytes):
+                    part = slab.tile(at, min(piece.strip_bytes, piece.size_bytes - at))
                     digest = self._kernels.checksum(part)
                     sums = [_fold(s, digest) for s in sums]
                     for m, own in zip(members, pieces, strict=True):
@@ -240,15 +241,21 @@ class Worker:
         for m, checksum in zip(members, sums, strict=True):
             yield m.lane, _copied(m.task.id, checksum)
 
-    def _copy_slab(self, lane: int, task: CopyTask, slab: Slab) -> Done:
-        """A slab that other outputs quantize, as it is."""
-        (piece,) = task.pieces
-        checksum = 0
-        for at in range(0, piece.size_bytes, TILE_BYTES):
-            part = slab.tile(at, min(TILE_BYTES, piece.size_bytes - at))
-            self._put(lane, task.file, part, piece.target + at)
-            checksum = _fold(checksum, self._kernels.checksum(part))
-        return _copied(task.id, checksum)
+    def _copy_rows(self, member: Member, raw: NDArray[np.uint8], at: int, checksum: int) -> int:
+        """Some rows of a slab that other outputs quantize, as they are; `at`: their first byte in the slab."""
+        assert isinstance(member.task, CopyTask)
+        (piece,) = member.task.pieces
+        self._put(member.lane, member.task.file, raw, piece.target + at)
+        for begin in range(0, raw.size, piece.strip_bytes):
+            checksum = _fold(checksum, self._kernels.checksum(raw[begin : begin + piece.strip_bytes]))
+        return checksum
+
+    def _strip(self, task: CopyTask) -> NDArray[np.uint8]:
+        """Room for what is checksummed at once."""
+        size = max(p.strip_bytes for p in task.pieces)
+        self._arena.reset(size)
+        room: NDArray[np.uint8] = self._arena.take((size,), np.uint8)
+        return room
 
     def _put(self, lane: int, file: str, part: NDArray[np.uint8], offset: int) -> None:
         path = self._part(lane, file)
@@ -267,12 +274,11 @@ class Worker:
             for data, offset in _extents(task, specs, out):
                 pread_exact(fd, data.data, offset, task.file)
             return self._checksum(out)
-        self._arena.reset(TILE_BYTES)
-        tile = self._arena.take((TILE_BYTES,), np.uint8)
+        tile = self._strip(task)
         checksum = 0
         for piece in task.pieces:
-            for at in range(0, piece.size_bytes, TILE_BYTES):
-                part = tile[: min(TILE_BYTES, piece.size_bytes - at)]
+            for at in range(0, piece.size_bytes, piece.strip_bytes):
+                part = tile[: min(piece.strip_bytes, piece.size_bytes - at)]
                 pread_exact(fd, part.data, piece.target + at, task.file)
                 checksum = _fold(checksum, self._kernels.checksum(part))
         return checksum
@@ -298,15 +304,17 @@ class Worker:
         """fsync and sha256 of a finished file; the disk writes while the hash runs."""
         path = self._part(task.lane, task.file)
         self._parts.close()
+        self._arena.reset(TILE_BYTES)
+        tile = self._arena.take((TILE_BYTES,), np.uint8)
         digest = hashlib.sha256()
         with writing(path):
             fd = os.open(path, os.O_RDWR)
             try:
                 start_writeback(fd)
-                for at in range(0, task.size_bytes, HASH_BYTES):  # by windows: mapped pages count as memory
-                    size = min(HASH_BYTES, task.size_bytes - at)
-                    with mmap.mmap(fd, size, offset=at, access=mmap.ACCESS_READ) as pages:
-                        digest.update(pages)
+                for at in range(0, task.size_bytes, TILE_BYTES):  # read: page faults of a map cost more than the copy
+                    part = tile[: min(TILE_BYTES, task.size_bytes - at)]
+                    pread_exact(fd, part.data, at, task.file)
+                    digest.update(part.data)
                 try:
                     os.fsync(fd)
                 except OSError:
@@ -325,12 +333,11 @@ class Worker:
         self, shard: str, begin: int, size_bytes: int, room: NDArray[np.uint8], alignment: int, tensor: str
     ) -> AbstractContextManager[Slab]:
         what = f"{tensor} in {shard}"
-        if memory := self._memory:  # may always be mapped, as nobody can cut it
-            return open_slab(
-                self._sources.get(memory.path), begin - memory.origin, size_bytes, room, alignment, True, what
-            )
+        if memory := self._memory:
+            pages = self._mappings.get(memory.path)
+            return open_slab(pages, begin - memory.origin, size_bytes, room, alignment, what)
         fd = self._sources.get(self._place.sources[shard])
-        return open_slab(fd, begin, size_bytes, room, alignment, self._place.mapped, what)
+        return open_slab(fd, begin, size_bytes, room, alignment, what)
 
     def _checksum(self, out: Mapping[str, NDArray[Any]]) -> int:
         checksum = 0

@@ -60,6 +60,7 @@ class Mlx(LayoutDefaults):
     file_names = "model*.safetensors"
     library = "mlx"
     also_roles = frozenset({"embedding", "head"})
+    fuses = False
 
     def settle(self, scheme: Scheme) -> Scheme:
         """See Layout. Integers are affine, whether a scheme asks for symmetric ones or not; activations of the MX and

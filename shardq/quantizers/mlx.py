@@ -1,7 +1,7 @@
 """Round-to-nearest as `mx.quantize` of MLX 0.32.4 computes it on a CPU, in fp32.
 
 Affine: each group's edge (its extreme of larger magnitude) gets a code of its own, and scale and bias are rounded only
-when they are stored. mxfp4 and mxfp8: the smallest power of two under which nothing saturates. nvfp4: the largest
+when they are stored. mxfp4 and mxfp8: the smallest power of two under which nothing saturates. e4m3 scales: the largest
 magnitude over 6, rounded to e4m3. (Of fp16 weights MLX divides the largest in fp16: where that quotient is subnormal,
 its exponent of mxfp8 may be one lower.)
 """
@@ -77,8 +77,8 @@ def _quantize_affine(
 
 
 def _round_to_e4m3(absmax: NDArray[np.float32], scheme: Scheme, b: Buffers, kernels: "KernelSet") -> None:
-    """Scales of nvfp4: the largest magnitude over 6, half to even, at most 448. Below 2^-10 they are 0, and so is the
-    whole group: MLX has no second scale that would lift it."""
+    """e4m3 scales: the largest magnitude over 6, half to even, at most 448. Below 2^-10 they are 0, and so is the whole
+    group: MLX has no second scale that would lift it."""
     ratios, ones = absmax / np.float32(scheme.format.max_value), np.ones((len(absmax), 1), np.float32)
     kernels.encode_scaled(ratios, "F32", scheme.scale, ratios.shape[1], ones, b.zeros)
     kernels.decode_scaled(b.zeros, scheme.scale, ones, ratios.shape[1], b.scales)

@@ -134,9 +134,9 @@ def missing_input_scales(served: Served, tp: int) -> list[str]:
 
 
 def missing_input_global_scales(served: Served, tp: int) -> list[str]:
-    """nvfp4 modules with quantized activations that have no input_global_scale."""
+    """fp4 modules with quantized activations that have no input_global_scale."""
     del tp
-    found = (m for m in served.quantized if m.stored and m.stored.kind == "nvfp4" and m.stored.activation)
+    found = (m for m in served.quantized if m.stored and m.stored.kind == "fp4" and m.stored.activation)
     return [m.name for m in found if f"{m.name}.input_global_scale" not in served.tensors]
 
 

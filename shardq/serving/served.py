@@ -30,7 +30,7 @@ LINEAR_ROLES: Final = frozenset(
 class Stored:
     """How a quantized weight lies there."""
 
-    kind: str  # int, fp8, mxfp4, mxfp6, mxfp8, nvfp4
+    kind: str  # int, fp8, mxfp4, mxfp6, mxfp8, fp4 (with a scale above the scales)
     bits: int
     group_columns: int  # columns of a scale; WHOLE_ROW, WHOLE_TENSOR
     group_rows: int  # rows of a scale, where blocks share it; else 1
@@ -191,7 +191,7 @@ def _from_packed(name: str, parts: Parts, block: Mapping[str, Any], method: str)
     own, activation = group_of(block, method, name), _activation(block, method, name)
     groups = scale_shape[-1] if len(scale_shape) >= 2 else 1
     if "weight_global_scale" in parts:
-        return Stored("nvfp4", 4, 16, 1, True, activation), rows, packed * 2
+        return Stored("fp4", 4, 16, 1, True, activation), rows, packed * 2
     if scale_dtype in ("U8", "F8_E8M0"):
         columns = groups * 32
         bits = packed * 8 * (4 if dtype == "I32" else 1) // columns if columns else 4
@@ -210,7 +210,7 @@ def _from_weight(name: str, parts: Parts, block: Mapping[str, Any], method: str)
     activation = _activation(block, method, name)
     scale = parts.get("weight_scale_inv") or parts.get("weight_scale") or parts.get("scale")
     if dtype == "U8" and "weight_scale_2" in parts:
-        return Stored("nvfp4", 4, 16, 1, True, activation), rows, columns * 2
+        return Stored("fp4", 4, 16, 1, True, activation), rows, columns * 2
     if scale is None:
         return Stored("fp8" if dtype.startswith("F8") else "int", 8, WHOLE_TENSOR, 1, True, activation), rows, columns
     scale_dtype, shape = scale

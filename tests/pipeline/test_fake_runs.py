@@ -33,6 +33,14 @@ def test_the_ledger_tells_the_error_of_what_is_written(checkpoint: Path, tmp_pat
         assert torch.isfinite(after[name].float()).all()
 
 
+def test_a_last_group_may_be_short(checkpoint: Path, tmp_path: Path) -> None:
+    """For research: loaders have no such groups, kernels do."""
+    out = tmp_path / "out"
+    shardq.quantize(checkpoint, shardq.make_recipe("W4A16@fake", group_size=96), output_dir=out)
+    assert shardq.verify(out, deep=True, source=checkpoint).problems == ()
+    assert shardq.audit(out, source=checkpoint).problems == ()
+
+
 def test_what_a_configuration_cannot_say_is_refused_before_a_weight_is_read(checkpoint: Path, tmp_path: Path) -> None:
     """Readers of awq look for the name of a kept module anywhere in a name."""
     rule = {"model.layers.1.mlp.up_proj": {"bits": 16}}

@@ -244,14 +244,14 @@ def nvfp4_config(activation: Any) -> dict[str, Any]:
 
 def test_nvfp4() -> None:
     weight_only = read_served(nvfp4(P + "mlp.", False), nvfp4_config(None))
-    assert {m.stored.name for m in weight_only.quantized if m.stored} == {"nvfp4 g16"}
+    assert {m.stored.name for m in weight_only.quantized if m.stored} == {"fp4 g16"}
     assert said(weight_only, "transformers")[0] == "loads"
     assert said(weight_only, "vllm", device="cpu") == ("no", {"ct_mx_cpu"})
     local = {"num_bits": 4, "dynamic": "local"}
-    assert said(read_served(nvfp4(P + "mlp.", False), nvfp4_config(local)), "transformers") == ("no", {"nvfp4_inputs"})
+    assert said(read_served(nvfp4(P + "mlp.", False), nvfp4_config(local)), "transformers") == ("no", {"fp4_inputs"})
     assert said(read_served(nvfp4(P + "mlp.", True), nvfp4_config(local)), "transformers")[0] == "loads"
     experts = read_served(nvfp4(P + "mlp.experts.0.", False), nvfp4_config(None))
-    assert said(experts, "transformers") == ("no", {"ct_moe_nvfp4"})
+    assert said(experts, "transformers") == ("no", {"ct_moe_fp4"})
 
 
 def awq(moe: bool = False) -> tuple[Tensors, dict[str, Any]]:
