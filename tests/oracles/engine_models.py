@@ -14,7 +14,10 @@ from shardq.kernels import load as load_kernels
 from shardq.layouts import find_layout
 from shardq.ledger import LEDGER, decode_ledger
 from shardq.outputs import target_of
+from shardq.serving.judge import judge
+from shardq.serving.served import read_served
 from shardq.sources import open_source
+from shardq.staging import PROVENANCE
 from shardq.unpack import OutputShard, read_module
 
 WriteCheckpoint = Callable[[Path, Mapping[str, Any], Mapping[str, torch.Tensor]], Path]
@@ -102,7 +105,8 @@ class Module(NamedTuple):
 def quantized_modules(folder: Path) -> Iterator[Module]:
     """Every tensor that the ledger calls quantized, read under the scheme that the configuration gives its module."""
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    layout, kernels, source = find_layout(config["quant_method"]), load_kernels(), open_source(str(folder))
+    layout = find_layout(json.loads((folder / PROVENANCE).read_text())["identity"]["recipe.layout"])
+    kernels, source = load_kernels(), open_source(str(folder))
     headers = {path.name: read_header(path) for path in folder.glob("*.safetensors")}
     for name, entry in decode_ledger((folder / LEDGER).read_bytes())["tensors"].items():
         if entry["outcome"] != "quantized":
@@ -114,7 +118,9 @@ def quantized_modules(folder: Path) -> Iterator[Module]:
         rows, columns = q.codes.shape
         weight, group = np.empty((rows, columns), np.float32), scheme.group_columns(columns)
         scales = q.scales if q.global_scale is None else q.scales / np.float32(q.global_scale)
-        if q.zeros is None:
+        if q.biases is not None:
+            kernels.decode_affine(q.codes, scales, q.biases, group, "bias", weight)
+        elif q.zeros is None:
             kernels.decode_scaled(q.codes, scheme.element, scales, group, weight)
         else:
             kernels.dequantize_int(q.codes, scales, q.zeros, group, weight)
@@ -132,6 +138,14 @@ def write_twin(
         tensors[f"{module.name}.weight"] = module.weight.to(dtype)
     config = json.loads((source / "config.json").read_text())
     return write_checkpoint(folder, config, tensors)
+
+
+def judged(folder: Path, engine: str, device: str = "") -> str:
+    """What `shardq verify` says of a folder in an engine: "loads", "limits" or "no"."""
+    config = json.loads((folder / "config.json").read_text())
+    headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
+    served = read_served({t.name: (t.dtype, t.shape) for header in headers for t in header.tensors}, config)
+    return next(v.answer for v in judge(served, 1, device) if v.engine == engine)
 
 
 def transformers_logits(folder: Path, dtype: torch.dtype, tokens: Sequence[int] = PROMPT) -> torch.Tensor:

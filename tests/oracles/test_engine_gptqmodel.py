@@ -64,6 +64,7 @@ def test_gptqmodel_loads(kind: str, scheme: str, models: Any, make_pair: MakePai
 @pytest.mark.parametrize("scheme", TRANSFORMERS)
 def test_transformers_loads_dense_models(scheme: str, models: Any, make_pair: MakePair, by_transformers: Any) -> None:
     pair = make_pair("qwen3", scheme)
+    assert models.judged(pair.quantized, "transformers") in {"loads", "limits"}
     theirs = by_transformers[pair.quantized]
     assert theirs.get("missing") == [], theirs
     ours = models.transformers_logits(pair.twin, torch.bfloat16)
@@ -73,7 +74,9 @@ def test_transformers_loads_dense_models(scheme: str, models: Any, make_pair: Ma
 @pytest.mark.parametrize("scheme", TRANSFORMERS)
 def test_transformers_loses_experts(scheme: str, models: Any, make_pair: MakePair, by_transformers: Any) -> None:
     """It stacks them under other names, and says only in a report that it made up their weights."""
-    missing = by_transformers[make_pair("qwen3_moe", scheme).quantized]["missing"]
+    pair = make_pair("qwen3_moe", scheme)
+    assert models.judged(pair.quantized, "transformers") == "no"
+    missing = by_transformers[pair.quantized]["missing"]
     stacks = ("gate_up_proj", "down_proj")
     assert missing == sorted(f"model.layers.{i}.mlp.experts.{s}" for i in range(models.LAYERS) for s in stacks)
 

@@ -9,12 +9,14 @@ from typing import Any, Final
 import pytest
 import torch
 
+from shardq import Limits, make_recipe, quantize
+
 pytestmark = pytest.mark.oracle
 
 MakePair = Callable[..., Any]
 EXACT: Final = 0.0
 # Relative error of the logits where the engine quantizes activations too, and the largest that was measured.
-INT8, FP8, FP4 = 0.03, 0.07, 0.25  # 0.019, 0.047, 0.19
+INT8, FP8, FP4, INT4 = 0.03, 0.07, 0.25, 0.3  # 0.019, 0.047, 0.19, 0.25
 WRONG: Final = 0.3  # at least this, without a word
 MISMATCH: Final = "ignore_mismatched_sizes"  # packed zero points, expected unpacked ones
 CONVERSION: Final = "automatic conversion of the weights"  # experts whose scales it cannot stack
@@ -26,19 +28,26 @@ COMPRESSED_TENSORS: Final[dict[str, dict[str, tuple[Outcome, Outcome]]]] = {
         "W2A16": (EXACT, EXACT),
         "W3A16": (EXACT, EXACT),
         "W4A16": (EXACT, EXACT),
+        "W4A16G32": (EXACT, EXACT),
+        "W4A16CH": (EXACT, EXACT),
         "W4A16-ASYM": (MISMATCH, EXACT),
         "W5A16": (EXACT, EXACT),
         "W6A16": (EXACT, EXACT),
         "W7A16": (EXACT, EXACT),
         "W8A16": (EXACT, EXACT),
+        "W4A4": (INT4, EXACT),
         "W4A8": (INT8, EXACT),
+        "W4AFP8": (FP8, EXACT),
         "W8A8": (INT8, EXACT),
         "FP8_DYNAMIC": (FP8, EXACT),
+        "FP8_TENSOR": (FP8, EXACT),
         "FPW8A16": (EXACT, EXACT),
         "FPW8A16_TENSOR": (EXACT, EXACT),
         "FP8_BLOCK": (FP8, EXACT),
         "MXFP4": (FP4, EXACT),
         "MXFP4A16": (EXACT, EXACT),
+        "MXFP4XFP8": (FP8, EXACT),
+        "MXFP6A8": (FP8, EXACT),
         "MXFP6A16": (EXACT, EXACT),
         "MXFP8": (FP8, EXACT),
         "MXFP8A16": (EXACT, EXACT),
@@ -48,14 +57,25 @@ COMPRESSED_TENSORS: Final[dict[str, dict[str, tuple[Outcome, Outcome]]]] = {
         "W2A16": (EXACT, EXACT),
         "W3A16": (EXACT, EXACT),
         "W4A16": (EXACT, EXACT),
+        "W4A16G32": (EXACT, EXACT),
+        "W4A16CH": (EXACT, EXACT),
+        "W4A16_MIXED": (EXACT, EXACT),
         "W4A16-ASYM": (CONVERSION, CONVERSION),
+        "W5A16": (EXACT, EXACT),
         "W8A16": (EXACT, EXACT),
+        "W4A4": (INT4, EXACT),
+        "W4A8": (INT8, EXACT),
+        "W4AFP8": (FP8, EXACT),
         "W8A8": (CONVERSION, CONVERSION),
         "FP8_DYNAMIC": (FP8, EXACT),
+        "FP8_TENSOR": (FP8, EXACT),
         "FPW8A16": (EXACT, EXACT),
+        "FPW8A16_TENSOR": (EXACT, EXACT),
         "FP8_BLOCK": (CONVERSION, CONVERSION),
         "MXFP4": (FP4, EXACT),
         "MXFP4A16": (EXACT, EXACT),
+        "MXFP4XFP8": (FP8, EXACT),
+        "MXFP6A8": (FP8, EXACT),
         "MXFP6A16": (EXACT, EXACT),
         "MXFP8": (CONVERSION, CONVERSION),
         "MXFP8A16": (CONVERSION, CONVERSION),
@@ -117,17 +137,52 @@ def test_compressed_tensors(
         assert 0 < error <= outcome
 
 
+@pytest.mark.parametrize(
+    ("kind", "scheme", "outcomes"), [(k, s, o) for k, rows in COMPRESSED_TENSORS.items() for s, o in rows.items()]
+)
+def test_verify_says_so(
+    kind: str, scheme: str, outcomes: tuple[Outcome, Outcome], transformers: Any, models: Any, make_pair: MakePair
+) -> None:
+    judged = models.judged(make_pair(kind, f"{scheme}@compressed-tensors").quantized, "transformers")
+    by_default, dequantized = (isinstance(outcome, float) for outcome in outcomes)
+    assert judged in ({"loads", "limits"} if by_default else {"limits"} if dequantized else {"no"})
+
+
 @pytest.mark.parametrize(("kind", "scheme"), FP8_LAYOUT)
 def test_native_fp8(kind: str, scheme: str, models: Any, make_pair: MakePair, load: Any) -> None:
     pair = make_pair(kind, f"{scheme}@fp8")
+    assert models.judged(pair.quantized, "transformers") in {"loads", "limits"}
     ours = models.transformers_logits(pair.twin, torch.bfloat16)
     assert torch.equal(ours, logits(load(pair.quantized), models))
 
 
-@pytest.mark.parametrize("scheme", ["NVFP4A16"])
+@pytest.mark.parametrize("dequantize", [False, True])
 def test_experts_of_nvfp4_are_computed_without_their_global_scale(
-    scheme: str, models: Any, make_pair: MakePair, load: Any
+    dequantize: bool, models: Any, make_pair: MakePair, load: Any
 ) -> None:
-    pair = make_pair("qwen3_moe", f"{scheme}@compressed-tensors")
+    pair = make_pair("qwen3_moe", "NVFP4A16@compressed-tensors")
+    assert models.judged(pair.quantized, "transformers") == "no"
     ours = models.transformers_logits(pair.twin, torch.bfloat16)
-    assert models.relative_error(logits(load(pair.quantized), models), ours) >= WRONG
+    assert models.relative_error(logits(load(pair.quantized, dequantize), models), ours) >= WRONG
+
+
+@pytest.mark.parametrize(
+    ("kind", "exceptions"),
+    [
+        ("qwen3", {"**.o_proj": {"bits": 8}}),
+        ("qwen3", {"**.1.mlp.*": {"bits": 16}}),
+        ("qwen3_moe", {"**.self_attn.*": {"scheme": "FPW8A16"}}),
+        ("qwen3_moe", {"**.self_attn.*": {"bits": 16}}),
+    ],
+)
+def test_exceptions_and_a_quantized_head(
+    kind: str, exceptions: dict[str, Any], tmp_path: Path, models: Any, make_pair: MakePair, load: Any,
+    write_checkpoint: Any,
+) -> None:  # fmt: skip
+    source = make_pair(kind, "W4A16@compressed-tensors").source
+    recipe = make_recipe("W4A16@compressed-tensors", layer_config=exceptions, quant_lm_head=True)
+    out = quantize(source, recipe, output_dir=tmp_path / "out", limits=Limits(parallel=1)).output
+    assert "lm_head" in {module.name for module in models.quantized_modules(out)}
+    twin = models.write_twin(source, out, tmp_path / "twin", torch.bfloat16, write_checkpoint)
+    assert models.judged(out, "transformers") in {"loads", "limits"}
+    assert torch.equal(models.transformers_logits(twin, torch.bfloat16), logits(load(out), models))

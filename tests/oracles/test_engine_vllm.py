@@ -54,7 +54,7 @@ OUTCOMES: Final[dict[str, dict[str, Outcome]]] = {
         "MXFP4A16@compressed-tensors": NO_KERNEL,
         "MXFP6A16@compressed-tensors": "Only num_bits in",
         "MXFP8@compressed-tensors": NO_KERNEL,
-        "NVFP4A16@compressed-tensors": NO_KERNEL,
+        "NVFP4A16@compressed-tensors": "Marlin FP4 not available",
         "MXFP8@fp8": NO_KERNEL,
         "W8A16@gptq": "Marlin does not support",
         "W2A16@gptq": NOT_SERVED,
@@ -86,7 +86,6 @@ SMOLLM2: Final[dict[str, Outcome]] = {
     "W4A16G64-ASYM@awq": 0.12,
     "W4A16G64@auto_round": 0.12,
     "FP8_BLOCK@compressed-tensors": "is not divisible by weight quantization block_n",  # 576 rows of q, then k
-    "FP8_BLOCK@fp8": "is not divisible by weight quantization block_n",
 }
 REFUSALS: Final = (ValueError, NotImplementedError, AttributeError)
 
@@ -160,6 +159,7 @@ def test_vllm_computes_what_we_wrote(
     kind: str, scheme: str, outcome: Outcome, models: Any, make_pair: MakePair, serve: Serve
 ) -> None:
     pair = make_pair(kind, scheme)
+    assert (models.judged(pair.quantized, "vllm", "cpu") == "no") == isinstance(outcome, str)
     if isinstance(outcome, str):
         with pytest.raises(REFUSALS, match=outcome):
             serve(pair.quantized, models.PROMPT, ALL, 1)
@@ -173,24 +173,48 @@ def test_vllm_computes_what_we_wrote(
     assert len(served.continuation) == 4
 
 
-@pytest.mark.parametrize(("scheme", "outcome"), SMOLLM2.items())
-def test_vllm_answers(
-    scheme: str, outcome: Outcome, smollm2: Path, models: Any, make_pair: MakePair, serve: Serve
-) -> None:
+@pytest.fixture(scope="module")
+def tokenizer(vllm: Any, smollm2: Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    tokens = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+@pytest.fixture(scope="module")
+def question(tokenizer: Any) -> list[int]:
+    tokens: list[int] = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]
+    return tokens
+
+
+def mean_difference(served: Served, expected: torch.Tensor, tokens: Sequence[int]) -> float:
+    """Of the log-probabilities of the second token and on."""
+    own = torch.tensor([place[token] for token, place in zip(tokens[1:], served.logprobs, strict=True)])
+    return (own - expected[torch.arange(len(own)), torch.tensor(tokens[1:])]).abs().mean().item()
+
+
+@pytest.mark.parametrize(("scheme", "outcome"), SMOLLM2.items())
+def test_vllm_answers(
+    scheme: str, outcome: Outcome, tokenizer: Any, question: list[int], models: Any, make_pair: MakePair, serve: Serve
+) -> None:
     pair = make_pair("smollm2", scheme)
+    assert (models.judged(pair.quantized, "vllm", "cpu") == "no") == isinstance(outcome, str)
     if isinstance(outcome, str):
         with pytest.raises(REFUSALS, match=outcome):
-            serve(pair.quantized, tokens, 0, 8)
+            serve(pair.quantized, question, 0, 8)
         return
-    served = serve(pair.quantized, tokens, 0, 8)
-    expected = twin_logprobs(models, pair.twin, tokens)
-    own = torch.tensor([place[token] for token, place in zip(tokens[1:], served.logprobs, strict=True)])
-    difference = (own - expected[torch.arange(len(own)), torch.tensor(tokens[1:])]).abs().mean().item()
+    served = serve(pair.quantized, question, 0, 8)
+    difference = mean_difference(served, twin_logprobs(models, pair.twin, question), question)
     answer = tokenizer.decode(served.continuation, skip_special_tokens=True)
     print(f"\nSmolLM2 {scheme}: mean difference of log-probabilities {difference:.4f}, {answer!r}")
     assert ANSWER in answer
     assert difference <= outcome
+
+
+def test_vllm_misreads_native_blocks_that_end_inside_a_merged_matrix(
+    question: list[int], models: Any, make_pair: MakePair, serve: Serve
+) -> None:
+    """As compressed-tensors it refuses them; here it lets the scales of q, k and v overlap, and says nothing."""
+    pair = make_pair("smollm2", "FP8_BLOCK@fp8")
+    assert models.judged(pair.quantized, "vllm", "cpu") == "no"
+    served = serve(pair.quantized, question, 0, 1)
+    assert mean_difference(served, twin_logprobs(models, pair.twin, question), question) > 0.5  # 0.72 was measured
