@@ -115,9 +115,11 @@ def plan_checks(subjects: Sequence[Subject], budget_bytes: int | None, seed: int
     derived where a share has room for the tensors that it takes, or where something is left at the end. Raises
     BadOption when the budget is too small for the least block of each.
     """
-    if budget_bytes is None:
-        everything = {t.name for s in subjects for t in s.reach}
-        return _checks(subjects, {s.name: whole(s) for s in subjects}, everything, None)
+    everything = {t.name: t.size_bytes for s in subjects for t in s.reach}
+    needed = sum(_cost(s, whole(s)) for s in subjects) + sum(everything.values())
+    if budget_bytes is None or needed <= budget_bytes:
+        spare_bytes = None if budget_bytes is None else budget_bytes - needed
+        return _checks(subjects, {s.name: whole(s) for s in subjects}, set(everything), spare_bytes)
     least = {s.name: _least_bytes(s) for s in subjects}
     untold = {t.name: t.size_bytes for s in subjects if not s.stores_scale for t in s.reach}  # no scale to take
     measured = set(untold)
