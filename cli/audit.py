@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from shardq.cli._sizes import parse_size
 from shardq.errors import AuditFailed, ChecksumMismatch, DiskFull, KernelUnavailable, VerifyFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardq.audit_plan import Check
     from shardq.audit_statement import Audit
 
 EXAMPLES = (
@@ -100,6 +104,7 @@ def _print(console: Console, done: "Audit", document: dict[str, Any]) -> None:
             ("fingerprint", done.fingerprint),
             ("seed", str(done.seed)),
             ("tensors", f"{len(checks)} of {done.tensors_in_ledger}, {sum(c.whole for c in checks)} of them whole"),
+            ("scales", _scales(checks)),
             ("would read" if done.dry_run else "read", f"{read}{result} of result"),
             ("compared", "" if done.dry_run else show_bytes(sum(t.bytes_compared for t in done.tensors))),
             ("verdict", document["verdict"]),
@@ -107,5 +112,17 @@ def _print(console: Console, done: "Audit", document: dict[str, Any]) -> None:
         ]
     )
     if console.verbose:
-        rows = ((c.subject.name, "all" if c.whole else "a block", c.source_bytes, c.result_bytes) for c in checks)
-        print_section(("tensor", "compared", "source bytes", "result bytes"), rows)
+        rows = (
+            (c.subject.name, "all" if c.whole else "a block", c.scale, c.source_bytes, c.result_bytes) for c in checks
+        )
+        print_section(("tensor", "compared", "scale", "source bytes", "result bytes"), rows)
+
+
+def _scales(checks: "Sequence[Check]") -> str:
+    """Where scales come from that are not of a group alone; nothing where all are."""
+    counts = Counter(c.scale for c in checks)
+    texts = (
+        f"{counts['derived']} derived from all that they reach in the source",
+        f"{counts['taken']} taken from the result, as the traffic does not allow to derive them",
+    )
+    return "; ".join(t for t in texts if not t.startswith("0 "))

@@ -1,18 +1,22 @@
 """Derive one tensor's part again from the source, and compare it with what the result holds, byte for byte."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
+from shardq.audit_magnitude import measure_rows, take
 from shardq.audit_plan import Check, Span, lines, span, split
 from shardq.audit_subjects import Derived
 from shardq.kernels import KernelSet
 from shardq.layouts.base import Layout
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
-from shardq.quantizers.rtn import measure_rows, quantize_rows
+from shardq.quantizers.rtn import measure_rows as measure_errors
+from shardq.quantizers.rtn import quantize_rows
 from shardq.sources.base import Source
 from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS, write_values
 
@@ -29,14 +33,17 @@ class Compared:
     stats: NDArray[np.float64] | None  # figures of each row, when all rows of a quantized tensor were derived
 
 
-def compare(check: Check, source: Source, result: Source, layout: Layout, kernels: KernelSet) -> Compared:
+def compare(
+    check: Check, source: Source, result: Source, layout: Layout, kernels: KernelSet, magnitudes: Mapping[str, float]
+) -> Compared:
     """Do one check. Memory: the part of the result that is compared, and a window of the source with its codes.
 
-    Raises what reading raises; a difference is no error here.
+    `magnitudes`: the largest of each tensor that a derived scale needs. Raises what reading raises; a difference is no
+    error here.
     """
     if check.subject.scheme is None:
         return _compare_copy(check, source, result)
-    return _compare_quantized(check, source, result, layout, kernels)
+    return _compare_quantized(check, source, result, layout, kernels, magnitudes)
 
 
 def _compare_copy(check: Check, source: Source, result: Source) -> Compared:
@@ -53,18 +60,22 @@ def _compare_copy(check: Check, source: Source, result: Source) -> Compared:
     return Compared(compared, None, None)
 
 
-def _compare_quantized(check: Check, source: Source, result: Source, layout: Layout, kernels: KernelSet) -> Compared:
+def _compare_quantized(
+    check: Check, source: Source, result: Source, layout: Layout, kernels: KernelSet, magnitudes: Mapping[str, float]
+) -> Compared:
     s, cut = check.subject, check.cut
     runs = [(read[0], _read(result, s.file, read)) for read in check.reads]
+    amax = _magnitude(check, runs, layout, kernels, magnitudes)
+    if isinstance(amax, str):
+        return Compared(0, amax, None)
     stats = np.empty((cut.end_row - cut.row, 3), np.float64)
     arena = Arena()
     compared = 0
     for row, end_row in check.windows:
         part_stats = stats[row - cut.row : end_row - cut.row]
-        arrays = _derive(check, (row, end_row), source, layout, kernels, arena, part_stats)
-        if arrays is None:
-            text = f"{s.name} in source shard {s.shard} holds weights that cannot be quantized: nothing to derive"
-            return Compared(compared, text, None)
+        arrays = _derive(check, (row, end_row), amax, source, layout, kernels, arena, part_stats)
+        if isinstance(arrays, str):
+            return Compared(compared, arrays, None)
         for derived in s.outputs:
             made = arrays[derived.spec.suffix]
             if made.size == 0:
@@ -85,21 +96,60 @@ def _read(source: Source, file: str, wanted: Span) -> Bytes:
     return run
 
 
+def _magnitude(
+    check: Check, runs: Runs, layout: Layout, kernels: KernelSet, magnitudes: Mapping[str, float]
+) -> float | str | None:
+    """What `quantize_rows` wants to know beyond the rows, or the problem with it."""
+    s = check.subject
+    assert s.scheme is not None
+    if check.scale == "derived":
+        bad = next((t for t in s.reach if not math.isfinite(magnitudes[t.name])), None)
+        return _unfit(bad.name, bad.shard) if bad else max(magnitudes[t.name] for t in s.reach)
+    if check.scale == "":
+        return None
+    taken = take(layout.unpack(_first_rows(check, runs), s.scheme, kernels), s.scheme, s.dtype)
+    if taken is None:
+        names = ", ".join(d.name for d in s.outputs if d.spec.slab_axis is None)
+        return f"{names} in {s.file} is no scale that any weights would get"
+    return taken
+
+
+def _first_rows(check: Check, runs: Runs) -> dict[str, NDArray[Any]]:
+    """The result's arrays for the first rows of a cut."""
+    s, cut = check.subject, check.cut
+    end_row = min(cut.end_row, cut.row + s.unit_rows)
+    arrays: dict[str, NDArray[Any]] = {}
+    for d in s.outputs:
+        assert d.spec.slab_axis != 1, f"{d.name} keeps columns together and has a scale of all"
+        first, last = lines(d, s, replace(cut, end_row=end_row))
+        begin = d.begin + first * d.line_bytes
+        held = _held((begin, begin + (last - first) * d.line_bytes), runs)
+        arrays[d.spec.suffix] = held.view(TARGET_ARRAYS[d.spec.dtype]).reshape(last - first, *d.spec.shape[1:])
+    return arrays
+
+
+def _unfit(name: str, shard: str) -> str:
+    return f"{name} in source shard {shard} holds weights that cannot be quantized: nothing to derive"
+
+
 def _derive(
-    check: Check, window: Span, source: Source, layout: Layout, kernels: KernelSet, arena: Arena,
+    check: Check, window: Span, amax: float | None, source: Source, layout: Layout, kernels: KernelSet, arena: Arena,
     stats: NDArray[np.float64],
-) -> dict[str, NDArray[Any]] | None:  # fmt: skip
-    """What a worker would write for these rows: the same quantizer, the same layout. None for NaN and infinity."""
+) -> dict[str, NDArray[Any]] | str:  # fmt: skip
+    """What a worker would write for these rows: the same quantizer, the same layout. A text says why there is none."""
     s, (row, end_row) = check.subject, window
     assert s.scheme is not None
     raw = source.read(s.shard, s.begin + row * s.row_bytes, s.begin + end_row * s.row_bytes)
     weights: NDArray[Any] = np.frombuffer(raw, WEIGHT_ARRAYS[s.dtype]).reshape(-1, s.columns)
     rows = len(weights)
+    if check.scale == "taken" and amax is not None and amax < (found := measure_rows(weights, s.dtype, kernels)):
+        names = ", ".join(d.name for d in s.outputs if d.spec.slab_axis is None)
+        return f"{names} in {s.file} is the scale of magnitudes up to {amax!r}: {s.name} has one of {found!r}"
     arena.reset(reserve(*buffer_shapes(rows, s.columns, s.scheme)))
     buffers = take_buffers(arena, rows, s.columns, s.scheme)
-    part, bad = quantize_rows(weights, s.dtype, s.scheme, buffers, stats, kernels)
+    part, bad = quantize_rows(weights, s.dtype, s.scheme, buffers, stats, kernels, amax)
     if bad:
-        return None
+        return _unfit(s.name, s.shard)
     arrays: dict[str, NDArray[Any]] = {}
     for spec in (d.spec for d in s.outputs):
         if spec.slab_axis is None:  # no row decides it; compared once
@@ -110,7 +160,7 @@ def _derive(
     write_values([d.spec for d in s.outputs], arrays)
     layout.pack(part, 0, arrays, s.scheme, kernels)
     if (seen := layout.unpacks_to(s.scheme)) != s.scheme:  # figures are of what is written
-        measure_rows(weights, s.dtype, seen, layout.unpack(arrays, s.scheme, kernels), stats, kernels)
+        measure_errors(weights, s.dtype, seen, layout.unpack(arrays, s.scheme, kernels), stats, kernels)
     return arrays
 
 

@@ -4,14 +4,19 @@ A tensor is read whole where its share of the allowed traffic is enough. Of a la
 the source, and of the result what these rows became. Where the result keeps a weight's rows together, that is one run
 of bytes. Where it keeps columns together (qweight is [columns / 8, rows]), whole lines of the result are read for some
 columns, and what is compared is where the rows and the columns meet.
+
+A scale of a whole tensor, or of all that a server runs as one matrix, needs more than the block: the largest magnitude
+of all these tensors. They are read for it as far as the traffic goes. Beyond that the scale is taken as the result has
+it, and what is compared is all the rest.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from shardq.audit_subjects import Derived, Subject, draw
+from shardq.checkpoint import TensorRef
 from shardq.errors import BadOption
 from shardq.unpack import WINDOW_BYTES
 
@@ -19,6 +24,7 @@ GAP_BYTES: Final = 1 << 20  # runs of bytes that are no further apart are read a
 COLUMN_LANES: Final = 32  # columns of a block are a multiple: whole words for every width
 
 Span = tuple[int, int]
+Origin = Literal["", "derived", "taken"]  # of the scale beyond groups; empty where a scheme has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,8 @@ class Check:
     subject: Subject
     cut: Cut
     reads: tuple[Span, ...]  # of the result's file, in order
+    scale: Origin = ""
+    measured: tuple[TensorRef, ...] = ()  # read whole for their magnitudes, and not for an earlier check already
 
     @property
     def whole(self) -> bool:
@@ -47,7 +55,8 @@ class Check:
     @property
     def source_bytes(self) -> int:
         """Bytes that are read from the source."""
-        return (self.cut.end_row - self.cut.row) * self.subject.row_bytes
+        rows_bytes = (self.cut.end_row - self.cut.row) * self.subject.row_bytes
+        return rows_bytes + sum(t.size_bytes for t in self.measured)
 
     @property
     def result_bytes(self) -> int:
@@ -57,14 +66,19 @@ class Check:
     @property
     def windows(self) -> tuple[Span, ...]:
         """Rows that are read from the source at once."""
-        s, cut = self.subject, self.cut
-        step = max(s.unit_rows, WINDOW_BYTES // max(1, s.row_bytes) // s.unit_rows * s.unit_rows)
-        return tuple((row, min(cut.end_row, row + step)) for row in range(cut.row, cut.end_row, step))
+        return row_windows(self.cut.row, self.cut.end_row, self.subject.row_bytes, self.subject.unit_rows)
 
     @property
     def requests(self) -> int:
         """Reads on both sides, none larger than a window."""
-        return len(self.windows) + sum(len(split(x)) for x in self.reads)
+        measured = sum(len(row_windows(0, t.shape[0], t.size_bytes // t.shape[0], 1)) for t in self.measured if t.shape)
+        return len(self.windows) + measured + sum(len(split(x)) for x in self.reads)
+
+
+def row_windows(row: int, end_row: int, row_bytes: int, unit_rows: int) -> tuple[Span, ...]:
+    """Rows in windows, each but the last a multiple of `unit_rows`."""
+    step = max(unit_rows, WINDOW_BYTES // max(1, row_bytes) // unit_rows * unit_rows)
+    return tuple((at, min(end_row, at + step)) for at in range(row, end_row, step))
 
 
 def whole(s: Subject) -> Cut:
@@ -97,38 +111,69 @@ def split(wanted: Span) -> tuple[Span, ...]:
 def plan_checks(subjects: Sequence[Subject], budget_bytes: int | None, seed: int) -> tuple[Check, ...]:
     """What to read of each tensor, in order, so that all of it costs no more than `budget_bytes`; None: all of each.
 
-    Small tensors are read whole, and what they leave of their shares goes to larger ones. Raises BadOption when the
-    budget is too small for the least block of each.
+    Small tensors are read whole, and what they leave of their shares goes to larger ones. A scale beyond groups is
+    derived where a share has room for the tensors that it takes, or where something is left at the end. Raises
+    BadOption when the budget is too small for the least block of each.
     """
-    if budget_bytes is None:
-        return tuple(_check(s, whole(s), GAP_BYTES) for s in subjects)
+    everything = {t.name: t.size_bytes for s in subjects for t in s.reach}
+    needed = sum(_cost(s, whole(s)) for s in subjects) + sum(everything.values())
+    if budget_bytes is None or needed <= budget_bytes:
+        spare_bytes = None if budget_bytes is None else budget_bytes - needed
+        return _checks(subjects, {s.name: whole(s) for s in subjects}, set(everything), spare_bytes)
     least = {s.name: _least_bytes(s) for s in subjects}
-    reserved = sum(least.values())
-    if reserved > budget_bytes:
+    untold = {t.name: t.size_bytes for s in subjects if not s.stores_scale for t in s.reach}  # no scale to take
+    measured = set(untold)
+    reserved, left = sum(least.values()), budget_bytes - sum(untold.values())
+    if reserved > left:
         raise BadOption(
-            f"--max-traffic leaves {budget_bytes} bytes for {len(subjects)} tensors, which need at least {reserved}: "
-            "allow more, or take a smaller --sample"
+            f"--max-traffic leaves {budget_bytes} bytes for {len(subjects)} tensors, which need at least "
+            f"{reserved + budget_bytes - left}: allow more, or take a smaller --sample"
         )
-    left = budget_bytes
     cuts: dict[str, Cut] = {}
-    for done, s in enumerate(sorted(subjects, key=lambda s: _cost(s, whole(s)))):
+    order = sorted(subjects, key=lambda s: _cost(s, whole(s)) + _unmeasured_bytes(s, set()))
+    for done, s in enumerate(order):
         reserved -= least[s.name]
         share = min(max(least[s.name], left // (len(subjects) - done)), left - reserved)
-        cuts[s.name] = _cut(s, share, seed)
-        left -= _cost(s, cuts[s.name])
+        more_bytes = _unmeasured_bytes(s, measured)
+        if more_bytes + least[s.name] > share:
+            more_bytes = 0
+        else:
+            measured.update(t.name for t in s.reach)
+        cuts[s.name] = _cut(s, share - more_bytes, seed)
+        left -= _cost(s, cuts[s.name]) + more_bytes
+    for s in order:
+        more_bytes = _unmeasured_bytes(s, measured)
+        if more_bytes <= left:
+            measured.update(t.name for t in s.reach)
+            left -= more_bytes
+    return _checks(subjects, cuts, measured, left)
+
+
+def _unmeasured_bytes(s: Subject, measured: Set[str]) -> int:
+    """What it costs to measure the rest of what a tensor's scale needs."""
+    return sum(t.size_bytes for t in s.reach if t.name not in measured)
+
+
+def _checks(
+    subjects: Sequence[Subject], cuts: Mapping[str, Cut], measured: Set[str], spare_bytes: int | None
+) -> tuple[Check, ...]:
+    """One for each subject. Of what lies between the tensors of a module, no more is read than of the module itself,
+    and no more than `spare_bytes` in all."""
     checks: list[Check] = []
+    paid: set[str] = set()
     for s in subjects:
-        check = _check(s, cuts[s.name], left // len(s.outputs))
-        left -= check.source_bytes + check.result_bytes - _cost(s, check.cut)
-        checks.append(check)
+        cut = cuts[s.name]
+        apart = sorted(x for x in (span(d, s, cut) for d in s.outputs) if x[0] < x[1])
+        wanted = sum(end - begin for begin, end in apart)
+        gap_bytes = min(GAP_BYTES, wanted // len(s.outputs))
+        reads = _join(apart, gap_bytes if spare_bytes is None else min(gap_bytes, spare_bytes // len(s.outputs)))
+        derived = all(t.name in measured for t in s.reach)
+        own = tuple(t for t in s.reach if derived and t.name not in paid)
+        paid.update(t.name for t in own)
+        checks.append(Check(s, cut, reads, ("derived" if derived else "taken") if s.reach else "", own))
+        if spare_bytes is not None:
+            spare_bytes -= checks[-1].result_bytes - wanted
     return tuple(checks)
-
-
-def _check(s: Subject, cut: Cut, spare_bytes: int) -> Check:
-    """Of what lies between the tensors of a module, no more is read than of the module itself."""
-    apart = sorted(x for x in (span(d, s, cut) for d in s.outputs) if x[0] < x[1])
-    wanted = sum(end - begin for begin, end in apart)
-    return Check(s, cut, _join(apart, min(GAP_BYTES, wanted // len(s.outputs), spare_bytes)))
 
 
 def _cut(s: Subject, allowed_bytes: int, seed: int) -> Cut:
@@ -145,13 +190,21 @@ def _cut(s: Subject, allowed_bytes: int, seed: int) -> Cut:
     count = s.columns
     if by_column > max(0, for_lines):
         count = max(step, s.columns * for_lines // by_column // step * step)
-    column = _place(seed, "column", s, count, s.columns, step)
-    end_column = min(s.columns, column + count)
+    column, end_column = _columns(seed, s, count)
+    while count > step and _cost(s, Cut(0, 0, column, end_column)) + least_rows > allowed_bytes:
+        count -= step  # lines are whole, and few of them may hold many columns
+        column, end_column = _columns(seed, s, count)
     lines_bytes = _cost(s, Cut(0, 0, column, end_column))
     rows = (allowed_bytes - lines_bytes) * s.rows // by_row
     rows = max(s.unit_rows, min(rows, s.rows) // s.unit_rows * s.unit_rows)
     row = _place(seed, "row", s, rows, s.rows, s.unit_rows)
     return Cut(row, min(s.rows, row + rows), column, end_column)
+
+
+def _columns(seed: int, s: Subject, count: int) -> Span:
+    """A run of `count` columns, or fewer at the end."""
+    column = _place(seed, "column", s, count, s.columns, _column_step(s))
+    return column, min(s.columns, column + count)
 
 
 def _place(seed: int, what: str, s: Subject, count: int, total: int, step: int) -> int:

@@ -107,6 +107,7 @@ def _describe(tensor: Audited, dry_run: bool) -> dict[str, Any]:
         "outputs": [d.name for d in s.outputs],
         "whole": tensor.check.whole,
         **part,
+        **({"scale": tensor.check.scale} if tensor.check.scale else {}),
         "source_bytes": tensor.check.source_bytes,
         "result_bytes": tensor.check.result_bytes,
         "bytes_compared": tensor.bytes_compared,

@@ -2,15 +2,18 @@
 
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shardq.checkpoint import TensorRef
+from shardq.errors import UnknownScheme, VerifyFailed
 from shardq.files.safetensors import Header, HeaderTensor
 from shardq.formats import STORAGE, WEIGHT_DTYPES
 from shardq.layouts.base import Layout, OutSpec, unit_rows
 from shardq.outputs import Output, target_of
-from shardq.schemes import Scheme
+from shardq.reach import find_reaches
+from shardq.schemes import Scheme, parse_name
 
 BYTES: Final = "U8"  # a copy is a column of bytes, whatever it holds
 
@@ -57,6 +60,12 @@ class Subject:
     unit_rows: int  # rows are read in multiples of this
     scheme: Scheme | None  # None: copied
     outputs: tuple[Derived, ...]
+    reach: tuple[TensorRef, ...] = ()  # of the source: whose largest magnitude the scales need, if not a group's
+
+    @property
+    def stores_scale(self) -> bool:
+        """True if one of the outputs tells a scale that all rows share."""
+        return any(d.spec.slab_axis is None and not d.spec.values for d in self.outputs)
 
 
 class NoSubjectError(Exception):
@@ -82,15 +91,27 @@ def draw(seed: int, what: str, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{what}/{name}".encode()).digest()[:8], "little")
 
 
-def make_subject(name: str, output: Output, source: Headers, result: Headers) -> Subject:
-    """Put together what is known of a tensor. Raises NoSubjectError."""
+def ledger_reaches(output: Output) -> dict[str, tuple[str, ...]]:
+    """`find_reaches` of what a ledger says that was quantized. Raises VerifyFailed for a scheme that nobody knows."""
+    schemes: dict[str, Scheme] = {}
+    quantized: list[tuple[str, str, Scheme]] = []
+    for name, entry in output.ledger["tensors"].items():
+        if entry["outcome"] == "copied":
+            continue
+        said = entry.get("scheme")
+        if said not in schemes:
+            try:
+                schemes[said] = output.layout.settle(parse_name(str(said)))
+            except UnknownScheme as e:
+                raise VerifyFailed(f"{output.where} has a broken entry for {name}: {e}; quantize again") from e
+        quantized.append((name.rpartition(".")[0], name, schemes[said]))
+    return find_reaches(quantized, output.config)
+
+
+def make_subject(name: str, reach: Iterable[str], output: Output, source: Headers, result: Headers) -> Subject:
+    """Put together what is known of a tensor; `reach` as of `ledger_reaches`. Raises NoSubjectError."""
     entry = output.ledger["tensors"][name]
-    there = _find(source[entry["shard"]], name, f"source shard {entry['shard']}")
-    if (there.dtype, list(there.shape)) != (entry["dtype"], entry["shape"]):
-        raise NoSubjectError(
-            f"{name} is {there.dtype} {list(there.shape)} in source shard {entry['shard']}: the ledger says "
-            f"{entry['dtype']} {entry['shape']}"
-        )
+    there = _find_source(name, output, source)
     copied = entry["outcome"] == "copied"
     shape = (there.end - there.begin, 1) if copied else there.shape
     if not copied and (len(shape) != 2 or there.dtype not in WEIGHT_DTYPES):
@@ -112,7 +133,27 @@ def make_subject(name: str, output: Output, source: Headers, result: Headers) ->
         unit_rows=unit_rows(output.layout, scheme) if scheme else 1,
         scheme=scheme,
         outputs=_derived(there, header, entry, scheme, output.layout),
+        reach=tuple(_refer(n, output, source) for n in reach),
     )
+
+
+def _refer(name: str, output: Output, source: Headers) -> TensorRef:
+    """A quantized tensor in the source."""
+    found, shard = _find_source(name, output, source), output.ledger["tensors"][name]["shard"]
+    if len(found.shape) != 2 or 0 in found.shape or found.dtype not in WEIGHT_DTYPES:
+        raise NoSubjectError(f"{name} is {found.dtype} {list(found.shape)}: the ledger says that it was quantized")
+    return TensorRef(name, shard, found.dtype, found.shape, found.begin, found.end)
+
+
+def _find_source(name: str, output: Output, source: Headers) -> HeaderTensor:
+    entry = output.ledger["tensors"][name]
+    there = _find(source[entry["shard"]], name, f"source shard {entry['shard']}")
+    if (there.dtype, list(there.shape)) != (entry["dtype"], entry["shape"]):
+        raise NoSubjectError(
+            f"{name} is {there.dtype} {list(there.shape)} in source shard {entry['shard']}: the ledger says "
+            f"{entry['dtype']} {entry['shape']}"
+        )
+    return there
 
 
 def _scheme(name: str, output: Output) -> Scheme:

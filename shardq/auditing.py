@@ -3,17 +3,18 @@
 Source and result are folders or repos and are read by ranges; how much is bounded before the first weight is read.
 """
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from shardq.audit_compare import compare
+from shardq.audit_magnitude import measure
 from shardq.audit_meter import Meter
 from shardq.audit_plan import Check, plan_checks
 from shardq.audit_statement import Audit, Audited, Traffic
-from shardq.audit_subjects import NoSubjectError, Subject, choose_names, make_subject
+from shardq.audit_subjects import NoSubjectError, Subject, choose_names, ledger_reaches, make_subject
 from shardq.errors import BadOption, CheckpointIncomplete, VerifyFailed
 from shardq.files.safetensors import Header
 from shardq.headers import read_headers
@@ -174,20 +175,22 @@ def _make_subjects(
     names: Sequence[str], output: Output, result: Source, source: Source
 ) -> tuple[list[Subject], list[str]]:
     """The chosen tensors, and what is odd about those that cannot be audited; reads the headers that they lie under."""
-    entries = {name: output.ledger["tensors"][name] for name in names}
+    reaches = ledger_reaches(output)
+    needed = dict.fromkeys(n for name in names for n in (name, *reaches.get(name, ())))
+    entries = {name: output.ledger["tensors"][name] for name in needed}
     files = {f.name: f for f in source.files()}
     for entry in entries.values():
         if entry["shard"] not in files:
             raise CheckpointIncomplete(f"{source.label} has no shard {entry['shard']}, which the ledger names")
     of_source = read_headers(source, [files[n] for n in dict.fromkeys(e["shard"] for e in entries.values())])
-    of_result = read_headers(result, [output.files[n] for n in dict.fromkeys(e["file"] for e in entries.values())])
+    of_result = read_headers(result, [output.files[n] for n in dict.fromkeys(entries[n]["file"] for n in names)])
     for name, header in of_source.items():
         _check_header(name, header, output, source)
     subjects: list[Subject] = []
     problems: list[str] = []
     for name in names:
         try:
-            subjects.append(make_subject(name, output, of_source, of_result))
+            subjects.append(make_subject(name, reaches.get(name, ()), output, of_source, of_result))
         except NoSubjectError as e:
             problems.append(str(e))
     return subjects, problems
@@ -207,15 +210,20 @@ def _compare_all(checks: Sequence[Check], output: Output, result: Source, source
     kernels = load()
     largest = max((c.source_bytes + c.result_bytes for c in checks), default=0)
     with ThreadPoolExecutor(READERS if largest <= READERS_BYTES else 1) as pool:
-        futures = [pool.submit(_audit, c, output, result, source, kernels) for c in checks]
+        measured = {t.name: pool.submit(measure, t, source, kernels) for c in checks for t in c.measured}
+        futures: list[Future[Audited]] = []
         try:
+            magnitudes = {name: f.result() for name, f in measured.items()}
+            futures += (pool.submit(_audit, c, output, result, source, kernels, magnitudes) for c in checks)
             return [f.result() for f in futures]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _audit(check: Check, output: Output, result: Source, source: Source, kernels: KernelSet) -> Audited:
-    found = compare(check, source, result, output.layout, kernels)
+def _audit(
+    check: Check, output: Output, result: Source, source: Source, kernels: KernelSet, magnitudes: Mapping[str, float]
+) -> Audited:
+    found = compare(check, source, result, output.layout, kernels, magnitudes)
     problem = found.problem
     if found.stats is not None and problem is None:
         entry = output.ledger["tensors"][check.subject.name]

@@ -14,9 +14,9 @@ from shardq.cut import ROWS, Part, cut_shard
 from shardq.decide import Decision, decide
 from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
-from shardq.fused import fused_groups
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, ModuleChoice, Place, unit_rows
+from shardq.reach import find_reaches
 from shardq.recipe import Recipe
 from shardq.roles import Role
 from shardq.tasks import CopyTask, Piece, QuantizeTask, Target, Task
@@ -122,7 +122,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     places = layout.places([d.tensor.module for d in decisions if d.scheme], checkpoint.config)
     if any(t.shape is None for t in checkpoint.tensors.values()):
         return Plan(checkpoint, recipe, decisions, (), (), places, {})
-    reaches = _reaches(decisions, checkpoint.config)
+    quantized = ((d.tensor.module, d.tensor.name, d.scheme) for d in decisions if d.scheme)
+    reaches = find_reaches(quantized, checkpoint.config)
     homes = _homes(decisions, places)
     files = _files(checkpoint, decisions, layout, places, homes, reaches)
     tasks = _tasks(checkpoint, decisions, layout, places, homes, files)
@@ -153,18 +154,6 @@ def _specs(d: Decision, layout: Layout, places: Mapping[str, Place]) -> tuple[Te
         TensorSpec(f"{place.module}.{o.suffix}", o.dtype, place.stacked(o.shape))
         for o in layout.outputs(d.scheme, t.dtype, rows, columns)
     )
-
-
-def _reaches(decisions: Sequence[Decision], config: Mapping[str, Any] | None) -> dict[str, tuple[str, ...]]:
-    """What must be measured before a tensor can be quantized, for those whose scheme reaches beyond a group."""
-    far = {d.tensor.module: d for d in decisions if d.scheme and d.scheme.reach != "group"}
-    groups = fused_groups(far, config) if far else {}
-    return {
-        d.tensor.name: tuple(far[m].tensor.name for m in groups.get(module, (module,)) if m in far)
-        if d.scheme and d.scheme.reach == "fused"
-        else (d.tensor.name,)
-        for module, d in far.items()
-    }
 
 
 def _homes(decisions: Sequence[Decision], places: Mapping[str, Place]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A checkpoint as a server meets it: its modules as the headers have them, and what its configuration says of each."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,7 @@ LINEAR_ROLES: Final = frozenset(
 class Stored:
     """How a quantized weight lies there."""
 
-    kind: str  # int, fp8, mxfp4, mxfp6, mxfp8, fp4 (with a scale above the scales)
+    kind: str  # int, fp8, mxfp4, mxfp6, mxfp8, mxint4, fp4 (with scales of 16 columns that are floats)
     bits: int
     group_columns: int  # columns of a scale; WHOLE_ROW, WHOLE_TENSOR
     group_rows: int  # rows of a scale, where blocks share it; else 1
@@ -59,6 +60,13 @@ class Module:
     columns: int
     stored: Stored | None  # None: in plain numbers
     believed: Belief
+    tensor: str  # its weight or codes
+    matrices: int  # 1, or those of a stack
+
+    @property
+    def weights(self) -> int:
+        """Numbers that it stands for."""
+        return self.matrices * self.rows * self.columns
 
     @property
     def segment(self) -> str:
@@ -116,7 +124,8 @@ def read_served(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Ser
         if stored is None and role not in LINEAR_ROLES:
             continue
         belief = believe(block, method, name, ignore)
-        modules[name] = Module(name, role, rows, columns, stored, belief)
+        matrices = math.prod(tensors[leaf][1][: -3 if leaf.endswith("_blocks") else -2])
+        modules[name] = Module(name, role, rows, columns, stored, belief, leaf, matrices)
     return Served(config, block, method, tensors, modules)
 
 
@@ -193,9 +202,11 @@ def _from_packed(name: str, parts: Parts, block: Mapping[str, Any], method: str)
     if "weight_global_scale" in parts:
         return Stored("fp4", 4, 16, 1, True, activation), rows, packed * 2
     if scale_dtype in ("U8", "F8_E8M0"):
-        columns = groups * 32
+        size = _count(own.get("group_size"), 32)
+        columns = groups * size
         bits = packed * 8 * (4 if dtype == "I32" else 1) // columns if columns else 4
-        return Stored(f"mxfp{bits}", bits, 32, 1, True, activation), rows, columns
+        kind = "fp4" if size == 16 else f"mxint{bits}" if own.get("data_type") == "mx_int" else f"mxfp{bits}"
+        return Stored(kind, bits, size, 1, True, activation), rows, columns
     bits = _count(own.get("num_bits"), 4)
     columns = packed * (32 if dtype == "I32" else 8) // bits
     declared = _count(own.get("group_size"), 0)

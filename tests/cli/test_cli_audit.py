@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+import shardq
 from shardq.audit_statement import digest
 from shardq.errors import AuditFailed, BadOption, VerifyFailed
 
@@ -87,3 +88,19 @@ def test_small_limit_compares_blocks_and_too_small_a_limit_is_refused(
 
 def test_folder_that_is_no_output_cannot_be_audited(tmp_path: Path, run: Run) -> None:
     assert run("audit", tmp_path, "--source", "demo").exit_code == VerifyFailed.exit_code
+
+
+def test_output_says_where_scales_of_fused_groups_come_from(
+    demo_folder: Path, tmp_path: Path, run: Run, run_json: RunJson
+) -> None:
+    out = tmp_path / "out"
+    shardq.quantize(demo_folder, "NVFP4A16", output_dir=out, limits=shardq.Limits(parallel=1))
+    result = run("audit", out, "--source", demo_folder)
+    assert result.exit_code == 0, result.output
+    assert "45 derived from all that they reach in the source" in result.stdout
+    assert "taken" not in result.stdout
+    result = run("audit", out, "--source", demo_folder, "--max-traffic", "5M", "-v")
+    assert "45 taken from the result, as the traffic does not allow to derive them" in result.stdout
+    assert "derived from" not in result.stdout
+    document = run_json("audit", out, "--source", demo_folder, "--max-traffic", "5M")
+    assert {t.get("scale") for t in document["tensors"]} == {"taken", None}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pytest
 
 import shardq
@@ -32,18 +33,25 @@ RECIPES: dict[str, dict[str, Any]] = {
     "W8A16 asym": {"symmetric": False},
     "FP8_BLOCK": {},
     "MXFP8": {},
+    "MXFP4": {},
+    "NVFP4A16": {},
+    "FP8_TENSOR": {},
 }
 INTEGERS: Final = tuple(name for name in RECIPES if name.startswith("W"))
 HELD: Final = {  # what each layout takes of these
     "auto_round": INTEGERS,
     "gptq": INTEGERS,
     "awq": ("W4A16", "W4A16 asym"),
-    "compressed-tensors": INTEGERS,
+    "compressed-tensors": (*INTEGERS, "NVFP4A16", "FP8_TENSOR"),
     "fp8": ("FP8_BLOCK", "MXFP8"),
+    "mlx": ("W4A16", "MXFP4"),
+    "fake": ("W4A16", "MXFP4"),
 }
+FAR: Final = ("NVFP4A16", "FP8_TENSOR")  # have a scale of more than a group
+FLIPPED: Final = ("W4A16", "W4A16 asym", "W3A16", "FP8_BLOCK", "MXFP8", "MXFP4", *FAR)
 PAIRS: Final = [(name, layout) for layout, names in HELD.items() for name in names]
 each_pair = pytest.mark.parametrize(("name", "layout"), PAIRS)
-each_layout = pytest.mark.parametrize(("name", "layout"), [(n, x) for n, x in PAIRS if n in ("W4A16", "MXFP8")])
+each_layout = pytest.mark.parametrize(("name", "layout"), [(n, x) for n, x in PAIRS if n in ("W4A16", "MXFP8", *FAR)])
 
 
 def quantize(source: Path | str, out: Path, name: str = "W4A16", layout: str = "auto_round") -> Path:
@@ -59,6 +67,26 @@ def audit_blocks(out: Path, source: Path, share: float, seed: int | None = None)
     return shardq.audit(out, source=source, seed=seed, max_traffic_bytes=traffic.header_bytes + weights_bytes)
 
 
+@pytest.fixture
+def write_split() -> Callable[[Path], Path]:
+    """write_split(folder): gate and up of one layer, in two shards."""
+
+    def write(folder: Path) -> Path:
+        folder.mkdir()
+        rng, weight_map = np.random.default_rng(2), {}
+        for number, part in enumerate(("gate_proj", "up_proj"), start=1):
+            name, file = f"model.layers.0.mlp.{part}.weight", f"model-{number:05d}-of-00002.safetensors"
+            planned = plan_file([TensorSpec(name, "F32", (384, 128))])
+            weights = rng.standard_normal((384, 128), np.float32) * np.float32(number)
+            (folder / file).write_bytes(planned.header + weights.tobytes())
+            weight_map[name] = file
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+        return folder
+
+    return write
+
+
 def flip(path: Path, at: int, bit: int) -> None:
     """Flip one bit of a file; twice is as before."""
     with path.open("r+b") as f:
@@ -68,17 +96,25 @@ def flip(path: Path, at: int, bit: int) -> None:
         f.write(bytes([byte ^ 1 << bit]))
 
 
+def test_layouts_are_all_here() -> None:
+    """Other packings of auto_round and gptq_v2 are what others write, under another name."""
+    assert HELD.keys() == {x.name for x in LAYOUTS if ":" not in x.name} - {"gptq_v2"}
+
+
 KINDS: Final = {
     "auto_round": ("qweight", "qzeros", "scales"),
     "gptq": ("qweight", "qzeros", "scales", "g_idx"),
     "awq": ("qweight", "qzeros", "scales"),
-    "compressed-tensors": ("weight_packed", "weight_scale", "weight_shape"),
+    "compressed-tensors": ("weight_scale",),
+    "W4A16@compressed-tensors": ("weight_packed", "weight_shape"),
+    "W3A16@compressed-tensors": ("weight_packed", "weight_shape"),
+    "W4A16 asym@compressed-tensors": ("weight_packed", "weight_shape", "weight_zero_point"),
+    "NVFP4A16@compressed-tensors": ("weight_packed", "weight_global_scale"),
     "fp8": ("weight_scale_inv",),
+    "mlx": ("scales",),
+    "W4A16@mlx": ("biases",),
+    "fake": (),
 }
-
-
-def test_layouts_are_all_here() -> None:
-    assert HELD.keys() == KINDS.keys() == {x.name for x in LAYOUTS} - {"fake"}
 
 
 def tensors_of(out: Path) -> Iterator[tuple[Path, HeaderTensor]]:
@@ -102,9 +138,7 @@ def test_untouched_output_passes_whole_and_in_blocks(checkpoint: Path, tmp_path:
         assert all(t.bytes_compared > 0 for t in audit.tensors)
 
 
-@pytest.mark.parametrize(
-    ("name", "layout"), [(n, x) for n, x in PAIRS if n in ("W4A16", "W4A16 asym", "W3A16", "FP8_BLOCK", "MXFP8")]
-)
+@pytest.mark.parametrize(("name", "layout"), [(n, x) for n, x in PAIRS if n in FLIPPED])
 def test_one_flipped_bit_in_any_tensor_is_found(checkpoint: Path, tmp_path: Path, name: str, layout: str) -> None:
     out = quantize(checkpoint, tmp_path / "out", name, layout)
     rng = random.Random(f"{name} {layout}")
@@ -116,9 +150,58 @@ def test_one_flipped_bit_in_any_tensor_is_found(checkpoint: Path, tmp_path: Path
         assert problem.startswith(f"{t.name} in {path.name} differs at byte {at} of the file: expected 0x")
         flip(path, at, bit)
         seen.add(t.name.rpartition(".")[2])
-    assert seen == {"weight", *KINDS[layout]} | ({"weight_zero_point"} & seen)
-    assert ("weight_zero_point" in seen) == (layout == "compressed-tensors" and "asym" in name)
+    assert seen == {"weight", *KINDS[layout], *KINDS.get(f"{name}@{layout}", ())}
     assert shardq.audit(out, source=checkpoint).problems == ()
+
+
+def test_one_flipped_bit_in_a_stack_is_found(tmp_path: Path) -> None:
+    """Its slices are audited one by one."""
+    shardq.quantize("demo", "W4A16@mlx", output_dir=tmp_path / "out", limits=Limits(parallel=1))
+    rng = random.Random(5)
+    names: set[str] = set()
+    for path, t in tensors_of(tmp_path / "out"):
+        if "layers.2.mlp.switch_mlp" not in t.name:
+            continue
+        at = rng.randrange(t.begin, t.end)
+        flip(path, at, 3)
+        audit = shardq.audit(tmp_path / "out", source="demo")
+        flip(path, at, 3)
+        (problem,) = audit.problems
+        assert problem.startswith(f"{t.name} in {path.name} differs at byte {at} of the file: expected 0x")
+        (found,) = (x.check.subject.name for x in audit.tensors if x.problem)
+        assert f".experts.{(at - t.begin) * 4 // (t.end - t.begin)}." in found
+        names.add(t.name.partition("switch_mlp.")[2])
+    assert names == {f"{p}_proj.{leaf}" for p in ("gate", "up", "down") for leaf in ("weight", "scales", "biases")}
+    assert shardq.audit(tmp_path / "out", source="demo").problems == ()
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_scales_are_derived_from_all_that_they_reach_and_taken_where_that_is_too_much(
+    tmp_path: Path, name: str, write_split: Callable[[Path], Path]
+) -> None:
+    """Where a group lies in two shards, the header of the second is read for it, and no tensor of it is compared."""
+    source, out = write_split(tmp_path / "source"), tmp_path / "out"
+    shardq.quantize(source, f"{name}@compressed-tensors", output_dir=out, limits=Limits(parallel=1))
+    everything = shardq.audit(out, source=source, max_traffic_bytes=None)
+    assert everything.problems == ()
+    assert everything.traffic == shardq.audit(out, source=source, max_traffic_bytes=None, dry_run=True).traffic
+    sizes = [t.end - t.begin for p in source.glob("*.safetensors") for t in read_header(p).tensors]
+    assert everything.traffic.source_bytes == 2 * sum(sizes)  # once for magnitudes, once to derive
+    assert {t["scale"] for t in make_statement(everything)["tensors"]} == {"derived"}
+    one = shardq.audit(out, source=source, sample=1, seed=0)
+    (found,) = one.tensors
+    assert one.problems == ()
+    shards = {t.shard for t in found.check.measured}
+    assert len(shards) == (2 if name == "NVFP4A16" else 1)
+    assert one.traffic.source_bytes == (1 + len(shards)) * sizes[0]
+    records = ("shardq.json", "shardq-ledger.json.zst", "config.json")
+    headers_bytes = sum(min(1 << 18, (source / n).stat().st_size) for n in shards)
+    headers_bytes += min(1 << 18, (out / found.check.subject.file).stat().st_size)
+    assert one.traffic.header_bytes == headers_bytes + sum((out / n).stat().st_size for n in records)
+    taken = audit_blocks(out, source, 0.3)
+    assert taken.problems == ()
+    assert {t["scale"] for t in make_statement(taken)["tensors"]} == {"taken"}
+    assert taken.traffic.total_bytes < everything.traffic.total_bytes
 
 
 @each_layout
@@ -127,7 +210,7 @@ def test_block_finds_what_its_statement_says_that_it_compared(
 ) -> None:
     """Flips anywhere in a tensor are found exactly where the block has them."""
     out = quantize(checkpoint, tmp_path / "out", name, layout)
-    rng = random.Random(layout)
+    rng = random.Random(f"{name} {layout}")
     found = missed = 0
     for seed in range(8):
         audit = audit_blocks(out, checkpoint, 0.3, seed)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,14 +18,15 @@ from shardq.audit_plan import Check, plan_checks, span, whole
 from shardq.audit_statement import Audit, digest, make_statement
 from shardq.audit_subjects import Derived, Subject, choose_names
 from shardq.auditing import Question, audit_output
+from shardq.checkpoint import TensorRef
 from shardq.errors import BadOption, CheckpointIncomplete
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
-from shardq.layouts import LAYOUTS
-from shardq.layouts.base import Layout, OutSpec
+from shardq.layouts import LAYOUTS, find_layout
+from shardq.layouts.base import Layout, ModuleChoice, OutSpec, unit_rows
 from shardq.outputs import Output, identity_sha256
-from shardq.schemes import WHOLE_ROW, WIDTHS, Scheme
+from shardq.schemes import PRESETS, WHOLE_ROW, WIDTHS, Scheme
 from shardq.sources.base import SourceFile
-from shardq.version import NUMERICS
+from shardq.version import NUMERICS, VERSION
 
 GB = 10**9
 
@@ -61,16 +63,26 @@ def test_choice_is_that_of_the_seed_and_of_nothing_else() -> None:
 
 
 def subject(layout: Layout, scheme: Scheme, rows: int, columns: int, name: str = "a.weight") -> Subject:
-    """A weight whose packed tensors lie in a file one behind the other, with gaps."""
+    """A weight whose packed tensors lie in a file one behind the other, with gaps. A fused one has a partner of its
+    shape."""
     outputs: list[Derived] = []
     begin = 1000
     for spec in layout.outputs(scheme, "BF16", rows, columns):
         outputs.append(Derived(f"a.{spec.suffix}", spec, begin))
         begin += outputs[-1].size_bytes + 5000
+    members = {"group": [], "tensor": [name], "fused": [name, f"partner of {name}"]}[scheme.reach]
+    reach = tuple(TensorRef(n, "s", "BF16", (rows, columns), 64, 64 + 2 * rows * columns) for n in members)
     return Subject(
-        name, "quantized", "linear", "s", "f", "BF16", 64, rows, columns, 2 * columns, layout.slab_rows, scheme,
-        tuple(outputs),
+        name, "quantized", "linear", "s", "f", "BF16", 64, rows, columns, 2 * columns, unit_rows(layout, scheme),
+        scheme, tuple(outputs), reach,
     )  # fmt: skip
+
+
+def held_schemes(layout: Layout) -> list[Scheme]:
+    """What a layout takes of the presets, and of integers with other widths and groups."""
+    integers = [Scheme(f"int{b}", g, s) for b in WIDTHS for g in (WHOLE_ROW, 32, 64, 128) for s in (True, False)]
+    settled = [layout.settle(s) for s in [*(p.scheme for p in PRESETS.values()), *integers]]
+    return [s for s in dict.fromkeys(settled) if layout.refuse(s, s, 4096, 4096) is None]
 
 
 def copy(size_bytes: int, name: str = "b.weight") -> Subject:
@@ -82,27 +94,37 @@ def cost_bytes(check: Check) -> int:
     return check.source_bytes + check.result_bytes
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=[x.name for x in LAYOUTS])
-@given(
-    bits=st.sampled_from(WIDTHS), group=st.sampled_from([WHOLE_ROW, 32, 64, 128]), rows=st.integers(1, 300),
-    columns=st.integers(1, 40), copied_bytes=st.integers(0, 1 << 22), share=st.floats(0, 1.2), seed=st.integers(0, 99),
-)  # fmt: skip
-def test_budget_is_kept_and_used(
-    layout: Layout, bits: int, group: int, rows: int, columns: int, copied_bytes: int, share: float, seed: int
-) -> None:
-    scheme = Scheme(f"int{bits}", group, symmetric=True)
-    subjects = [subject(layout, scheme, 32 * rows, 128 * columns), copy(copied_bytes)]
+def least_bytes(s: Subject) -> int:
+    """What has to be enough for a tensor: the rows that belong together, of what keeps columns together two lines more
+    than a group of columns can need, and where no scale is stored all that it depends on."""
+    assert s.scheme is not None
+    rows, step = min(s.rows, s.unit_rows), math.lcm(32, s.scheme.group_columns(s.columns))
+    least = rows * s.row_bytes
+    for d in s.outputs:
+        if d.spec.slab_axis is None:
+            least += d.size_bytes
+        elif d.spec.slab_axis == 0:
+            least += (d.spec.slab_range(0, rows)[1]) * d.line_bytes
+        else:
+            least += min(d.size_bytes, (-(-step * d.spec.shape[0] // s.columns) + 2) * d.line_bytes)
+    return least + sum(t.size_bytes for t in s.reach if layout_keeps_no_scale(s))
+
+
+def layout_keeps_no_scale(s: Subject) -> bool:
+    return [d.spec.suffix for d in s.outputs] == ["weight"]
+
+
+def check_budget(subjects: list[Subject], share: float, seed: int) -> None:
     full_bytes = sum(cost_bytes(c) for c in plan_checks(subjects, 1 << 60, seed))
     budget_bytes = int(full_bytes * share)
     try:
         checks = plan_checks(subjects, budget_bytes, seed)
     except BadOption:
-        # Refused only when a block of 32 rows, and a group of columns with two lines to spare, is too much.
-        least_bytes = 32 * 128 * columns * 2 + (128 + 96) * 32 * rows * 4 + 4 * 128 * columns
-        assert budget_bytes <= least_bytes
+        assert budget_bytes < least_bytes(subjects[0]) + 2
         return
     assert [c.subject for c in checks] == subjects
     assert sum(map(cost_bytes, checks)) <= budget_bytes
+    measured: set[str] = set()
     for check in checks:
         s, cut = check.subject, check.cut
         assert 0 <= cut.row <= cut.end_row <= s.rows
@@ -112,8 +134,46 @@ def test_budget_is_kept_and_used(
         for d in s.outputs:  # every byte that is compared is read
             begin, end = span(d, s, cut)
             assert begin == end or s.scheme is None or any(b <= begin and end <= e for b, e in check.reads)
+        measured.update(t.name for t in check.measured)
+        assert (check.scale == "derived") == (bool(s.reach) and measured >= {t.name for t in s.reach})
+        assert (check.scale == "") == (not s.reach)
+        assert not (check.scale == "taken" and layout_keeps_no_scale(s))
     if share >= 1:
-        assert all(c.whole for c in checks)
+        assert all(c.whole and c.scale != "taken" for c in checks)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=[x.name for x in LAYOUTS])
+@given(
+    which=st.integers(0, 99), rows=st.integers(1, 300), columns=st.integers(1, 40),
+    copied_bytes=st.integers(0, 1 << 22), share=st.floats(0, 1.2), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_budget_is_kept_and_used(
+    layout: Layout, which: int, rows: int, columns: int, copied_bytes: int, share: float, seed: int
+) -> None:
+    held = held_schemes(layout)
+    check_budget([subject(layout, held[which % len(held)], 32 * rows, 128 * columns), copy(copied_bytes)], share, seed)
+
+
+def test_budget_is_kept_where_a_line_holds_more_columns_than_the_block() -> None:
+    """Zero points and scales of whole rows are one line, which a block of few columns needs all of."""
+    scheme = Scheme("int2", WHOLE_ROW, symmetric=True)
+    check_budget([subject(find_layout("gptq"), scheme, 32, 640), copy(19694)], 0.5, 0)
+
+
+def test_scales_are_derived_as_far_as_the_budget_goes() -> None:
+    layout = find_layout("compressed-tensors")
+    scheme = layout.settle(PRESETS["NVFP4A16"].scheme)
+    one = subject(layout, scheme, 1024, 1024)
+    partner = replace(one, name=f"partner of {one.name}", reach=tuple(reversed(one.reach)))
+    source_bytes, result_bytes = one.rows * one.row_bytes, sum(d.size_bytes for d in one.outputs)
+    for budget_bytes, runs in ((None, 1), (2 * (2 * source_bytes + result_bytes), 3)):  # gaps cost something too
+        checks = plan_checks([one, partner], budget_bytes, seed=1)
+        assert [(c.scale, c.whole, len(c.measured)) for c in checks] == [("derived", True, 2), ("derived", True, 0)]
+        assert checks[0].requests == 2 + 1 + runs  # both are measured, and one is derived
+    checks = plan_checks([one, partner], 3 * source_bytes, seed=1)  # as a block, with scales of all
+    assert [(c.scale, c.whole, len(c.measured)) for c in checks] == [("taken", True, 0), ("taken", True, 0)]
+    checks = plan_checks([one], 3 * source_bytes, seed=1)
+    assert [(c.scale, c.whole, len(c.measured)) for c in checks] == [("derived", False, 2)]
 
 
 def test_small_tensors_leave_their_share_to_large_ones() -> None:
@@ -208,9 +268,11 @@ def shard_specs(layers: int, experts: int) -> list[list[TensorSpec]]:
     return shards
 
 
-def repos(layers: int, experts: int) -> tuple[Output, Heads]:
-    """Headers and records of such a model in W4A16, and headers of its source."""
-    layout, scheme = LAYOUTS[0], Scheme("int4", 128, symmetric=True)
+def repos(layers: int, experts: int, recipe: str = "W4A16@auto_round") -> tuple[Output, Heads]:
+    """Headers and records of such a model, quantized, and headers of its source."""
+    name, _, layout_name = recipe.partition("@")
+    layout = find_layout(layout_name)
+    scheme = layout.settle(PRESETS[name].scheme)
     ledger: dict[str, dict[str, Any]] = {}
     heads: tuple[dict[str, FilePlan], dict[str, FilePlan]] = {}, {}
     for number, specs in enumerate(shard_specs(layers, experts), start=1):
@@ -222,7 +284,7 @@ def repos(layers: int, experts: int) -> tuple[Output, Heads]:
             if role == "linear":
                 outputs = layout.outputs(scheme, "BF16", s.shape[0], s.shape[1])
                 made += [TensorSpec(f"{s.name.removesuffix('.weight')}.{o.suffix}", o.dtype, o.shape) for o in outputs]
-                ledger[s.name] = {**entry, "outcome": "quantized", "scheme": "W4A16"}
+                ledger[s.name] = {**entry, "outcome": "quantized", "scheme": scheme.name}
             else:
                 made.append(s)
                 ledger[s.name] = {**entry, "outcome": "copied"}
@@ -234,12 +296,13 @@ def repos(layers: int, experts: int) -> tuple[Output, Heads]:
     )
     shards = [[n, p.size_bytes, None, hashlib.sha256(p.header[8:]).hexdigest()] for n, p in heads[0].items()]
     identity = {
-        "source.label": "org/model", "source.commit": "c" * 40, "source.shards": shards, "recipe.layout": "auto_round",
+        "source.label": "org/model", "source.commit": "c" * 40, "source.shards": shards, "recipe.layout": layout.name,
         "numerics": NUMERICS,
     }  # fmt: skip
     fingerprint = identity_sha256(identity)
     provenance = {"fingerprint": fingerprint, "identity": identity, "files": {}}
-    config = {"quantization_config": {"bits": 4, "group_size": 128, "sym": True}}
+    kept = [ModuleChoice(n.removesuffix(".weight"), e["role"], None) for n, e in ledger.items() if "scheme" not in e]
+    config = {"quantization_config": layout.config_block(scheme, kept, VERSION)}
     records = {"fingerprint": fingerprint, "tensors": ledger}
     return Output(result, result.label, {f.name: f for f in result.files()}, provenance, records, config), source
 
@@ -254,8 +317,9 @@ def small() -> tuple[Output, Heads]:
     return repos(2, 10)
 
 
-def test_200_tensors_of_a_repo_of_2_tb_cost_less_than_1_gb() -> None:
-    trillion = repos(60, 96)
+@pytest.mark.parametrize("recipe", ["W4A16@auto_round", "NVFP4A16@compressed-tensors"])
+def test_200_tensors_of_a_repo_of_2_tb_cost_less_than_1_gb(recipe: str) -> None:
+    trillion = repos(60, 96, recipe)
     assert sum(f.size_bytes for f in trillion[1].files()) > 2_000 * GB
     audit = dry_run(trillion, GB)
     assert len(audit.tensors) == 200
@@ -265,8 +329,24 @@ def test_200_tensors_of_a_repo_of_2_tb_cost_less_than_1_gb() -> None:
     roles = Counter((t.check.subject.outcome, t.check.subject.role) for t in audit.tensors)
     assert {("copied", "embedding"), ("copied", "head"), ("copied", "norm"), ("copied", "router")} <= set(roles)
     assert roles["quantized", "linear"] > 180
-    cuts = [t.check.cut for t in audit.tensors if t.check.subject.scheme]
-    assert all(c.end_row - c.row >= 32 and c.end_column - c.column >= 128 for c in cuts)
+    checks = [t.check for t in audit.tensors if t.check.subject.scheme]
+    assert all(c.cut.end_row - c.cut.row >= 32 and c.cut.end_column - c.cut.column >= 128 for c in checks)
+    scales = {t["name"]: t.get("scale") for t in make_statement(audit)["tensors"]}
+    assert {scales[c.subject.name] for c in checks} == ({"taken"} if "NVFP4" in recipe else {None})
+    assert {scales[t.check.subject.name] for t in audit.tensors if not t.check.subject.scheme} == {None}
+
+
+def test_members_of_a_group_are_measured_once() -> None:
+    output, source = repos(2, 2, "NVFP4A16@compressed-tensors")
+    names = [f"model.layers.0.mlp.experts.0.{p}_proj.weight" for p in ("gate", "up")]
+    audit = dry_run((output, source), None)
+    found = {t.check.subject.name: t.check for t in audit.tensors}
+    assert [t.name for t in found[names[0]].measured] == names
+    assert found[names[1]].measured == ()
+    assert found[names[1]].scale == "derived"
+    planned = audit.traffic
+    assert planned.source_bytes == sum(c.source_bytes for c in found.values())
+    assert planned.requests - sum(c.requests for c in found.values()) == 2 * 2  # a header of each shard
 
 
 def test_dry_run_says_what_it_would_read(small: tuple[Output, Heads]) -> None:
