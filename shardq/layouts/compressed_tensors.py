@@ -21,9 +21,6 @@ from shardq.layouts.templates import module_regexes
 from shardq.schemes import ACTIVATIONS, PLAIN_SCALES, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Scheme
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from shardq.kernels import KernelSet
     from shardq.layouts.base import Arrays
     from shardq.quantizers.quantized import Quantized
@@ -100,6 +97,8 @@ class CompressedTensors(LayoutDefaults):
         """See Layout."""
         import numpy as np
 
+        from shardq.layouts.stored import store
+
         if scheme.scale != WEIGHT_TYPE:
             pack_floats(part, row, out, scheme, kernels)
             return
@@ -118,9 +117,9 @@ class CompressedTensors(LayoutDefaults):
         first = row // scheme.group_rows
         kept = part.scales[:: scheme.group_rows]
         if scheme.reach == "tensor":
-            scales[:] = _stored(part.scales[0, :1], scales.dtype)  # size 0 but in the first slab
+            scales[:] = store(part.scales[0, :1], scales.dtype)  # size 0 but in the first slab
         else:
-            scales[first : first + len(kept)] = _stored(kept, scales.dtype)
+            scales[first : first + len(kept)] = store(kept, scales.dtype)
         if "weight_zero_point" in out:
             assert part.zeros is not None
             packed = np.empty((part.zeros.shape[1], -(-rows * scheme.bits // 32)), np.uint32)
@@ -132,11 +131,12 @@ class CompressedTensors(LayoutDefaults):
         """See Layout."""
         import numpy as np
 
+        from shardq.layouts.stored import load
         from shardq.quantizers.quantized import Quantized
 
         if scheme.scale != WEIGHT_TYPE:
             return unpack_floats(arrays, scheme, kernels)
-        scales = _read(arrays["weight_scale"])
+        scales = load(arrays["weight_scale"])
         if "weight_packed" in arrays:
             packed = arrays["weight_packed"]
             rows = len(packed)
@@ -213,24 +213,6 @@ def format_of(scheme: Scheme) -> str | None:
     if scheme.format.is_integer:
         return INT8 if scheme.activation and scheme.bits == 8 else PACKED
     return FLOAT8 if scheme.element == "e4m3fn" else None
-
-
-def _stored(scales: "NDArray[Any]", dtype: "np.dtype[Any]") -> "NDArray[Any]":
-    """fp32 scales as their tensor has them: exact, as they are rounded to that type already."""
-    import numpy as np
-
-    if dtype == np.uint16:
-        return (scales.view(np.uint32) >> 16).astype(np.uint16)
-    return scales.astype(dtype)
-
-
-def _read(stored: "NDArray[Any]") -> "NDArray[np.float32]":
-    """The inverse of _stored."""
-    import numpy as np
-
-    if stored.dtype == np.uint16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float32)
 
 
 def _group(scheme: Scheme, targets: Sequence[str]) -> dict[str, Any]:

@@ -19,9 +19,6 @@ from shardq.layouts.mlx_families import find_places, module_paths, reader_paths
 from shardq.schemes import WEIGHT_TYPE, Exponent, Scheme
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from shardq.kernels import KernelSet
     from shardq.layouts.base import Arrays
     from shardq.quantizers.quantized import Quantized
@@ -98,14 +95,16 @@ class Mlx(LayoutDefaults):
         """See Layout."""
         import numpy as np
 
+        from shardq.layouts.stored import store
+
         lines = slice(row, row + len(part.codes))
         kernels.pack_bits(part.codes, scheme.bits, out["weight"][lines])
         if scheme.format.is_integer:
             assert part.biases is not None
-            _store(part.scales, out["scales"][lines])
-            _store(part.biases, out["biases"][lines])
+            out["scales"][lines] = store(part.scales, out["scales"].dtype)
+            out["biases"][lines] = store(part.biases, out["biases"].dtype)
         elif scheme.scale == "e8m0":
-            out["scales"][lines] = (part.scales.view(np.uint32) >> 23).astype(np.uint8)
+            out["scales"][lines] = store(part.scales, out["scales"].dtype)
         else:
             ones = np.ones((len(part.scales), 1), np.float32)
             kernels.encode_scaled(part.scales, "F32", scheme.scale, part.scales.shape[1], ones, out["scales"][lines])
@@ -114,16 +113,16 @@ class Mlx(LayoutDefaults):
         """See Layout."""
         import numpy as np
 
+        from shardq.layouts.stored import load
         from shardq.quantizers.quantized import Quantized
 
         words, stored = np.ascontiguousarray(arrays["weight"]), np.ascontiguousarray(arrays["scales"])
         codes = np.empty((len(words), words.shape[1] * 32 // scheme.bits), np.uint8)
         kernels.unpack_bits(words, scheme.bits, codes)
         if scheme.format.is_integer:
-            return Quantized(codes, _read(stored), None, _read(arrays["biases"]))
+            return Quantized(codes, load(stored), None, load(arrays["biases"]))
         if scheme.scale == "e8m0":
-            scales = np.where(stored == 0, np.float32(2.0**-127), (stored.astype(np.uint32) << 23).view(np.float32))
-            return Quantized(codes, scales, None)
+            return Quantized(codes, load(stored), None)
         scales = np.empty(stored.shape, np.float32)
         kernels.decode_scaled(stored, scheme.scale, np.ones((len(stored), 1), np.float32), stored.shape[1], scales)
         return Quantized(codes, scales, None)
@@ -183,19 +182,3 @@ def _scheme(parameters: Mapping[str, Any]) -> Scheme:
     if name == AFFINE:
         return Mlx().settle(Scheme(f"int{parameters['bits']}", parameters["group_size"], symmetric=False))
     return _mode_scheme(next(m for m in MODES if m.name == name))
-
-
-def _store(values: "NDArray[np.float32]", out: "NDArray[Any]") -> None:
-    """fp32 values that are rounded already, as their tensor has them: fp32, fp16, or patterns of bf16."""
-    import numpy as np
-
-    out[:] = values.view(np.uint32) >> 16 if out.dtype == np.uint16 else values
-
-
-def _read(stored: "NDArray[Any]") -> "NDArray[np.float32]":
-    """The inverse of _store."""
-    import numpy as np
-
-    if stored.dtype == np.uint16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float32)

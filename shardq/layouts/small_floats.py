@@ -77,29 +77,15 @@ def unpack_floats(arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Qu
     )
 
 
-def exponent_bytes(scales: "NDArray[np.float32]") -> "NDArray[np.uint8]":
-    """E8M0 of powers of two from 2^-127 on, which is subnormal in fp32: its exponent field is 0."""
-    import numpy as np
-
-    return (scales.view(np.uint32) >> 23).astype(np.uint8)
-
-
-def exponent_values(stored: "NDArray[np.uint8]") -> "NDArray[np.float32]":
-    """The inverse of exponent_bytes."""
-    import numpy as np
-
-    bits = stored.astype(np.uint32) << 23
-    return np.where(stored == 0, np.float32(2.0**-127), bits.view(np.float32)).astype(np.float32)
-
-
 def _scale_bytes(scales: "NDArray[np.float32]", scheme: Scheme, kernels: "KernelSet") -> "NDArray[np.uint8]":
     """Exact: scales are rounded to their format already."""
     import numpy as np
 
+    from shardq.layouts.stored import store
     from shardq.quantizers.float_scales import e4m3_codes, e5m3_codes
 
     if scheme.scale == "e8m0":
-        return exponent_bytes(scales)
+        return store(scales, np.dtype(np.uint8))
     if scheme.scale == "e5m3":
         return e5m3_codes(scales)
     codes = np.empty(scales.shape, np.uint8)
@@ -110,11 +96,12 @@ def _scale_bytes(scales: "NDArray[np.float32]", scheme: Scheme, kernels: "Kernel
 def _scale_values(stored: "NDArray[np.uint8]", scheme: Scheme, kernels: "KernelSet") -> "NDArray[np.float32]":
     import numpy as np
 
+    from shardq.layouts.stored import load
     from shardq.quantizers.float_scales import e4m3_values, e5m3_values
 
     stored = np.ascontiguousarray(stored).view(np.uint8)
     if scheme.scale == "e8m0":
-        return exponent_values(stored)
+        return load(stored)
     if scheme.scale == "e5m3":
         return e5m3_values(stored)
     values = np.empty(stored.shape, np.float32)
