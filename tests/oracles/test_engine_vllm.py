@@ -108,7 +108,9 @@ def vllm() -> Iterator[Any]:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         vllm = pytest.importorskip("vllm")
-        if torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
+        if not torch.cpu._is_avx512_bf16_supported():
+            pytest.skip("vLLM's kernels for quantized weights need a CPU with AVX512-BF16")
+        if not torch.cpu._is_amx_tile_supported():
             lift_amx(patch)
         yield vllm
 

@@ -2,21 +2,15 @@
 compute what a model with our dequantized weights computes."""
 
 import copy
-import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pytest
 import torch
 
 from shardq import Limits, Recipe, make_recipe, quantize
-from shardq.files.safetensors import read_header
-from shardq.kernels import load as load_kernels
-from shardq.layouts import find_layout
-from shardq.unpack import read_module
 
 QUESTION: Final = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER: Final = "Paris"
@@ -88,22 +82,6 @@ def answer(model: Any, tokenizer: Any, question: Any) -> str:
     return str(tokenizer.decode(tokens[0, question["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
-def dequantized_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Module names and float32 weights, as our own reader has them."""
-    config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    layout, kernels = find_layout(config["quant_method"]), load_kernels()
-    for path in sorted(folder.glob("*.safetensors")):
-        header = read_header(path)
-        for module in [t.name.removesuffix(".qweight") for t in header.tensors if t.name.endswith(".qweight")]:
-            scheme = layout.scheme_of(config, module)
-            assert scheme is not None
-            q = read_module(path, header, module, layout, scheme, kernels)
-            rows, columns = q.codes.shape
-            weight = np.empty((rows, columns), np.float32)
-            kernels.dequantize_int(q.codes, q.scales, q.zeros, scheme.group_columns(columns), weight)
-            yield module, torch.from_numpy(weight)
-
-
 def to_float32(model: Any, source: Any) -> None:
     """Undo the peer's cast to float16 of what is not quantized: norms, the embedding, rotary frequencies."""
     torch.nn.Module.float(model)  # transformers refuses `model.float()` for quantized models
@@ -130,7 +108,14 @@ def no_compiler() -> Iterator[None]:
 @pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_quantized_model_loads_and_answers(
-    name: str, tmp_path: Path, transformers: Any, smollm2: Path, source: Any, tokenizer: Any, question: Any
+    name: str,
+    tmp_path: Path,
+    transformers: Any,
+    smollm2: Path,
+    source: Any,
+    tokenizer: Any,
+    question: Any,
+    models: Any,
 ) -> None:
     recipe = RECIPES[name]
     if find_spec(PEERS[recipe.layout]) is None:
@@ -140,7 +125,7 @@ def test_a_quantized_model_loads_and_answers(
     assert ANSWER in answer(model, tokenizer, question)
 
     twin = copy.deepcopy(source)
-    modules = dict(dequantized_weights(tmp_path / "out"))
+    modules = {module.name: module.weight for module in models.quantized_modules(tmp_path / "out")}
     assert len(modules) == LINEARS - (3 if recipe.layer_rules else 0)
     for module, weight in modules.items():
         assert hasattr(model.get_submodule(module), "qweight"), f"{module} was not loaded as quantized"
