@@ -24,6 +24,7 @@ class Survey:
         self._work = work
         self._known = dict(known)
         self._found: dict[str, dict[int, float]] = {}  # tensor -> begin of a slab -> magnitude
+        self._found_in: dict[str, set[str]] = {}  # shard -> tensors of which something was found
         self._ahead: dict[str, float] = {}
         self._used: dict[str, float] = {}  # what tasks were given
         self._users: dict[str, set[str]] = {}  # by tasks of which shards
@@ -48,6 +49,11 @@ class Survey:
                     self._asked.add(key)
                     tasks.append(task)
         return tasks
+
+    def expects(self, name: str) -> bool:
+        """True if a tensor's magnitude is known, or will be from what has been given out."""
+        slabs_ = survey_tasks(self._work.checkpoint.tensors[name])
+        return self.knows(name) or all((name, task.begin) in self._asked for task in slabs_)
 
     def ask_ahead(self, name: str) -> bool:
         """True the first time that a tensor has to be read ahead."""
@@ -86,6 +92,7 @@ class Survey:
         """A slab's magnitude; returns the tensor's when it was the last."""
         name = surveyed.tensor
         self._found.setdefault(name, {})[surveyed.begin] = surveyed.amax
+        self._found_in.setdefault(self._work.checkpoint.tensors[name].shard, set()).add(name)
         self._resolve((name, surveyed.begin))
         measured = self._measured(name)
         if measured is not None:
@@ -99,7 +106,7 @@ class Survey:
 
     def measured(self, shard: str) -> dict[str, float]:
         """Magnitudes of a shard's tensors that were found in its own bytes."""
-        found = {n: self._measured(n) for n in self._found if self._shard(n) == shard}
+        found = {n: self._measured(n) for n in self._found_in.get(shard, ())}
         return {n: value for n, value in found.items() if value is not None}
 
     def contradicted(self, shard: str) -> list[str]:
@@ -108,7 +115,7 @@ class Survey:
 
     def forget(self, shard: str) -> None:
         """What was found in a shard that came wrong."""
-        for name in [n for n in self._found if self._shard(n) == shard]:
+        for name in self._found_in.pop(shard, set()):
             self._asked -= {(name, begin) for begin in self._found.pop(name)}
             if name not in self._ahead and self._users.get(name, {shard}) == {shard}:
                 self._used.pop(name, None)  # its own tasks are done again; others' would be contradicted
@@ -149,10 +156,8 @@ class Survey:
             assert value is not None, f"{name} was not measured"
             self._used[name] = value
             self._users.setdefault(name, set()).add(task.shard)
-        return replace(member, task=replace(task, amax=max(self._used[n] for n in reach)))
-
-    def _shard(self, name: str) -> str:
-        return self._work.checkpoint.tensors[name].shard
+        largest = max(reach, key=lambda n: self._used[n])
+        return replace(member, task=replace(task, amax=self._used[largest], amax_of=largest))
 
 
 def survey_tasks(t: TensorRef) -> tuple[SurveyTask, ...]:

@@ -43,6 +43,7 @@ class QuantizeTask:
     layout: str
     targets: tuple[Target, ...]
     amax: float | None = None  # see quantizers.rtn; filled in when it is known
+    amax_of: str = ""  # the tensor that has it, for messages
 
     @property
     def row_bytes(self) -> int:
@@ -114,6 +115,7 @@ class Done:
     squared_weight: float  # sum of weight**2; 0 for a copy
     max_error: float  # largest |weight - dequantized|; 0 for a copy
     reused: bool  # the bytes were there already
+    amax: float | None = None  # that of the task: with another one the bytes would be others
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +170,15 @@ class Bundle:
     @property
     def cost_bytes(self) -> int:
         """Memory while it runs: a tile of source, one widened row, and for each output that quantizes the slab's
-        arrays, and the codes, words and scales of a tile."""
+        arrays, figures of each row, and the codes, words and scales of a tile."""
         tasks = self.quantize_tasks
         if not tasks:
             return 2 * TILE_BYTES
         first = tasks[0]
         tile = min(self.tile_rows, first.end_row - first.row)
         groups = sum(t.scheme.groups(t.columns) for t in tasks)
-        own = sum(t.output_bytes for t in tasks) + tile * (40 * groups + first.columns * len(tasks))
+        figures = 2 * 24 * (first.end_row - first.row) * len(tasks)  # of each row: as quantized, and as read back
+        own = figures + sum(t.output_bytes for t in tasks) + tile * (40 * groups + first.columns * len(tasks))
         return own + tile * (first.row_bytes + first.columns) + 4 * first.columns + (1 << 20)
 
 

@@ -115,7 +115,7 @@ class Worker:
 
     def _bundle(self, bundle: Bundle) -> BundleDone:
         """What an interrupted run wrote is compared with its checksum, and made again only when they differ."""
-        kept = [m for m in bundle.members if m.before and self._written(m) == m.before.checksum]
+        kept = [m for m in bundle.members if m.before and self._stands(m, m.before)]
         done = [(m.lane, replace(m.before, reused=True)) for m in kept if m.before]
         if todo := tuple(m for m in bundle.members if m not in kept):
             left = replace(bundle, members=todo)
@@ -138,15 +138,19 @@ class Worker:
             for m in bundle.members:
                 if isinstance(m.task, CopyTask):
                     yield m.lane, self._copy_slab(m.lane, m.task, slab)
-        if first.amax is not None and not math.isfinite(first.amax):
-            raise NonFiniteWeight(
-                f"{first.tensor} in {first.shard}: a tensor that must share its scale holds NaN or infinity, which "
-                "cannot be quantized; the checkpoint may be damaged, or keep all of them with --ignore"
-            )
+        for task in bundle.quantize_tasks:
+            if task.amax is not None and not math.isfinite(task.amax):
+                raise NonFiniteWeight(
+                    f"{task.amax_of}, whose scale {task.tensor} in {task.shard} has to share, holds NaN or infinity, "
+                    "which cannot be quantized; the checkpoint may be damaged, or keep both with --ignore"
+                )
         for making in makings:
             self._write(making)
             figures = self._kernels.sum_errors(making.stats)
-            yield making.member.lane, Done(making.task.id, self._checksum(making.out), *figures, False)
+            yield (
+                making.member.lane,
+                Done(making.task.id, self._checksum(making.out), *figures, False, making.task.amax),
+            )
 
     def _tile(self, tile: NDArray[Any], row: int, ways: Mapping[Way, Rows], makings: Sequence[Making]) -> None:
         """Quantize some rows once for each way, and pack the result for each output."""
@@ -254,6 +258,11 @@ class Worker:
         path = self._part(lane, file)
         with writing(path):
             pwrite_all(self._parts.get(path), part.data, offset)
+
+    def _stands(self, member: Member, before: Done) -> bool:
+        """True if what an interrupted run wrote is still there, and was made with the magnitude that is known now."""
+        amax = member.task.amax if isinstance(member.task, QuantizeTask) else None
+        return before.amax == amax and self._written(member) == before.checksum
 
     def _written(self, member: Member) -> int:
         """Checksum of a task's bytes in the output file."""
