@@ -263,7 +263,8 @@ class Pipeline:
             forgotten = [self._lanes[m.lane].forget(m.task.id) for m in bundle.members]
             self._done_bytes -= bundle.source_bytes if any(forgotten) else 0
         self._open[shard.name] = {b.id for b in bundles}
-        self._survey.forget(shard.name)
+        for name in self._survey.forget(shard.name):
+            self._read_ahead(name)
         self._error = self._error or self._supply.again(shard, bundles)
 
     # --- files and shards --------------------------------------------------------------------------------------------

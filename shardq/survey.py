@@ -30,6 +30,7 @@ class Survey:
         self._users: dict[str, set[str]] = {}  # by tasks of which shards
         self._asked: set[Key] = set()
         self._missing: dict[int, set[Key]] = {}  # bundle -> what it waits for
+        self._held: dict[int, Waiting] = {}  # those bundles
         self._waiting: dict[Key, list[Waiting]] = {}
         self._ready: list[Waiting] = []
 
@@ -76,7 +77,7 @@ class Survey:
         if not missing:
             self._ready.append(work)
             return
-        self._missing[bundle.id] = missing
+        self._missing[bundle.id], self._held[bundle.id] = missing, work
         for key in missing:
             self._waiting.setdefault(key, []).append(work)
 
@@ -113,12 +114,21 @@ class Survey:
         """Tensors of a verified shard whose magnitude is not what tasks were given."""
         return [n for n, value in self.measured(shard).items() if self._used.get(n, value) != value]
 
-    def forget(self, shard: str) -> None:
-        """What was found in a shard that came wrong."""
+    def forget(self, shard: str) -> list[str]:
+        """Forget what was found in a shard that came wrong. Returns what others wait for that had counted on it: it has
+        to be read ahead, as waiting for the shard to come again would keep memory that it needs."""
         for name in self._found_in.pop(shard, set()):
             self._asked -= {(name, begin) for begin in self._found.pop(name)}
             if name not in self._ahead and self._users.get(name, {shard}) == {shard}:
                 self._used.pop(name, None)  # its own tasks are done again; others' would be contradicted
+        lost: set[str] = set()
+        for number, work in self._held.items():
+            for name in sorted(self.needed((_bundle_of(work),))):
+                if (name, None) not in self._missing[number] and not self.knows(name):
+                    self._missing[number].add((name, None))
+                    self._waiting.setdefault((name, None), []).append(work)
+                    lost.add(name)
+        return sorted(lost)
 
     def _resolve(self, key: Key) -> None:
         for work in self._waiting.pop(key, ()):
@@ -128,7 +138,7 @@ class Survey:
                 continue
             missing.discard(key)
             if not missing:
-                del self._missing[number]
+                del self._missing[number], self._held[number]
                 self._ready.append(work)
 
     def _measured(self, name: str) -> float | None:

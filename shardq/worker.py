@@ -141,8 +141,8 @@ class Worker:
         for task in bundle.quantize_tasks:
             if task.amax is not None and not math.isfinite(task.amax):
                 raise NonFiniteWeight(
-                    f"{task.amax_of}, whose scale {task.tensor} in {task.shard} has to share, holds NaN or infinity, "
-                    "which cannot be quantized; the checkpoint may be damaged, or keep both with --ignore"
+                    f"{task.amax_of} holds NaN or infinity, and {task.tensor} in {task.shard} takes its scale from it: "
+                    "expected finite weights; the checkpoint may be damaged, or keep both with --ignore"
                 )
         for making in makings:
             self._write(making)
