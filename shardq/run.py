@@ -209,7 +209,8 @@ def _run(
         lanes = [_open_lane(number, p, source, limits, restart, held) for number, p in enumerate(todo)]
         home = todo[0].staging
         parts = tuple(str(p.staging.part) for p in todo)
-        workplace = Workplace(source_paths(work, source, home), parts, limits.parallel > 1, limits.log)
+        keeps = memory.task_bytes is None or memory.task_bytes >= limits.parallel * work.largest_task_bytes
+        workplace = Workplace(source_paths(work, source, home), parts, limits.parallel > 1, keeps, limits.log)
         with StopFlag() as stop:
             run = Pipeline(work, source, lanes, limits, memory.slots, report)
             try:

@@ -101,15 +101,19 @@ class Worker:
     def run(self, work: object) -> Report:
         """Do it. Raises CorruptShard, NonFiniteWeight, SourceUnreadable, DiskFull."""
         self._memory, work = (work, work.work) if isinstance(work, Streamed) else (None, work)
-        match work:
-            case Bundle():
-                return self._bundle(work)
-            case SurveyTask():
-                return self._survey(work)
-            case SealTask():
-                return self._seal(work)
-            case _:
-                raise TypeError(f"not a task: {work!r}")
+        try:
+            match work:
+                case Bundle():
+                    return self._bundle(work)
+                case SurveyTask():
+                    return self._survey(work)
+                case SealTask():
+                    return self._seal(work)
+                case _:
+                    raise TypeError(f"not a task: {work!r}")
+        finally:
+            if not self._place.keeps_memory:
+                self._arena.release()
 
     # --- bundles -------------------------------------------------------------------------------------------------
 
@@ -163,7 +167,7 @@ class Worker:
                 raise self._non_finite(task, tile, task.row + row)
             for m in takers:
                 m.layout.pack(part, row, m.out, scheme, self._kernels)
-                if m.stats is not room.stats:  # figures are of what is written
+                if m.task.reads_back:  # such layouts have the weight's rows first
                     there = slice(row, row + len(tile))
                     read = m.layout.unpack({k: v[there] for k, v in m.out.items()}, scheme, self._kernels)
                     measure_rows(tile, task.dtype, m.layout.unpacks_to(scheme), read, m.stats[there], self._kernels)
@@ -182,7 +186,7 @@ class Worker:
         works = {_way(t): buffer_shapes(rows, first.columns, t.scheme) for t in tasks}
         specs = [_specs(t) for t in tasks]
         slabs = [_slab_shapes(t, s) for t, s in zip(tasks, specs, strict=True)]
-        own = [_reads_back(t) for t in tasks]
+        own = [t.reads_back for t in tasks]
         figures = [(stats_shape, np.float64)] * (len(works) + sum(own))
         wanted = [(room_shape, np.uint8), *figures, *(shape for work in works.values() for shape in work)]
         self._arena.reset(reserve(*wanted, *(shape for slab in slabs for shape in slab.values())))
@@ -358,11 +362,6 @@ def write_values(specs: Iterable[OutSpec], out: Mapping[str, NDArray[Any]]) -> N
 
 def _way(task: QuantizeTask) -> Way:
     return task.scheme, task.amax
-
-
-def _reads_back(task: QuantizeTask) -> bool:
-    """True if the figures are of what is written, as codes are not kept; such layouts have the weight's rows first."""
-    return find_layout(task.layout).unpacks_to(task.scheme) != task.scheme
 
 
 def _specs(task: QuantizeTask) -> tuple[OutSpec, ...]:

@@ -4,7 +4,7 @@ lie and however they come; what was made with a magnitude that turns out to be w
 import json
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
