@@ -28,6 +28,7 @@ from shardq.recipe import make_recipe
 from shardq.slabs import open_slab
 
 Contents = Callable[[Path], dict[str, str]]
+Alone = Callable[[str], dict[str, str]]
 MIXES = {
     "integers": ("W4A16@gptq", "W4A16@auto_round", "W4A16@awq"),  # the first two share codes
     "kept by some": ("W4A16@mlx", "W4A16@gptq", "MXFP4"),  # mlx quantizes embedding and head
@@ -45,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, write_moe: Callable[..., Pa
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory, contents: Contents) -> Callable[[str], dict[str, str]]:
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory, contents: Contents) -> Alone:
     """alone(scheme): what a run for it alone makes."""
     made: dict[str, dict[str, str]] = {}
 
@@ -63,7 +64,7 @@ def names(schemes: Sequence[str]) -> list[str]:
     return [o.out.name for o in make_orders([make_recipe(s) for s in schemes], "x", "x")]
 
 
-def check(out: Path, schemes: Sequence[str], contents: Contents, alone: Callable[[str], dict[str, str]]) -> None:
+def check(out: Path, schemes: Sequence[str], contents: Contents, alone: Alone) -> None:
     for scheme, name in zip(schemes, names(schemes), strict=True):
         assert contents(out / name) == alone(scheme), scheme
 
@@ -71,33 +72,25 @@ def check(out: Path, schemes: Sequence[str], contents: Contents, alone: Callable
 @pytest.mark.parametrize("parallel", [1, 2])
 @pytest.mark.parametrize("mix", MIXES)
 def test_every_file_is_that_of_a_run_alone(
-    folder: Path, tmp_path: Path, contents: Contents, alone: Callable[[str], dict[str, str]], mix: str, parallel: int
+    folder: Path, tmp_path: Path, contents: Contents, alone: Alone, mix: str, parallel: int
 ) -> None:
     results = shardq.quantize_many(folder, MIXES[mix], output_dir=tmp_path, limits=Limits(parallel=parallel))
     assert [r.output.name for r in results] == names(MIXES[mix])
     check(tmp_path, MIXES[mix], contents, alone)
-    errors = [r.errors for r in results if r.errors]
-    assert [e.relative for e in errors] == [shardq_errors(alone_out)["relative"] for alone_out in outputs(results)]
-
-
-def outputs(results: Sequence[Any]) -> list[Path]:
-    return [r.output for r in results]
-
-
-def shardq_errors(out: Path) -> dict[str, float]:
-    found: dict[str, float] = json.loads((out / "shardq.json").read_text())["errors"]
-    return found
+    recorded = [json.loads((r.output / "shardq.json").read_text())["errors"]["relative"] for r in results]
+    assert [r.errors.relative for r in results if r.errors] == recorded
 
 
 def test_small_slabs_and_tiles_change_no_weight(
-    folder: Path, tmp_path: Path, contents: Contents, alone: Callable[[str], dict[str, str]],
+    folder: Path, tmp_path: Path, contents: Contents, alone: Alone,
     monkeypatch: pytest.MonkeyPatch, short_spans: int,
 ) -> None:  # fmt: skip
     for name in ("shardq.tasks.TILE_BYTES", "shardq.worker.TILE_BYTES"):
         monkeypatch.setattr(name, 16 << 10)
     schemes = ("W4A16@mlx", "W4A16@gptq", "NVFP4A16", "FP8_BLOCK@fp8")
     shardq.quantize_many(folder, schemes, output_dir=tmp_path, limits=ONE)
-    assert len(shardq.plan(folder).tasks) > 40  # of 30 tensors
+    gate = "model.layers.0.mlp.gate_proj.weight"
+    assert sum(t.tensor == gate for t in shardq.plan(folder).tasks) == 3
     check(tmp_path, schemes, contents, alone)
 
 
@@ -121,7 +114,7 @@ def test_a_folder_is_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_repo_is_read_once(
     folder: Path, make_model: Callable[[Path], Any], tmp_path: Path, stream: bool, short_spans: int,
-    monkeypatch: pytest.MonkeyPatch, contents: Contents, alone: Callable[[str], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch, contents: Contents, alone: Alone,
 ) -> None:  # fmt: skip
     model = make_model(folder)
     monkeypatch.setattr("shardq.api.open_source", lambda *_, **__: model.open())
@@ -155,7 +148,7 @@ def stop_after(tasks: int) -> Callable[[Progress], None]:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_stopped_run_goes_on(
-    folder: Path, tmp_path: Path, contents: Contents, alone: Callable[[str], dict[str, str]], begin: Callable[..., Any],
+    folder: Path, tmp_path: Path, contents: Contents, alone: Alone, begin: Callable[..., Any],
     journal_lines: Callable[[Path, str], int], sent: signal.Signals,
 ) -> None:  # fmt: skip
     words = [w for s in PAIR for w in ("--scheme", s)]
@@ -176,7 +169,7 @@ def test_stopped_run_goes_on(
 
 
 def test_one_alone_goes_on_with_what_many_began_and_the_reverse(
-    folder: Path, tmp_path: Path, contents: Contents, alone: Callable[[str], dict[str, str]]
+    folder: Path, tmp_path: Path, contents: Contents, alone: Alone
 ) -> None:
     outs = [tmp_path / n for n in names(PAIR)]
     with pytest.raises(KeyboardInterrupt):
@@ -299,7 +292,7 @@ def test_disk_stays_below_the_least_cap(
 
 
 def test_memory_stays_below_the_least_cap(tmp_path: Path, write_moe: Callable[..., Path]) -> None:
-    folder = write_moe(tmp_path / "wide" / "model", lambda *_: 1, hidden=2048)
+    folder = write_moe(tmp_path / "wide" / "model", lambda *_: 1, hidden=1024)
     schemes = ("W4A16@gptq", "W8A8", "NVFP4A16", "W4A16@fake")
     work = OnePass(tuple(shardq.plan(folder, s) for s in schemes))
     with pytest.raises(BudgetTooSmall) as refused:
@@ -316,7 +309,7 @@ def test_memory_stays_below_the_least_cap(tmp_path: Path, write_moe: Callable[..
         peak = max(peak, anonymous_bytes(process.pid))
         threading.Event().wait(0.01)
     assert process.returncode == 0
-    assert work.largest_task_bytes > 80_000_000
+    assert work.largest_task_bytes > 50_000_000
     assert work.largest_task_bytes < peak < (least + 1) * 1_000_000
 
 
