@@ -2,8 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shardq.checkpoint import Shard
@@ -11,7 +10,7 @@ from shardq.errors import ChecksumMismatch, SourceUnreadable
 from shardq.fetcher import Fetched, Fetcher
 from shardq.files.atomic import writing
 from shardq.sources.base import Source
-from shardq.spans import Span
+from shardq.spans import Span, keep_bundles
 from shardq.staging import Staging
 from shardq.streamer import Passed, Piece, Streamer, mismatch
 from shardq.tasks import Bundle
@@ -73,7 +72,7 @@ class Supply:
             self._at_hand.append(Fetched(shard, None, None))
         elif self._streamer:
             self._tries[shard.name] = self._tries.get(shard.name, 0) + 1
-            self._streamer.start(shard, tuple(self._left_of(self._spans[shard.name], bundles)))
+            self._streamer.start(shard, keep_bundles(self._spans[shard.name], bundles))
         elif self._fetcher:
             self._fetcher.start(shard)
         else:
@@ -133,13 +132,6 @@ class Supply:
         for x in (self._fetcher, self._streamer):
             if x:
                 x.close()
-
-    @staticmethod
-    def _left_of(spans: Sequence[Span], bundles: Sequence[Bundle]) -> Iterator[Span]:
-        """The same pieces, whatever an interrupted run has done, so that each fits a slot."""
-        left = {b.id: b for b in bundles}
-        for span in spans:
-            yield replace(span, bundles=tuple(left[b.id] for b in span.bundles if b.id in left))
 
     def _file(self, shard: Shard) -> Path | None:
         staged = self._staging.src / shard.name

@@ -296,10 +296,10 @@ def test_memory_stays_below_the_least_cap(tmp_path: Path, write_moe: Callable[..
     schemes = ("W4A16@gptq", "W8A8", "NVFP4A16", "W4A16@fake")
     work = OnePass(tuple(shardq.plan(folder, s) for s in schemes))
     with pytest.raises(BudgetTooSmall) as refused:
-        Limits(parallel=2, max_ram_bytes=1).share_memory(work, remote=False, network=False)
+        Limits(parallel=3, max_ram_bytes=1).share_memory(work, remote=False, network=False)
     least = int(str(refused.value).partition("expected at least ")[2].split(" ", 1)[0])
     words = [w for s in schemes for w in ("--scheme", s)]
-    command = [sys.executable, "-P", "-m", "shardq.cli", "quantize", str(folder), "-q", "--parallel", "2", *words]
+    command = [sys.executable, "-P", "-m", "shardq.cli", "quantize", str(folder), "-q", "--parallel", "3", *words]
     small = subprocess.run(
         [*command, "-o", str(tmp_path / "no"), "--max-ram", f"{least - 1}M"], check=False, capture_output=True
     )
