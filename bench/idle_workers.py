@@ -26,7 +26,7 @@ def main(count: int) -> None:
 
     alone = tree_memory(os.getpid())
     began_s = time.perf_counter()
-    with ProcessExecutor(ENTRY, Workplace({}, ("",), None), count, ByteBudget(None)) as executor:
+    with ProcessExecutor(ENTRY, Workplace({}, ("",), True, None), count, ByteBudget(None)) as executor:
         read_end, _write_end = os.pipe()  # never readable: it makes `wait` wait, though no job is there
         while not all(worker.ready for worker in executor._workers):
             executor.wait(0.005, [read_end])

@@ -88,8 +88,7 @@ class AheadReader:
         assert t.dtype is not None
         assert t.shape is not None
         rows, columns = t.shape
-        row_bytes = t.size_bytes // rows
-        step = max(1, WINDOW_BYTES // row_bytes)
+        row_bytes, step = t.size_bytes // rows, window_rows(t)
         room = np.empty(min(rows, step) * row_bytes, np.uint8)
         found = np.empty((min(rows, step), 1), np.float32)
         kernels, amax = load(), 0.0
@@ -102,6 +101,18 @@ class AheadReader:
                 kernels.group_absmax(tile, t.dtype, columns, found[:count])
                 amax = max(amax, float(found[:count].max()))
         return amax
+
+
+def window_rows(t: TensorRef) -> int:
+    """Rows that are asked for at once."""
+    assert t.shape is not None
+    return max(1, WINDOW_BYTES // (t.size_bytes // t.shape[0]))
+
+
+def count_windows(t: TensorRef) -> int:
+    """Requests that reading a tensor ahead takes."""
+    assert t.shape is not None
+    return -(-t.shape[0] // window_rows(t))
 
 
 class _Stopped(Exception):

@@ -30,6 +30,10 @@ class Arena:
                 pages.madvise(mmap.MADV_HUGEPAGE)
             self._block = np.frombuffer(pages, np.uint8)
 
+    def release(self) -> None:
+        """Give the pages back; invalidates all arrays."""
+        self._block, self._used = np.empty(0, np.uint8), 0
+
     def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An uninitialised array, aligned to a cache line."""
         kind = np.dtype(dtype)

@@ -18,6 +18,7 @@ Events, by the key "event". The pipeline writes and reads them; this module know
     | stamps  | modified                     | yes     | when each shard of a source folder was last changed, in ns |
     | fetched | shard, sha256                | no      | a source shard is staged and its content was verified      |
     | task    | id, checksum, sse, ssw, max  | no      | a task's output bytes are written, perhaps not yet to disk |
+    |         | and amax                     |         | the largest magnitude that its scales were taken from      |
     | amax    | tensor, value                | no      | a tensor's largest magnitude, from verified bytes          |
     | sealed  | file, sha256, size           | yes     | an output file is complete and on the disk                 |
     | freed   | shard                        | no      | a source shard is deleted, as nothing needs it any more    |

@@ -163,8 +163,9 @@ class Lane:
             self.uploader.submit(path, StoredFile(name, size_bytes, sha256))
 
     def _journal_task(self, done: Done) -> None:
+        amax = {} if done.amax is None else {"amax": done.amax}
         self._journal.append(
             {"event": "task", "id": done.id, "checksum": done.checksum, "sse": done.squared_error,
-             "ssw": done.squared_weight, "max": done.max_error},
+             "ssw": done.squared_weight, "max": done.max_error, **amax},
             durable=False,
         )  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shardq.admission import ShardCost, least_disk_bytes
+from shardq.ahead import count_windows
 from shardq.onepass import OnePass
 from shardq.side_files import select_side_files
 from shardq.spans import Span, cut_all
@@ -62,14 +63,15 @@ def disk_bytes(work: OnePass, staged: bool, uploads: bool) -> int:
 
 
 def count_requests(work: OnePass, stream: bool) -> Requests:
-    """Headers and small files, then one request a shard, or one for each span in range mode, and those that range mode
-    reads ahead."""
+    """Headers and small files, then one request a shard, or one for each span in range mode, and those of tensors that
+    range mode reads ahead: of these fewer, where a shard comes in time to be measured for the next one."""
     shards = work.checkpoint.shards
     small = len(select_side_files(work.checkpoint.side_files)) + 2  # config and index
     spans = cut_all(work) if stream else {}
     bodies = sum(map(len, spans.values())) if stream else len(shards)
     ahead = _read_ahead(work, [s for own in spans.values() for s in own])
-    return Requests(hub=2 * len(shards) + small + len(ahead), storage=len(shards) + bodies + len(ahead))
+    windows = sum(count_windows(work.checkpoint.tensors[n]) for n in ahead)
+    return Requests(hub=2 * len(shards) + small + len(ahead), storage=len(shards) + bodies + windows)
 
 
 def ahead_bytes(work: OnePass) -> int:
@@ -79,11 +81,11 @@ def ahead_bytes(work: OnePass) -> int:
 
 
 def _read_ahead(work: OnePass, spans: Iterable[Span]) -> set[str]:
-    """Tensors of which a piece needs the magnitude without holding all of them."""
+    """Tensors of which a piece needs the magnitude before all of them has come with it and the pieces before it."""
     ahead: set[str] = set()
     for span in spans:
         for name in {n for b in span.bundles for n in work.reaches.get(b.tensor, ())}:
             t = work.checkpoint.tensors[name]
-            if t.shard != span.shard or t.begin < span.begin or t.begin + t.size_bytes > span.end:
+            if t.shard != span.shard or t.begin + t.size_bytes > span.end:
                 ahead.add(name)
     return ahead

@@ -1,11 +1,11 @@
 """One pass over a source for one or more outputs: their plans' tasks, bundled by the source bytes that they read."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from shardq.checkpoint import Checkpoint, TensorRef
+from shardq.checkpoint import Checkpoint
 from shardq.plans import Plan
 from shardq.tasks import SPAN_BYTES, Bundle, Member
 
@@ -60,10 +60,6 @@ class OnePass:
     def largest_task_bytes(self) -> int:
         """Memory of the largest bundle."""
         return max((b.cost_bytes for b in self.bundles), default=0)
-
-    def tensors_of(self, names: Collection[str]) -> list[TensorRef]:
-        """The source tensors of these names."""
-        return [self.checkpoint.tensors[n] for n in names]
 
     def _bonds(self) -> dict[str, str]:
         """Tensor -> the group that waits for its largest magnitude, within a shard."""

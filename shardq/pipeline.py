@@ -25,7 +25,7 @@ from shardq.progress import Progress, Report, Stage
 from shardq.signals import StopFlag
 from shardq.sources.base import Source
 from shardq.space import check_space
-from shardq.spans import largest_span_bytes
+from shardq.spans import cut_all
 from shardq.staging import Staging
 from shardq.streamer import Passed, Piece
 from shardq.supply import Supply
@@ -60,7 +60,7 @@ class Pipeline:
         self._wrong: set[str] = set()  # streamed shards whose hash was wrong, to be done again
         self._suspect: dict[str, ShardqError] = {}  # errors of work on streamed shards that have not passed yet
         self._error: ShardqError | None = None
-        self._supply = Supply(source, self._staging, slots, largest_span_bytes(work) if slots else 0)
+        self._supply = Supply(source, self._staging, slots, cut_all(work) if slots else {})
         self._survey = Survey(work, {n: value for lane in lanes for n, value in lane.before.amax.items()})
         self._wanted: dict[str, set[str]] = {}  # shard -> its tensors whose magnitudes are needed
         for name in self._survey.needed(b for bundles in self._bundles.values() for b in bundles):
@@ -234,8 +234,7 @@ class Pipeline:
 
     def _is_sure(self, name: str) -> bool:
         """True if all that was made of a shard was made of the right bytes."""
-        shard = self._shards[name]
-        if not self._supply.is_streamed(shard):
+        if not self._supply.may_stream(self._shards[name]):
             return True
         return name in self._passed and not self._open[name] and name not in self._suspect
 
@@ -250,8 +249,9 @@ class Pipeline:
                 "read ahead; try another network, and run the same command again"
             )
             return False
+        measured = self._survey.measured(shard.name)
         for lane in self._lanes:  # only now: what was made of wrong bytes must never be found in the journal
-            lane.journal_shard(shard.name, self._survey.measured(shard.name))
+            lane.journal_shard(shard.name, measured)
         return True
 
     def _do_again(self, shard: Shard) -> None:
@@ -263,7 +263,8 @@ class Pipeline:
             forgotten = [self._lanes[m.lane].forget(m.task.id) for m in bundle.members]
             self._done_bytes -= bundle.source_bytes if any(forgotten) else 0
         self._open[shard.name] = {b.id for b in bundles}
-        self._survey.forget(shard.name)
+        for name in self._survey.forget(shard.name):
+            self._read_ahead(name)
         self._error = self._error or self._supply.again(shard, bundles)
 
     # --- files and shards --------------------------------------------------------------------------------------------
@@ -298,10 +299,9 @@ class Pipeline:
             Streamed(task, piece.slot.path, piece.origin)
             for task in self._survey.tasks({b.tensor for b in bundles if b.tensor in self._work.reaches}, extent)
         )
-        for t in self._work.tensors_of(self._survey.needed(bundles)):
-            elsewhere = t.shard != span.shard or t.begin < span.begin or t.begin + t.size_bytes > span.end
-            if elsewhere and not self._survey.knows(t.name):
-                self._read_ahead(t.name)
+        for name in sorted(self._survey.needed(bundles)):
+            if not self._survey.expects(name):
+                self._read_ahead(name)
         self._queue([Streamed(b, piece.slot.path, piece.origin) for b in bundles])
 
     def _queue(self, work: Iterable[Bundle | Streamed]) -> None:
@@ -389,6 +389,8 @@ class Pipeline:
             lane.resume_uploads(self._limits.keep_local)
         first = list(iter(self._admission.next, None))
         self._supply.trim(self._admission.staged)  # before anything new comes
+        for lane in self._lanes[1:]:
+            lane.staging.trim_sources(())  # it may have been the first one of an earlier run
         for lane in self._lanes:
             lane.trim(self._admission.begun)
         self._bring(first)

@@ -257,8 +257,9 @@ def _quantize_task(
         )
     )
     return QuantizeTask(
-        number, t.shard, file.name, t.name, t.dtype, t.begin, rows, columns, *part.rows, d.scheme, layout.name, targets
-    )
+        number, t.shard, file.name, t.name, t.dtype, t.begin, rows, columns, *part.rows, d.scheme, layout.name, targets,
+        reads_back=layout.unpacks_to(d.scheme) != d.scheme,
+    )  # fmt: skip
 
 
 def _targets(d: Decision, file: OutputFile, layout: Layout, places: Mapping[str, Place]) -> Iterator[int]:

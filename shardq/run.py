@@ -199,15 +199,18 @@ def _run(
     """Everything that these still need, from where an earlier run stopped; errors, and commit if pushed, of each."""
     work = OnePass(tuple(p.plan for p in todo))
     memory = limits.share_memory(work, source.remote, network)
-    for p in todo:
-        p.staging.make()
     with ExitStack() as held:
-        for p in todo:
+        for p in sorted(todo, key=lambda p: not p.staging.journal.exists()):  # those that may be refused come first
+            begun = p.staging.journal.exists()
+            p.staging.make()
             held.enter_context(FolderLock(p.staging.work / "lock"))
+            if begun and len(todo) > 1 and not restart:
+                p.staging.refuse_other(p.plan.identity())
         lanes = [_open_lane(number, p, source, limits, restart, held) for number, p in enumerate(todo)]
         home = todo[0].staging
         parts = tuple(str(p.staging.part) for p in todo)
-        workplace = Workplace(source_paths(work, source, home), parts, limits.log)
+        keeps = memory.task_bytes is None or memory.task_bytes >= limits.parallel * work.largest_task_bytes
+        workplace = Workplace(source_paths(work, source, home), parts, keeps, limits.log)
         with StopFlag() as stop:
             run = Pipeline(work, source, lanes, limits, memory.slots, report)
             try:

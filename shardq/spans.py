@@ -1,7 +1,7 @@
 """Cuts a source shard into the pieces in which range mode brings it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardq.onepass import BOND_BYTES, OnePass, bond_extents
 from shardq.tasks import SPAN_BYTES, Bundle
@@ -35,6 +35,12 @@ def cut_spans(shard: str, size_bytes: int, bundles: Sequence[Bundle]) -> tuple[S
         spans.append(Span(shard, begin, end, tuple(group)))
         at = end
     return (*spans, *_blank(shard, at, size_bytes))
+
+
+def keep_bundles(spans: Sequence[Span], bundles: Sequence[Bundle]) -> tuple[Span, ...]:
+    """The same spans with those `bundles` that an interrupted run has left: cut anew, one could outgrow its memory."""
+    left = {b.id: b for b in bundles}
+    return tuple(replace(s, bundles=tuple(left[b.id] for b in s.bundles if b.id in left)) for s in spans)
 
 
 def cut_all(work: OnePass) -> dict[str, tuple[Span, ...]]:

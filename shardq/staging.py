@@ -85,6 +85,13 @@ class Staging:
         journal.append(stamps, durable=True)
         return journal, self._progress([*events, stamps], plan, destination)
 
+    def refuse_other(self, identity: Mapping[str, Any]) -> None:
+        """Raises RecipeChanged as `open` does, without changing anything."""
+        journal, events = Journal.open(self.journal)
+        journal.close()
+        if events and events[0]["identity"] != identity:
+            raise RecipeChanged(changed_message(self.out, events[0]["identity"], identity))
+
     def is_of(self, identity: Mapping[str, Any]) -> bool:
         """True if the run that left this working folder had `identity`, or did not get as far as saying so."""
         journal, events = Journal.open(self.journal)
@@ -125,6 +132,14 @@ class Staging:
         """Delete unfinished files other than the `wanted` ones."""
         for path in [p for p in self.part.rglob("*") if p.is_file()]:
             if path.relative_to(self.part).as_posix() not in wanted:
+                with writing(path):
+                    path.unlink()
+
+    def trim_sources(self, wanted: Collection[str]) -> None:
+        """Delete fetched source shards, whole or not, other than the `wanted` ones."""
+        for path in [p for p in self.src.rglob("*") if p.is_file()]:
+            name = path.relative_to(self.src).as_posix()
+            if not any(name == w or name.startswith(w + ".") for w in wanted):
                 with writing(path):
                     path.unlink()
 
@@ -189,7 +204,7 @@ class Staging:
         uploaded: set[str] = set()
         for e in events:
             if e["event"] == "task":
-                tasks[e["id"]] = Done(e["id"], e["checksum"], e["sse"], e["ssw"], e["max"], reused=True)
+                tasks[e["id"]] = Done(e["id"], e["checksum"], e["sse"], e["ssw"], e["max"], True, e.get("amax"))
             elif e["event"] == "sealed":
                 sealed[e["file"]] = (e["sha256"], e["size"])
                 uploaded.discard(e["file"])

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shardq.checkpoint import Shard
@@ -10,7 +10,7 @@ from shardq.errors import ChecksumMismatch, SourceUnreadable
 from shardq.fetcher import Fetched, Fetcher
 from shardq.files.atomic import writing
 from shardq.sources.base import Source
-from shardq.spans import cut_spans
+from shardq.spans import Span, keep_bundles
 from shardq.staging import Staging
 from shardq.streamer import Passed, Piece, Streamer, mismatch
 from shardq.tasks import Bundle
@@ -22,13 +22,16 @@ STREAMS_PER_SHARD = 2  # that many wrong hashes in a row are an error
 class Supply:
     """Source shards of one run. Fetched and streamed ones come on threads; `ready` tells when to call `take`."""
 
-    def __init__(self, source: Source, staging: Staging, slots: int, slot_bytes: int) -> None:
-        """`slots`: pieces of memory for range mode, of `slot_bytes` each; 0 stages shards on disk."""
+    def __init__(self, source: Source, staging: Staging, slots: int, spans: Mapping[str, tuple[Span, ...]]) -> None:
+        """`slots`: pieces of memory for range mode, which brings the `spans` of each shard; 0 stages shards on disk."""
         self._source, self._staging = source, staging
         self._at_hand: deque[Fetched] = deque()
         self._held: dict[int, Piece] = {}  # by bundle
         self._left: dict[int, int] = {}  # bundles by slot, of the piece in it
         self._tries: dict[str, int] = {}  # streams of a shard begun
+        self._from_files: set[str] = set()  # shards begun that were at hand
+        self._spans = spans
+        slot_bytes = max((s.size_bytes for own in spans.values() for s in own), default=0)
         remote = source.remote
         self._streamer = Streamer(source, slots, slot_bytes) if remote and slots else None
         self._fetcher = Fetcher(source, staging.src) if remote and not slots else None
@@ -47,6 +50,10 @@ class Supply:
         """True if this shard's tasks are only known to have read the right bytes once it has passed."""
         return shard.name in self._tries
 
+    def may_stream(self, shard: Shard) -> bool:
+        """`is_streamed`, also before the shard is begun."""
+        return self._streamer is not None and shard.name not in self._from_files
+
     def staged_bytes(self, shard: Shard) -> int:
         """Disk that a shard takes in the staging folder."""
         if self._source.local_path(shard.name):
@@ -61,10 +68,11 @@ class Supply:
     def begin(self, shard: Shard, bundles: Sequence[Bundle]) -> None:
         """Start bringing a shard. Raises SourceUnreadable."""
         if self._file(shard):
+            self._from_files.add(shard.name)
             self._at_hand.append(Fetched(shard, None, None))
         elif self._streamer:
             self._tries[shard.name] = self._tries.get(shard.name, 0) + 1
-            self._streamer.start(shard, cut_spans(shard.name, shard.size_bytes, bundles))
+            self._streamer.start(shard, keep_bundles(self._spans[shard.name], bundles))
         elif self._fetcher:
             self._fetcher.start(shard)
         else:
@@ -117,12 +125,7 @@ class Supply:
 
     def trim(self, staged: Sequence[str]) -> None:
         """Delete source shards of an earlier run, whole or not, that nobody has counted: others than the `staged`."""
-        folder = self._staging.src
-        for path in [p for p in folder.rglob("*") if p.is_file()]:
-            name = path.relative_to(folder).as_posix()
-            if not any(name == w or name.startswith(w + ".") for w in staged):
-                with writing(path):
-                    path.unlink()
+        self._staging.trim_sources(staged)
 
     def close(self) -> None:
         """Stop downloads and wait for the running ones to notice."""

@@ -24,11 +24,13 @@ class Survey:
         self._work = work
         self._known = dict(known)
         self._found: dict[str, dict[int, float]] = {}  # tensor -> begin of a slab -> magnitude
+        self._found_in: dict[str, set[str]] = {}  # shard -> tensors of which something was found
         self._ahead: dict[str, float] = {}
         self._used: dict[str, float] = {}  # what tasks were given
         self._users: dict[str, set[str]] = {}  # by tasks of which shards
         self._asked: set[Key] = set()
         self._missing: dict[int, set[Key]] = {}  # bundle -> what it waits for
+        self._held: dict[int, Waiting] = {}  # those bundles
         self._waiting: dict[Key, list[Waiting]] = {}
         self._ready: list[Waiting] = []
 
@@ -48,6 +50,11 @@ class Survey:
                     self._asked.add(key)
                     tasks.append(task)
         return tasks
+
+    def expects(self, name: str) -> bool:
+        """True if a tensor's magnitude is known, or will be from what has been given out."""
+        slabs_ = survey_tasks(self._work.checkpoint.tensors[name])
+        return self.knows(name) or all((name, task.begin) in self._asked for task in slabs_)
 
     def ask_ahead(self, name: str) -> bool:
         """True the first time that a tensor has to be read ahead."""
@@ -70,7 +77,7 @@ class Survey:
         if not missing:
             self._ready.append(work)
             return
-        self._missing[bundle.id] = missing
+        self._missing[bundle.id], self._held[bundle.id] = missing, work
         for key in missing:
             self._waiting.setdefault(key, []).append(work)
 
@@ -86,6 +93,7 @@ class Survey:
         """A slab's magnitude; returns the tensor's when it was the last."""
         name = surveyed.tensor
         self._found.setdefault(name, {})[surveyed.begin] = surveyed.amax
+        self._found_in.setdefault(self._work.checkpoint.tensors[name].shard, set()).add(name)
         self._resolve((name, surveyed.begin))
         measured = self._measured(name)
         if measured is not None:
@@ -99,19 +107,28 @@ class Survey:
 
     def measured(self, shard: str) -> dict[str, float]:
         """Magnitudes of a shard's tensors that were found in its own bytes."""
-        found = {n: self._measured(n) for n in self._found if self._shard(n) == shard}
+        found = {n: self._measured(n) for n in self._found_in.get(shard, ())}
         return {n: value for n, value in found.items() if value is not None}
 
     def contradicted(self, shard: str) -> list[str]:
         """Tensors of a verified shard whose magnitude is not what tasks were given."""
         return [n for n, value in self.measured(shard).items() if self._used.get(n, value) != value]
 
-    def forget(self, shard: str) -> None:
-        """What was found in a shard that came wrong."""
-        for name in [n for n in self._found if self._shard(n) == shard]:
+    def forget(self, shard: str) -> list[str]:
+        """Forget what was found in a shard that came wrong. Returns what others wait for that had counted on it: it has
+        to be read ahead, as waiting for the shard to come again would keep memory that it needs."""
+        for name in self._found_in.pop(shard, set()):
             self._asked -= {(name, begin) for begin in self._found.pop(name)}
             if name not in self._ahead and self._users.get(name, {shard}) == {shard}:
                 self._used.pop(name, None)  # its own tasks are done again; others' would be contradicted
+        lost: set[str] = set()
+        for number, work in self._held.items():
+            for name in sorted(self.needed((_bundle_of(work),))):
+                if (name, None) not in self._missing[number] and not self.knows(name):
+                    self._missing[number].add((name, None))
+                    self._waiting.setdefault((name, None), []).append(work)
+                    lost.add(name)
+        return sorted(lost)
 
     def _resolve(self, key: Key) -> None:
         for work in self._waiting.pop(key, ()):
@@ -121,7 +138,7 @@ class Survey:
                 continue
             missing.discard(key)
             if not missing:
-                del self._missing[number]
+                del self._missing[number], self._held[number]
                 self._ready.append(work)
 
     def _measured(self, name: str) -> float | None:
@@ -149,10 +166,8 @@ class Survey:
             assert value is not None, f"{name} was not measured"
             self._used[name] = value
             self._users.setdefault(name, set()).add(task.shard)
-        return replace(member, task=replace(task, amax=max(self._used[n] for n in reach)))
-
-    def _shard(self, name: str) -> str:
-        return self._work.checkpoint.tensors[name].shard
+        largest = max(reach, key=lambda n: self._used[n])
+        return replace(member, task=replace(task, amax=self._used[largest], amax_of=largest))
 
 
 def survey_tasks(t: TensorRef) -> tuple[SurveyTask, ...]:

@@ -11,6 +11,7 @@ from shardq.schemes import Scheme
 
 TILE_BYTES = 1 << 20  # source bytes held at once: fits a core's second-level cache with its codes
 SLAB_BYTES = 64 << 20  # source bytes of the largest task; fixed, so that plans do not depend on the machine
+READ_BACK_BYTES = 24  # for each weight of a tile: fp32 values as written and as read, scales, copies
 SPAN_BYTES = SLAB_BYTES  # source bytes that range mode holds in one piece; no task reaches over two
 
 
@@ -42,7 +43,9 @@ class QuantizeTask:
     scheme: Scheme
     layout: str
     targets: tuple[Target, ...]
+    reads_back: bool = False  # its figures are of what is written, as the layout keeps no codes
     amax: float | None = None  # see quantizers.rtn; filled in when it is known
+    amax_of: str = ""  # the tensor that has it, for messages
 
     @property
     def row_bytes(self) -> int:
@@ -115,6 +118,7 @@ class Done:
     squared_weight: float  # sum of weight**2; 0 for a copy
     max_error: float  # largest |weight - dequantized|; 0 for a copy
     reused: bool  # the bytes were there already
+    amax: float | None = None  # that of the task: with another one the bytes would be others
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +173,7 @@ class Bundle:
     @property
     def cost_bytes(self) -> int:
         """Memory while it runs: a tile of source, one widened row, and for each output that quantizes the slab's
-        arrays, and the codes, words and scales of a tile."""
+        arrays, figures of each row, and the codes, words and scales of a tile, wide where they are read back."""
         tasks = self.quantize_tasks
         if not tasks:
             first_task = self.members[0].task
@@ -178,8 +182,10 @@ class Bundle:
         first = tasks[0]
         tile = min(self.tile_rows, first.end_row - first.row)
         groups = sum(t.scheme.groups(t.columns) for t in tasks)
-        own = sum(t.output_bytes for t in tasks) + tile * (40 * groups + first.columns * len(tasks))
-        return own + tile * (first.row_bytes + first.columns) + 4 * first.columns + (1 << 20)
+        figures = 2 * 24 * (first.end_row - first.row) * len(tasks)  # of each row: as quantized, and as read back
+        own = figures + sum(t.output_bytes for t in tasks) + tile * (40 * groups + first.columns * len(tasks))
+        wide = READ_BACK_BYTES * tile * first.columns if any(t.reads_back for t in tasks) else 0
+        return own + wide + tile * (first.row_bytes + first.columns) + 4 * first.columns + (1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +257,7 @@ class Workplace:
 
     sources: Mapping[str, str]  # shard -> path of a readable file
     parts: tuple[str, ...]  # folder of unfinished output files, by lane
+    keeps_memory: bool  # workers keep a task's memory for the next one: only where all may have the largest task's
     log: LogConfig | None
 
 

@@ -100,21 +100,25 @@ class Worker:
     def run(self, work: object) -> Report:
         """Do it. Raises CorruptShard, NonFiniteWeight, SourceUnreadable, DiskFull."""
         self._memory, work = (work, work.work) if isinstance(work, Streamed) else (None, work)
-        match work:
-            case Bundle():
-                return self._bundle(work)
-            case SurveyTask():
-                return self._survey(work)
-            case SealTask():
-                return self._seal(work)
-            case _:
-                raise TypeError(f"not a task: {work!r}")
+        try:
+            match work:
+                case Bundle():
+                    return self._bundle(work)
+                case SurveyTask():
+                    return self._survey(work)
+                case SealTask():
+                    return self._seal(work)
+                case _:
+                    raise TypeError(f"not a task: {work!r}")
+        finally:
+            if not self._place.keeps_memory:
+                self._arena.release()
 
     # --- bundles -------------------------------------------------------------------------------------------------
 
     def _bundle(self, bundle: Bundle) -> BundleDone:
         """What an interrupted run wrote is compared with its checksum, and made again only when they differ."""
-        kept = [m for m in bundle.members if m.before and self._written(m) == m.before.checksum]
+        kept = [m for m in bundle.members if m.before and self._stands(m, m.before)]
         done = [(m.lane, replace(m.before, reused=True)) for m in kept if m.before]
         if todo := tuple(m for m in bundle.members if m not in kept):
             left = replace(bundle, members=todo)
@@ -138,17 +142,21 @@ class Worker:
                 self._tile(tile, row, ways, makings)
                 for c in copies:
                     sums[c.lane] = self._copy_rows(c, raw, row * first.row_bytes, sums[c.lane])
-        if first.amax is not None and not math.isfinite(first.amax):
-            raise NonFiniteWeight(
-                f"{first.tensor} in {first.shard}: a tensor that must share its scale holds NaN or infinity, which "
-                "cannot be quantized; the checkpoint may be damaged, or keep all of them with --ignore"
-            )
+        for task in bundle.quantize_tasks:
+            if task.amax is not None and not math.isfinite(task.amax):
+                raise NonFiniteWeight(
+                    f"{task.amax_of} holds NaN or infinity, and {task.tensor} in {task.shard} takes its scale from it: "
+                    "expected finite weights; the checkpoint may be damaged, or keep both with --ignore"
+                )
         for m in copies:
             yield m.lane, _copied(m.task.id, sums[m.lane])
         for making in makings:
             self._write(making)
             figures = self._kernels.sum_errors(making.stats)
-            yield making.member.lane, Done(making.task.id, self._checksum(making.out), *figures, False)
+            yield (
+                making.member.lane,
+                Done(making.task.id, self._checksum(making.out), *figures, False, making.task.amax),
+            )
 
     def _tile(self, tile: NDArray[Any], row: int, ways: Mapping[Way, Rows], makings: Sequence[Making]) -> None:
         """Quantize some rows once for each way, and pack the result for each output."""
@@ -161,7 +169,7 @@ class Worker:
                 raise self._non_finite(task, tile, task.row + row)
             for m in takers:
                 m.layout.pack(part, row, m.out, scheme, self._kernels)
-                if m.stats is not room.stats:  # figures are of what is written
+                if m.task.reads_back:  # such layouts have the weight's rows first
                     there = slice(row, row + len(tile))
                     read = m.layout.unpack({k: v[there] for k, v in m.out.items()}, scheme, self._kernels)
                     measure_rows(tile, task.dtype, m.layout.unpacks_to(scheme), read, m.stats[there], self._kernels)
@@ -180,7 +188,7 @@ class Worker:
         works = {_way(t): buffer_shapes(rows, first.columns, t.scheme) for t in tasks}
         specs = [_specs(t) for t in tasks]
         slabs = [_slab_shapes(t, s) for t, s in zip(tasks, specs, strict=True)]
-        own = [_reads_back(t) for t in tasks]
+        own = [t.reads_back for t in tasks]
         figures = [(stats_shape, np.float64)] * (len(works) + sum(own))
         wanted = [(room_shape, np.uint8), *figures, *(shape for work in works.values() for shape in work)]
         self._arena.reset(reserve(*wanted, *(shape for slab in slabs for shape in slab.values())))
@@ -261,6 +269,11 @@ class Worker:
         path = self._part(lane, file)
         with writing(path):
             pwrite_all(self._parts.get(path), part.data, offset)
+
+    def _stands(self, member: Member, before: Done) -> bool:
+        """True if what an interrupted run wrote is still there, and was made with the magnitude that is known now."""
+        amax = member.task.amax if isinstance(member.task, QuantizeTask) else None
+        return before.amax == amax and self._written(member) == before.checksum
 
     def _written(self, member: Member) -> int:
         """Checksum of a task's bytes in the output file."""
@@ -356,11 +369,6 @@ def write_values(specs: Iterable[OutSpec], out: Mapping[str, NDArray[Any]]) -> N
 
 def _way(task: QuantizeTask) -> Way:
     return task.scheme, task.amax
-
-
-def _reads_back(task: QuantizeTask) -> bool:
-    """True if the figures are of what is written, as codes are not kept; such layouts have the weight's rows first."""
-    return find_layout(task.layout).unpacks_to(task.scheme) != task.scheme
 
 
 def _specs(task: QuantizeTask) -> tuple[OutSpec, ...]:

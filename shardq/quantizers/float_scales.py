@@ -41,12 +41,12 @@ def float_scales(
     assert amax is not None
     whole = global_scale(amax, largest)
     np.divide(b.high, np.float32(largest), out=b.scales)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):  # what comes of an infinite `amax` is not kept
         np.multiply(b.scales, whole, out=b.scales)
-    e4m3_codes(b.scales, b.zeros, kernels)
-    e4m3_values(b.zeros, b.scales, kernels)
-    b.scales[b.scales == 0] = SMALLEST
-    np.divide(b.scales, whole, out=b.low)
+        e4m3_codes(b.scales, b.zeros, kernels)
+        e4m3_values(b.zeros, b.scales, kernels)
+        b.scales[b.scales == 0] = SMALLEST
+        np.divide(b.scales, whole, out=b.low)
     return b.low, float(whole)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,18 +80,18 @@ def write_checkpoint(
     return folder
 
 
-def _shard(specs: Sequence[TensorSpec], rng: np.random.Generator) -> bytes:
+def _shard(specs: Sequence[TensorSpec], rng: np.random.Generator, uneven: bool = False) -> bytes:
     plan = plan_file(specs)
     data = bytearray(plan.size_bytes)
     data[: len(plan.header)] = plan.header
     for s in specs:
         begin, end = plan.offsets[s.name]
-        data[begin:end] = _values(s, rng)
+        data[begin:end] = _values(s, rng, 1 + zlib.crc32(s.name.encode()) % 61 / 61 if uneven else 1)
     return bytes(data)
 
 
-def _values(spec: TensorSpec, rng: np.random.Generator) -> bytes:
-    single = rng.standard_normal(spec.shape, np.float32) * np.float32(0.02)
+def _values(spec: TensorSpec, rng: np.random.Generator, factor: float) -> bytes:
+    single = rng.standard_normal(spec.shape, np.float32) * np.float32(0.02 * factor)
     if spec.dtype == "F32":
         return single.tobytes()
     if spec.dtype == "F16":
@@ -109,6 +110,54 @@ def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
         return made[-1]
 
     return make
+
+
+def moe_tensors(hidden: int = 128) -> list[TensorSpec]:
+    """A Qwen3-MoE: a dense layer with matrices of several short slabs, and a layer of four experts."""
+    matrices = {"model.embed_tokens": (64, hidden), "lm_head": (64, hidden)}
+    for layer in (0, 1):
+        rows = {"q": hidden, "k": hidden // 2, "v": hidden // 2}
+        matrices |= {f"model.layers.{layer}.self_attn.{p}_proj": (n, hidden) for p, n in rows.items()}
+        matrices[f"model.layers.{layer}.self_attn.o_proj"] = (hidden, hidden)
+    parts = {"model.layers.0.mlp": 8 * hidden} | {f"model.layers.1.mlp.experts.{e}": hidden for e in range(4)}
+    for parent, inner in parts.items():
+        matrices |= {f"{parent}.{p}_proj": (inner, hidden) for p in ("gate", "up")}
+        matrices[f"{parent}.down_proj"] = (hidden, inner)
+    matrices["model.layers.1.mlp.gate"] = (4, hidden)
+    norms = ["model.norm", *(f"model.layers.{n}.input_layernorm" for n in (0, 1))]
+    named = [*matrices.items(), *((n, (hidden,)) for n in norms)]
+    return [TensorSpec(f"{name}.weight", "BF16", shape) for name, shape in named]
+
+
+MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_hidden_layers": 2, "num_experts": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64, "tie_word_embeddings": False,
+    "mlp_only_layers": [0],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def write_moe() -> Callable[..., Path]:
+    """write_moe(folder, shard_of, hidden=): the Qwen3-MoE, each tensor in the shard of the number that
+    `shard_of(place, name)` gives, from 1."""
+
+    def write(folder: Path, shard_of: Callable[[int, str], int], hidden: int = 128) -> Path:
+        folder.mkdir(parents=True)
+        rng = np.random.default_rng(3)
+        shards: dict[int, list[TensorSpec]] = {}
+        for place, spec in enumerate(moe_tensors(hidden)):
+            shards.setdefault(shard_of(place, spec.name), []).append(spec)
+        weight_map: dict[str, str] = {}
+        for number, specs in sorted(shards.items()):
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            weight_map |= {s.name: name for s in specs}
+            (folder / name).write_bytes(_shard(specs, rng, uneven=True))
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        config = {**MOE, "hidden_size": hidden, "intermediate_size": 8 * hidden, "moe_intermediate_size": hidden}
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")
@@ -313,6 +362,8 @@ def short_spans(monkeypatch: pytest.MonkeyPatch) -> int:
     span_bytes = 96 << 10
     for name in ("shardq.spans.SPAN_BYTES", "shardq.cut.SPAN_BYTES", "shardq.cut.SLAB_BYTES"):
         monkeypatch.setattr(name, span_bytes)
+    for name in ("shardq.spans.BOND_BYTES", "shardq.onepass.BOND_BYTES"):
+        monkeypatch.setattr(name, 2 * span_bytes)
     return span_bytes
 
 

@@ -82,11 +82,29 @@ def fetching(disk: Path, original: Path) -> Scene:
     return Scene(disk, out, lambda: _clear(disk), run, {})
 
 
+def several(disk: Path, original: Path) -> Scene:
+    """Two outputs from a folder that is read in place, one with scales that tensors of both shards share."""
+    source, outs = disk.parent / "shared", disk / "outs"
+    source.mkdir()
+    for path in original.iterdir():
+        shutil.copy(path, source)
+    for path in source.iterdir():  # the only matrices of two shards become what one layer runs as one; names as long
+        data = path.read_bytes().replace(b"layers.0.self_attn.o_proj", b"layers.0.self_attn.q_proj")
+        path.write_bytes(data.replace(b"layers.1.self_attn.o_proj", b"layers.0.self_attn.k_proj"))
+
+    def run() -> object:
+        schemes = ("W4A16@gptq", "NVFP4A16")
+        return shardq.quantize_many(source, schemes, output_dir=outs, limits=shardq.Limits(parallel=1))
+
+    return Scene(disk, outs, lambda: _clear(disk), run, {})
+
+
 SCENES: Final[Mapping[str, Callable[[Path, Path], Scene]]] = {
     "keeping": keeping,
     "eating": eating,
     "nested": nested,
     "fetching": fetching,
+    "several": several,
 }
 
 

@@ -139,8 +139,9 @@ class Sweep:
         there = contents(self._scene.out)
         wrong: list[str] = []
         shards = {n: h for n, h in self._expected.items() if n.endswith(".safetensors")}
-        if CONFIG in there and any(there.get(n) != h for n, h in shards.items()):
-            wrong.append(f"{CONFIG} beside incomplete shards")
+        incomplete = [n for n, h in shards.items() if there.get(n) != h]
+        for folder in _finished(there):
+            wrong += [f"{folder}{CONFIG} beside incomplete {n}" for n in incomplete if n.startswith(folder)]
         for name, source in self._scene.only_here.items():
             kept = source.exists() and _hash(source) == self._originals[name]
             made = shards[name] in (there.get(name), there.get(f".shardq/ready/{name}"))
@@ -154,10 +155,11 @@ class Sweep:
         kind = CUTS[case % len(CUTS)]
         if case % self._options.verify_every == 0:
             self._found.verified += 1
-            if problems := shardq.verify(self._scene.out, deep=True).problems:
+            outs = [self._scene.out / folder for folder in _finished(self._expected)]
+            if problems := [p for out in outs for p in shardq.verify(out, deep=True).problems]:
                 return [f"verify: {p}" for p in problems]
         Disk.load(self._saved, self._scene.disk).cut(kind, random.Random(case))
-        there = {n: h for n, h in contents(self._scene.out).items() if not n.startswith(".shardq/")}  # may come back
+        there = {n: h for n, h in contents(self._scene.out).items() if "/.shardq/" not in f"/{n}"}  # may come back
         if there != self._expected:
             return [f"a later power cut ({kind}) changes the output: {self._difference()}"]
         return []
@@ -209,6 +211,12 @@ class Sweep:
     def _difference(self) -> str:
         there = contents(self._scene.out)
         return ", ".join(sorted(n for n, _ in there.items() ^ self._expected.items())) or "none"
+
+
+def _finished(there: Mapping[str, str]) -> list[str]:
+    """The output folders that have a configuration, each with a slash behind it; "" for the folder itself."""
+    names = [n for n in there if "/.shardq/" not in f"/{n}"]
+    return [n.removesuffix(CONFIG) for n in names if n == CONFIG or n.endswith(f"/{CONFIG}")]
 
 
 def _endings(fault: Fault) -> set[int]:

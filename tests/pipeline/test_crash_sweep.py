@@ -58,7 +58,8 @@ def sweep(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Sweep:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("scene", "part", "doubles"), [("eating", 1, 120), ("nested", 8, 20), ("fetching", 4, 40), ("keeping", 8, 20)]
+    ("scene", "part", "doubles"),
+    [("eating", 1, 120), ("nested", 8, 20), ("fetching", 4, 40), ("keeping", 8, 20), ("several", 40, 10)],
 )
 def test_fault_at_every_call(sweep: Sweep, scene: str, part: int, doubles: int) -> None:
     """`part`: of the faults of a scene that is much like the others, one in so many."""

@@ -13,7 +13,7 @@ from shardq.files.safetensors import TensorSpec, plan_file
 from shardq.onepass import BOND_BYTES, OnePass
 from shardq.plans import Plan, make_plan
 from shardq.recipe import make_recipe
-from shardq.spans import Span, cut_all, cut_spans, largest_span_bytes
+from shardq.spans import Span, cut_all, cut_spans, keep_bundles, largest_span_bytes
 from shardq.tasks import SPAN_BYTES, Bundle, CopyTask, Member, Piece
 
 SHARD = "model.safetensors"
@@ -122,3 +122,14 @@ def test_what_waits_for_each_other_comes_together_if_it_is_near(apart_bytes: int
 def _span(b: Bundle) -> tuple[int, int]:
     begin, end = b.extent
     return begin, end - begin
+
+
+def test_what_an_interrupted_run_left_fits_the_same_pieces() -> None:
+    sizes = [SPAN_BYTES * n // 100 for n in (30, 40, 35, 20, 50)]
+    bundles = [copy(n, sum(sizes[:n]), size) for n, size in enumerate(sizes)]
+    whole = cut_spans(SHARD, sum(sizes), bundles)
+    kept = keep_bundles(whole, bundles[1:])
+    anew = cut_spans(SHARD, sum(sizes), bundles[1:])
+    assert max(s.size_bytes for s in anew) > max(s.size_bytes for s in whole)
+    assert [(s.begin, s.end) for s in kept] == [(s.begin, s.end) for s in whole]
+    check_homes(kept, bundles[1:])
