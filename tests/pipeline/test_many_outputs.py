@@ -17,15 +17,18 @@ import pytest
 from click.testing import CliRunner
 
 import shardq
+import shardq.run
 import shardq.worker
 from shardq import Limits, Progress
 from shardq.api import make_orders
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BudgetTooSmall, RecipeChanged
+from shardq.executors.inline import InlineExecutor
 from shardq.needs import disk_bytes
 from shardq.onepass import OnePass
 from shardq.recipe import make_recipe
 from shardq.slabs import open_slab
+from shardq.tasks import Workplace
 
 Contents = Callable[[Path], dict[str, str]]
 Alone = Callable[[str], dict[str, str]]
@@ -291,15 +294,15 @@ def test_disk_stays_below_the_least_cap(
     assert cap * 0.7 < peak <= cap
 
 
-def test_memory_stays_below_the_least_cap(tmp_path: Path, write_moe: Callable[..., Path]) -> None:
-    folder = write_moe(tmp_path / "wide" / "model", lambda *_: 1, hidden=1024)
+def test_memory_stays_below_the_least_cap(tmp_path: Path, make_checkpoint: Callable[..., Path]) -> None:
+    folder = make_checkpoint(hidden=1024, layers=2)
     schemes = ("W4A16@gptq", "W8A8", "NVFP4A16", "W4A16@fake")
     work = OnePass(tuple(shardq.plan(folder, s) for s in schemes))
     with pytest.raises(BudgetTooSmall) as refused:
-        Limits(parallel=3, max_ram_bytes=1).share_memory(work, remote=False, network=False)
+        Limits(parallel=4, max_ram_bytes=1).share_memory(work, remote=False, network=False)
     least = int(str(refused.value).partition("expected at least ")[2].split(" ", 1)[0])
     words = [w for s in schemes for w in ("--scheme", s)]
-    command = [sys.executable, "-P", "-m", "shardq.cli", "quantize", str(folder), "-q", "--parallel", "3", *words]
+    command = [sys.executable, "-P", "-m", "shardq.cli", "quantize", str(folder), "-q", "--parallel", "4", *words]
     small = subprocess.run(
         [*command, "-o", str(tmp_path / "no"), "--max-ram", f"{least - 1}M"], check=False, capture_output=True
     )
@@ -309,8 +312,35 @@ def test_memory_stays_below_the_least_cap(tmp_path: Path, write_moe: Callable[..
         peak = max(peak, anonymous_bytes(process.pid))
         threading.Event().wait(0.01)
     assert process.returncode == 0
-    assert work.largest_task_bytes > 50_000_000
+    assert work.largest_task_bytes > 30_000_000
     assert work.largest_task_bytes < peak < (least + 1) * 1_000_000
+
+
+@pytest.mark.parametrize("tight", [True, False])
+def test_workers_keep_memory_only_where_all_may(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tight: bool
+) -> None:
+    """Else idle ones would hold what the budget gives to others."""
+    kept: list[int] = []
+
+    class Noted(shardq.worker.Worker):
+        def run(self, work: object) -> shardq.worker.Report:
+            report = super().run(work)
+            kept.append(self._arena._block.size)
+            return report
+
+    def inline(_parallel: int, workplace: Workplace, _task_bytes: int | None) -> InlineExecutor:
+        return InlineExecutor("shardq.worker:start", workplace)
+
+    monkeypatch.setattr(shardq.worker, "Worker", Noted)
+    monkeypatch.setattr(shardq.run, "make_executor", inline)
+    with pytest.raises(BudgetTooSmall) as refused:
+        Limits(parallel=2, max_ram_bytes=1).share_memory(OnePass((shardq.plan(folder),)), remote=False, network=False)
+    least = int(str(refused.value).partition("expected at least ")[2].split(" ", 1)[0])
+    cap = (least + (1 if tight else 10)) * 1_000_000
+    shardq.quantize(folder, output_dir=tmp_path / "out", limits=Limits(parallel=2, max_ram_bytes=cap))
+    assert len(kept) > 20
+    assert not any(kept) if tight else all(kept)
 
 
 def anonymous_bytes(pid: int) -> int:

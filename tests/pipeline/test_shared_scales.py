@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import shardq
 from shardq import Limits, Progress, make_recipe
+from shardq.admission import Admission, ShardCost
 from shardq.ahead import AheadReader
 from shardq.checkpoint import TensorRef
 from shardq.errors import ChecksumMismatch, NonFiniteWeight
@@ -326,3 +327,32 @@ def test_magnitudes_are_measured_once(split: Path, tmp_path: Path, monkeypatch: 
     assert {n for n, _ in surveys} == set(shardq.plan(split, "NVFP4A16").reaches)
     amax = {m.task.amax for w in ran if isinstance(w, Bundle) for m in w.members if hasattr(m.task, "amax")}
     assert len(amax) > 5
+
+
+def test_file_waits_for_a_partner_that_is_not_even_begun(
+    tmp_path: Path, write_moe: WriteMoe, make_model: Callable[[Path], Any], short_spans: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What was read ahead is believed only when its own shard was right."""
+    folder = write_moe(tmp_path / "source" / "model", SPREADS["two"])
+    first = sum(t.shard.startswith("model-00001") for t in shardq.plan(folder, "NVFP4A16").tasks)
+    take_next, begun, waited, done = Admission.next, list[str](), 0, 0
+
+    def late(admission: Admission) -> ShardCost | None:
+        nonlocal waited
+        waited += done >= first
+        if begun and waited < 5:
+            return None
+        cost = take_next(admission)
+        begun.extend([cost.name] if cost else [])
+        return cost
+
+    def report(step: Progress) -> None:
+        nonlocal done
+        done += step.stage == "work"
+        assert step.stage != "file" or len(begun) == 2
+
+    monkeypatch.setattr(Admission, "next", late)
+    run(make_model(folder).open(), tmp_path / "out", report=report)
+    assert waited >= 5
+    assert shards(tmp_path / "out") == local(folder, tmp_path / "local")
