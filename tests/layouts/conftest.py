@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from shardq.kernels import KernelSet, load
@@ -12,6 +13,9 @@ from shardq.layouts.base import Layout
 from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
 from shardq.worker import TARGET_ARRAYS, write_values
+
+settings.register_profile("patient", settings.default, deadline=None)  # a loaded machine is no failure
+settings.load_profile("patient")
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
 

@@ -4,9 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from shardq.checkpoint import Checkpoint, Shard, SideFile, TensorRef
 from shardq.files.safetensors import TensorSpec, plan_file
+
+settings.register_profile("patient", settings.default, deadline=None)  # a loaded machine is no failure
+settings.load_profile("patient")
 
 Layout = Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]  # shard -> tensor -> dtype, shape
 MakeCheckpoint = Callable[..., Checkpoint]

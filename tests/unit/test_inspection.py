@@ -71,7 +71,7 @@ FOREIGN: dict[str, tuple[str | None, str, dict[str, Any], dict[str, tuple[str, t
         {"weight": ("I8", (ROWS, COLUMNS)), "weight_scale": ("BF16", (ROWS, 1))},
     ),
     "llm-compressor, NVFP4": (
-        "compressed-tensors", "nvfp4 g16",
+        "compressed-tensors", "fp4 g16",
         {"quantization_config": ct(
             {"type": "float", "strategy": "tensor_group", "group_size": 16}, None, "nvfp4-pack-quantized"
         )},
@@ -104,7 +104,7 @@ FOREIGN: dict[str, tuple[str | None, str, dict[str, Any], dict[str, tuple[str, t
         },
     ),
     "ModelOpt": (
-        None, "nvfp4 g16",
+        None, "fp4 g16",
         {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
         {
             "weight": ("U8", (ROWS, COLUMNS // 2)), "weight_scale": ("F8_E4M3", (ROWS, COLUMNS // 16)),
