@@ -46,7 +46,7 @@ def test_objects_of_instruction_sets_hold_no_weak_symbol(kernels: KernelSet, tmp
 
 def test_kernels_run_without_the_gil(kernels: KernelSet) -> None:
     """While one thread is inside a long kernel call, this one goes on counting."""
-    data = np.zeros(400_000_000, np.uint8)
+    data = np.ones(600_000_000, np.uint8)  # zeros would be one page over and over, and soon done
     inside = threading.Event()
     span: list[float] = []
 
