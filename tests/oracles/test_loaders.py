@@ -17,7 +17,7 @@ ANSWER: Final = "Paris"
 LINEARS: Final = 30 * 7  # in its blocks
 # layout -> package whose inference code transformers uses for it
 PEERS: Final = {"auto_round": "auto_round", "gptq": "gptqmodel"}
-EXCEPTIONS: Final = {"**.o_proj": {"bits": 4, "group_size": 32}, "**.0.mlp.*": {"bits": 16}}
+EXCEPTIONS: Final = {"re:.*[.]2[0-9][.]self_attn[.]o_proj": {"bits": 4, "group_size": 32}, "**.0.mlp.*": {"bits": 16}}
 RECIPES: Final = {
     "auto_round-W4A16G64": make_recipe("W4A16G64"),
     "auto_round-W4A16G32": make_recipe("W4A16G32"),
