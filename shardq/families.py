@@ -3,14 +3,17 @@
 import functools
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 Grid = Literal["any", "scalar", "row", "group32", "awq"]
 Rows = Literal["same", "blocks", "opaque"]
+Orientation = Literal["infer", "oi", "io"]
+Emit = Literal["per_expert", "stacked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class ConfigKeys:
     expert_count: frozenset[str]
     layer_count: frozenset[str]
     text: frozenset[str]
+    hidden_size: frozenset[str]
+    expert_size: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,45 @@ class ExpertRules:
 
     container: re.Pattern[str]
     projections: frozenset[str]
+
+    def split(self, name: str) -> tuple[str, str] | None:
+        """Container and projection of a tensor named like a stack, else None: `a.experts` and `w13` for
+        `a.experts.w13_weight`, `a.moe` and `down_proj` for `a.moe.down_proj.weight`."""
+        module, _, leaf = name.rpartition(".")
+        container, _, projection = module.rpartition(".") if leaf == "weight" else (module, "", leaf)
+        projection = projection if leaf == "weight" else projection.removesuffix("_weight")
+        if projection not in self.projections or self.container.search(container) is None:
+            return None
+        return container, projection
+
+
+@dataclass(frozen=True, slots=True)
+class StackRow:
+    """One way to stack the experts of a layer; each field is explained in families.toml."""
+
+    id: str
+    model_types: tuple[str, ...]  # globs, empty: any
+    container: re.Pattern[str]
+    written: Mapping[str, tuple[str, ...]]  # stack -> projections in its slices, as loaders call them
+    down: str  # the stack of the matrix that leads back to the hidden size
+    orientation: Orientation
+    interleaved: bool
+    emit: Emit
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """All stacks of a group."""
+        return tuple(self.written)
+
+    @property
+    def fused(self) -> bool:
+        """True where a slice holds gate and up."""
+        return any(len(parts) > 1 for parts in self.written.values())
+
+    def fits(self, container: str, stacks: Collection[str], types: frozenset[str]) -> bool:
+        """True if all members are among `stacks` of `container` in a model of `types`."""
+        named = not self.model_types or any(fnmatchcase(t, p) for t in types for p in self.model_types)
+        return named and all(m in stacks for m in self.written) and self.container.search(container) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +151,7 @@ class Families:
     names: NameRules
     config: ConfigKeys
     experts: ExpertRules
+    stacks: tuple[StackRow, ...]
     keep_3d: tuple[Keep3D, ...]
     families: tuple[Family, ...]
     fused: tuple[FusedRow, ...]
@@ -124,10 +169,13 @@ def load_families() -> Families:
 def parse_families(text: str) -> Families:
     """Rules from TOML text of the form of families.toml."""
     table = tomllib.loads(text)
+    stacks = tuple(_stack(row) for row in table["stack"])
+    projections = frozenset(name for row in stacks for name in row.members)
     return Families(
         names=_names(table["names"]),
         config=_config(table["config"]),
-        experts=ExpertRules(re.compile(table["experts"]["container"]), frozenset(table["experts"]["projections"])),
+        experts=ExpertRules(re.compile(table["experts"]["container"]), projections),
+        stacks=stacks,
         keep_3d=tuple(Keep3D(row["id"], re.compile(row["pattern"]), row["role"]) for row in table["keep_3d"]),
         families=tuple(_family(row) for row in table["family"]),
         fused=tuple(_fused(row) for row in table["fused"]),
@@ -163,6 +211,24 @@ def _config(table: Mapping[str, Any]) -> ConfigKeys:
         expert_count=frozenset(table["expert_count"]),
         layer_count=frozenset(table["layer_count"]),
         text=frozenset(table["text"]),
+        hidden_size=frozenset(table["hidden_size"]),
+        expert_size=frozenset(table["expert_size"]),
+    )
+
+
+def _stack(row: Mapping[str, Any]) -> StackRow:
+    orientation, emit = row.get("orientation", "infer"), row.get("emit", "per_expert")
+    if orientation not in get_args(Orientation) or emit not in get_args(Emit):
+        raise ValueError(f"families.toml: stack {row['id']}: orientation {orientation!r}, emit {emit!r}")
+    return StackRow(
+        id=row["id"],
+        model_types=tuple(row.get("model_types", ())),
+        container=re.compile(row.get("container", "")),
+        written=MappingProxyType({name: tuple(parts) for name, parts in row["written"].items()}),
+        down=row["down"],
+        orientation=orientation,
+        interleaved=row.get("interleaved", False),
+        emit=emit,
     )
 
 

@@ -133,7 +133,7 @@ def _decide(subject: _Subject, facts: _Facts, families: Families) -> Verdict:
     if ndim == 3:
         return _decide_3d(subject, families)
     if subject.leaf != "weight":
-        if ndim is None and _is_expert_projection(subject, families):
+        if ndim is None and families.experts.split(subject.name) is not None:
             return Verdict(Role.EXPERT_STACK, "experts")
         return Verdict(Role.BUFFER if subject.leaf != "bias" else Role.VECTOR, "leaf")
     return (
@@ -147,7 +147,7 @@ def _decide_3d(subject: _Subject, families: Families) -> Verdict:
     extra_part = _decide_extra_part(subject, families)
     if extra_part is not None:
         return extra_part
-    if _is_expert_projection(subject, families):
+    if families.experts.split(subject.name) is not None:
         return Verdict(Role.EXPERT_STACK, "experts")
     for known in families.keep_3d:
         if known.pattern.search(subject.name):
@@ -155,15 +155,6 @@ def _decide_3d(subject: _Subject, families: Families) -> Verdict:
     if subject.shape is not None and 1 in subject.shape:
         return Verdict(Role.CONV, "unit_dim")  # depthwise or pointwise kernel, per-channel gain
     return Verdict(Role.UNKNOWN, "ndim")
-
-
-def _is_expert_projection(subject: _Subject, families: Families) -> bool:
-    """True for `experts.down_proj`, `experts.w13_weight`, `moe.down_proj.weight`."""
-    if subject.leaf == "weight":
-        projection, container = subject.seg, subject.parent
-    else:
-        projection, container = subject.leaf.removesuffix("_weight"), subject.module
-    return projection in families.experts.projections and families.experts.container.search(container) is not None
 
 
 def _decide_by_segment(subject: _Subject, facts: _Facts, families: Families) -> Verdict | None:
