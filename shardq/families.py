@@ -108,12 +108,28 @@ class Keep3D:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Model types that differ from the default rule."""
+    """Models that differ from the default rule; each field is explained in families.toml."""
 
     id: str
-    model_types: frozenset[str]
-    transposed: frozenset[str]  # last segments of modules whose weight is [in, out]
-    wide: frozenset[str]  # those of them that give the family away by being wider than tall
+    model_types: tuple[str, ...]  # globs
+    transposed: frozenset[str]
+    wide: frozenset[str]
+    diffusers: bool
+    probe: re.Pattern[str] | None
+    only: re.Pattern[str] | None
+    block: re.Pattern[str] | None
+    nontext: re.Pattern[str] | None
+    keep: tuple[re.Pattern[str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRow:
+    """What published recipes keep in high precision; each field is explained in families.toml."""
+
+    id: str
+    model_types: tuple[str, ...]  # globs
+    keep: re.Pattern[str]
+    leading_layers: str | None  # key of config.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +170,7 @@ class Families:
     stacks: tuple[StackRow, ...]
     keep_3d: tuple[Keep3D, ...]
     families: tuple[Family, ...]
+    published: tuple[PolicyRow, ...]
     fused: tuple[FusedRow, ...]
     sources: tuple[SourceKind, ...]
     lone: Mapping[str, str]  # last name part -> id of the source kind
@@ -178,6 +195,7 @@ def parse_families(text: str) -> Families:
         stacks=stacks,
         keep_3d=tuple(Keep3D(row["id"], re.compile(row["pattern"]), row["role"]) for row in table["keep_3d"]),
         families=tuple(_family(row) for row in table["family"]),
+        published=tuple(_policy(row) for row in table["published"]),
         fused=tuple(_fused(row) for row in table["fused"]),
         sources=tuple(_source(row) for row in table["source"]),
         lone=MappingProxyType(table["lone"]),
@@ -235,10 +253,24 @@ def _stack(row: Mapping[str, Any]) -> StackRow:
 def _family(row: Mapping[str, Any]) -> Family:
     return Family(
         id=row["id"],
-        model_types=frozenset(row["model_types"]),
-        transposed=frozenset(row["transposed"]),
-        wide=frozenset(row["wide"]),
+        model_types=tuple(row.get("model_types", ())),
+        transposed=frozenset(row.get("transposed", ())),
+        wide=frozenset(row.get("wide", ())),
+        diffusers=row.get("diffusers", False),
+        probe=_optional(row.get("probe")),
+        only=_optional(row.get("only")),
+        block=_optional(row.get("block")),
+        nontext=_optional(row.get("nontext")),
+        keep=tuple(re.compile(p) for p in row.get("keep", ())),
     )
+
+
+def _optional(pattern: str | None) -> re.Pattern[str] | None:
+    return None if pattern is None else re.compile(pattern)
+
+
+def _policy(row: Mapping[str, Any]) -> PolicyRow:
+    return PolicyRow(row["id"], tuple(row["model_types"]), re.compile(row["keep"]), row.get("leading_layers"))
 
 
 def _fused(row: Mapping[str, Any]) -> FusedRow:

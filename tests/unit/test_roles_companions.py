@@ -265,6 +265,7 @@ def test_families_file_refuses_unknown_words() -> None:
         "[[keep_3d]]\nid='a'\npattern=''\nrole='conv'\n"
         "[[fused]]\nid='a'\nmembers=[]\n"
         "[[family]]\nid='a'\nmodel_types=[]\ntransposed=[]\nwide=[]\n"
+        "[[published]]\nid='a'\nmodel_types=[]\nkeep=''\n"
         "[[source]]\nid='odd'\ncodes='.w'\ndtypes=[]\nscale='.s'\ngrid='ragged'\n"
     )
     with pytest.raises(ValueError, match=r"odd.*ragged"):

@@ -175,7 +175,8 @@ def test_codes_are_described_like_their_weights() -> None:
 
 def test_separate_stacks_need_the_sizes_of_the_config() -> None:
     shapes: dict[str, tuple[int, ...] | None] = {
-        L + "moe.gate_proj.weight": (E, H, I), L + "moe.up_proj.weight": (E, H, I), L + "moe.down_proj.weight": (E, I, H)
+        L + "moe.gate_proj.weight": (E, H, I), L + "moe.up_proj.weight": (E, H, I),
+        L + "moe.down_proj.weight": (E, I, H),
     }  # fmt: skip
     assert {s.transposed for s in find_stacks(refs(shapes), config("step3p5"))} == {True}
     with pytest.raises(UnsupportedSource, match=r"as \[out, in\] and as \[in, out\], and the sizes in config.json"):
