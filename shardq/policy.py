@@ -1,4 +1,4 @@
-"""Policies: what is kept in source precision although it is a Linear layer of a block. The table is in families.toml."""
+"""Policies: Linear layers of blocks that stay in source precision all the same. The table is in families.toml."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
