@@ -96,7 +96,8 @@ class _Found:
 
 
 def find_stacks(tensors: Iterable[TensorRef], config: Mapping[str, Any] | None) -> tuple[ExpertStack, ...]:
-    """Every expert stack, in the order given; those of prediction layers and other parts included.
+    """Every expert stack among `tensors`, in the order given; leave out those that are kept as they are, for one that
+    cannot be described is refused.
 
     Known by their names (the rows `stack` of families.toml) and three dimensions, or unknown ones. Codes of a quantized
     source are described like the weights that they stand for. Raises UnsupportedSource for a stack that belongs to no

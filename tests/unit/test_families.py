@@ -12,7 +12,8 @@ from shardq.decide import Decision, decide
 from shardq.errors import BadOption
 from shardq.policy import kept_modules
 from shardq.recipe import make_recipe
-from shardq.roles import assign_roles, prediction_tensors
+from shardq.roles import Role, assign_roles, prediction_tensors
+from shardq.stacks import find_stacks
 
 L = "model.layers.5."
 DUMPS = Path(__file__).parents[1] / "data" / "hub_index"
@@ -54,6 +55,38 @@ def model(make_checkpoint: Any, config: dict[str, Any], *modules: str, shape: tu
 
 def told(decisions: tuple[Decision, ...]) -> dict[str, tuple[str, str]]:
     return {d.tensor.module: (d.action, d.rule) for d in decisions}
+
+
+def test_counts_of_deepseek_v4_flash() -> None:
+    """33,024 routed, 129 shared, 215 of attention; 778 of the prediction layer; the policy keeps wo_a of each layer."""
+    experts = [f"ffn.experts.{e}.w{w}" for e in range(256) for w in (1, 2, 3)]
+    shared = [f"ffn.shared_experts.w{w}" for w in (1, 2, 3)]
+    attention = [f"attn.{m}" for m in ("wq_a", "wq_b", "wkv", "wo_a", "wo_b")]
+    kept = ["attn.compressor.wkv", "attn.indexer.wq_b", "ffn.gate"]
+    names = [f"layers.{n}.{m}" for n in range(43) for m in (*experts, *shared, *attention, *kept)]
+    names += [f"mtp.0.{m}" for m in (*experts, *shared, *attention, "e_proj", "h_proj")]
+    refs = [TensorRef(f"{n}.weight", "x", "BF16", (2048, 4096), 0, 0) for n in names]
+    config = {"model_type": "deepseek_v4", "num_hidden_layers": 43, "n_routed_experts": 256}
+    roles = {n.removesuffix(".weight"): v.role for n, v in assign_roles(refs, config).items()}
+    linear = [n for n in names if roles[n] is Role.LINEAR]
+    assert (len(linear), sum(r is Role.MTP for r in roles.values())) == (33_368, 778)
+    assert len(linear) - len(kept_modules(linear, config, "published")) == 33_325
+
+
+def test_counts_of_mistral_small_4() -> None:
+    """Its published W4A16: 36 x (q_b, kv_b, o) and 36 x 128 x 3 of the experts; 180 matrices of the text are kept."""
+    attention = [f"self_attn.{m}" for m in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")]
+    shared = [f"mlp.shared_experts.{m}_proj" for m in ("gate", "up", "down")]
+    names = [f"model.language_model.layers.{n}.{m}" for n in range(36) for m in (*attention, *shared)]
+    refs = [TensorRef(f"{n}.weight", "x", "BF16", (512, 4096), 0, 0) for n in names]
+    stacks = {f"model.language_model.layers.{n}.mlp.experts.{m}": shape for n in range(36)
+              for m, shape in (("gate_up_proj", (128, 4096, 4096)), ("down_proj", (128, 4096, 2048)))}  # fmt: skip
+    refs += [TensorRef(n, "x", "BF16", shape, 0, 0) for n, shape in stacks.items()]
+    config = {"model_type": "mistral3", "text_config": {"model_type": "mistral4", "n_routed_experts": 128}}
+    linear = [n for n in names if assign_roles(refs, config)[f"{n}.weight"].role is Role.LINEAR]
+    kept = kept_modules(linear, config, "published")
+    matrices = sum(1 for s in find_stacks(refs, config) for _ in s.matrices())
+    assert (len(kept), len(linear) - len(kept) + matrices) == (180, 13_932)
 
 
 def test_policy_keeps_and_a_user_may_include(make_checkpoint: Any) -> None:
