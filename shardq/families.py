@@ -55,7 +55,18 @@ class ExpertRules:
     """How stacks of experts are named."""
 
     container: re.Pattern[str]
+    stacked: re.Pattern[str]
     projections: frozenset[str]
+
+    def is_stack(self, name: str, shape: tuple[int, ...] | None) -> bool:
+        """True for a tensor that is named like a stack and has three dimensions or more; where shapes are not known, if
+        the name alone tells: a raw parameter, or a weight that `stacked` names."""
+        split = self.split(name)
+        if split is None:
+            return False
+        if shape is not None:
+            return len(shape) >= 3
+        return not name.endswith(".weight") or self.stacked.search(name.removesuffix(".weight")) is not None
 
     def split(self, name: str) -> tuple[str, str] | None:
         """Container and projection of a tensor named like a stack, else None: `a.experts` and `w13` for
@@ -191,7 +202,9 @@ def parse_families(text: str) -> Families:
     return Families(
         names=_names(table["names"]),
         config=_config(table["config"]),
-        experts=ExpertRules(re.compile(table["experts"]["container"]), projections),
+        experts=ExpertRules(
+            re.compile(table["experts"]["container"]), re.compile(table["experts"]["stacked"]), projections
+        ),
         stacks=stacks,
         keep_3d=tuple(Keep3D(row["id"], re.compile(row["pattern"]), row["role"]) for row in table["keep_3d"]),
         families=tuple(_family(row) for row in table["family"]),

@@ -148,11 +148,9 @@ def _decide(subject: _Subject, facts: _Facts, families: Families) -> Verdict:
         return Verdict(Role.NORM if is_norm else Role.VECTOR, "ndim")
     if ndim is not None and ndim >= 4:
         return Verdict(Role.CONV, "ndim")
-    if ndim == 3:
+    if ndim == 3 or (ndim is None and families.experts.is_stack(subject.name, None)):
         return _decide_3d(subject, facts, families)
     if subject.leaf != "weight":
-        if ndim is None and families.experts.split(subject.name) is not None:
-            return Verdict(Role.EXPERT_STACK, "experts")
         return Verdict(Role.BUFFER if subject.leaf != "bias" else Role.VECTOR, "leaf")
     by_segment = _decide_by_segment(subject, facts, families)
     if by_segment is not None:

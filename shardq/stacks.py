@@ -127,11 +127,7 @@ def _candidates(refs: Mapping[str, TensorRef]) -> Iterator[_Found]:
             parameters.add(c.name)
     for ref in refs.values():
         weight = codes.get(ref.name, ref.name)
-        split = experts.split(weight)
-        if split is None or ref.name in parameters:
-            continue
-        # Without shapes `experts.down_proj.weight` may be a common matrix; only a raw parameter is surely a stack.
-        if len(ref.shape) >= 3 if ref.shape is not None else not weight.endswith(".weight"):
+        if ref.name not in parameters and experts.is_stack(weight, ref.shape):
             storage = STORAGE.get(ref.dtype) if ref.dtype is not None else None
             packed = ref.name in codes and not (storage is not None and storage.floating and storage.bits == 8)
             yield _Found(ref, weight, packed)

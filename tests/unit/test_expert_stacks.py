@@ -11,6 +11,8 @@ import pytest
 
 from shardq.checkpoint import TensorRef
 from shardq.errors import UnsupportedSource
+from shardq.families import load_families
+from shardq.roles import assign_roles
 from shardq.stacks import ExpertStack, expert_prefix, find_stacks
 
 DATA = Path(__file__).parents[1] / "data" / "hub_index"
@@ -235,6 +237,16 @@ def test_qwen3_5_index_has_40_and_40_stacks() -> None:
     assert sum(1 for s in known for _ in s.matrices()) == 40 * 256 * 3
 
 
+def test_without_shapes_names_tell_where_they_can() -> None:
+    modules = ("block_sparse_moe.input_linear", "block_sparse_moe.output_linear", "shared_mlp.input_linear", "mlp.fc1")
+    names = [f"{L}{m}.weight" for m in modules]
+    bare = refs(dict.fromkeys(names), None)
+    assert [s.tensor for s in find_stacks(bare, config("granitemoe"))] == names[:2]
+    assert [v.role.value for v in assign_roles(bare, None).values()] == ["expert_stack"] * 2 + ["linear"] * 2
+    mtp = refs({"mtp.layers.0.mlp.experts.gate_up_proj": None}, None)
+    assert [v.role.value for v in assign_roles(mtp, None).values()] == ["mtp"]
+
+
 CATALOG = json.loads(gzip.decompress((DATA / "catalog.json.gz").read_bytes()))
 TRANSPOSED = {"aria", "aria_text", "gpt_oss", "llama4", "llama4_text", "openai_privacy_filter"}
 
@@ -243,6 +255,12 @@ def _stacks_of(model_type: str) -> dict[str, tuple[int, ...]]:
     patterns = CATALOG[model_type]["patterns"]
     return {n.replace("#", "0"): tuple(shape) for n, (owner, shape, _) in patterns.items()
             if len(shape) == 3 and re.fullmatch(r"Param:\w*(Experts|MoE)", owner)}  # fmt: skip
+
+
+def test_catalog_matrices_are_never_stacks_by_name() -> None:
+    experts = load_families().experts
+    names = [(n, shape) for entry in CATALOG.values() for n, (_, shape, _) in entry["patterns"].items()]
+    assert [n for n, shape in names if len(shape) < 3 and experts.is_stack(n, None) and not n.endswith("bias")] == []
 
 
 @pytest.mark.parametrize("model_type", [t for t in CATALOG if _stacks_of(t)])
@@ -254,6 +272,9 @@ def test_catalog_stacks_are_all_found(model_type: str) -> None:
     stacks = find_stacks(refs(every), settings)
     assert {s.tensor for s in stacks} == set(_stacks_of(model_type))
     assert {s.transposed for s in stacks} == {model_type in TRANSPOSED}
+    bare = assign_roles(refs(dict.fromkeys(every), None), settings)
+    sure = {n for n, v in bare.items() if v.role.value == "expert_stack"}
+    assert sure == {n for n in _stacks_of(model_type) if ".mlp.input_linear" not in n and ".mlp.output_linear" not in n}
     for s in stacks:
         shape = every[s.tensor]
         outputs = sum(len(p.lines) for p in s.parts)

@@ -260,7 +260,7 @@ def test_families_file_refuses_unknown_words() -> None:
         "[names]\nblock=''\nhead=[]\nvocab_head=[]\nembed=''\nnorm=''\nconv=''\nrouter=''\nmoe_parent=''\n"
         "projection=''\nmtp=''\nlayer_index=''\nnontext=''\nsmall=''\ngate_like=''\ngate_like_max=1\nmin_dim=1\n"
         "[config]\nvocab_size=''\nexpert_count=[]\nlayer_count=[]\ntext=[]\nhidden_size=[]\nexpert_size=[]\n"
-        "[experts]\ncontainer=''\n[lone]\n"
+        "[experts]\ncontainer=''\nstacked=''\n[lone]\n"
         "[[stack]]\nid='a'\nwritten={a=['b']}\ndown='a'\n"
         "[[keep_3d]]\nid='a'\npattern=''\nrole='conv'\n"
         "[[fused]]\nid='a'\nmembers=[]\n"
