@@ -148,21 +148,12 @@ def test_single_file_and_missing_config(tmp_path: Path) -> None:
     ("others", "chosen"),
     [
         (["diffusion_pytorch_model.safetensors"], "diffusion_pytorch_model.safetensors"),
-        (
-            [
-                "gptq_model-4bit-128g.safetensors",
-                "adapter_model.safetensors",
-                "consolidated.safetensors",
-            ],
-            "gptq_model-4bit-128g.safetensors",
-        ),
-        (
-            ["model.safetensors", "model.fp16.safetensors", "consolidated.safetensors"],
-            "model.safetensors",
-        ),
+        (["gptq_model-4bit-128g.safetensors", "adapter_model.safetensors", "consolidated.safetensors"],
+         "gptq_model-4bit-128g.safetensors"),
+        (["model.safetensors", "model.fp16.safetensors", "consolidated.safetensors"], "model.safetensors"),
         (["model-00001-of-00001.safetensors"], "model-00001-of-00001.safetensors"),
     ],
-)
+)  # fmt: skip
 def test_single_file_is_chosen(others: list[str], chosen: str, tmp_path: Path) -> None:
     c = read({n: shard(f"t{i}") for i, n in enumerate(others)} | {"config.json": CONFIG}, tmp_path)
     assert [s.name for s in c.shards] == [chosen]
@@ -171,17 +162,10 @@ def test_single_file_is_chosen(others: list[str], chosen: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     "names",
     [
-        [
-            "model-00000-of-00002.safetensors",
-            "model-00001-of-00002.safetensors",
-            "model-00002-of-00002.safetensors",
-        ],
+        [f"model-0000{k}-of-00002.safetensors" for k in range(3)],
         [f"model-{k}-of-12.safetensors" for k in range(1, 13)],
         ["model_00001-of-00002.safetensors", "model_00002-of-00002.safetensors"],
-        [
-            "model.safetensors-00001-of-00002.safetensors",
-            "model.safetensors-00002-of-00002.safetensors",
-        ],
+        [f"model.safetensors-0000{k}-of-00002.safetensors" for k in (1, 2)],
     ],
 )
 def test_whole_numbered_set_without_index_is_taken_with_a_warning(names: list[str], tmp_path: Path) -> None:
