@@ -7,7 +7,8 @@ import click
 
 if TYPE_CHECKING:
     from shardq.patterns import Dialect
-    from shardq.recipe import Ragged, Recipe
+    from shardq.policy import Policy
+    from shardq.recipe import Mtp, Ragged, Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,6 +57,17 @@ def recipe_options(function: F) -> F:
         ),
         click.option("--quant-lm-head", is_flag=True, help="Quantize the output projection too."),
         click.option(
+            "--quant-nontext", is_flag=True, help="Quantize the Linear layers of vision and audio parts too."
+        ),
+        click.option(
+            "--policy", default="all", metavar="all|published", show_default=True,
+            help="Linear layers to quantize: all, or as published recipes for the family have it.",
+        ),
+        click.option(
+            "--mtp", default="keep", metavar="keep|quantize|drop", show_default=True,
+            help="Layers for multi-token prediction: keep in source precision, quantize, or leave out.",
+        ),
+        click.option(
             "--ragged", default="refuse", metavar="refuse|keep|shrink", show_default=True,
             help="Where the group size does not divide the columns: stop, keep the module, or take the largest group "
             "that fits.",
@@ -79,7 +91,7 @@ def recipe_options(function: F) -> F:
 def build_recipes(
     schemes: Sequence[str], layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None,
     layer_config: str | None, ignore: Sequence[str], include: Sequence[str], ignore_dialect: str, quant_lm_head: bool,
-    ragged: str, targets: Sequence[str] = (),
+    ragged: str, targets: Sequence[str] = (), policy: str = "all", mtp: str = "keep", quant_nontext: bool = False,
 ) -> "list[Recipe]":  # fmt: skip
     """A Recipe for each scheme in each layout. Raises what make_recipe does, which checks all words."""
     from shardq.recipe import make_recipe
@@ -101,6 +113,9 @@ def build_recipes(
             quant_lm_head=quant_lm_head,
             ragged=cast("Ragged", ragged),
             split_fused=may_split(parsed),
+            policy=cast("Policy", policy),
+            mtp=cast("Mtp", mtp),
+            quant_nontext=quant_nontext,
         )
         for scheme in schemes or (DEFAULT_SCHEME,)
         for each in layouts

@@ -16,7 +16,7 @@ def describe_result(result: "Result") -> dict[str, Any]:
         "output": str(result.output),
         "fingerprint": result.fingerprint,
         "already_done": result.already_done,
-        "counts": {"quantized": result.quantized, "copied": result.copied},
+        "counts": {"quantized": result.quantized, "copied": result.copied, "dropped": result.dropped},
         "bytes": {"source": result.source_bytes, "output": result.output_bytes},
         "errors": errors,
         "pushed": {"to": result.pushed_to, "commit": result.pushed_commit} if result.pushed_to else None,
@@ -31,7 +31,11 @@ def print_result(result: "Result") -> None:
     pairs = [
         ("output", f"{result.output}{' (was done already)' if result.already_done else ''}"),
         ("pushed", f"{result.pushed_to}, commit {result.pushed_commit}" if result.pushed_to else ""),
-        ("modules", f"{result.quantized} quantized; {result.copied} tensors copied"),
+        (
+            "modules",
+            f"{result.quantized} quantized; {result.copied} tensors copied"
+            + (f"; {result.dropped} dropped" if result.dropped else ""),
+        ),
         ("bytes", f"{show_bytes(result.source_bytes)} -> {show_bytes(result.output_bytes)}"),
         ("error", "" if e is None else f"{e.relative:.4f} of the weights' norm, at most {e.max_error:.4g}"),
         ("time", f"{result.seconds:.1f} s"),

@@ -32,7 +32,7 @@ def plan(
     console: Console, source: str | None, headers: Path | None, subfolder: str | None, schemes: tuple[str, ...],
     layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None, layer_config: str | None,
     ignore: tuple[str, ...], include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str,
-    targets: tuple[str, ...],
+    targets: tuple[str, ...], policy: str, mtp: str, quant_nontext: bool,
 ) -> None:  # fmt: skip
     """Say what `quantize` would do with SOURCE, from headers alone.
 
@@ -43,7 +43,7 @@ def plan(
 
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged, targets,
+        ragged, targets, policy, mtp, quant_nontext,
     )  # fmt: skip
     if source is not None and headers is None:
         planned = api.plan_many(source, recipes, subfolder=subfolder, targets=targets)

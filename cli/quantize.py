@@ -76,7 +76,8 @@ def quantize(
     console: Console, source: str, schemes: tuple[str, ...], layout: str | None, bits: int | None,
     group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
     include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
-    output_dir: Path | None, subfolder: str | None, parallel: int | None, max_ram: str | None, max_disk: str | None,
+    policy: str, mtp: str, quant_nontext: bool, output_dir: Path | None, subfolder: str | None,
+    parallel: int | None, max_ram: str | None, max_disk: str | None,
     stream: bool, xet: bool,
     push_to: str | None, private: bool, branch: str | None, keep_local: bool, delete_source: bool, restart: bool,
     dry_run: bool,
@@ -91,7 +92,7 @@ def quantize(
 
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged, targets,
+        ragged, targets, policy, mtp, quant_nontext,
     )  # fmt: skip
     limits = Limits(
         max_ram_bytes=parse_size(max_ram, "--max-ram"),

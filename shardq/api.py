@@ -163,9 +163,12 @@ def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection"
 
 
 def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | None) -> list[Order]:
-    """Where each output goes. Raises BadOption for none, and for two with one name."""
+    """Where each output goes. Raises BadOption for none, for two with one name, and for two of which only one drops
+    tensors: one read serves outputs of the same tensors."""
     if not recipes:
         raise BadOption("no scheme is given: expected at least one")
+    if len({r.mtp == "drop" for r in recipes}) > 1:
+        raise BadOption("--mtp drop for some outputs only: make those in a run of their own")
     name = label.rpartition("/")[2]
     if len(recipes) == 1:
         return [Order(recipes[0], Path(output_dir or f"{name}-{recipes[0].scheme.name}"))]

@@ -75,9 +75,12 @@ class NoSubjectError(Exception):
 def choose_names(ledger: Ledger, count: int, seed: int) -> tuple[str, ...]:
     """`count` tensors of a ledger in its order, by a hash of seed and name: the same everywhere for the same seed.
 
-    Each pair of outcome and role has at least one member, as long as `count` allows. All tensors if there are fewer.
+    Each pair of outcome and role has at least one member, as long as `count` allows. All tensors if there are fewer;
+    dropped ones have nothing to compare.
     """
-    order = sorted(ledger, key=lambda name: draw(seed, "tensor", name))
+    order = sorted(
+        (n for n in ledger if ledger[n]["outcome"] != "dropped"), key=lambda name: draw(seed, "tensor", name)
+    )
     firsts: dict[tuple[str, str], str] = {}
     for name in order:
         firsts.setdefault((ledger[name]["outcome"], ledger[name]["role"]), name)
@@ -96,7 +99,7 @@ def ledger_reaches(output: Output) -> dict[str, tuple[str, ...]]:
     schemes: dict[str, Scheme] = {}
     quantized: list[tuple[str, str, Scheme]] = []
     for name, entry in output.ledger["tensors"].items():
-        if entry["outcome"] == "copied":
+        if entry["outcome"] != "quantized":
             continue
         said = entry.get("scheme")
         if said not in schemes:

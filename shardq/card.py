@@ -26,7 +26,7 @@ def make_card(plan: Plan, errors: Mapping[str, Errors], total: Errors, source_ca
     """README.md with the front matter that the Hub reads (JSON values, which YAML contains); the same text for the same
     plan and output."""
     c = plan.checkpoint
-    counts = {a: sum(d.action == a for d in plan.decisions) for a in ("quantize", "copy")}
+    counts = {a: sum(d.action == a for d in plan.decisions) for a in ("quantize", "copy", "drop")}
     command = make_command(plan)
     front = "\n".join(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in _front_matter(plan, source_card).items())
     worst = sorted(errors.items(), key=lambda kv: (-kv[1].relative, kv[0]))[:WORST]
@@ -36,7 +36,8 @@ def make_card(plan: Plan, errors: Mapping[str, Errors], total: Errors, source_ca
         f"# {c.label.rpartition('/')[2]}, {plan.recipe.scheme.name}", "",
         f"Quantized from `{c.label}`{at} with shardq, without calibration data:", "",
         "```", command, "```", "",
-        f"- {counts['quantize']} weight matrices quantized, layout `{plan.layout.name}`; {counts['copy']} kept.",
+        f"- {counts['quantize']} weight matrices quantized, layout `{plan.layout.name}`; {counts['copy']} kept"
+        + (f", {counts['drop']} tensors of prediction layers left out." if counts["drop"] else "."),
         f"- {plan.source_bytes / 1e9:.2f} GB became {plan.output_bytes / 1e9:.2f} GB.",
         f"- Loads in: {plan.layout.loaders}.",
         f"- Relative error of all quantized weights (root of squared error over square): {total.relative:.5f}.", "",
@@ -82,6 +83,12 @@ def _options(r: Recipe) -> list[str]:
         words.append("--quant-lm-head")
     if r.ragged != "refuse":
         words += ["--ragged", r.ragged]
+    if r.policy != "all":
+        words += ["--policy", r.policy]
+    if r.mtp != "keep":
+        words += ["--mtp", r.mtp]
+    if r.quant_nontext:
+        words.append("--quant-nontext")
     return [*words, "--rtn"]
 
 

@@ -20,8 +20,9 @@ from shardq.families import load_families
 from shardq.formats import WEIGHT_DTYPES
 from shardq.layouts import find_layout
 from shardq.patterns import LayerRule, Pattern
+from shardq.policy import kept_modules
 from shardq.recipe import Recipe
-from shardq.roles import Role, Verdict, assign_roles
+from shardq.roles import Role, Verdict, assign_roles, prediction_tensors
 from shardq.schemes import Scheme, change_scheme, parse_scheme
 
 FITTING_GROUPS = (1024, 512, 256, 128, 64, 32, 16)  # what the loaders' kernels take, largest first
@@ -37,8 +38,8 @@ class Decision:
     tensor: TensorRef
     role: Role
     rule: str  # what decided: a rule of the role table, "ragged:...", or the option with its pattern, as "ignore:..."
-    action: Literal["quantize", "copy"]
-    scheme: Scheme | None  # None when copied
+    action: Literal["quantize", "copy", "drop"]
+    scheme: Scheme | None  # None unless quantized
 
 
 def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
@@ -48,14 +49,22 @@ def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
     FusedGroupSplit and NothingToQuantize; all of them before any weight is read.
     """
     tensors = tuple(checkpoint.tensors.values())
-    roles = assign_roles(tensors, checkpoint.config)
+    roles = assign_roles(tensors, checkpoint.config, _taken_parts(recipe))
     modules = {t.module for t in tensors if _is_weight(t)}
     stopping = [t for t in tensors if not _is_weight(t) and roles[t.name].role in (Role.UNKNOWN, Role.EXPERT_STACK)]
     _check_patterns(recipe, modules, modules | {n for t in stopping for n in (t.module, t.name)})
     refuse_quantized_source(checkpoint)
     exact = {r.pattern.body if r.pattern.kind == "exact" else r.pattern.text: r for r in recipe.layer_rules}
     also = _also_wanted(tensors, roles, recipe, checkpoint.config or {})
-    decisions = tuple(_decide_one(t, roles[t.name], recipe, exact, also) for t in tensors)
+    dropped = prediction_tensors(tensors, checkpoint.config) if recipe.mtp == "drop" else frozenset()
+    _check_dropped([t for t in tensors if t.name in dropped], recipe)
+    policy = kept_modules(modules, checkpoint.config, recipe.policy)
+    decisions = tuple(
+        Decision(t, roles[t.name].role, "mtp:drop", "drop", None)
+        if t.name in dropped
+        else _decide_one(t, roles[t.name], recipe, exact, also, policy)
+        for t in tensors
+    )
     _refuse_unknown(decisions)
     _check_head(checkpoint, recipe, decisions)
     decisions = _fit_layout(decisions, recipe)
@@ -80,6 +89,26 @@ def refuse_quantized_source(checkpoint: Checkpoint) -> None:
         )
 
 
+def _taken_parts(recipe: Recipe) -> frozenset[Role]:
+    """Parts of which Linear layers are quantized like those of the text model."""
+    wanted = ((Role.MTP, recipe.mtp == "quantize"), (Role.NONTEXT, recipe.quant_nontext))
+    return frozenset(role for role, on in wanted if on)
+
+
+def _check_dropped(dropped: Sequence[TensorRef], recipe: Recipe) -> None:
+    """No option may ask for what --mtp drop leaves out."""
+    for option, patterns in (
+        ("--include", recipe.include),
+        ("--layer-config", tuple(r.pattern for r in recipe.layer_rules if r.pattern.kind == "exact")),
+    ):
+        for p in patterns:
+            for t in dropped:
+                if p.matches(t.module):
+                    raise BadOption(
+                        f"{option} {p.text!r} asks for {t.module}, and --mtp drop leaves it out; take one of them back"
+                    )
+
+
 def _is_weight(t: TensorRef) -> bool:
     return t.name.endswith(".weight") and (t.shape is None or len(t.shape) == 2)
 
@@ -96,20 +125,30 @@ def _also_wanted(
     embeddings, and its head where the config says that it is not tied. (Readers differ in what they take a config for
     that says nothing; a head in source precision suits them all.)"""
     layout, nontext = find_layout(recipe.layout), load_families().names.nontext
-    text = config.get("text_config")
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, Mapping) else None)
     return frozenset(
         t.module
         for t in tensors
         if roles[t.name].role.value in layout.also_roles
         and not any(part.isdigit() for part in t.module.split("."))
         and not nontext.search(t.module)
-        and (roles[t.name].role is not Role.HEAD or tied is False)
+        and (roles[t.name].role is not Role.HEAD or _says_tied(config) is False)
     )
 
 
+def _says_tied(config: Mapping[str, Any]) -> Any:
+    """What the config says of the head being the embedding, at the top or for the text model; None where it says
+    nothing."""
+    text = config.get("text_config")
+    return config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, Mapping) else None)
+
+
 def _decide_one(
-    t: TensorRef, verdict: Verdict, recipe: Recipe, exact: Mapping[str, LayerRule], also: frozenset[str]
+    t: TensorRef,
+    verdict: Verdict,
+    recipe: Recipe,
+    exact: Mapping[str, LayerRule],
+    also: frozenset[str],
+    policy: Mapping[str, str],
 ) -> Decision:
     def keep(rule: str) -> Decision:
         return Decision(t, verdict.role, rule, "copy", None)
@@ -123,7 +162,12 @@ def _decide_one(
     if named is None and (hit := _first(recipe.ignore, t.module)):
         return keep(f"ignore:{hit.text}")
     included = _first(recipe.include, t.module)
-    wanted = verdict.role is Role.LINEAR or t.module in also or (recipe.quant_lm_head and _is_head(t, verdict))
+    held = policy.get(t.module) if verdict.role is Role.LINEAR else None
+    wanted = (
+        (verdict.role is Role.LINEAR and held is None)
+        or t.module in also
+        or (recipe.quant_lm_head and _is_head(t, verdict))
+    )
     if not wanted and (named or included):
         if verdict.role not in MATRIX_ROLES:
             raise BadOption(
@@ -132,7 +176,7 @@ def _decide_one(
             )
         wanted = named is None or not named.keeps
     if not wanted:
-        return keep(verdict.rule)
+        return keep(f"policy:{held}" if held else verdict.rule)
     if t.dtype is not None and t.dtype not in WEIGHT_DTYPES:
         raise UnsupportedSource(
             f"{t.name} in {t.shard} is {t.dtype}: expected one of {', '.join(WEIGHT_DTYPES)}; keep it with "
@@ -188,13 +232,14 @@ def _check_patterns(recipe: Recipe, modules: set[str], ignorable: set[str]) -> N
 
 
 def _refuse_unknown(decisions: Sequence[Decision]) -> None:
-    stacks = [d.tensor.name for d in decisions if d.role is Role.EXPERT_STACK and not d.rule.startswith("ignore:")]
+    taken = [d for d in decisions if d.action != "drop" and not d.rule.startswith("ignore:")]
+    stacks = [d.tensor.name for d in taken if d.role is Role.EXPERT_STACK]
     if stacks:
         raise UnsupportedSource(
             f"{len(stacks)} expert stacks (three-dimensional tensors) such as {_names(stacks)}: this version quantizes "
             "experts only where each has tensors of its own; keep them in source precision with --ignore"
         )
-    unknown = [d.tensor.name for d in decisions if d.role is Role.UNKNOWN and not d.rule.startswith("ignore:")]
+    unknown = [d.tensor.name for d in taken if d.role is Role.UNKNOWN]
     if unknown:
         raise UnknownTensor(
             f"{len(unknown)} tensors of unknown role: {_names(unknown)}; look at them with `shardq inspect`, and keep "
@@ -205,7 +250,7 @@ def _refuse_unknown(decisions: Sequence[Decision]) -> None:
 def _check_head(checkpoint: Checkpoint, recipe: Recipe, decisions: Sequence[Decision]) -> None:
     """A tied head has no weights of its own that a loader would read."""
     heads = [d for d in decisions if d.role is Role.HEAD and d.action == "quantize"]
-    tied = bool((checkpoint.config or {}).get("tie_word_embeddings"))
+    tied = bool(_says_tied(checkpoint.config or {}))
     if recipe.quant_lm_head and (tied or not heads):
         raise BadOption(
             f"--quant-lm-head: {checkpoint.label} has no head of its own to quantize "

@@ -26,11 +26,12 @@ from shardq.files.safetensors import (
 )
 from shardq.formats import STORAGE
 from shardq.sources.base import Source, SourceFile
-from shardq.weight_set import Index, choose_weights, parse_index
+from shardq.weight_set import Index, choose_weights, is_computed, parse_index
 
 CONFIG_NAME: Final = "config.json"
 _DUMP_HEADERS: Final = "headers.json.gz"
 _NO_CONFIG: Final = "No config.json: roles of tensors are judged by their names alone."
+_PARAMS: Final = "params.json"  # Mistral's own
 _FIRST_READ_BYTES: Final = 256 * 1024  # most headers fit, so that one request does
 _REMOTE_READERS: Final = 8
 _MAX_JSON_FILE_BYTES: Final = 1 << 29
@@ -59,7 +60,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
     warnings += notes
     config, config_bytes = _read_config(source, files)
     if config is None:
-        warnings.append(_NO_CONFIG)
+        warnings.append(f"{_NO_CONFIG} ({_PARAMS} is not read.)" if _PARAMS in files else _NO_CONFIG)
     known = {*shard_names, CONFIG_NAME, chosen.index_name}
     return Checkpoint(
         label=source.label,
@@ -88,7 +89,7 @@ def _check_shards_exist(index: Index, files: Mapping[str, SourceFile], label: st
 
 def _warn_of_extra_files(files: Mapping[str, SourceFile], shard_names: Sequence[str]) -> list[str]:
     listed = set(shard_names)
-    extra = [n for n in files if n.endswith(".safetensors") and "/" not in n and n not in listed]
+    extra = sorted(n for n in files if n.endswith(".safetensors") and "/" not in n and n not in listed)
     if not extra:
         return []
     more = f" and {len(extra) - 4} more" if len(extra) > 4 else ""
@@ -129,6 +130,7 @@ def _merge(
     tensors: dict[str, TensorRef] = {}
     unlisted: list[str] = []
     copies: list[str] = []
+    computed: list[str] = []
     for shard, header in headers.items():
         for t in header.tensors:
             owner = weight_map.get(t.name) if weight_map is not None else shard
@@ -145,6 +147,9 @@ def _merge(
             tensors[t.name] = TensorRef(t.name, shard, t.dtype, t.shape, t.begin, t.end)
     for name, shard in (weight_map or {}).items():
         if name not in tensors:
+            if is_computed(name):
+                computed.append(name)
+                continue
             elsewhere = next((s for s, h in headers.items() if any(t.name == name for t in h.tensors)), None)
             found = f", but is in {elsewhere}" if elsewhere else " nor in any other"
             raise CheckpointIncomplete(
@@ -157,6 +162,10 @@ def _merge(
         notes.append(
             f"{len(copies)} tensors are also in shards that the index does not name for them; those copies were left "
             f"out: {copies[0]}, ..."
+        )
+    if computed:
+        notes.append(
+            f"{len(computed)} buffers are in the index but in no shard, and readers compute them: {computed[0]}, ..."
         )
     return tensors, notes
 

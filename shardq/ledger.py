@@ -16,6 +16,7 @@ LEDGER: Final = "shardq-ledger.json.zst"
 OUTCOMES: Final = {
     "quantize": "quantized",
     "copy": "copied",
+    "drop": "dropped",
 }  # action of the plan -> outcome of the ledger
 
 

@@ -58,14 +58,14 @@ class Plan:
         text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def file_of(self, decision: Decision) -> str:
-        """The output file that a source tensor goes into."""
-        return self._files[decision.tensor.name]
+    def file_of(self, decision: Decision) -> str | None:
+        """The output file that a source tensor goes into; None if it is dropped."""
+        return self._files.get(decision.tensor.name)
 
     @cached_property
     def _files(self) -> dict[str, str]:
         homes = _homes(self.decisions, self.places)
-        return {d.tensor.name: _file_of(d, self.places, homes) for d in self.decisions}
+        return {d.tensor.name: _file_of(d, self.places, homes) for d in self.decisions if d.action != "drop"}
 
     def identity(self) -> dict[str, Any]:
         """What decides the output's bytes, key by key; the keys are named when a folder was made otherwise."""
@@ -96,7 +96,7 @@ class Plan:
         found = (
             ModuleChoice(self._module(d), d.role.value, d.scheme)
             for d in self.decisions
-            if d.scheme or (d.role not in loader_ignores and d.tensor.name.endswith(".weight"))
+            if d.scheme or (d.action == "copy" and d.role not in loader_ignores and d.tensor.name.endswith(".weight"))
         )
         return tuple(dict.fromkeys(found))  # the slices of a stack are one module
 
@@ -124,9 +124,10 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         return Plan(checkpoint, recipe, decisions, (), (), places, {})
     quantized = ((d.tensor.module, d.tensor.name, d.scheme) for d in decisions if d.scheme)
     reaches = find_reaches(quantized, checkpoint.config)
-    homes = _homes(decisions, places)
-    files = _files(checkpoint, decisions, layout, places, homes, reaches)
-    tasks = _tasks(checkpoint, decisions, layout, places, homes, files)
+    written = [d for d in decisions if d.action != "drop"]
+    homes = _homes(written, places)
+    files = _files(checkpoint, written, layout, places, homes, reaches)
+    tasks = _tasks(checkpoint, written, layout, places, homes, files)
     plan = Plan(checkpoint, recipe, decisions, files, tasks, places, reaches)
     layout.config_block(recipe.scheme, plan.choices(), VERSION)  # refuses what no configuration can say
     if lost := [f.name for f in files if not fnmatchcase(f.name, layout.file_names)]:
@@ -138,7 +139,9 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
 
 
 def output_names(decision: Decision, layout: Layout, places: Mapping[str, Place]) -> tuple[str, ...]:
-    """Names of the output tensors that a source tensor becomes, or becomes a slice of."""
+    """Names of the output tensors that a source tensor becomes, or becomes a slice of; none if it is dropped."""
+    if decision.action == "drop":
+        return ()
     return tuple(s.name for s in _specs(decision, layout, places))
 
 
@@ -188,7 +191,8 @@ def _files(
     homes: Mapping[str, str],
     reaches: Mapping[str, tuple[str, ...]],
 ) -> tuple[OutputFile, ...]:
-    """Files in the order and with the names of the source shards; one that would hold nothing is not written."""
+    """Files in the order and with the names of the source shards; one that would hold nothing is not written, unless
+    the source's own holds nothing."""
     order = {s.name: number for number, s in enumerate(checkpoint.shards)}
     specs: dict[str, dict[str, TensorSpec]] = {name: {} for name in order}
     needs: dict[str, set[str]] = {name: {name} for name in order}
@@ -199,8 +203,8 @@ def _files(
         needs[file].update(checkpoint.tensors[name].shard for name in reaches.get(d.tensor.name, ()))
     files: list[OutputFile] = []
     for name, own in specs.items():
-        if not own and any(d.tensor.shard == name for d in decisions):
-            continue  # all that it held went into stacks elsewhere
+        if not own and any(t.shard == name for t in checkpoint.tensors.values()):
+            continue  # all that it held went into stacks elsewhere, or was dropped
         planned: FilePlan = plan_file(list(own.values()), dict(layout.metadata))
         first, *others = sorted(needs[name], key=lambda s: (s != name, order[s]))
         files.append(OutputFile(name, (first, *others), planned.header, planned.size_bytes, planned.offsets, own))

@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args
 from shardq.errors import BadOption
 from shardq.layouts import default_layout, find_layout
 from shardq.patterns import Dialect, LayerRule, Pattern, parse_layer_config, parse_pattern
+from shardq.policy import Policy
 from shardq.schemes import Scheme, change_scheme, parse_scheme
 
 Ragged = Literal["refuse", "keep", "shrink"]
+Mtp = Literal["keep", "quantize", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,9 @@ class Recipe:
     quant_lm_head: bool
     ragged: Ragged  # what to do with columns that the group size does not divide, in a layout that needs it
     split_fused: bool = False  # members of fused groups may differ: no reader that is meant runs them as one matrix
+    policy: Policy = "all"  # which Linear layers of the text model are quantized
+    mtp: Mtp = "keep"  # what becomes of multi-token prediction layers
+    quant_nontext: bool = False  # Linear layers of vision, audio and projector parts are quantized too
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the fingerprint, shardq.json and the message that names differing keys."""
@@ -44,6 +49,9 @@ class Recipe:
             "quant_lm_head": self.quant_lm_head,
             "ragged": self.ragged,
             "split_fused": self.split_fused,
+            "policy": self.policy,
+            "mtp": self.mtp,
+            "quant_nontext": self.quant_nontext,
         }
 
 
@@ -61,6 +69,9 @@ def make_recipe(
     quant_lm_head: bool = False,
     ragged: Ragged = "refuse",
     split_fused: bool = False,
+    policy: Policy = "all",
+    mtp: Mtp = "keep",
+    quant_nontext: bool = False,
 ) -> Recipe:
     """A Recipe from the words that the command line and scripts use.
 
@@ -70,10 +81,14 @@ def make_recipe(
     if layout and layout_name and find_layout(layout) is not find_layout(layout_name):
         raise BadOption(f"two layouts: --scheme says {layout_name!r} and --format says {layout!r}; give one")
     preset = parse_scheme(scheme_name)
-    if ragged not in get_args(Ragged):
-        raise BadOption(f"--ragged {ragged!r}: expected one of {', '.join(get_args(Ragged))}")
-    if ignore_dialect not in get_args(Dialect):
-        raise BadOption(f"--ignore-dialect {ignore_dialect!r}: expected one of {', '.join(get_args(Dialect))}")
+    for option, word, words in (
+        ("--ragged", ragged, Ragged),
+        ("--ignore-dialect", ignore_dialect, Dialect),
+        ("--policy", policy, Policy),
+        ("--mtp", mtp, Mtp),
+    ):
+        if word not in get_args(words):
+            raise BadOption(f"{option} {word!r}: expected one of {', '.join(get_args(words))}")
     chosen = find_layout(layout or layout_name or default_layout(preset.scheme))
     return Recipe(
         preset=preset.name,
@@ -86,6 +101,9 @@ def make_recipe(
         quant_lm_head=quant_lm_head,
         ragged=ragged,
         split_fused=split_fused,
+        policy=policy,
+        mtp=mtp,
+        quant_nontext=quant_nontext,
     )
 
 

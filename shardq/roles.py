@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Any
 
 from shardq.checkpoint import TensorRef
@@ -55,6 +56,10 @@ class _Facts:
     expert_counts: frozenset[int]
     layers: int | None  # layers of the text model; a higher layer index is a prediction layer
     family: Family | None
+    block: re.Pattern[str]
+    nontext: re.Pattern[str]
+    only: re.Pattern[str] | None  # of the family, where some tensor has it: what has not is another part
+    taken: frozenset[Role]  # parts of which Linear layers are taken as those of the text model are
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +76,11 @@ class _Subject:
     beyond: bool  # its layer index is not below the number of layers
 
 
-def assign_roles(tensors: Iterable[TensorRef], config: Mapping[str, Any] | None) -> dict[str, Verdict]:
-    """Role of every tensor, in the order given.
+def assign_roles(
+    tensors: Iterable[TensorRef], config: Mapping[str, Any] | None, taken: frozenset[Role] = frozenset()
+) -> dict[str, Verdict]:
+    """Role of every tensor, in the order given. `taken` may hold MTP and NONTEXT: Linear layers and expert stacks of
+    these parts are then LINEAR and EXPERT_STACK too, with the part's rule.
 
     Where shape or dtype is None (an index without headers) the tests on sizes and dtypes are
     skipped, and a `.weight` counts as two-dimensional. Codes of a quantized source get the role of
@@ -81,7 +89,7 @@ def assign_roles(tensors: Iterable[TensorRef], config: Mapping[str, Any] | None)
     """
     families = load_families()
     refs = tuple(tensors)
-    facts = _read_facts(config, refs, families)
+    facts = _read_facts(config, refs, families, taken)
     companions = {c.name: c for c in find_companions(refs)}
     numbers = re.compile(r"(?<![^.])\d+(?![^.])")
     decided: dict[tuple[str, tuple[int, ...] | None, bool, bool], Verdict] = {}
@@ -118,6 +126,16 @@ def _subject(ref: TensorRef, codes: Companion | None, facts: _Facts, families: F
     return _Subject(name, module, leaf, seg, parent, shape, numeric, beyond)
 
 
+def prediction_tensors(tensors: Iterable[TensorRef], config: Mapping[str, Any] | None) -> frozenset[str]:
+    """Names of all tensors of multi-token prediction layers, whatever their role: matrices, norms, the layers' own
+    copies of embedding and head, scales of a quantized source. Raises nothing."""
+    families = load_families()
+    refs = tuple(tensors)
+    facts = _read_facts(config, refs, families, frozenset())
+    parts = ((ref, _decide_extra_part(_subject(ref, None, facts, families), facts, families)) for ref in refs)
+    return frozenset(ref.name for ref, part in parts if part is not None and part.role is Role.MTP)
+
+
 # --- the tests, in order ---------------------------------------------------------------------
 
 
@@ -130,24 +148,28 @@ def _decide(subject: _Subject, facts: _Facts, families: Families) -> Verdict:
         return Verdict(Role.NORM if is_norm else Role.VECTOR, "ndim")
     if ndim is not None and ndim >= 4:
         return Verdict(Role.CONV, "ndim")
-    if ndim == 3:
-        return _decide_3d(subject, families)
+    if ndim == 3 or (ndim is None and families.experts.is_stack(subject.name, None)):
+        return _decide_3d(subject, facts, families)
     if subject.leaf != "weight":
-        if ndim is None and _is_expert_projection(subject, families):
-            return Verdict(Role.EXPERT_STACK, "experts")
         return Verdict(Role.BUFFER if subject.leaf != "bias" else Role.VECTOR, "leaf")
-    return (
-        _decide_by_segment(subject, facts, families)
-        or _decide_extra_part(subject, families)
-        or _decide_linear(subject, facts, families)
-    )
+    by_segment = _decide_by_segment(subject, facts, families)
+    if by_segment is not None:
+        return by_segment
+    part = _decide_extra_part(subject, facts, families)
+    if part is not None and part.role not in facts.taken:
+        return part
+    verdict = _decide_linear(subject, facts, families)
+    if part is None:
+        return verdict
+    return Verdict(Role.LINEAR, part.rule) if verdict.role is Role.LINEAR else part
 
 
-def _decide_3d(subject: _Subject, families: Families) -> Verdict:
-    extra_part = _decide_extra_part(subject, families)
-    if extra_part is not None:
-        return extra_part
-    if _is_expert_projection(subject, families):
+def _decide_3d(subject: _Subject, facts: _Facts, families: Families) -> Verdict:
+    part = _decide_extra_part(subject, facts, families)
+    if part is not None:
+        stacked = part.role in facts.taken and families.experts.split(subject.name) is not None
+        return Verdict(Role.EXPERT_STACK, part.rule) if stacked else part
+    if families.experts.split(subject.name) is not None:
         return Verdict(Role.EXPERT_STACK, "experts")
     for known in families.keep_3d:
         if known.pattern.search(subject.name):
@@ -157,22 +179,13 @@ def _decide_3d(subject: _Subject, families: Families) -> Verdict:
     return Verdict(Role.UNKNOWN, "ndim")
 
 
-def _is_expert_projection(subject: _Subject, families: Families) -> bool:
-    """True for `experts.down_proj`, `experts.w13_weight`, `moe.down_proj.weight`."""
-    if subject.leaf == "weight":
-        projection, container = subject.seg, subject.parent
-    else:
-        projection, container = subject.leaf.removesuffix("_weight"), subject.module
-    return projection in families.experts.projections and families.experts.container.search(container) is not None
-
-
 def _decide_by_segment(subject: _Subject, facts: _Facts, families: Families) -> Verdict | None:
     names, seg = families.names, subject.seg
     rows = None if subject.shape is None else subject.shape[0]
     if seg in names.head:
         return Verdict(Role.HEAD, "head")
     # A projection in a block may have as many rows as a small vocabulary; its name tells.
-    in_block_projection = names.block.search(subject.module) and names.projection.search(seg)
+    in_block_projection = facts.block.search(subject.module) and names.projection.search(seg)
     if rows in facts.vocab_sizes and not in_block_projection:
         return Verdict(Role.HEAD if seg in names.vocab_head else Role.EMBEDDING, "vocab")
     if names.embed.search(subject.parent.rpartition(".")[2] if seg.isdigit() else seg):
@@ -190,12 +203,14 @@ def _decide_by_segment(subject: _Subject, facts: _Facts, families: Families) -> 
     return None
 
 
-def _decide_extra_part(subject: _Subject, families: Families) -> Verdict | None:
+def _decide_extra_part(subject: _Subject, facts: _Facts, families: Families) -> Verdict | None:
     if families.names.mtp.search(subject.module):
         return Verdict(Role.MTP, "mtp")
     # Before the layer index: a vision tower counts its own layers.
-    if families.names.nontext.search(subject.module):
+    if facts.nontext.search(subject.module):
         return Verdict(Role.NONTEXT, "nontext")
+    if facts.family is not None and facts.only is not None and not facts.only.search(subject.module):
+        return Verdict(Role.NONTEXT, f"family:{facts.family.id}")
     if subject.beyond:
         return Verdict(Role.MTP, "mtp_index")
     return None
@@ -203,8 +218,10 @@ def _decide_extra_part(subject: _Subject, families: Families) -> Verdict | None:
 
 def _decide_linear(subject: _Subject, facts: _Facts, families: Families) -> Verdict:
     names = families.names
-    if not names.block.search(subject.module):
+    if not facts.block.search(subject.module):
         return Verdict(Role.OUTSIDE_BLOCK, "noblock")
+    if facts.family is not None and any(p.search(subject.module) for p in facts.family.keep):
+        return Verdict(Role.SMALL, f"family:{facts.family.id}")
     if names.small.search(subject.module):
         return Verdict(Role.SMALL, "small")
     if subject.shape is not None:
@@ -221,7 +238,9 @@ def _decide_linear(subject: _Subject, facts: _Facts, families: Families) -> Verd
 # --- facts -----------------------------------------------------------------------------------
 
 
-def _read_facts(config: Mapping[str, Any] | None, refs: tuple[TensorRef, ...], families: Families) -> _Facts:
+def _read_facts(
+    config: Mapping[str, Any] | None, refs: tuple[TensorRef, ...], families: Families, taken: frozenset[Role]
+) -> _Facts:
     vocab_sizes: set[int] = set()
     expert_counts: set[int] = set()
     model_types: set[str] = set()
@@ -242,9 +261,18 @@ def _read_facts(config: Mapping[str, Any] | None, refs: tuple[TensorRef, ...], f
                     expert_counts.add(value)
                 elif key in keys.layer_count:
                     layers[place] = max(value, layers.get(place, 0))
-    family = _find_family(model_types, refs, families)
-    count = _text_layers(layers, keys, families)
-    return _Facts(frozenset(vocab_sizes), frozenset(expert_counts), count, family)
+    family = _find_family(model_types, "_class_name" in (config or {}), refs, families)
+    only = family.only if family is not None else None
+    return _Facts(
+        vocab_sizes=frozenset(vocab_sizes),
+        expert_counts=frozenset(expert_counts),
+        layers=_text_layers(layers, keys, families),
+        family=family,
+        block=family.block if family is not None and family.block is not None else families.names.block,
+        nontext=family.nontext if family is not None and family.nontext is not None else families.names.nontext,
+        only=only if only is not None and any(only.search(ref.module) for ref in refs) else None,
+        taken=taken,
+    )
 
 
 def _is_count(value: object) -> bool:
@@ -265,11 +293,18 @@ def _is_nontext_place(place: tuple[str, ...], families: Families) -> bool:
     return any(families.names.nontext.search(key.removesuffix("_config")) for key in place)
 
 
-def _find_family(model_types: set[str], refs: tuple[TensorRef, ...], families: Families) -> Family | None:
+def _find_family(
+    model_types: set[str], diffusers: bool, refs: tuple[TensorRef, ...], families: Families
+) -> Family | None:
     for family in families.families:
-        if not model_types.isdisjoint(family.model_types) or any(_is_wide(ref, family) for ref in refs):
+        named = any(fnmatchcase(t, pattern) for t in model_types for pattern in family.model_types)
+        if named or (family.diffusers and diffusers) or any(_tells(ref, family) for ref in refs):
             return family
     return None
+
+
+def _tells(ref: TensorRef, family: Family) -> bool:
+    return _is_wide(ref, family) or (family.probe is not None and family.probe.search(ref.name) is not None)
 
 
 def _is_wide(ref: TensorRef, family: Family) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Result:
     already_done: bool  # folder or destination were complete; no weight was read
     quantized: int  # source tensors
     copied: int
+    dropped: int  # left out of the output
     source_bytes: int
     output_bytes: int
     errors: Errors | None  # over all quantized weights; None when already done
@@ -294,13 +296,14 @@ def _result_from_records(out: Path, began: float, destination: Destination | Non
     """What `_result` would say about a finished folder."""
     record = json.loads((out / PROVENANCE).read_bytes())
     entries = decode_ledger((out / LEDGER).read_bytes())["tensors"].values()
-    quantized = sum(e["outcome"] == "quantized" for e in entries)
+    outcomes = Counter(e["outcome"] for e in entries)
     return Result(
         output=out,
         fingerprint=record["fingerprint"],
         already_done=True,
-        quantized=quantized,
-        copied=len(entries) - quantized,
+        quantized=outcomes["quantized"],
+        copied=outcomes["copied"],
+        dropped=outcomes["dropped"],
         source_bytes=sum(tensor_bytes(e["dtype"], e["shape"]) for e in entries),
         output_bytes=sum(f["size"] for f in record["files"].values()),
         errors=None,
@@ -320,13 +323,14 @@ def _result(
     destination: Destination | None,
     commit: str | None,
 ) -> Result:
-    quantized = sum(d.action == "quantize" for d in plan.decisions)
+    actions = Counter(d.action for d in plan.decisions)
     return Result(
         output=out,
         fingerprint=plan.fingerprint,
         already_done=already,
-        quantized=quantized,
-        copied=len(plan.decisions) - quantized,
+        quantized=actions["quantize"],
+        copied=actions["copy"],
+        dropped=actions["drop"],
         source_bytes=plan.source_bytes,
         output_bytes=plan.output_bytes,
         errors=errors,

@@ -14,7 +14,10 @@ from typing import Final
 from shardq.errors import CheckpointIncomplete, SourceUnreadable, UnsupportedSource
 
 _PREFERRED: Final = ("model", "diffusion_pytorch_model")
-_INDEX: Final = re.compile(r".*\.safetensors\.index\.json")
+# model.safetensors.index.json, diffusion_pytorch_model.safetensors.index.bf16.json; not Mistral's own names
+_INDEX: Final = re.compile(r"(?!consolidated).*\.safetensors\.index(\.\w+)?\.json")
+# Buffers that old indexes name and files lack; every reader computes them.
+_COMPUTED: Final = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|position_ids)$")
 # model-00001-of-00002, model-1-of-61, model_00001-of-00072, model.safetensors-00001-of-00003
 _NUMBERED: Final = re.compile(r"(?P<stem>.*?)[-_]?(?P<k>\d{1,9})-of-(?P<n>\d{1,9})(?P<rest>.*)\.safetensors")
 _FOREIGN: Final = {
@@ -148,6 +151,11 @@ def _no_weights(names: Sequence[str], top_files: Sequence[str], label: str) -> U
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:6])
     return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"
+
+
+def is_computed(tensor: str) -> bool:
+    """True for a buffer that readers compute themselves: an index may name it although no file has it."""
+    return _COMPUTED.search(tensor) is not None
 
 
 def parse_index(raw: bytes, where: str) -> Index:

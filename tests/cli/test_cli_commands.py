@@ -28,7 +28,7 @@ def test_quantize_resumes_to_done(demo_folder: Path, tmp_path: Path, run: Run, r
     out = tmp_path / "out"
     first = run_json("quantize", demo_folder, "-o", out, "--parallel", 1)
     assert first["output"] == str(out)
-    assert first["counts"] == {"quantized": 45, "copied": 22}
+    assert first["counts"] == {"quantized": 45, "copied": 22, "dropped": 0}
     assert first["bytes"]["output"] < first["bytes"]["source"]
     assert 0 < first["errors"]["relative"] < 0.2
     assert not first["already_done"]

@@ -20,6 +20,7 @@ from shardq.errors import (
 )
 from shardq.files.safetensors import TensorSpec, plan_file
 from shardq.headers import read_checkpoint, read_dump
+from shardq.side_files import select_side_files
 from shardq.sources.base import SourceFile
 from shardq.sources.local import open_folder
 
@@ -147,21 +148,12 @@ def test_single_file_and_missing_config(tmp_path: Path) -> None:
     ("others", "chosen"),
     [
         (["diffusion_pytorch_model.safetensors"], "diffusion_pytorch_model.safetensors"),
-        (
-            [
-                "gptq_model-4bit-128g.safetensors",
-                "adapter_model.safetensors",
-                "consolidated.safetensors",
-            ],
-            "gptq_model-4bit-128g.safetensors",
-        ),
-        (
-            ["model.safetensors", "model.fp16.safetensors", "consolidated.safetensors"],
-            "model.safetensors",
-        ),
+        (["gptq_model-4bit-128g.safetensors", "adapter_model.safetensors", "consolidated.safetensors"],
+         "gptq_model-4bit-128g.safetensors"),
+        (["model.safetensors", "model.fp16.safetensors", "consolidated.safetensors"], "model.safetensors"),
         (["model-00001-of-00001.safetensors"], "model-00001-of-00001.safetensors"),
     ],
-)
+)  # fmt: skip
 def test_single_file_is_chosen(others: list[str], chosen: str, tmp_path: Path) -> None:
     c = read({n: shard(f"t{i}") for i, n in enumerate(others)} | {"config.json": CONFIG}, tmp_path)
     assert [s.name for s in c.shards] == [chosen]
@@ -170,17 +162,10 @@ def test_single_file_is_chosen(others: list[str], chosen: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     "names",
     [
-        [
-            "model-00000-of-00002.safetensors",
-            "model-00001-of-00002.safetensors",
-            "model-00002-of-00002.safetensors",
-        ],
+        [f"model-0000{k}-of-00002.safetensors" for k in range(3)],
         [f"model-{k}-of-12.safetensors" for k in range(1, 13)],
         ["model_00001-of-00002.safetensors", "model_00002-of-00002.safetensors"],
-        [
-            "model.safetensors-00001-of-00002.safetensors",
-            "model.safetensors-00002-of-00002.safetensors",
-        ],
+        [f"model.safetensors-0000{k}-of-00002.safetensors" for k in (1, 2)],
     ],
 )
 def test_whole_numbered_set_without_index_is_taken_with_a_warning(names: list[str], tmp_path: Path) -> None:
@@ -205,6 +190,20 @@ REFUSED: dict[str, tuple[Mapping[str, bytes], type[ShardqError], str]] = {
     "gguf": ({"m.gguf": b""}, UnsupportedSource, "only GGUF files"),
     "adapter": ({"adapter_model.safetensors": shard("a")}, UnsupportedSource, "merge it into its base model"),
     "consolidated": ({"consolidated.safetensors": shard("a")}, UnsupportedSource, "Mistral's own names"),
+    "params.json only": (
+        {
+            "params.json": b"{}",
+            "consolidated-00001-of-00001.safetensors": shard("a"),
+            "consolidated.safetensors.index.json": index({"a": "consolidated-00001-of-00001.safetensors"}),
+        },
+        UnsupportedSource,
+        "Mistral's own names",
+    ),
+    "pickle with index": (
+        {"pytorch_model-1-of-1.bin": b"", "pytorch_model.bin.index.json": b"{}", "config.json": CONFIG},
+        UnsupportedSource,
+        r"only pickle files \(pytorch_model-1-of-1.bin\); convert",
+    ),
     "two unrelated files": (
         {"x.safetensors": shard("a"), "y.safetensors": shard("b")},
         SourceUnreadable,
@@ -292,6 +291,62 @@ def test_bad_source_is_refused(case: str, tmp_path: Path) -> None:
     assert type(error) is kind
     with pytest.raises(kind, match=message):
         raise error
+
+
+def test_duplicate_sets_and_other_files_are_left_out(tmp_path: Path) -> None:
+    """As in gpt-oss-20b (three copies), Mistral-7B (its own names beside) and BLOOM (pickle beside)."""
+    extra = {
+        "consolidated.safetensors": shard("native"), "consolidated.safetensors.index.json": index({"n": ONE}),
+        "params.json": b"{}", "pytorch_model.bin": b"x", "model.gguf": b"x", "adapter_model.safetensors": shard("lora"),
+        "original/model.safetensors": shard("a"), "metal/model.bin": b"x",
+    }  # fmt: skip
+    c = read({**model(), **extra}, tmp_path)
+    assert [s.name for s in c.shards] == [ONE, TWO]
+    assert list(c.tensors) == ["a", "b", "c"]
+    assert [f.name for f in select_side_files(c.side_files)] == ["params.json"]
+
+
+def test_index_of_a_variant_is_left_out_with_a_warning_or_taken_alone(tmp_path: Path) -> None:
+    """As in Mochi: two precisions in one folder."""
+    stem = "diffusion_pytorch_model"
+    full, half = f"{stem}-00001-of-00001.safetensors", f"{stem}.bf16-00001-of-00001.safetensors"
+    variant = {half: shard("h"), f"{stem}.safetensors.index.bf16.json": index({"h": half})}
+    both = {full: shard("f"), f"{stem}.safetensors.index.json": index({"f": full}), **variant, "config.json": CONFIG}
+    (tmp_path / "both").mkdir()
+    c = read(both, tmp_path / "both")
+    assert list(c.tensors) == ["f"]
+    assert any("index.bf16.json" in w for w in c.warnings)
+    assert any(half in w for w in c.warnings)
+    (tmp_path / "alone").mkdir()
+    c = read({**variant, "config.json": CONFIG}, tmp_path / "alone")
+    assert (list(c.tensors), c.index_name) == (["h"], f"{stem}.safetensors.index.bf16.json")
+
+
+@pytest.mark.parametrize("metadata", [{"metadata": {"total_size": 0}}, {"metadata": {}}, {}, {"metadata": None}])
+def test_total_size_of_an_index_means_nothing(metadata: dict[str, Any], tmp_path: Path) -> None:
+    raw = json.dumps({**metadata, "weight_map": {"a": ONE, "b": ONE, "c": TWO}}).encode()
+    c = read(model(index=raw), tmp_path)
+    assert (list(c.tensors), c.warnings) == (["a", "b", "c"], ())
+
+
+def test_zero_based_shards_with_an_index(tmp_path: Path) -> None:
+    names = {f"t{k}": f"model-0000{k}-of-00002.safetensors" for k in range(3)}
+    c = read({**{n: shard(t) for t, n in names.items()}, INDEX: index(names), "config.json": CONFIG}, tmp_path)
+    assert (list(c.tensors), c.warnings) == (["t0", "t1", "t2"], ())
+
+
+def test_buffers_may_be_in_the_index_only(tmp_path: Path) -> None:
+    buffers = {"layers.0.self_attn.rotary_emb.inv_freq": ONE, "h.0.attn.masked_bias": TWO, "position_ids": TWO}
+    c = read(model(index=index({"a": ONE, "b": ONE, "c": TWO, **buffers})), tmp_path)
+    assert list(c.tensors) == ["a", "b", "c"]
+    assert len(c.warnings) == 1
+    assert c.warnings[0].startswith("3 buffers are in the index but in no shard, and readers compute them: layers.0.")
+
+
+def test_params_json_is_no_config(tmp_path: Path) -> None:
+    c = read({"model.safetensors": shard("a"), "params.json": b"{}"}, tmp_path)
+    assert c.config is None
+    assert "params.json is not read" in c.warnings[0]
 
 
 def test_text_behind_the_index_is_ignored_with_a_warning(tmp_path: Path) -> None:

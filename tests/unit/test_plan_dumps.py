@@ -15,6 +15,7 @@ COUNTS = [
     ("wizardlm-2-8x22b", 1568, 1739, True),
     ("qwen-72b", 400, 643, False),
     ("bloom", 280, 845, False),
+    ("flux-1-dev", 418, 1160, False),
 ]
 
 

@@ -259,11 +259,13 @@ def test_families_file_refuses_unknown_words() -> None:
     text = (
         "[names]\nblock=''\nhead=[]\nvocab_head=[]\nembed=''\nnorm=''\nconv=''\nrouter=''\nmoe_parent=''\n"
         "projection=''\nmtp=''\nlayer_index=''\nnontext=''\nsmall=''\ngate_like=''\ngate_like_max=1\nmin_dim=1\n"
-        "[config]\nvocab_size=''\nexpert_count=[]\nlayer_count=[]\ntext=[]\n"
-        "[experts]\ncontainer=''\nprojections=[]\n[lone]\n"
+        "[config]\nvocab_size=''\nexpert_count=[]\nlayer_count=[]\ntext=[]\nhidden_size=[]\nexpert_size=[]\n"
+        "[experts]\ncontainer=''\nstacked=''\n[lone]\n"
+        "[[stack]]\nid='a'\nwritten={a=['b']}\ndown='a'\n"
         "[[keep_3d]]\nid='a'\npattern=''\nrole='conv'\n"
         "[[fused]]\nid='a'\nmembers=[]\n"
         "[[family]]\nid='a'\nmodel_types=[]\ntransposed=[]\nwide=[]\n"
+        "[[published]]\nid='a'\nmodel_types=[]\nkeep=''\n"
         "[[source]]\nid='odd'\ncodes='.w'\ndtypes=[]\nscale='.s'\ngrid='ragged'\n"
     )
     with pytest.raises(ValueError, match=r"odd.*ragged"):
