@@ -106,7 +106,7 @@ class RefusedSource:
 
     id: str
     methods: frozenset[str]
-    leaves: frozenset[str]
+    leaves: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +220,4 @@ def _source(row: Mapping[str, Any]) -> SourceKind:
 
 
 def _refused(row: Mapping[str, Any]) -> RefusedSource:
-    return RefusedSource(
-        id=row["id"], methods=frozenset(row.get("methods", ())), leaves=frozenset(row.get("leaves", ()))
-    )
+    return RefusedSource(id=row["id"], methods=frozenset(row.get("methods", ())), leaves=tuple(row.get("leaves", ())))

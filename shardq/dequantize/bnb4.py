@@ -1,8 +1,9 @@
 """bitsandbytes 4 bit (NF4, FP4): two codes in a byte, the even one in the high nibble, of a matrix without lines.
 
-w = map[code] * absmax, rounded once; one absmax for `blocksize` elements in the order of memory, whatever the rows. With
-double quantization an absmax is itself a code: (nested_map[code] * nested_absmax) + nested_offset, two roundings. Shape,
-block sizes, offset and type are JSON in a tensor of bytes, which is asked for; the codes may be declared as any dtype.
+w = map[code] * absmax, rounded once; one absmax for `blocksize` elements in the order of memory, whatever the rows.
+With double quantization an absmax is itself a code: (nested_map[code] * nested_absmax) + nested_offset, two roundings.
+Shape, block sizes, offset and type are JSON in a tensor of bytes, which is asked for; codes may be declared as any
+dtype.
 
 Source: bitsandbytes 0.50.2 `QuantState.from_dict`, `dequantize_4bit`, `dequantize_blockwise` (fp32, CPU).
 """

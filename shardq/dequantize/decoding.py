@@ -27,8 +27,8 @@ def decode_rows(
 ) -> None:
     """Rows `row` to `end_row` as fp32 to out [end_row - row, columns], from the windows of `read_parts`.
 
-    The formula is the kind's; each operation is rounded once, and any range of rows has the bits that it has in the whole
-    matrix. Raises NonFiniteWeight where a code or a scale is NaN or infinite, or their product is beyond fp32.
+    The formula is the kind's; each operation is rounded once, and any range of rows has the bits that it has in the
+    whole matrix. Raises NonFiniteWeight where a code or a scale is NaN or infinite, or their product is beyond fp32.
     """
     first, behind = e.stored_range(row, end_row)
     step = 1 if e.pick is None else e.pick[2]

@@ -33,8 +33,8 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a checkpoint has encoded. Without problems and without `wanted`, `consumed` and the keys of `dropped` are all
-    tensors that belong to encoded weights."""
+    """What a checkpoint has encoded. Without problems and without `wanted`, `consumed` and the keys of `dropped` are
+    all tensors that belong to encoded weights."""
 
     encoded: Mapping[str, tuple[Encoded, ...]]  # by name of the weight: one matrix, or the slices of a stack
     consumed: frozenset[str]  # source tensors that the weights are made of, or that say their shape
@@ -46,9 +46,9 @@ class Found:
 def find_encoded(
     tensors: Iterable[TensorRef], config: Mapping[str, Any] | None, peeked: Mapping[str, bytes] | None = None
 ) -> Found:
-    """All encoded weights. Shapes and dtypes decide; the configuration settles what they leave open (the bits of MLX, the
-    version of GPTQ). Some kinds keep their shape in the content of a small tensor: these are returned as `wanted`, and the
-    call is repeated with the content of all of them in `peeked`. Pure; raises nothing.
+    """All encoded weights. Shapes and dtypes decide; the configuration settles what they leave open (the bits of MLX,
+    the version of GPTQ). Some kinds keep their shape in the content of a small tensor: these are returned as `wanted`,
+    and the call is repeated with the content of all of them in `peeked`. Pure; raises nothing.
     """
     refs = {t.name: t for t in tensors}
     hints = read_hints(config)
@@ -93,9 +93,7 @@ def _describe(
     kind = next(c.kind for c in members if c.role == "codes")
     for c in members:
         if c.role in by_role or c.kind != kind:
-            return Mismatch(
-                "leftover", c.name, f"is {c.role} of {name} too, beside {by_role.get(c.role, refs[name]).name}"
-            )
+            return Mismatch("leftover", c.name, f"is {c.role} of {name}, which has one already")
         by_role[c.role] = refs[c.name]
     if any(t.shape is None or t.dtype is None for t in by_role.values()):
         return Mismatch("shapes", by_role["codes"].name, "is known by its index alone: the headers are needed")
@@ -115,9 +113,10 @@ def _refused(refs: Mapping[str, TensorRef], hints: Hints) -> Problem | None:
     for row in rows:
         if words & row.methods:
             return _refusal(row, None)
-    leaves = {leaf: row for row in rows for leaf in row.leaves}
+    firsts = {row.leaves[0]: row for row in rows if row.leaves}
     for ref in refs.values():
-        if (found := leaves.get(ref.name.rpartition(".")[2])) is not None:
+        base, _, leaf = ref.name.rpartition(".")
+        if (found := firsts.get(leaf)) is not None and all(f"{base}.{x}" in refs for x in found.leaves):
             return _refusal(found, ref)
     return None
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def integer_codes(
     e: Encoded, codes: "NDArray[np.uint8]", scales: "NDArray[np.float32]", zeros: "NDArray[np.uint8] | None"
 ) -> Coded:
-    """Canonical codes [rows, columns] of a matrix, scales and zeros [rows, groups]; no zeros: all are half the range."""
+    """Canonical codes [rows, columns], scales and zeros [rows, groups]; no zeros: all are half the range."""
     import numpy as np
 
     from shardq.quantizers.quantized import Quantized

@@ -46,9 +46,8 @@ class MlxWords:
             bits, group = _affine(words, groups, module)
             element = f"int{bits}"
         else:
-            element, bits, group = (
-                MODES.get(words * WORD_BITS // groups, ("", 0, 0)) if scale.dtype == "U8" else ("", 0, 0)
-            )
+            share = words * WORD_BITS // groups if scale.dtype == "U8" else 0
+            element, bits, group = MODES.get(share, ("", 0, 0))
         if not bits or words * WORD_BITS != bits * group * groups:
             return Mismatch("shapes", codes.name, f"has {words} words and {groups} scales in a row: no width fits")
         refs = [codes, scale] if biases is None else [codes, scale, biases]

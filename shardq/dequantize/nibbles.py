@@ -1,9 +1,9 @@
 """Four- and six-bit floats with a scale for some columns of a row: MXFP4, MXFP6 and NVFP4 of all kinds.
 
-Codes of a row are one bit stream, least significant bit first: the even column in the low nibble. w = value * s, rounded
-once; a byte b of a scale is 2^(b - 127) (OCP MX 1.0) or an e4m3 number (NVFP4). NVFP4 has a number for the whole matrix
-above that: `weight_scale_2` and `scale2` multiply the scales, `weight_global_scale` divides them, rounded to fp32 before
-the codes are multiplied.
+Codes of a row are one bit stream, least significant bit first: the even column in the low nibble. w = value * s,
+rounded once; a byte b of a scale is 2^(b - 127) (OCP MX 1.0) or an e4m3 number (NVFP4). NVFP4 has a number for the whole
+matrix above that: `weight_scale_2` and `scale2` multiply the scales, `weight_global_scale` divides them, rounded to
+fp32 before the codes are multiplied.
 
 Sources: transformers 5.23 `convert_moe_packed_tensors` (gpt-oss), DeepSeek-V4's published inference code (I8 bytes that
 hold two codes), compressed-tensors 0.20 `NVFP4PackedCompressor`, `MXFP4PackedCompressor`, `MXFP6PackedCompressor`,
@@ -54,10 +54,8 @@ class Nibbles:
         columns = line_bytes * 8 // BITS[self.element]
         grid = (rows, -(-columns // self.group))
         if own_shape(scale, count) != grid or scale.dtype not in SCALES:
-            found = f"{scale.dtype} {list(scale.shape or ())}"
-            return Mismatch(
-                "shapes", scale.name, f"is {found}: expected a scale for {self.group} columns, {list(grid)}"
-            )
+            found = f"{scale.dtype} {scale.shape}"
+            return Mismatch("shapes", scale.name, f"is {found}: expected one for {self.group} columns, {grid}")
         side = [role for role in ("factor", "divisor") if role in module.refs]
         for role in side:
             if prod(own_shape(module.refs[role], count)) != 1:
@@ -81,6 +79,8 @@ class Nibbles:
     ) -> None:
         """See Reader."""
         from shardq.dequantize.values import unpacked
+
+        del row, end_row
 
         codes = unpacked(parts["codes"], BITS[e.element], e.columns, kernels)
         kernels.decode_scaled(codes, e.element, _scales(e, parts), e.block[1], out)

@@ -1,11 +1,12 @@
 """Codes of one byte with a grid of scales: FP8 of all kinds, MXFP8, and INT8.
 
 w = code * scale, in fp32, rounded once: `weight_scale_inv` is the multiplier, whatever its name says. A grid has one
-scale for a block of rows and columns; the last block of each may be short (DeepSeek's 576 rows in blocks of 128 have 5),
-so its size is found by ceil-division and never as rows // scales. Scales are F32, BF16, F16, or exponents in a byte.
+scale for a block of rows and columns; the last block of each may be short (DeepSeek's 576 rows in blocks of 128 have
+5), so its size is found by ceil-division and never as rows // scales. Scales are F32, BF16, F16, or exponents in a byte.
 
 Sources: transformers 5.23 `Fp8Dequantize`, DeepSeek-V3 `weight_dequant`, compressed-tensors 0.20 `dequantize`
-(float-quantized, mxfp8-quantized, int-quantized), bitsandbytes 0.50 `int8_vectorwise_dequant`: (code * SCB) * (1 / 127).
+(float-quantized, mxfp8-quantized, int-quantized), bitsandbytes 0.50.2 `int8_vectorwise_dequant`: (code * SCB) / 127,
+by multiplication.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ ELEMENTS: Final = {
     "I8": "int8",
 }
 INT8_SIGN: Final = 0x80  # a two's complement byte with its sign flipped is the value plus 128
-SCB_STEP: Final = 7.874015748031496e-3  # 1 / 127
+SCB_STEP: Final = 7.874015718698502e-3  # 1 / 127 as bitsandbytes has it
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,14 +26,14 @@ def byte_values(element: str) -> NDArray[np.float32]:
     NaN, 0x80, no infinity, no -0, and one more in the bias than those of OCP (torch 2.13)."""
     codes = np.arange(256)
     if element == "e8m0":
-        table = np.ldexp(np.float32(1), codes - E8M0_BIAS).astype(np.float32)
-        table[E8M0_NAN] = np.nan
-        return table
+        powers: NDArray[np.float32] = np.ldexp(np.float32(1), codes - E8M0_BIAS).astype(np.float32)
+        powers[E8M0_NAN] = np.nan
+        return powers
     fnuz = element.endswith("fnuz")
     mantissa_bits, bias = {"e4m3fn": (3, 7), "e5m2": (2, 15), "e4m3fnuz": (3, 8), "e5m2fnuz": (2, 16)}[element]
     fraction, exponent = codes & ((1 << mantissa_bits) - 1), (codes & 0x7F) >> mantissa_bits
     steps = np.where(exponent == 0, fraction, fraction | (1 << mantissa_bits)).astype(np.float32)
-    table = np.ldexp(steps, np.maximum(exponent, 1) - bias - mantissa_bits).astype(np.float32)
+    table: NDArray[np.float32] = np.ldexp(steps, np.maximum(exponent, 1) - bias - mantissa_bits).astype(np.float32)
     if element == "e4m3fn":
         table[0x7F] = np.nan
     if element == "e5m2":
@@ -53,12 +53,13 @@ ELEMENT_OF: Final[Mapping[str, str]] = {
 def scale_values(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """Scales of any shape as fp32: floats as they are, a U8 as the exponent of a power of two."""
     if dtype == "F32":
-        return stored
+        return np.asarray(stored, np.float32)
     if dtype == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     if dtype == "F16":
         return stored.astype(np.float32)
-    return byte_values(ELEMENT_OF[dtype])[stored]
+    found: NDArray[np.float32] = byte_values(ELEMENT_OF[dtype])[stored]
+    return found
 
 
 def stream_codes(words: NDArray[np.uint32], bits: int, first_bit: int, count: int) -> NDArray[np.uint8]:
