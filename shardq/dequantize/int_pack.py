@@ -40,7 +40,7 @@ class IntPack:
         if scale.shape[:1] != (rows,) or len(scale.shape) > 2:
             return Mismatch("shapes", scale.name, f"is {list(scale.shape)}: expected scales of {rows} rows")
         groups = scale.shape[1] if len(scale.shape) == 2 else 1
-        found = set(_fits(words, groups, module))
+        found = set(_fits(rows, words, groups, module))
         if len(found) != 1:
             shape = module.refs.get("shape")
             if shape is not None and shape.name not in module.peeked:
@@ -88,10 +88,12 @@ class IntPack:
         return integer_codes(e, codes, scale_values(parts["scale"], scale.dtype), zeros)
 
 
-def _fits(words: int, groups: int, module: Module) -> Iterator[tuple[int, int, int]]:
+def _fits(rows: int, words: int, groups: int, module: Module) -> Iterator[tuple[int, int, int]]:
     """Bits, columns and group size that shapes and what is said allow."""
     shape = module.refs.get("shape")
     said = [] if shape is None else _numbers(module.peeked.get(shape.name, b""), shape.dtype)
+    if said and said[0] != rows:
+        return
     hints = [*module.hints.widths(module.name.removesuffix(".weight"))]
     for bits in range(1, 9) if said else sorted({b for b, _ in hints}):
         for columns in {said[1]} if said else _columns(words, bits, groups, [g for b, g in hints if b == bits]):
@@ -101,10 +103,10 @@ def _fits(words: int, groups: int, module: Module) -> Iterator[tuple[int, int, i
 
 
 def _columns(words: int, bits: int, groups: int, sizes: list[int]) -> set[int]:
-    """Columns that as many words may hold, if they fill them or whole groups."""
+    """Columns that as many words may hold, if they fill them or whole groups; for a single group any that fit."""
     full = words * WORD_BITS // bits
     if groups == 1:
-        return {full}
+        return set(range((words - 1) * WORD_BITS // bits + 1, full + 1))
     return {c for c in (full, *(groups * s for s in sizes)) if any(s > 0 and -(-c // s) == groups for s in sizes)}
 
 
