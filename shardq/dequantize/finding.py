@@ -41,6 +41,7 @@ class Found:
     dropped: Mapping[str, str]  # source tensors that stay behind, with the reason
     problems: tuple[Problem, ...]
     wanted: tuple[TensorRef, ...]  # small tensors whose content must be passed as `peeked` first
+    unmeasured: tuple[str, ...] = ()  # weights that are known by an index alone: their headers are needed
 
 
 def find_encoded(
@@ -69,7 +70,11 @@ def find_encoded(
     encoded: dict[str, tuple[Encoded, ...]] = {}
     consumed: set[str] = set()
     wanted: list[TensorRef] = []
+    unmeasured = []
     for name, members in modules.items():
+        if any(refs[c.name].shape is None for c in members):
+            unmeasured.append(name)
+            continue
         found = _describe(name, members, refs, hints, peeked or {})
         if isinstance(found, Wanted):
             wanted.append(found.tensor)
@@ -83,7 +88,7 @@ def find_encoded(
             reason = reasons.get(ref.name.rpartition(".")[2])
             if reason and ref.name not in consumed and _is_small(ref):
                 dropped.setdefault(ref.name, REASONS[reason])
-    return Found(encoded, frozenset(consumed), dropped, tuple(problems), tuple(wanted))
+    return Found(encoded, frozenset(consumed), dropped, tuple(problems), tuple(wanted), tuple(unmeasured))
 
 
 def _describe(
@@ -95,8 +100,6 @@ def _describe(
         if c.role in by_role or c.kind != kind:
             return Mismatch("leftover", c.name, f"is {c.role} of {name}, which has one already")
         by_role[c.role] = refs[c.name]
-    if any(t.shape is None or t.dtype is None for t in by_role.values()):
-        return Mismatch("shapes", by_role["codes"].name, "is known by its index alone: the headers are needed")
     return KINDS[kind].describe(Module(name, kind, by_role, hints, peeked))
 
 

@@ -3,8 +3,8 @@
 w = scale * (code - zero), rounded once, with the scale and zero of the column's group: g_idx[column], which act-order
 permutes, else column // group size. Version 1 stores zero - 1 and its readers add 1, within the width; version 2 and
 auto-round's own packing store the zero point. Headers do not tell them apart: the configuration does, and without one
-it is version 1, which nearly all files are. Rows are columns of the tensors, so that a slab of rows is one range of bytes
-in each line.
+it is version 1, which nearly all files are. Rows are columns of the tensors, so that a slab of rows is one range of
+bytes in each line.
 
 Source: GPTQModel 7.7 `PackableQuantLinear.dequantize_weight`, auto-round 0.16.1 `qlinear_torch`.
 """

@@ -2,7 +2,8 @@
 
 w = code * scale, in fp32, rounded once: `weight_scale_inv` is the multiplier, whatever its name says. A grid has one
 scale for a block of rows and columns; the last block of each may be short (DeepSeek's 576 rows in blocks of 128 have
-5), so its size is found by ceil-division and never as rows // scales. Scales are F32, BF16, F16, or exponents in a byte.
+5), so its size is found by ceil-division and never as rows // scales. Scales are F32, BF16, F16, or exponents in a
+byte.
 
 Sources: transformers 5.23 `Fp8Dequantize`, DeepSeek-V3 `weight_dequant`, compressed-tensors 0.20 `dequantize`
 (float-quantized, mxfp8-quantized, int-quantized), bitsandbytes 0.50.2 `int8_vectorwise_dequant`: (code * SCB) / 127,

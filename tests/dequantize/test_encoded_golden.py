@@ -59,7 +59,11 @@ def test_all_kernel_sets_agree(golden_case: str, name: str, open_golden: Open) -
     file = open_golden(golden_case)
     ((_, expected),) = file.expected().items()
     (matrices,) = file.find().encoded.values()
-    same_bits(file.decode(matrices[-1], 0, matrices[-1].rows, load(name)), expected.reshape(-1, *expected.shape[-2:])[-1], golden_case)
+    same_bits(
+        file.decode(matrices[-1], 0, matrices[-1].rows, load(name)),
+        expected.reshape(-1, *expected.shape[-2:])[-1],
+        golden_case,
+    )
 
 
 def test_codes_stand_for_the_rows(golden_case: str, open_golden: Open, fast: KernelSet) -> None:

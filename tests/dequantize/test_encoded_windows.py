@@ -1,6 +1,7 @@
 """Any range of rows, alone, is that range of the whole; and needs no more bytes than it should."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_windows_lie_inside_their_parts(golden_case: str, open_golden: Open, fas
             assert sum(end - begin for begin, end in ranges) == part.window_bytes(row, end_row)
             tensor = file.refs[part.tensor]
             assert all(tensor.begin <= begin < end <= tensor.end for begin, end in ranges)
-            assert all(a[1] < b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+            assert all(a[1] < b[0] for a, b in pairwise(ranges))
         if part is codes:
             assert size <= total <= size + 16 * len(cuts)
     assert e.source_bytes == sum(p.window_bytes(0, e.rows) for p in e.parts)

@@ -169,60 +169,334 @@ def _gptq_config(bits: int, group: int, version: int) -> dict[str, Any]:
 
 AWQ: Final = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 
-CASES: Final = tuple(
-    [
-        Case("fp8_block", "even", "transformers", lambda g: _module(weight=e4m3(g, 48, 80), weight_scale_inv=steps(g, 3, 5))),
-        Case("fp8_block", "ragged", "deepseek", lambda g: _module(weight=e4m3(g, 40, 72), weight_scale_inv=steps(g, 3, 5)), args={"block": [16, 16]}),
-        Case("fp8_block", "ragged_bf16", "deepseek", lambda g: _module(weight=e4m3(g, 41, 67), weight_scale_inv=steps(g, 6, 9).bfloat16()), args={"block": [8, 8]}),
-        Case("fp8_block", "ct", "compressed_tensors", lambda g: _module(weight=e4m3(g, 40, 72), weight_scale=steps(g, 3, 5)), _ct(_floats(8, strategy="block", block_structure=[16, 16]), "float-quantized")),
-        Case("fp8_block_ue8m0", "even_u8", "transformers", lambda g: _module(weight=e4m3(g, 48, 80), weight_scale_inv=powers(g, 3, 5))),
-        Case("fp8_block_ue8m0", "even", "transformers", lambda g: _module(weight=e4m3(g, 48, 80), weight_scale_inv=e8m0(g, 3, 5))),
-        Case("fp8_block_ue8m0", "ragged", "deepseek", lambda g: _module(weight=e4m3(g, 40, 72), weight_scale_inv=e8m0(g, 3, 5)), args={"block": [16, 16]}),
-        Case("fp8_v4", "even", "transformers", lambda g: _module(weight=e4m3(g, 48, 80), scale=e8m0(g, 3, 5))),
-        Case("fp8_3d", "blocks", "transformers", lambda g: {f"{STACK}.down_proj": e4m3(g, 3, 48, 80), f"{STACK}.down_proj_scale_inv": steps(g, 3, 3, 5)}, weight=f"{STACK}.down_proj"),
-        Case("fp8_3d", "scalars", "transformers", lambda g: {f"{STACK}.down_proj": e4m3(g, 3, 40, 72), f"{STACK}.down_proj_scale_inv": steps(g, 3, 1, 1)}, weight=f"{STACK}.down_proj"),
-        Case("fp8_static", "tensor", "compressed_tensors", lambda g: _module(weight=e4m3(g, 40, 72), weight_scale=steps(g, 1), input_scale=steps(g, 1)), _ct(_floats(8, strategy="tensor"), "float-quantized")),
-        Case("fp8_static", "qscale", "deepseek", lambda g: _module(weight=e4m3(g, 40, 72), qscale_weight=steps(g).bfloat16(), qscale_act=steps(g)), args={"block": [40, 72]}),
-        Case("fp8_channel", "bf16", "compressed_tensors", lambda g: _module(weight=e4m3(g, 40, 72), weight_scale=steps(g, 40, 1).bfloat16()), _ct(_floats(8, strategy="channel"), "float-quantized")),
-        Case("fp8_channel", "fp32", "compressed_tensors", lambda g: _module(weight=e4m3(g, 40, 72), weight_scale=steps(g, 40, 1)), _ct(_floats(8, strategy="channel"), "float-quantized")),
-        # compressed-tensors multiplies in bf16, which rounds what is as small as 2^-127
-    Case("mxfp8", "ct", "compressed_tensors", lambda g: _module(weight=e4m3(g, 40, 96), weight_scale=powers(g, 40, 3).clamp(min=100)), _ct(_floats(8, strategy="group", group_size=32, scale_dtype="torch.uint8", zp_dtype="torch.uint8"), "mxfp8-quantized")),
-        Case("mxfp8", "inv", "transformers", lambda g: _module(weight=e4m3(g, 40, 96), weight_scale_inv=powers(g, 40, 3))),
-        Case("mxfp8", "ragged", "deepseek", lambda g: _module(weight=e4m3(g, 40, 72), weight_scale_inv=powers(g, 40, 3)), args={"block": [1, 32]}),
-        Case("int8_channel", "symmetric", "compressed_tensors", lambda g: _module(weight=octets(g, 40, 72).view(torch.int8), weight_scale=steps(g, 40, 1)), _ct(_ints(8, None, True), "int-quantized")),
-        Case("int8_channel", "asymmetric", "compressed_tensors", lambda g: _module(weight=octets(g, 40, 72).view(torch.int8), weight_scale=steps(g, 40, 1), weight_zero_point=octets(g, 40, 1).view(torch.int8)), _ct(_ints(8, None, False), "int-quantized")),
-        Case("bnb8", "rows", "bitsandbytes8", lambda g: _module(weight=octets(g, 40, 72).view(torch.int8), SCB=steps(g, 40), weight_format=torch.tensor(0, dtype=torch.uint8))),
-        Case("mxfp4_ct", "group32", "compressed_tensors", lambda g: _module(weight_packed=octets(g, 40, 48), weight_scale=powers(g, 40, 3)), _ct(_floats(4, strategy="group", group_size=32, scale_dtype="torch.uint8", zp_dtype="torch.uint8"), "mxfp4-pack-quantized")),
-        Case("mxfp6_ct", "group32", "compressed_tensors", lambda g: _module(weight_packed=octets(g, 40, 72), weight_scale=powers(g, 40, 3)), _ct(_floats(6, strategy="group", group_size=32, scale_dtype="torch.uint8", zp_dtype="torch.uint8"), "mxfp6-pack-quantized")),
-        Case("mxfp4_gptoss", "stack", "gpt_oss", lambda g: {f"{STACK}.gate_up_proj_blocks": octets(g, 3, 40, 2, 16), f"{STACK}.gate_up_proj_scales": powers(g, 3, 40, 2)}, weight=f"{STACK}.gate_up_proj"),
-        Case("mxfp4_v4", "int8", "transformers", lambda g: _module(weight=octets(g, 40, 48).view(torch.int8), scale=e8m0(g, 40, 3))),
-        Case("nvfp4_ct", "group16", "compressed_tensors", lambda g: _module(weight_packed=octets(g, 40, 40), weight_scale=small_scales(g, 40, 5), weight_global_scale=steps(g, 1) * 1e4, input_global_scale=steps(g, 1)), _ct(_floats(4, strategy="tensor_group", group_size=16), "nvfp4-pack-quantized")),
-        Case("nvfp4_modelopt", "group16", "modelopt", lambda g: _module(weight=octets(g, 40, 40), weight_scale=small_scales(g, 40, 5), weight_scale_2=steps(g) / 1e3, input_scale=steps(g))),
-        Case("nvfp4_bare", "matrix", "modelopt", lambda g: {f"{STACK}.w2": octets(g, 40, 40), f"{STACK}.w2.scale": small_scales(g, 40, 5), f"{STACK}.w2.scale2": steps(g) / 1e3, f"{STACK}.w2.input_amax": steps(g)}, weight=f"{STACK}.w2"),
-        Case("nvfp4_bare", "stack", "modelopt", lambda g: {f"{STACK}.w13": octets(g, 3, 40, 40), f"{STACK}.w13.scale": small_scales(g, 3, 40, 5), f"{STACK}.w13.scale2": steps(g, 3) / 1e3, f"{STACK}.w13.original_shape": torch.tensor([3, 40, 80])}, weight=f"{STACK}.w13"),
-        Case("int_pack", "sym4", "compressed_tensors", lambda g: _int_pack(g, 40, 96, 4, 32), _ct(_ints(4, 32, True), "pack-quantized")),
-        Case("int_pack", "asym4", "compressed_tensors", lambda g: _int_pack(g, 37, 96, 4, 32, zeros=True), _ct(_ints(4, 32, False), "pack-quantized")),
-        Case("int_pack", "asym3", "compressed_tensors", lambda g: _int_pack(g, 41, 96, 3, 16, zeros=True), _ct(_ints(3, 16, False), "pack-quantized")),
-        Case("int_pack", "channel5_ragged", "compressed_tensors", lambda g: _int_pack(g, 40, 71, 5, None), _ct(_ints(5, None, True), "pack-quantized")),
-        Case("int_pack", "channel8", "compressed_tensors", lambda g: _int_pack(g, 40, 72, 8, None, zeros=True), _ct(_ints(8, None, False), "pack-quantized")),
-        Case("gptq", "v1_4bit", "gptqmodel", lambda g: _gptq(g, 96, 64, 4, 32, version=1), _gptq_config(4, 32, 1), {"bits": 4, "group": 32, "version": 1}),
-        Case("gptq", "v1_8bit_act_order", "gptqmodel", lambda g: _gptq(g, 64, 96, 8, 32, act_order=True, version=1), _gptq_config(8, 32, 1), {"bits": 8, "group": 32, "version": 1}),
-        Case("gptq", "v2_4bit_act_order", "gptqmodel", lambda g: _gptq(g, 96, 64, 4, 32, act_order=True), _gptq_config(4, 32, 2), {"bits": 4, "group": 32, "version": 2}),
-        Case("gptq", "v2_3bit", "gptqmodel", lambda g: _gptq(g, 96, 64, 3, 32), _gptq_config(3, 32, 2), {"bits": 3, "group": 32, "version": 2}),
-        Case("gptq", "v2_2bit", "gptqmodel", lambda g: _gptq(g, 96, 64, 2, 32), _gptq_config(2, 32, 2), {"bits": 2, "group": 32, "version": 2}),
-        Case("awq", "gemm", "awq", lambda g: _awq(g, 40, 96, 32), {"quantization_config": AWQ}, {"config": AWQ}),
-        *(
-            Case("bnb4", f"{kind}{'_nested' if nested else ''}", "bitsandbytes4", _bnb4(kind, *shape, nested))
-            for kind, shape, nested in (("nf4", (40, 70), False), ("nf4", (300, 74), True), ("fp4", (40, 70), False))
+CASES: Final = (
+    Case(
+        "fp8_block",
+        "even",
+        "transformers",
+        lambda g: _module(weight=e4m3(g, 48, 80), weight_scale_inv=steps(g, 3, 5)),
+    ),
+    Case(
+        "fp8_block",
+        "ragged",
+        "deepseek",
+        lambda g: _module(weight=e4m3(g, 40, 72), weight_scale_inv=steps(g, 3, 5)),
+        args={"block": [16, 16]},
+    ),
+    Case(
+        "fp8_block",
+        "ragged_bf16",
+        "deepseek",
+        lambda g: _module(weight=e4m3(g, 41, 67), weight_scale_inv=steps(g, 6, 9).bfloat16()),
+        args={"block": [8, 8]},
+    ),
+    Case(
+        "fp8_block",
+        "ct",
+        "compressed_tensors",
+        lambda g: _module(weight=e4m3(g, 40, 72), weight_scale=steps(g, 3, 5)),
+        _ct(_floats(8, strategy="block", block_structure=[16, 16]), "float-quantized"),
+    ),
+    Case(
+        "fp8_block_ue8m0",
+        "even_u8",
+        "transformers",
+        lambda g: _module(weight=e4m3(g, 48, 80), weight_scale_inv=powers(g, 3, 5)),
+    ),
+    Case(
+        "fp8_block_ue8m0",
+        "even",
+        "transformers",
+        lambda g: _module(weight=e4m3(g, 48, 80), weight_scale_inv=e8m0(g, 3, 5)),
+    ),
+    Case(
+        "fp8_block_ue8m0",
+        "ragged",
+        "deepseek",
+        lambda g: _module(weight=e4m3(g, 40, 72), weight_scale_inv=e8m0(g, 3, 5)),
+        args={"block": [16, 16]},
+    ),
+    Case("fp8_v4", "even", "transformers", lambda g: _module(weight=e4m3(g, 48, 80), scale=e8m0(g, 3, 5))),
+    Case(
+        "fp8_3d",
+        "blocks",
+        "transformers",
+        lambda g: {f"{STACK}.down_proj": e4m3(g, 3, 48, 80), f"{STACK}.down_proj_scale_inv": steps(g, 3, 3, 5)},
+        weight=f"{STACK}.down_proj",
+    ),
+    Case(
+        "fp8_3d",
+        "scalars",
+        "transformers",
+        lambda g: {f"{STACK}.down_proj": e4m3(g, 3, 40, 72), f"{STACK}.down_proj_scale_inv": steps(g, 3, 1, 1)},
+        weight=f"{STACK}.down_proj",
+    ),
+    Case(
+        "fp8_static",
+        "tensor",
+        "compressed_tensors",
+        lambda g: _module(weight=e4m3(g, 40, 72), weight_scale=steps(g, 1), input_scale=steps(g, 1)),
+        _ct(_floats(8, strategy="tensor"), "float-quantized"),
+    ),
+    Case(
+        "fp8_static",
+        "qscale",
+        "deepseek",
+        lambda g: _module(weight=e4m3(g, 40, 72), qscale_weight=steps(g).bfloat16(), qscale_act=steps(g)),
+        args={"block": [40, 72]},
+    ),
+    Case(
+        "fp8_channel",
+        "bf16",
+        "compressed_tensors",
+        lambda g: _module(weight=e4m3(g, 40, 72), weight_scale=steps(g, 40, 1).bfloat16()),
+        _ct(_floats(8, strategy="channel"), "float-quantized"),
+    ),
+    Case(
+        "fp8_channel",
+        "fp32",
+        "compressed_tensors",
+        lambda g: _module(weight=e4m3(g, 40, 72), weight_scale=steps(g, 40, 1)),
+        _ct(_floats(8, strategy="channel"), "float-quantized"),
+    ),
+    # compressed-tensors multiplies in bf16, which rounds what is as small as 2^-127
+    Case(
+        "mxfp8",
+        "ct",
+        "compressed_tensors",
+        lambda g: _module(weight=e4m3(g, 40, 96), weight_scale=powers(g, 40, 3).clamp(min=100)),
+        _ct(
+            _floats(8, strategy="group", group_size=32, scale_dtype="torch.uint8", zp_dtype="torch.uint8"),
+            "mxfp8-quantized",
         ),
-        *(
-            Case("mlx", f"affine{bits}", "mlx", lambda g, b=bits, n=group: _mlx(g, 40, 192, b, n), _mlx_config(bits, group), {"bits": bits, "group": group, "mode": "affine"})  # type: ignore[misc]
-            for bits, group in ((2, 32), (3, 64), (4, 64), (5, 32), (6, 32), (8, 64))
+    ),
+    Case("mxfp8", "inv", "transformers", lambda g: _module(weight=e4m3(g, 40, 96), weight_scale_inv=powers(g, 40, 3))),
+    Case(
+        "mxfp8",
+        "ragged",
+        "deepseek",
+        lambda g: _module(weight=e4m3(g, 40, 72), weight_scale_inv=powers(g, 40, 3)),
+        args={"block": [1, 32]},
+    ),
+    Case(
+        "int8_channel",
+        "symmetric",
+        "compressed_tensors",
+        lambda g: _module(weight=octets(g, 40, 72).view(torch.int8), weight_scale=steps(g, 40, 1)),
+        _ct(_ints(8, None, True), "int-quantized"),
+    ),
+    Case(
+        "int8_channel",
+        "asymmetric",
+        "compressed_tensors",
+        lambda g: _module(
+            weight=octets(g, 40, 72).view(torch.int8),
+            weight_scale=steps(g, 40, 1),
+            weight_zero_point=octets(g, 40, 1).view(torch.int8),
         ),
-        Case("mlx", "affine4_stack", "mlx", lambda g: _mlx(g, 40, 192, 4, 64, 3), _mlx_config(4, 64), {"bits": 4, "group": 64, "mode": "affine"}),
-        *(
-            Case("mlx", mode, "mlx", lambda g, m=mode: _mlx_float(g, 40, 192, m), {"quantization": {"mode": mode}}, {"bits": bits, "group": group, "mode": mode})  # type: ignore[misc]
-            for mode, bits, group in (("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16))
+        _ct(_ints(8, None, False), "int-quantized"),
+    ),
+    Case(
+        "bnb8",
+        "rows",
+        "bitsandbytes8",
+        lambda g: _module(
+            weight=octets(g, 40, 72).view(torch.int8),
+            SCB=steps(g, 40),
+            weight_format=torch.tensor(0, dtype=torch.uint8),
         ),
-    ]
-)  # fmt: skip
+    ),
+    Case(
+        "mxfp4_ct",
+        "group32",
+        "compressed_tensors",
+        lambda g: _module(weight_packed=octets(g, 40, 48), weight_scale=powers(g, 40, 3)),
+        _ct(
+            _floats(4, strategy="group", group_size=32, scale_dtype="torch.uint8", zp_dtype="torch.uint8"),
+            "mxfp4-pack-quantized",
+        ),
+    ),
+    Case(
+        "mxfp6_ct",
+        "group32",
+        "compressed_tensors",
+        lambda g: _module(weight_packed=octets(g, 40, 72), weight_scale=powers(g, 40, 3)),
+        _ct(
+            _floats(6, strategy="group", group_size=32, scale_dtype="torch.uint8", zp_dtype="torch.uint8"),
+            "mxfp6-pack-quantized",
+        ),
+    ),
+    Case(
+        "mxfp4_gptoss",
+        "stack",
+        "gpt_oss",
+        lambda g: {
+            f"{STACK}.gate_up_proj_blocks": octets(g, 3, 40, 2, 16),
+            f"{STACK}.gate_up_proj_scales": powers(g, 3, 40, 2),
+        },
+        weight=f"{STACK}.gate_up_proj",
+    ),
+    Case(
+        "mxfp4_v4",
+        "int8",
+        "transformers",
+        lambda g: _module(weight=octets(g, 40, 48).view(torch.int8), scale=e8m0(g, 40, 3)),
+    ),
+    Case(
+        "nvfp4_ct",
+        "group16",
+        "compressed_tensors",
+        lambda g: _module(
+            weight_packed=octets(g, 40, 40),
+            weight_scale=small_scales(g, 40, 5),
+            weight_global_scale=steps(g, 1) * 1e4,
+            input_global_scale=steps(g, 1),
+        ),
+        _ct(_floats(4, strategy="tensor_group", group_size=16), "nvfp4-pack-quantized"),
+    ),
+    Case(
+        "nvfp4_modelopt",
+        "group16",
+        "modelopt",
+        lambda g: _module(
+            weight=octets(g, 40, 40),
+            weight_scale=small_scales(g, 40, 5),
+            weight_scale_2=steps(g) / 1e3,
+            input_scale=steps(g),
+        ),
+    ),
+    Case(
+        "nvfp4_bare",
+        "matrix",
+        "modelopt",
+        lambda g: {
+            f"{STACK}.w2": octets(g, 40, 40),
+            f"{STACK}.w2.scale": small_scales(g, 40, 5),
+            f"{STACK}.w2.scale2": steps(g) / 1e3,
+            f"{STACK}.w2.input_amax": steps(g),
+        },
+        weight=f"{STACK}.w2",
+    ),
+    Case(
+        "nvfp4_bare",
+        "stack",
+        "modelopt",
+        lambda g: {
+            f"{STACK}.w13": octets(g, 3, 40, 40),
+            f"{STACK}.w13.scale": small_scales(g, 3, 40, 5),
+            f"{STACK}.w13.scale2": steps(g, 3) / 1e3,
+            f"{STACK}.w13.original_shape": torch.tensor([3, 40, 80]),
+        },
+        weight=f"{STACK}.w13",
+    ),
+    Case(
+        "int_pack",
+        "sym4",
+        "compressed_tensors",
+        lambda g: _int_pack(g, 40, 96, 4, 32),
+        _ct(_ints(4, 32, True), "pack-quantized"),
+    ),
+    Case(
+        "int_pack",
+        "asym4",
+        "compressed_tensors",
+        lambda g: _int_pack(g, 37, 96, 4, 32, zeros=True),
+        _ct(_ints(4, 32, False), "pack-quantized"),
+    ),
+    Case(
+        "int_pack",
+        "asym3",
+        "compressed_tensors",
+        lambda g: _int_pack(g, 41, 96, 3, 16, zeros=True),
+        _ct(_ints(3, 16, False), "pack-quantized"),
+    ),
+    Case(
+        "int_pack",
+        "channel5_ragged",
+        "compressed_tensors",
+        lambda g: _int_pack(g, 40, 71, 5, None),
+        _ct(_ints(5, None, True), "pack-quantized"),
+    ),
+    Case(
+        "int_pack",
+        "channel8",
+        "compressed_tensors",
+        lambda g: _int_pack(g, 40, 72, 8, None, zeros=True),
+        _ct(_ints(8, None, False), "pack-quantized"),
+    ),
+    Case(
+        "gptq",
+        "v1_4bit",
+        "gptqmodel",
+        lambda g: _gptq(g, 96, 64, 4, 32, version=1),
+        _gptq_config(4, 32, 1),
+        {"bits": 4, "group": 32, "version": 1},
+    ),
+    Case(
+        "gptq",
+        "v1_8bit_act_order",
+        "gptqmodel",
+        lambda g: _gptq(g, 64, 96, 8, 32, act_order=True, version=1),
+        _gptq_config(8, 32, 1),
+        {"bits": 8, "group": 32, "version": 1},
+    ),
+    Case(
+        "gptq",
+        "v2_4bit_act_order",
+        "gptqmodel",
+        lambda g: _gptq(g, 96, 64, 4, 32, act_order=True),
+        _gptq_config(4, 32, 2),
+        {"bits": 4, "group": 32, "version": 2},
+    ),
+    Case(
+        "gptq",
+        "v2_3bit",
+        "gptqmodel",
+        lambda g: _gptq(g, 96, 64, 3, 32),
+        _gptq_config(3, 32, 2),
+        {"bits": 3, "group": 32, "version": 2},
+    ),
+    Case(
+        "gptq",
+        "v2_2bit",
+        "gptqmodel",
+        lambda g: _gptq(g, 96, 64, 2, 32),
+        _gptq_config(2, 32, 2),
+        {"bits": 2, "group": 32, "version": 2},
+    ),
+    Case("awq", "gemm", "awq", lambda g: _awq(g, 40, 96, 32), {"quantization_config": AWQ}, {"config": AWQ}),
+    *(
+        Case("bnb4", f"{kind}{'_nested' if nested else ''}", "bitsandbytes4", _bnb4(kind, *shape, nested))
+        for kind, shape, nested in (("nf4", (40, 70), False), ("nf4", (300, 74), True), ("fp4", (40, 70), False))
+    ),
+    *(
+        Case(
+            "mlx",
+            f"affine{bits}",
+            "mlx",
+            lambda g, b=bits, n=group: _mlx(g, 40, 192, b, n),
+            _mlx_config(bits, group),
+            {"bits": bits, "group": group, "mode": "affine"},
+        )  # type: ignore[misc]
+        for bits, group in ((2, 32), (3, 64), (4, 64), (5, 32), (6, 32), (8, 64))
+    ),
+    Case(
+        "mlx",
+        "affine4_stack",
+        "mlx",
+        lambda g: _mlx(g, 40, 192, 4, 64, 3),
+        _mlx_config(4, 64),
+        {"bits": 4, "group": 64, "mode": "affine"},
+    ),
+    *(
+        Case(
+            "mlx",
+            mode,
+            "mlx",
+            lambda g, m=mode: _mlx_float(g, 40, 192, m),
+            {"quantization": {"mode": mode}},
+            {"bits": bits, "group": group, "mode": mode},
+        )  # type: ignore[misc]
+        for mode, bits, group in (("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16))
+    ),
+)

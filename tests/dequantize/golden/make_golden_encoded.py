@@ -2,8 +2,8 @@
 
     python make_golden_encoded.py
 
-in an environment with the library that PROVENANCE.md of the folder names. A file holds what a checkpoint would, and what
-the reader makes of it in float32, under EXPECTED and the weight's name.
+in an environment with the library that PROVENANCE.md of the folder names. A file holds what a checkpoint would, and
+what the reader makes of it in float32, under EXPECTED and the weight's name.
 """
 
 import json
@@ -31,7 +31,7 @@ def make(case: Case) -> None:
     target = HERE / f"{case.id}.safetensors"
     target.parent.mkdir(exist_ok=True)
     content = {k: v.contiguous() for k, v in tensors.items()} | {EXPECTED + case.weight: weight.contiguous()}
-    reader = f"{peer} {version(peer)}" if peer else "formula"
+    reader = f"{peer} {version(peer.partition('.')[0])}" if peer else "formula"
     save_file(content, target, metadata={"config": json.dumps(case.config), "reader": f"{case.reader}: {reader}"})
     print(case.id, reader, tuple(weight.shape))
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from importlib import import_module
-from types import SimpleNamespace
 from typing import Any, Final
 
 import torch
@@ -70,7 +69,7 @@ def read_gpt_oss(tensors: Tensors, _config: dict[str, Any], _args: dict[str, Any
 
 
 def read_modelopt(tensors: Tensors, _config: dict[str, Any], _args: dict[str, Any]) -> torch.Tensor:
-    """The formula of Model-Optimizer's `NVFP4QTensor.dequantize`: (value * (e4m3 * scale_2)); the package needs CUDA."""
+    """The formula of Model-Optimizer's `NVFP4QTensor.dequantize`: value * (e4m3 * scale_2)."""
     codes, scale, above = list(tensors.values())[:3]
     values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
     unpacked = values[torch.stack([codes & 15, codes >> 4], -1).long()].flatten(-2)
@@ -114,7 +113,7 @@ def read_bitsandbytes4(tensors: Tensors, _config: dict[str, Any], _args: dict[st
     """`dequantize_4bit` of bitsandbytes on the CPU, to float32."""
     functional: Any = import_module("bitsandbytes.functional")
     codes, *parts = tensors.items()
-    state = functional.QuantState.from_dict({k: v for k, v in parts}, torch.device("cpu"))
+    state = functional.QuantState.from_dict(dict(parts), torch.device("cpu"))
     state.dtype = torch.float32
     weight: torch.Tensor = functional.dequantize_4bit(codes[1], state)
     return weight
@@ -144,7 +143,7 @@ def read_mlx(tensors: Tensors, _config: dict[str, Any], args: dict[str, Any]) ->
 PEERS: Final = {  # reader -> package that it needs, None: none
     "transformers": "transformers", "deepseek": None, "compressed_tensors": "compressed_tensors",
     "gpt_oss": "transformers", "modelopt": None, "gptqmodel": "gptqmodel", "awq": "compressed_tensors",
-    "bitsandbytes4": "bitsandbytes", "bitsandbytes8": "bitsandbytes", "mlx": "mlx",
+    "bitsandbytes4": "bitsandbytes", "bitsandbytes8": "bitsandbytes", "mlx": "mlx.core",
 }  # fmt: skip
 READERS: Final[dict[str, Reader]] = {
     "transformers": read_transformers, "deepseek": read_deepseek, "compressed_tensors": read_compressed_tensors,
