@@ -1,6 +1,6 @@
 """AWQ, version gemm: qweight [columns, rows / 8], qzeros [groups, rows / 8], scales [groups, rows]; 4 bits.
 
-A word holds the codes of eight rows, in the order of NIBBLES. w = scale * (code - zero), rounded once; the zero point
+A word holds the codes of eight rows, at PLACES. w = scale * (code - zero), rounded once; the zero point
 is stored as it is. Versions gemv and marlin have other shapes and are refused.
 
 Source: AutoAWQ's `dequantize_gemm`, as compressed-tensors 0.20 (`AutoAWQConverter`) and GPTQModel 7.7 have it.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BITS: Final = 4
 LANES: Final = 8  # codes of a word
-NIBBLES: Final = (0, 2, 4, 6, 1, 3, 5, 7)  # row of the eight that each nibble of a word holds, the lowest first
+PLACES: Final = (0, 4, 1, 5, 2, 6, 3, 7)  # nibble of a word, the lowest first, that has each of the eight rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,8 @@ def _rows_of(words: "NDArray[Any]", kernels: "KernelSet") -> "NDArray[np.uint8]"
     from shardq.dequantize.values import turned_words
 
     turned = turned_words(words, kernels)
-    octets = turned.view(np.uint8).reshape(*turned.shape, 4)  # of a word, the lowest first
-    codes = np.empty((turned.shape[0], LANES, turned.shape[1]), np.uint8)
-    for i, (low, high) in enumerate(zip(NIBBLES[::2], NIBBLES[1::2], strict=True)):
-        np.bitwise_and(octets[..., i], 15, out=codes[:, low])
-        np.right_shift(octets[..., i], 4, out=codes[:, high])
-    return codes.reshape(-1, turned.shape[1])
+    count, columns = turned.shape
+    codes = np.empty((count * LANES, columns), np.uint8)
+    kernels.split_words(turned, BITS, codes)
+    by_row = codes.reshape(count, LANES, columns)[:, PLACES]
+    return by_row.reshape(-1, columns)

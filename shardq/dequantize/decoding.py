@@ -22,6 +22,20 @@ def read_parts(
     return {p.role: e.shaped(p, read(p, ranges), row, end_row) for p, ranges in e.reads(row, end_row)}
 
 
+def narrow_parts(
+    e: Encoded, parts: Mapping[str, NDArray[Any]], rows: tuple[int, int], wanted: tuple[int, int]
+) -> dict[str, NDArray[Any]]:
+    """From the windows of `rows` those of `wanted`, some of them: a slab is read at once and decoded tile by tile."""
+    whole, tile = e.stored_range(*rows), e.stored_range(*wanted)
+    found = {}
+    for p in e.parts:
+        origin = p.window(*whole)[0]
+        first, behind = (at - origin for at in p.window(*tile))
+        stored = parts[p.role]
+        found[p.role] = stored[first:behind] if p.axis != 1 else np.ascontiguousarray(stored[:, first:behind])
+    return found
+
+
 def decode_rows(
     e: Encoded, parts: Mapping[str, NDArray[Any]], row: int, end_row: int, out: NDArray[np.float32], kernels: KernelSet
 ) -> None:

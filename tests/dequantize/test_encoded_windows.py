@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardq.dequantize import Encoded
+from shardq.dequantize.decoding import decode_rows, narrow_parts, read_parts
 from shardq.kernels import KernelSet
 
 Open = Callable[[str], Any]
@@ -30,6 +31,22 @@ def test_rows_alone_are_those_of_the_whole(
     row = data.draw(st.integers(0, e.rows - 1))
     end_row = data.draw(st.integers(row + 1, e.rows))
     assert file.decode(e, row, end_row, fast).tobytes() == whole[row:end_row].tobytes()
+
+
+@given(data=st.data())
+@settings(max_examples=6, deadline=None)
+def test_tiles_of_a_slab_are_those_rows(
+    golden_case: str, open_golden: Open, fast: KernelSet, data: st.DataObject
+) -> None:
+    file, e, whole = load_first(golden_case, open_golden, fast)
+    row = data.draw(st.integers(0, e.rows - 1))
+    end_row = data.draw(st.integers(row + 1, e.rows))
+    slab = read_parts(e, row, end_row, file.read)
+    first = data.draw(st.integers(row, end_row - 1))
+    behind = data.draw(st.integers(first + 1, end_row))
+    out = np.empty((behind - first, e.columns), np.float32)
+    decode_rows(e, narrow_parts(e, slab, (row, end_row), (first, behind)), first, behind, out, fast)
+    assert out.tobytes() == whole[first:behind].tobytes()
 
 
 @given(data=st.data())
