@@ -61,7 +61,7 @@ class AwqWords:
         self, e: Encoded, parts: "Arrays", row: int, end_row: int, out: "NDArray[Any]", kernels: "KernelSet"
     ) -> None:
         """See Reader."""
-        decode_integers(self.codes(e, parts, row, end_row, kernels), None, out, kernels)
+        decode_integers(e, self.codes(e, parts, row, end_row, kernels), None, out, kernels)
 
     def codes(self, e: Encoded, parts: "Arrays", row: int, end_row: int, kernels: "KernelSet") -> Coded:
         """See Reader."""

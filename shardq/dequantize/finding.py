@@ -86,7 +86,7 @@ def find_encoded(
     if companions:
         for ref in refs.values():
             reason = reasons.get(ref.name.rpartition(".")[2])
-            if reason and ref.name not in consumed and _is_small(ref):
+            if reason and ref.name not in consumed and _stays_behind(ref, reason, refs):
                 dropped.setdefault(ref.name, REASONS[reason])
     return Found(encoded, frozenset(consumed), dropped, tuple(problems), tuple(wanted), tuple(unmeasured))
 
@@ -130,6 +130,9 @@ def _refusal(row: RefusedSource, ref: TensorRef | None) -> Problem:
     return Problem("refused", ref.name if ref else "", ref.shard if ref else "", reason)
 
 
-def _is_small(ref: TensorRef) -> bool:
-    """A number, or one for each head or expert: never a weight that merely has such a name."""
-    return ref.shape is None or len(ref.shape) < 2 or ref.numel == 1
+def _stays_behind(ref: TensorRef, reason: str, refs: Mapping[str, TensorRef]) -> bool:
+    """One number beside a weight, or of a cache: never a learned vector that merely has such a name (`q_scale`)."""
+    base = ref.name.rpartition(".")[0]
+    return (ref.shape is None or ref.numel == 1) and (
+        reason == "kv_cache" or any(f"{base}.{leaf}" in refs for leaf in ("weight", "weight_packed", "qweight"))
+    )

@@ -49,7 +49,8 @@ class Hints:
     @property
     def checkpoint_format(self) -> str:
         """The word of GPTQ-like configurations for how zero points are stored."""
-        for key in ("checkpoint_format", "packing_format"):
+        keys = ("checkpoint_format", "packing_format", *(("format",) if self.method == "gptq" else ()))
+        for key in keys:
             if isinstance(self.block.get(key), str):
                 return str(self.block[key])
         return "auto_round" if self.method in ("auto-round", "intel/auto-round") else "gptq"

@@ -5,6 +5,7 @@ w = scale * (code - zero) in fp32, rounded once."""
 from typing import TYPE_CHECKING, Any
 
 from shardq.dequantize.base import Coded, Encoded
+from shardq.errors import CorruptShard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,19 +25,26 @@ def integer_codes(
     return Coded(e.element, e.block[1], Quantized(codes, np.ascontiguousarray(scales), zeros))
 
 
-def decode_integers(q: Coded, groups: "NDArray[Any] | None", out: "NDArray[np.float32]", kernels: "KernelSet") -> None:
+def decode_integers(
+    e: Encoded, q: Coded, groups: "NDArray[Any] | None", out: "NDArray[np.float32]", kernels: "KernelSet"
+) -> None:
     """fp32 values to out [rows, columns]. `groups`, if there are any, has the group of each column [columns, 1]; where
-    columns are in order, it says what the group size does."""
+    columns are in order, it says what the group size does. Raises CorruptShard for a group that does not exist."""
     import numpy as np
 
     v, group = q.values, q.group
     scales, zeros = v.scales, v.zeros
     columns = v.codes.shape[1]
     if groups is not None and not np.array_equal(groups[:, 0], np.arange(columns) // group):
+        if groups.min() < 0 or groups.max() >= scales.shape[1]:
+            raise CorruptShard(
+                f"{e.name} in {e.parts[0].shard}: groups of columns are {groups.min()} to {groups.max()}, expected 0 to "
+                f"{scales.shape[1] - 1}; the checkpoint may be damaged"
+            )
         half = 1 << (int(q.element.removeprefix("int")) - 1)
         points = np.full(scales.shape, half, np.float32) if zeros is None else zeros.astype(np.float32)
-        wide = (_by_column(x, groups[:, 0], kernels) for x in (scales, points))
-        kernels.decode_affine(v.codes, *wide, 1, "zero", out)
+        np.subtract(v.codes, _by_column(points, groups[:, 0], kernels), out=out, dtype=np.float32)
+        np.multiply(out, _by_column(scales, groups[:, 0], kernels), out=out)
     elif zeros is None:
         kernels.decode_scaled(v.codes, q.element, scales, group, out)
     else:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from shardq.dequantize.values import byte_values
-from shardq.errors import NonFiniteWeight
+from shardq.errors import CorruptShard, NonFiniteWeight
 from shardq.kernels import KernelSet
 
 Open = Callable[[bytes], Any]
@@ -83,6 +83,20 @@ def test_other_floats_of_a_byte(dtype: torch.dtype, open_bytes: Open, fast: Kern
     assert file.decode(e, 0, 40, fast).tobytes() == (raw.view(dtype).float() * grid).numpy().tobytes()
     turned = e.turned()
     assert file.decode(turned, 3, 21, fast).tobytes() == (raw.view(dtype).float() * grid).T[3:21].numpy().tobytes()
+
+
+@pytest.mark.parametrize("group", [-1, 1])
+def test_a_column_of_no_group_is_named(group: int, open_bytes: Open, fast: KernelSet) -> None:
+    parts = {
+        "qweight": torch.zeros(4, 32, dtype=torch.int32),
+        "qzeros": torch.zeros(1, 4, dtype=torch.int32),
+        "scales": torch.ones(1, 32, dtype=torch.float16),
+        "g_idx": torch.full((32,), group, dtype=torch.int32),
+    }
+    file = make_file(open_bytes, **parts)
+    ((e,),) = file.find().encoded.values()
+    with pytest.raises(CorruptShard, match=r"a\.0\.q\.weight in shard.*expected 0 to 0"):
+        file.decode(e, 0, 32, fast)
 
 
 def test_gptq_zero_points_wrap_at_their_width(open_bytes: Open, fast: KernelSet) -> None:

@@ -135,6 +135,22 @@ def test_the_shape_of_packed_integers_is_asked_for_where_it_is_open() -> None:
     assert [p.trait for p in find_encoded(make_refs(spec), config, {"m.q.weight_shape": lie}).problems] == ["shapes"]
 
 
+def test_four_bit_tags_count_elements() -> None:
+    """F4 and U8 are the same bytes; a header of F4 has the columns of the weight."""
+    found = {}
+    for dtype, width in (("U8", 40), ("F4", 80)):
+        spec: Spec = {
+            "m.q.weight": (dtype, (3, 24, width)),
+            "m.q.weight_scale": ("F8_E4M3", (3, 24, 5)),
+            "m.q.weight_scale_2": ("F32", (3, 1)),
+        }
+        found[dtype] = find_encoded(make_refs(spec), None).encoded["m.q.weight"]
+    assert found["U8"] == found["F4"]
+    assert [(e.index, e.rows, e.columns) for e in found["F4"]] == [(i, 24, 80) for i in range(3)]
+    factors = [e.part("factor") for e in found["F4"]]
+    assert [p.begin - factors[0].begin for p in factors if p and factors[0]] == [0, 4, 8]
+
+
 # --- what stays behind, and what stops a run -------------------------------------------------------------------------
 
 FP8: Spec = {"a.0.q.weight": ("F8_E4M3", (40, 24)), "a.0.q.weight_scale_inv": ("F32", (1, 1))}
@@ -142,13 +158,15 @@ FP8: Spec = {"a.0.q.weight": ("F8_E4M3", (40, 24)), "a.0.q.weight_scale_inv": ("
 
 def test_activation_and_cache_scales_stay_behind() -> None:
     loose: Spec = {
-        "a.0.q.input_scale": ("F32", ()), "a.0.attn.k_scale": ("F32", (1,)), "a.0.attn.v_scale": ("F32", (8,)),
-        "a.0.o.input_scale": ("F32", ()), "a.0.o.weight": ("BF16", (24, 24)),
+        "a.0.q.input_scale": ("F32", ()), "a.0.attn.k_scale": ("F32", (1,)), "a.0.attn.v_scale": ("F32", ()),
+        "a.0.o.input_scale": ("F32", ()), "a.0.o.input_scale_ub": ("F32", (1,)), "a.0.o.weight": ("BF16", (24, 24)),
     }  # fmt: skip
     found = find_encoded(make_refs({**FP8, **loose}), None)
     assert found.problems == ()
     assert set(found.dropped) == set(loose) - {"a.0.o.weight"}
     assert "key-value" in found.dropped["a.0.attn.k_scale"]
+    learned: Spec = {"a.0.attn.q_scale": ("BF16", (64,)), "a.0.mlp.output_scale": ("BF16", (1,))}
+    assert find_encoded(make_refs({**FP8, **learned}), None).dropped == {}
     plain = find_encoded(make_refs(loose), None)
     assert not plain.dropped  # no quantized source: they may mean anything
 
