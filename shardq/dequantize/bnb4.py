@@ -90,17 +90,20 @@ class Bnb4:
         first, behind = row * e.columns, end_row * e.columns
         octets = np.arange(256)
         pairs = np.stack([parts["map"][octets >> 4, 0], parts["map"][octets & 15, 0]], axis=1)
-        values = pairs[parts["codes"][:, 0]].reshape(-1)[first % 2 : first % 2 + behind - first]
+        both, stored, flat = pairs.view(np.uint64)[:, 0], parts["codes"][:, 0], out.reshape(-1)  # two values at once
+        if first % 2 == behind % 2 == 0:
+            both.take(stored, out=flat.view(np.uint64), mode="clip")
+        else:
+            flat[:] = both.take(stored).view(np.float32)[first % 2 : first % 2 + behind - first]
         scales = self._scales(e, parts, first // size, -(-behind // size))
-        lead = min((size - first % size) % size, behind - first)  # of the block that rows before begin
-        flat = out.reshape(-1)
-        np.multiply(values[:lead], scales[0], out=flat[:lead])
+        lead = min(-first % size, behind - first)  # of the block that rows before begin
+        flat[:lead] *= scales[0]
         scales = scales[1:] if lead else scales
         full = (behind - first - lead) // size
-        body = slice(lead, lead + full * size)
-        np.multiply(values[body].reshape(-1, size), scales[:full, None], out=flat[body].reshape(-1, size))
-        if body.stop < flat.size:
-            np.multiply(values[body.stop :], scales[full], out=flat[body.stop :])
+        body = flat[lead : lead + full * size].reshape(-1, size)
+        np.multiply(body, scales[:full, None], out=body)
+        if lead + full * size < flat.size:
+            flat[lead + full * size :] *= scales[full]
 
     def codes(self, e: Encoded, parts: "Arrays", row: int, end_row: int, kernels: "KernelSet") -> Coded | None:
         """See Reader."""

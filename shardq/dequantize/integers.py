@@ -38,7 +38,7 @@ def decode_integers(
     if groups is not None and not np.array_equal(groups[:, 0], np.arange(columns) // group):
         if groups.min() < 0 or groups.max() >= scales.shape[1]:
             raise CorruptShard(
-                f"{e.name} in {e.parts[0].shard}: groups of columns are {groups.min()} to {groups.max()}, expected 0 to "
+                f"{e.name} in {e.parts[0].shard}: columns have groups {groups.min()} to {groups.max()}, expected 0 to "
                 f"{scales.shape[1] - 1}; the checkpoint may be damaged"
             )
         half = 1 << (int(q.element.removeprefix("int")) - 1)
