@@ -57,6 +57,9 @@ def oracles(session: nox.Session) -> None:
     # GPTQModel's requirements ask for a newer torch than it needs, which would bring a CUDA build.
     session.install("--no-deps", "gptqmodel==7.7.0", "defuser", "optimum", "threadpoolctl", "device-smi", "protobuf")
     session.install("--no-deps", "pillow", "pypcre", "tokenicer", "logbar", "ninja", "torchao")
+    session.install("bitsandbytes==0.50.2")
+    session.install("--no-deps", "nvidia-modelopt==0.47.0")  # the CPU's arithmetic alone; these are what it imports
+    session.install("nvidia-ml-py", "omegaconf", "pulp", "pydantic", "regex", "requests", "rich", "scipy", "tqdm")
     session.install("olah==0.5.4")
     session.run("pytest", "-m", "oracle", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 

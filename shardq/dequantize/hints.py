@@ -38,6 +38,11 @@ class Hints:
         pairs = [(_bits(x), _group(x)) for x in found]
         return tuple(dict.fromkeys((b, g) for b, g in pairs if b))
 
+    def data_type(self, module: str) -> str:
+        """auto-round's word for the numbers of a module."""
+        own = _own(self.block, module) or {}
+        return str(own.get("data_type", self.block.get("data_type", "")))
+
     @property
     def weight_block(self) -> tuple[int, int] | None:
         """Rows and columns of a block of native FP8."""

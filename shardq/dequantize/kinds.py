@@ -10,12 +10,12 @@ from shardq.dequantize.bnb4 import Bnb4
 from shardq.dequantize.gptq import GptqWords
 from shardq.dequantize.int_pack import IntPack
 from shardq.dequantize.mlx import MlxWords
-from shardq.dequantize.nibbles import Nibbles
+from shardq.dequantize.nibbles import NUMBERS, POWERS, Nibbles
 from shardq.dequantize.scaled_bytes import SCB_STEP, ScaledBytes
 
 GRID: Final = ScaledBytes()
-MX4: Final = Nibbles(32)
-NV4: Final = Nibbles(16)
+MX4: Final = Nibbles(32, POWERS)
+NV4: Final = Nibbles(16, NUMBERS)
 
 KINDS: Final[Mapping[str, Reader]] = MappingProxyType(
     {
@@ -29,8 +29,8 @@ KINDS: Final[Mapping[str, Reader]] = MappingProxyType(
         "int8_channel": GRID,
         "bnb8": ScaledBytes(step=SCB_STEP),
         "mxfp4_ct": MX4,
-        "mxfp6_ct": Nibbles(32, "e2m3"),
-        "mxfp4_gptoss": Nibbles(32, blocks=True),
+        "mxfp6_ct": Nibbles(32, POWERS, "e2m3"),
+        "mxfp4_gptoss": Nibbles(32, POWERS, blocks=True),
         "mxfp4_v4": MX4,
         "nvfp4_modelopt": NV4,
         "nvfp4_ct": NV4,

@@ -3,7 +3,8 @@
 Codes of a row are one bit stream, least significant bit first: the even column in the low nibble. w = value * s,
 rounded once; a byte b of a scale is 2^(b - 127) (OCP MX 1.0) or an e4m3 number (NVFP4). NVFP4 has a number for the
 whole matrix above that: `weight_scale_2` and `scale2` multiply the scales, `weight_global_scale` divides them, rounded
-to fp32 before the codes are multiplied.
+to fp32 before the codes are multiplied. MXINT4 of auto-round has the tensors of MXFP4, and only the configuration
+tells that its codes are a sign and quarters.
 
 Sources: transformers 5.23 `convert_moe_packed_tensors` (gpt-oss), DeepSeek-V4's published inference code (I8 bytes that
 hold two codes), compressed-tensors 0.20 `NVFP4PackedCompressor`, `MXFP4PackedCompressor`, `MXFP6PackedCompressor`,
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from shardq.dequantize.base import Arrays
     from shardq.kernels import KernelSet
 
-BITS: Final = {"e2m1": 4, "e2m3": 6}
-SCALES: Final = {"U8": "e8m0", "F8_E8M0": "e8m0", "F8_E4M3": "e4m3fn"}
+MX_INT: Final = "mx_int"  # auto-round's word for MXINT4, whose tensors are those of MXFP4
+BITS: Final = {"e2m1": 4, "e0m3": 4, "e2m3": 6}
+POWERS: Final = ("U8", "F8_E8M0")  # dtypes of scales
+NUMBERS: Final = ("F8_E4M3",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Nibbles:
     """Reader of packed small floats; see the module."""
 
     group: int  # columns that share a scale
+    scales: tuple[str, ...]  # their dtypes: bytes mean different numbers in different kinds
     element: str = "e2m1"
     blocks: bool = False  # codes are [..., groups, bytes of a group]
 
@@ -53,14 +57,16 @@ class Nibbles:
         count = shape[0] if len(shape) == 3 else None
         columns = line_bytes * 8 // BITS[self.element]
         grid = (rows, -(-columns // self.group))
-        if own_shape(scale, count) != grid or scale.dtype not in SCALES:
+        if own_shape(scale, count) != grid or scale.dtype not in self.scales:
             found = f"{scale.dtype} {scale.shape}"
             return Mismatch("shapes", scale.name, f"is {found}: expected one for {self.group} columns, {grid}")
         side = [role for role in ("factor", "divisor") if role in module.refs]
         for role in side:
             if prod(own_shape(module.refs[role], count)) != 1:
                 return Mismatch("shapes", module.refs[role].name, "is not one number for each matrix")
-        dtype = result_dtype(scale, module.hints)
+        dtype, element = result_dtype(scale, module.hints), self.element
+        if module.hints.data_type(module.name.removesuffix(".weight")) == MX_INT:
+            element = "e0m3"
         made = []
         for index, begins in slices([codes, scale, *(module.refs[r] for r in side)], count):
             parts = [
@@ -69,9 +75,7 @@ class Nibbles:
                 *(whole(r, module.refs[r], at, (1,)) for r, at in zip(side, begins[2:], strict=True)),
             ]
             block = (1, self.group)
-            made.append(
-                Encoded(module.name, module.kind, index, rows, columns, dtype, tuple(parts), self.element, block)
-            )
+            made.append(Encoded(module.name, module.kind, index, rows, columns, dtype, tuple(parts), element, block))
         return tuple(made)
 
     def decode(
