@@ -1,8 +1,9 @@
 """GPTQ: qweight [columns * bits / 32, rows], qzeros [groups, rows * bits / 32], scales [groups, rows], maybe g_idx.
 
 w = scale * (code - zero), rounded once, with the scale and zero of the column's group: g_idx[column], which act-order
-permutes, else column // group size. Version 1 stores zero - 1 and its readers add 1, within the width; version 2 and
-auto-round's own packing store the zero point. Headers do not tell them apart: the configuration does, and without one
+permutes, else column // group size. Version 1 stores zero - 1 and its readers add 1 (here within the width; readers do
+not agree on a stored zero point that is full, and no valid file has one); version 2 and auto-round's own packing store
+the zero point. Headers do not tell them apart: the configuration does, and without one
 it is version 1, which nearly all files are. Rows are columns of the tensors, so that a slab of rows is one range of
 bytes in each line.
 

@@ -100,8 +100,8 @@ def test_a_column_of_no_group_is_named(group: int, open_bytes: Open, fast: Kerne
 
 
 def test_gptq_zero_points_wrap_at_their_width(open_bytes: Open, fast: KernelSet) -> None:
-    """Version 1 stores zero - 1, so that 0 is stored as 15; as `layouts.qweight` reads it. No valid file has that, and
-    GPTQModel, which adds to whole words, would carry into the neighbour."""
+    """A stored 15 is 0, as `layouts.qweight` has it. auto-round makes it 16, GPTQModel carries into the next; no valid
+    file has it."""
     parts = {
         "qweight": torch.full((4, 32), 0x33333333, dtype=torch.int32),
         "qzeros": torch.full((1, 4), -1, dtype=torch.int32),

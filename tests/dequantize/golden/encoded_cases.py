@@ -119,6 +119,10 @@ def _gptq(
     )
 
 
+def _without_g_idx(tensors: Tensors) -> Tensors:
+    return {name: t for name, t in tensors.items() if not name.endswith(".g_idx")}
+
+
 def _awq(g: torch.Generator, rows: int, columns: int, group: int) -> Tensors:
     groups = columns // group
     return _module(
@@ -463,6 +467,25 @@ CASES: Final = (
         lambda g: _gptq(g, 96, 64, 2, 32),
         _gptq_config(2, 32, 2),
         {"bits": 2, "group": 32, "version": 2},
+    ),
+    *(
+        Case(
+            "gptq",
+            f"{module}_{bits}bit",
+            "auto_round",
+            lambda g, b=bits, v=version: _without_g_idx(_gptq(g, 96, 64, b, 32, version=v)),  # type: ignore[misc]
+            {
+                "quantization_config": {
+                    "quant_method": "auto-round",
+                    "bits": bits,
+                    "group_size": 32,
+                    "packing_format": w,
+                }
+            },
+            {"bits": bits, "group": 32, "module": module},
+        )
+        for module, w, version in (("qlinear_torch", "auto_round", 2), ("qlinear_torch_zp", "auto_round:auto_gptq", 1))
+        for bits in (4, 8)
     ),
     Case("awq", "gemm", "awq", lambda g: _awq(g, 40, 96, 32), {"quantization_config": AWQ}, {"config": AWQ}),
     *(

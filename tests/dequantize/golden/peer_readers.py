@@ -96,6 +96,20 @@ def read_gptqmodel(tensors: Tensors, _config: dict[str, Any], args: dict[str, An
     return weight.T.contiguous().float()
 
 
+def read_auto_round(tensors: Tensors, _config: dict[str, Any], args: dict[str, Any]) -> torch.Tensor:
+    """auto-round's QuantLinear, applied to the unit matrix: each sum has one term that is not zero. Scales widened."""
+    module: Any = import_module(f"auto_round_extension.torch.{args['module']}")
+    state = by_leaf(tensors)
+    rows = state["qweight"].shape[1]
+    columns = state["qweight"].shape[0] * 32 // args["bits"]
+    linear = module.QuantLinear(args["bits"], args["group"], columns, rows, False)
+    for name in ("qweight", "qzeros", "scales"):
+        setattr(linear, name, state[name].float() if name == "scales" else state[name].clone())
+    linear.post_init()
+    weight: torch.Tensor = linear(torch.eye(columns))
+    return weight.T.contiguous()
+
+
 def read_awq(tensors: Tensors, _config: dict[str, Any], args: dict[str, Any]) -> torch.Tensor:
     """`AutoAWQConverter` and the pack-quantized compressor of compressed-tensors, scales widened."""
     converters: Any = import_module("compressed_tensors.entrypoints.convert.converters.autoawq")
@@ -142,11 +156,11 @@ def read_mlx(tensors: Tensors, _config: dict[str, Any], args: dict[str, Any]) ->
 
 PEERS: Final = {  # reader -> package that it needs, None: none
     "transformers": "transformers", "deepseek": None, "compressed_tensors": "compressed_tensors",
-    "gpt_oss": "transformers", "modelopt": None, "gptqmodel": "gptqmodel", "awq": "compressed_tensors",
-    "bitsandbytes4": "bitsandbytes", "bitsandbytes8": "bitsandbytes", "mlx": "mlx.core",
+    "gpt_oss": "transformers", "modelopt": None, "gptqmodel": "gptqmodel", "auto_round": "auto_round",
+    "awq": "compressed_tensors", "bitsandbytes4": "bitsandbytes", "bitsandbytes8": "bitsandbytes", "mlx": "mlx.core",
 }  # fmt: skip
 READERS: Final[dict[str, Reader]] = {
     "transformers": read_transformers, "deepseek": read_deepseek, "compressed_tensors": read_compressed_tensors,
-    "gpt_oss": read_gpt_oss, "modelopt": read_modelopt, "gptqmodel": read_gptqmodel, "awq": read_awq,
-    "bitsandbytes4": read_bitsandbytes4, "bitsandbytes8": read_bitsandbytes8, "mlx": read_mlx,
+    "gpt_oss": read_gpt_oss, "modelopt": read_modelopt, "gptqmodel": read_gptqmodel, "auto_round": read_auto_round,
+    "awq": read_awq, "bitsandbytes4": read_bitsandbytes4, "bitsandbytes8": read_bitsandbytes8, "mlx": read_mlx,
 }  # fmt: skip
