@@ -133,6 +133,13 @@ class KernelSet(Protocol):
         """
         ...
 
+    def split_words(self, words: NDArray[np.uint32], bits: int, out: NDArray[np.uint8]) -> None:
+        """The codes in words [rows, n], to rows of their own: out [rows * 32 / bits, n], bits 2, 4 or 8.
+
+        Row r * 32 / bits + k of out has bits k * bits and up of the words of row r.
+        """
+        ...
+
     def dequantize_int(
         self,
         codes: NDArray[np.uint8],

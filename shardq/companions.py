@@ -29,6 +29,7 @@ class Companion:
     weight: str  # name of the weight were it not quantized; the tensor's own name if unpaired
     paired: bool  # False: its partner is missing
     shape: tuple[int, ...] | None  # of codes: rows are right, columns may be packed; else None
+    role: str = ""  # of a paired one: codes, scale, or a role of families.toml's companion_roles
 
 
 def find_companions(tensors: Iterable[TensorRef]) -> tuple[Companion, ...]:
@@ -48,7 +49,7 @@ def find_companions(tensors: Iterable[TensorRef]) -> tuple[Companion, ...]:
             kinds_of[ref.dtype] = _kinds_for(ref.dtype, families)
         for kind in kinds_of[ref.dtype]:
             if ref.name.endswith(kind.codes) and _fits(ref, kind, refs):
-                _add(ref, kind, refs, found)
+                _add(ref, kind, refs, found, families.companion_roles)
                 break
     for ref in refs.values():
         if ref.name not in found:
@@ -86,6 +87,8 @@ def _grid_fits(codes: tuple[int, ...] | None, scale: tuple[int, ...] | None, kin
             return scale in ((codes[0], 1), (codes[0],))
         case "group32":
             return len(scale) == len(codes) and scale[-1] == -(-codes[-1] // 32)
+        case "packed6":
+            return len(scale) == len(codes) and scale[-1] == -(-codes[-1] // 24) and codes[-1] > 16 * scale[-1]
         case "awq":  # GPTQ packs rows and keeps the columns, AWQ packs columns
             return len(codes) == 2 and len(scale) == 2 and codes[1] != scale[1]
         case "any":
@@ -97,14 +100,17 @@ def _add(
     kind: SourceKind,
     refs: Mapping[str, TensorRef],
     found: dict[str, Companion],
+    roles: Mapping[str, str],
 ) -> None:
     base = ref.name[: len(ref.name) - len(kind.codes)]
     weight = f"{base}.weight" if kind.codes.startswith(".") else base
-    found[ref.name] = Companion(ref.name, kind.id, "codes", weight, paired=True, shape=_row_shape(ref, kind))
+    shape = _row_shape(ref, kind)
+    found[ref.name] = Companion(ref.name, kind.id, "codes", weight, paired=True, shape=shape, role="codes")
     for suffix in (kind.scale, *kind.requires, *kind.parts):
         name = base + suffix
         if name in refs:
-            found[name] = Companion(name, kind.id, "parameter", weight, paired=True, shape=None)
+            role = "scale" if suffix == kind.scale else roles[suffix]
+            found[name] = Companion(name, kind.id, "parameter", weight, paired=True, shape=None, role=role)
 
 
 def _row_shape(ref: TensorRef, kind: SourceKind) -> tuple[int, ...] | None:

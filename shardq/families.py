@@ -10,7 +10,7 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-Grid = Literal["any", "scalar", "row", "group32", "awq"]
+Grid = Literal["any", "scalar", "row", "group32", "packed6", "awq"]
 Rows = Literal["same", "blocks", "opaque"]
 Orientation = Literal["infer", "oi", "io"]
 Emit = Literal["per_expert", "stacked"]
@@ -172,6 +172,15 @@ class SourceKind:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedSource:
+    """A quantized source that is not read; each field is explained in families.toml."""
+
+    id: str
+    methods: frozenset[str]
+    leaves: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Families:
     """All of families.toml."""
 
@@ -185,6 +194,9 @@ class Families:
     fused: tuple[FusedRow, ...]
     sources: tuple[SourceKind, ...]
     lone: Mapping[str, str]  # last name part -> id of the source kind
+    companion_roles: Mapping[str, str]  # suffix -> what the tensor is for
+    dropped: Mapping[str, str]  # last name part -> reason
+    refused: tuple[RefusedSource, ...]
 
 
 @functools.cache
@@ -212,6 +224,9 @@ def parse_families(text: str) -> Families:
         fused=tuple(_fused(row) for row in table["fused"]),
         sources=tuple(_source(row) for row in table["source"]),
         lone=MappingProxyType(table["lone"]),
+        companion_roles=MappingProxyType(table.get("companion_roles", {})),
+        dropped=MappingProxyType(table.get("dropped", {})),
+        refused=tuple(_refused(row) for row in table.get("refused", ())),
     )
 
 
@@ -313,3 +328,7 @@ def _source(row: Mapping[str, Any]) -> SourceKind:
         by_name=row.get("by_name", False),
         rows=rows,
     )
+
+
+def _refused(row: Mapping[str, Any]) -> RefusedSource:
+    return RefusedSource(id=row["id"], methods=frozenset(row.get("methods", ())), leaves=tuple(row.get("leaves", ())))

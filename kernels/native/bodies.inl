@@ -29,6 +29,7 @@ using namespace shardq;
 #include "pack.inl"
 #include "rtn.inl"
 #include "rtn_error.inl"
+#include "split.inl"
 #include "sums.inl"
 #include "transpose.inl"
 #include "widen.inl"
@@ -44,7 +45,7 @@ namespace shardq {
 extern const Table SHARDQ_SET_TABLE;
 const Table SHARDQ_SET_TABLE = {
     SHARDQ_SET_NAME, widen,          group_minmax,  rtn_int,       rtn_error_int, pack_bits,     unpack_bits,
-    transpose_u32,   pack_columns,   dequantize_int, error_int,    group_absmax,  group_range,   encode_scaled,
+    transpose_u32,   pack_columns,   split_words,   dequantize_int, error_int,    group_absmax,  group_range,   encode_scaled,
     encode_affine,   decode_scaled,  decode_affine, error_scaled,  error_affine,  narrow_columns, sum_errors,
     checksum,
 };

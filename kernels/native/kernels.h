@@ -71,6 +71,7 @@ struct Table {
                           int64_t row0);
     void (*pack_columns)(const uint8_t* codes, int64_t rows, int64_t cols, int bits, uint32_t* out, int64_t out_cols,
                          int64_t row0);
+    void (*split_words)(const uint32_t* words, int64_t rows, int64_t cols, int bits, uint8_t* out);
     void (*dequantize_int)(const IntCodes& q, float* out);
     void (*error_int)(const Weights& src, const IntCodes& q, double* stats);
     int64_t (*group_absmax)(const Weights& src, int64_t group, float* out);

@@ -202,6 +202,17 @@ public:
                              row0);
     }
 
+    void split_words(nb::handle words, int bits, nb::handle out) const {
+        const Array in(words, "words", kU32, 2, kRead), result(out, "out", kU8, 2, kWrite);
+        in.expect_filled();
+        if (bits != 2 && bits != 4 && bits != 8) {
+            throw nb::value_error(("bits: expected 2, 4 or 8, found " + std::to_string(bits)).c_str());
+        }
+        result.expect(in.size(0) * 32 / bits, in.size(1));
+        const nb::gil_scoped_release unlocked;
+        table_->split_words(in.data<uint32_t>(), in.size(0), in.size(1), bits, result.data<uint8_t>());
+    }
+
     void dequantize_int(nb::handle codes, nb::handle scales, nb::handle zeros, int64_t group, nb::handle out) const {
         const Array levels(codes, "codes", kU8, 2, kRead), steps(scales, "scales", kF32, 2, kRead);
         const Array points(zeros, "zeros", kU8, 2, kRead), result(out, "out", kF32, 2, kWrite);
@@ -409,6 +420,7 @@ NB_MODULE(_native, m) {
         .def("transpose_u32", &NativeSet::transpose_u32, nb::arg("src"), nb::arg("out"), nb::arg("row0"))
         .def("pack_columns", &NativeSet::pack_columns, nb::arg("codes"), nb::arg("bits"), nb::arg("out"),
              nb::arg("row0"))
+        .def("split_words", &NativeSet::split_words, nb::arg("words"), nb::arg("bits"), nb::arg("out"))
         .def("dequantize_int", &NativeSet::dequantize_int, nb::arg("codes"), nb::arg("scales"), nb::arg("zeros"),
              nb::arg("group"), nb::arg("out"))
         .def("error_int", &NativeSet::error_int, nb::arg("src"), nb::arg("dtype"), nb::arg("codes"), nb::arg("scales"),

@@ -110,6 +110,15 @@ class ReferenceSet:
         self.pack_bits(codes, bits, words)
         self.transpose_u32(words, out, row0)
 
+    def split_words(self, words: NDArray[np.uint32], bits: int, out: NDArray[np.uint8]) -> None:
+        """See KernelSet.split_words."""
+        rows, cols = filled("words", words, np.uint32).shape
+        if bits not in (2, 4, 8):
+            raise ValueError(f"bits: expected 2, 4 or 8, found {bits}")
+        shifts = torch.arange(0, WORD_BITS, bits).reshape(1, -1, 1)
+        codes = torch.from_numpy(words.astype(np.int64))[:, None] >> shifts & (1 << bits) - 1
+        shaped("out", out, np.uint8, (rows * WORD_BITS // bits, cols))[...] = codes.reshape(-1, cols).numpy()
+
     def dequantize_int(
         self,
         codes: NDArray[np.uint8],

@@ -64,6 +64,9 @@ WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
     "columns bits": ("bits", lambda k: k.pack_columns(u8(2, 32), 9, u32(9, 2), 0)),
     "columns ragged": ("codes", lambda k: k.pack_columns(u8(2, 9), 4, u32(2, 2), 0)),
     "columns nothing": ("codes", lambda k: k.pack_columns(u8(2, 0), 4, u32(0, 2), 0)),
+    "split words": ("words", lambda k: k.split_words(u32(0, 3), 4, u8(0, 3))),
+    "split bits": ("bits", lambda k: k.split_words(u32(2, 3), 3, u8(16, 3))),
+    "split shape": ("out", lambda k: k.split_words(u32(2, 3), 4, u8(8, 3))),
     "narrow shape": ("out", lambda k: k.narrow_columns(f32(2, 3), u16(2, 3), 0)),
     "narrow row0": ("out", lambda k: k.narrow_columns(f32(2, 3), u16(3, 4), 3)),
     "narrow dtype": ("out", lambda k: k.narrow_columns(f32(2, 3), u32(3, 2), 0)),  # type: ignore[arg-type]

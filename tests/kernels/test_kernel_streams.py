@@ -59,6 +59,28 @@ def test_three_bit_words_are_those_of_auto_round(kernels: KernelSet) -> None:
 
 @given(
     seed=st.integers(0, 2**32 - 1),
+    bits=st.sampled_from((2, 4, 8)),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 300)),
+)
+@settings(max_examples=60, deadline=None)
+def test_words_split_as_in_the_reference(
+    kernels: KernelSet, reference: KernelSet, same_bits: Check, seed: int, bits: int, shape: tuple[int, int]
+) -> None:
+    words = np.random.default_rng(seed).integers(0, 2**32, shape, np.uint32)
+    found, expected = np.full((2, shape[0] * 32 // bits, shape[1]), 0xA5, np.uint8)
+    kernels.split_words(words, bits, found)
+    reference.split_words(words, bits, expected)
+    same_bits(found, expected)
+
+
+def test_rows_of_split_words_have_the_lowest_bits_first(kernels: KernelSet) -> None:
+    out = np.empty((8, 2), np.uint8)
+    kernels.split_words(np.array([[0x87654321, 0xFEDCBA90]], np.uint32), 4, out)
+    assert out.T.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8], [0, 9, 10, 11, 12, 13, 14, 15]]
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 70),
     cols=st.integers(1, 70),
     before=st.integers(0, 9),

@@ -77,6 +77,11 @@ SOURCES: list[tuple[str, str, Spec]] = [
         {".weight_packed": ("U8", (512, 128)), ".weight_scale": ("U8", (512, 8))},
     ),
     (
+        "mxfp6_ct",
+        "a.0.q",
+        {".weight_packed": ("U8", (512, 192)), ".weight_scale": ("U8", (512, 8))},
+    ),
+    (
         "mxfp4_gptoss",
         "a.0.mlp.experts",
         {".down_proj_blocks": ("U8", (4, 64, 8, 16)), ".down_proj_scales": ("U8", (4, 64, 8))},
