@@ -95,9 +95,7 @@ def build_recipes(
 ) -> "list[Recipe]":  # fmt: skip
     """A Recipe for each scheme in each layout. Raises what make_recipe does, which checks all words."""
     from shardq.recipe import make_recipe
-    from shardq.serving.targets import may_split, parse_target
 
-    parsed = [parse_target(t) for t in targets]
     layouts = [x.strip() for x in layout.split(",")] if layout else [None]
     return [
         make_recipe(
@@ -112,7 +110,7 @@ def build_recipes(
             ignore_dialect=cast("Dialect", ignore_dialect),
             quant_lm_head=quant_lm_head,
             ragged=cast("Ragged", ragged),
-            split_fused=may_split(parsed),
+            split_fused=_may_split(targets),
             policy=cast("Policy", policy),
             mtp=cast("Mtp", mtp),
             quant_nontext=quant_nontext,
@@ -120,6 +118,15 @@ def build_recipes(
         for scheme in schemes or (DEFAULT_SCHEME,)
         for each in layouts
     ]
+
+
+def _may_split(targets: Sequence[str]) -> bool:
+    """True if all targets run the members of fused groups one by one. Raises BadOption."""
+    if not targets:
+        return False
+    from shardq.serving.targets import may_split, parse_target  # the table of engines takes its time
+
+    return may_split([parse_target(t) for t in targets])
 
 
 def split_patterns(values: Sequence[str]) -> list[str]:
