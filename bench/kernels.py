@@ -21,6 +21,7 @@ from shardq.schemes import parse_scheme
 
 GB = 1e9
 LARGEST = {"e2m1": 6.0, "e4m3fn": 448.0, "int8": 127.5}
+FP4 = "NVFP4A16"  # the scheme that reaches farthest
 SCHEMES = (  # as --scheme takes them; the quantizer as a worker calls it
     "W4A16@auto_round",
     "W4A16@compressed-tensors",
@@ -34,7 +35,7 @@ SCHEMES = (  # as --scheme takes them; the quantizer as a worker calls it
     "MXFP6A16@compressed-tensors",
     "MXFP8@compressed-tensors",
     "MXINT4@auto_round",
-    "NVFP4A16@compressed-tensors",
+    f"{FP4}@compressed-tensors",
     "NVFP4_E5M3@auto_round",
 )
 CALLS_PER_TURN = 4  # the first brings the tile into the cache

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from checkpoints import write_qwen3
+from kernels import FP4
 from process_tree import measure, touch_free_memory
 
 # What shardq is asked for, and what the peers call it; an empty name: they do not have it in this mode.
@@ -28,7 +29,7 @@ ROWS: Final = (
     ("MXFP4@auto_round", "MXFP4", ""),
     ("MXFP8@auto_round", "MXFP8", ""),
     ("MXFP4A16@compressed-tensors", "", "MXFP4A16"),
-    ("NVFP4A16@compressed-tensors", "", "NVFP4A16"),
+    (f"{FP4}@compressed-tensors", "", FP4),
 )
 COMPRESSOR: Final = """
 import sys

@@ -1,14 +1,13 @@
-"""Four- and six-bit floats with a scale for some columns of a row: MXFP4, MXFP6 and NVFP4 of all kinds.
+"""Four- and six-bit floats with a scale for some columns of a row, a power of two or an e4m3 number, of all kinds.
 
 Codes of a row are one bit stream, least significant bit first: the even column in the low nibble. w = value * s,
-rounded once; a byte b of a scale is 2^(b - 127) (OCP MX 1.0) or an e4m3 number (NVFP4). NVFP4 has a number for the
-whole matrix above that: `weight_scale_2` and `scale2` multiply the scales, `weight_global_scale` divides them, rounded
+rounded once; a byte b of a scale is 2^(b - 127) (OCP MX 1.0) or an e4m3 number, which has a number for the whole
+matrix above it: `weight_scale_2` and `scale2` multiply the scales, `weight_global_scale` divides them, rounded
 to fp32 before the codes are multiplied. MXINT4 of auto-round has the tensors of MXFP4, and only the configuration
 tells that its codes are a sign and quarters.
 
 Sources: transformers 5.23 `convert_moe_packed_tensors` (gpt-oss), DeepSeek-V4's published inference code (I8 bytes that
-hold two codes), compressed-tensors 0.20 `NVFP4PackedCompressor`, `MXFP4PackedCompressor`, `MXFP6PackedCompressor`,
-Model-Optimizer's `NVFP4QTensor`.
+hold two codes), the compressors of compressed-tensors 0.20, the quantized tensors of Model-Optimizer.
 """
 
 from dataclasses import dataclass
