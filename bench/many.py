@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from checkpoints import write_qwen3
-from kernels import FP4
 from process_tree import Measured, measure
+
+from kernels import FP4
 
 SCHEMES: Final = ("W4A16@gptq", "MXFP4", "W4A16@awq", FP4)
 BAR: Final = 1.6  # of the dearest alone, besides writing and hashing all outputs

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from checkpoints import write_qwen3
-from kernels import FP4
 from process_tree import measure, touch_free_memory
+
+from kernels import FP4
 
 # What shardq is asked for, and what the peers call it; an empty name: they do not have it in this mode.
 ROWS: Final = (

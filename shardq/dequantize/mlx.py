@@ -1,8 +1,8 @@
 """MLX: weight U32 [rows, columns * bits / 32], a bit stream for each row; scales and biases [rows, groups].
 
 affine: w = (scale * code) + bias, two roundings in fp32. Modes with float elements: w = value * scale, the scale an
-exponent or an e4m3 number in a byte; no biases. Stacks [experts, rows, ...] are read slice by slice. Bits and group size of
-affine modules are in the configuration, for a module or for all; shapes only give their product.
+exponent or an e4m3 number in a byte; no biases. Stacks [experts, rows, ...] are read slice by slice. Bits and group
+size of affine modules are in the configuration, for a module or for all; shapes only give their product.
 
 Source: mlx 0.32.4 `dequantize`, mlx-lm 0.32 for the configuration.
 """
