@@ -215,9 +215,13 @@ class _Handler(BaseHTTPRequestHandler):
     def send_body(self, view: memoryview) -> None:
         for at in range(0, len(view), STEP_BYTES):
             piece = view[at : at + STEP_BYTES]
-            self.wfile.write(piece)
             assert self.seen.sent_bytes is not None
-            self.seen.sent_bytes += len(piece)
+            self.seen.sent_bytes += len(piece)  # before the write: who has the last byte may look at once
+            try:
+                self.wfile.write(piece)
+            except OSError:
+                self.seen.sent_bytes -= len(piece)
+                raise
 
     def answer_json(self, value: object, headers: Mapping[str, str]) -> None:
         self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json", **headers})
