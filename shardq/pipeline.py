@@ -396,7 +396,7 @@ class Pipeline:
         self._bring(first)
 
     def _tell(self, stage: Stage, item: str) -> None:
-        ahead_bytes = self._ahead.fetched_bytes if self._ahead else 0
+        ahead_bytes = self._ahead.moved_bytes if self._ahead else 0
         self._report(
             Progress(
                 stage=stage,
@@ -405,7 +405,7 @@ class Pipeline:
                 total_bytes=self._total_bytes,
                 resumed_bytes=self._resumed_bytes,
                 fetched_bytes=self._supply.fetched_bytes + ahead_bytes,
-                uploaded_bytes=sum(x.uploader.uploaded_bytes for x in self._lanes if x.uploader),
+                uploaded_bytes=sum(x.uploader.moved_bytes for x in self._lanes if x.uploader),
                 done_files=sum(len(lane.sealed) for lane in self._lanes),
                 total_files=sum(len(lane.files) for lane in self._lanes),
             )

@@ -60,7 +60,7 @@ class Streamer:
         """Begin with `slots` slots of `slot_bytes`. Raises BadOption, BudgetTooSmall where the system
         has no such memory."""
         self._source = source
-        self.fetched_bytes = 0  # so far, over all shards
+        self.moved_bytes = 0  # so far, over all shards
         self._todo: deque[tuple[Shard, tuple[Span, ...]]] = deque()
         self._change = threading.Condition()
         self._stop = False
@@ -162,7 +162,7 @@ class Streamer:
         if self._stop:
             raise _Stopped
         with self._change:
-            self.fetched_bytes += count
+            self.moved_bytes += count
 
     def _tell(self, news: Piece | Passed) -> None:
         self._news.put(news)

@@ -44,7 +44,7 @@ class Supply:
     @property
     def fetched_bytes(self) -> int:
         """Moved over the network so far."""
-        return sum(x.fetched_bytes for x in (self._fetcher, self._streamer) if x)
+        return sum(x.moved_bytes for x in (self._fetcher, self._streamer) if x)
 
     def is_streamed(self, shard: Shard) -> bool:
         """True if this shard's tasks are only known to have read the right bytes once it has passed."""

@@ -61,7 +61,7 @@ def test_files_are_uploaded_in_order(hub: Any, destination: HubDestination, make
     uploader.close()
     assert done == [Uploaded(file, None) for _, file in made]
     assert uploader.waiting_bytes == 0
-    assert uploader.uploaded_bytes == sum(f.size_bytes for _, f in made)
+    assert uploader.moved_bytes == sum(f.size_bytes for _, f in made)
     assert {f.sha256 for _, f in made} <= hub.objects.keys()
 
 
@@ -75,7 +75,7 @@ def test_an_error_is_handed_over_and_the_rest_goes_on(destination: HubDestinatio
     uploader.close()
     assert isinstance(first.error, ChecksumMismatch)
     assert second == Uploaded(good, None)
-    assert uploader.uploaded_bytes == good.size_bytes
+    assert uploader.moved_bytes == good.size_bytes
 
 
 def test_a_bug_is_handed_over_too(
