@@ -409,6 +409,17 @@ def known() -> list[Usual]:
 
 
 @pytest.fixture(scope="session")
+def measures() -> ModuleType:
+    """The module measures, which lies beside this file and not on any path."""
+    spec = importlib.util.spec_from_file_location("measures", Path(__file__).with_name("measures.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
 def writable_hub_module() -> ModuleType:
     """tests/sources/fake_hub_write.py."""
     for name in ("fake_hub", "fake_hub_write"):

@@ -1,7 +1,6 @@
 """--max-disk, measured: what the output folder takes on the disk at any moment, at the least cap that is accepted."""
 
 import importlib.util
-import os
 import re
 import sys
 import threading
@@ -67,23 +66,11 @@ def source(model: Any) -> Source:
     return found
 
 
-def used_bytes(folder: Path) -> int:
-    """Of the disk, by all files below a folder. What moves meanwhile counts once."""
-    sizes: dict[int, int] = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                found = os.stat(os.path.join(place, name))
-            except FileNotFoundError:
-                continue
-            sizes[found.st_ino] = found.st_blocks * 512
-    return sum(sizes.values())
-
-
 class Meter:
     """Looks at a folder again and again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, used_bytes: Callable[[Path], int]) -> None:
+        self._used_bytes = used_bytes
         self._folder, self._over = folder, threading.Event()
         self.peak_bytes = self.samples = 0
         self._thread = threading.Thread(target=self._watch)
@@ -98,12 +85,12 @@ class Meter:
 
     def look(self, _step: Progress) -> None:
         """Also at every step of the run, when a file has just come or gone."""
-        self.peak_bytes = max(self.peak_bytes, used_bytes(self._folder))
+        self.peak_bytes = max(self.peak_bytes, self._used_bytes(self._folder))
         self.samples += 1
 
     def _watch(self) -> None:
         while not self._over.wait(SAMPLE_S):
-            now = used_bytes(self._folder)
+            now = self._used_bytes(self._folder)
             self.peak_bytes = max(self.peak_bytes, now)
             self.samples += 1
 
@@ -129,10 +116,10 @@ def made(out: Path, model: Any, push: bool) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("stream", "push"), MODES)
 def test_the_least_cap_that_is_accepted_is_kept(
-    model: Any, source: Source, folder: Path, tmp_path: Path, stream: bool, push: bool
+    model: Any, source: Source, folder: Path, tmp_path: Path, stream: bool, push: bool, measures: ModuleType
 ) -> None:
     out, cap = tmp_path / "out", least(folder, stream, push)
-    with Meter(out) as meter:
+    with Meter(out, measures.used_bytes) as meter:
         run(source, out, model, stream, push, cap, meter.look)
     assert meter.samples > 20
     assert meter.peak_bytes <= cap
@@ -164,7 +151,7 @@ def test_a_smaller_cap_is_refused_and_the_message_says_what_would_do(
 
 @pytest.mark.parametrize("push", [False, True])
 def test_shards_that_a_run_with_a_larger_cap_staged_are_trimmed(
-    model: Any, source: Source, folder: Path, tmp_path: Path, push: bool
+    model: Any, source: Source, folder: Path, tmp_path: Path, push: bool, measures: ModuleType
 ) -> None:
     out, cap = tmp_path / "out", least(folder, False, push)
 
@@ -175,8 +162,8 @@ def test_shards_that_a_run_with_a_larger_cap_staged_are_trimmed(
 
     with pytest.raises(KeyboardInterrupt):
         run(source, out, model, False, push, None, stop)
-    assert used_bytes(out) > 3 * 7 * MB
-    meter = Meter(out)
+    assert measures.used_bytes(out) > 3 * 7 * MB
+    meter = Meter(out, measures.used_bytes)
     run(source, out, model, False, push, cap, lambda step: meter.look(step) if step.stage != "start" else None)
     assert meter.samples > LAYERS
     assert meter.peak_bytes <= cap
@@ -205,7 +192,7 @@ def test_trimming_is_over_before_anything_new_comes(
 
 
 def test_outputs_that_a_run_with_a_larger_cap_began_are_trimmed(
-    model: Any, source: Source, folder: Path, tmp_path: Path
+    model: Any, source: Source, folder: Path, tmp_path: Path, measures: ModuleType
 ) -> None:
     out, cap = tmp_path / "out", least(folder, False, push=True)
 
@@ -215,8 +202,8 @@ def test_outputs_that_a_run_with_a_larger_cap_began_are_trimmed(
 
     with pytest.raises(KeyboardInterrupt):
         run(source, out, model, True, True, None, stop)
-    assert used_bytes(out) < cap
-    with Meter(out) as meter:
+    assert measures.used_bytes(out) < cap
+    with Meter(out, measures.used_bytes) as meter:
         run(source, out, model, False, True, cap, meter.look)
     assert meter.peak_bytes <= cap
     assert len(made(out, model, True)) == LAYERS

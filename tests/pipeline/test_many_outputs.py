@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -247,21 +246,14 @@ def test_source_shards_that_another_order_staged_are_not_left(
 # --- caps -------------------------------------------------------------------------------------------------------------
 
 
-def used_bytes(folder: Path) -> int:
-    sizes: dict[int, int] = {}
-    for place, _, found in os.walk(folder):
-        for name in found:
-            try:
-                stat = os.stat(os.path.join(place, name))
-            except FileNotFoundError:
-                continue
-            sizes[stat.st_ino] = stat.st_blocks * 512
-    return sum(sizes.values())
-
-
 @pytest.mark.parametrize("push", [False, True])
 def test_disk_stays_below_the_least_cap(
-    push_hub: Any, host_model: Callable[[Path], str], tmp_path: Path, write_moe: Callable[..., Path], push: bool
+    push_hub: Any,
+    host_model: Callable[[Path], str],
+    tmp_path: Path,
+    write_moe: Callable[..., Path],
+    push: bool,
+    measures: ModuleType,
 ) -> None:
     """Of shards that are large against blocks and records."""
     folder = write_moe(tmp_path / "wide" / "model", lambda place, _: 1 + place % 4, hidden=512)
@@ -275,7 +267,7 @@ def test_disk_stays_below_the_least_cap(
     def watch() -> None:
         nonlocal peak, polls
         while not over.wait(0.001):
-            peak, polls = max(peak, used_bytes(outs)), polls + 1
+            peak, polls = max(peak, measures.used_bytes(outs)), polls + 1
 
     def run(cap: int) -> None:
         shardq.quantize_many(
@@ -294,7 +286,9 @@ def test_disk_stays_below_the_least_cap(
     assert cap * 0.7 < peak <= cap
 
 
-def test_memory_stays_below_the_least_cap(tmp_path: Path, make_checkpoint: Callable[..., Path]) -> None:
+def test_memory_stays_below_the_least_cap(
+    tmp_path: Path, make_checkpoint: Callable[..., Path], measures: ModuleType
+) -> None:
     folder = make_checkpoint(hidden=1024, layers=2)
     schemes = ("W4A16@gptq", "W8A8", "NVFP4A16", "W4A16@fake")
     work = OnePass(tuple(shardq.plan(folder, s) for s in schemes))
@@ -309,7 +303,7 @@ def test_memory_stays_below_the_least_cap(tmp_path: Path, make_checkpoint: Calla
     assert small.returncode == BudgetTooSmall.exit_code
     peak, process = 0, subprocess.Popen([*command, "-o", str(tmp_path / "out"), "--max-ram", f"{least + 1}M"])
     while process.poll() is None:
-        peak = max(peak, anonymous_bytes(process.pid))
+        peak = max(peak, measures.anonymous_bytes(process.pid))
         threading.Event().wait(0.01)
     assert process.returncode == 0
     assert work.largest_task_bytes > 30_000_000
@@ -341,22 +335,6 @@ def test_workers_keep_memory_only_where_all_may(
     shardq.quantize(folder, output_dir=tmp_path / "out", limits=Limits(parallel=2, max_ram_bytes=cap))
     assert len(kept) > 20
     assert not any(kept) if tight else all(kept)
-
-
-def anonymous_bytes(pid: int) -> int:
-    """What a process tree holds beside pages of files."""
-    total = 0
-    try:
-        pids = [pid, *(p.pid for p in psutil.Process(pid).children(recursive=True))]
-    except psutil.NoSuchProcess:
-        return 0
-    for p in pids:
-        try:
-            lines = Path(f"/proc/{p}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
-    return total
 
 
 # --- the Hub, and words -----------------------------------------------------------------------------------------------

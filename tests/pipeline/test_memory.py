@@ -4,8 +4,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
-import psutil
 import pytest
 
 import shardq
@@ -36,23 +36,7 @@ def giant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def anonymous_bytes(pid: int) -> int:
-    """What a process tree holds beside pages of files, which the system may drop at any time."""
-    total = 0
-    try:
-        pids = [pid, *(p.pid for p in psutil.Process(pid).children(recursive=True))]
-    except psutil.NoSuchProcess:
-        return 0
-    for p in pids:
-        try:
-            lines = Path(f"/proc/{p}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
-    return total
-
-
-def test_peak_stays_below_the_cap_and_far_below_the_shard(giant: Path, tmp_path: Path) -> None:
+def test_peak_stays_below_the_cap_and_far_below_the_shard(giant: Path, tmp_path: Path, measures: ModuleType) -> None:
     plan = shardq.plan(giant)
     assert plan.source_bytes > 300_000_000
     assert max(t.source_bytes for t in plan.tasks) == SLAB_BYTES
@@ -62,7 +46,7 @@ def test_peak_stays_below_the_cap_and_far_below_the_shard(giant: Path, tmp_path:
     process = subprocess.Popen([*command, "--parallel", str(WORKERS), "--max-ram", f"{cap}B"])
     peak = 0
     while process.poll() is None:
-        peak = max(peak, anonymous_bytes(process.pid))
+        peak = max(peak, measures.anonymous_bytes(process.pid))
         time.sleep(SAMPLE_S)
     assert process.returncode == 0
     assert 20_000_000 < peak < cap

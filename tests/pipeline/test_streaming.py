@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -246,23 +247,9 @@ def test_a_system_without_such_memory_is_told(
 # --- measured -------------------------------------------------------------------------------------------------------
 
 
-def anonymous_bytes(pid: int) -> int:
-    """What a process tree holds beside pages of files: pieces of memory count, and once only."""
-    total = 0
-    try:
-        pids = [pid, *(p.pid for p in psutil.Process(pid).children(recursive=True))]
-    except psutil.NoSuchProcess:
-        return 0
-    for p in pids:
-        try:
-            lines = Path(f"/proc/{p}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
-    return total
-
-
-def test_memory_of_the_whole_tree_stays_below_the_cap(make_model: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_memory_of_the_whole_tree_stays_below_the_cap(
+    make_model: Callable[[Path], Any], tmp_path: Path, measures: ModuleType
+) -> None:
     folder = tmp_path / "giant"
     folder.mkdir()
     specs = [
@@ -291,7 +278,7 @@ def test_memory_of_the_whole_tree_stays_below_the_cap(make_model: Callable[[Path
     peak = 0
     with watching(out / ".shardq" / "src") as staged:
         while process.poll() is None:
-            peak = max(peak, anonymous_bytes(process.pid))
+            peak = max(peak, measures.anonymous_bytes(process.pid))
             time.sleep(SAMPLE_S)
     assert process.returncode == 0
     assert staged == set()
