@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shardq import Limits, quantize
+from shardq.sources.demo import open_demo
 
 RunAutoRound = Callable[..., Path]
 Compare = Callable[[Path, Path], tuple[int, list[str]]]
@@ -136,14 +137,36 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def models() -> ModuleType:
-    """The module engine_models, which lies beside this file and not on any path."""
-    spec = spec_from_file_location("engine_models", Path(__file__).with_name("engine_models.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load_beside() -> Callable[[str], ModuleType]:
+    """A function that loads a module which lies beside this file and not on any path."""
+
+    def load(name: str) -> ModuleType:
+        spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def models(load_beside: Callable[[str], ModuleType]) -> ModuleType:
+    """The module engine_models."""
+    return load_beside("engine_models")
+
+
+@pytest.fixture(scope="session")
+def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The demo model's weights."""
+    folder, demo = tmp_path_factory.mktemp("demo"), open_demo()
+    weights: dict[str, torch.Tensor] = {}
+    for file in demo.files():
+        if file.name.endswith(".safetensors"):
+            demo.fetch(file.name, folder / file.name, lambda _: None)
+            weights |= load_file(folder / file.name)
+    return weights
 
 
 @pytest.fixture(scope="session")

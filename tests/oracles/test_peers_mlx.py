@@ -1,6 +1,5 @@
 """Our MLX checkpoints against mlx-lm's own converter, to the byte, and in mlx-lm itself."""
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -36,16 +35,10 @@ ROUTERS: Final = {"include": ["**.mlp.gate"], "layer_config": {"**.mlp.gate": {"
 
 
 @pytest.fixture(scope="module")
-def peer() -> ModuleType:
+def peer(load_beside: Callable[[str], ModuleType]) -> ModuleType:
     if find_spec("mlx_lm") is None:
         pytest.skip("mlx-lm is not installed here; `nox -s oracles` installs it")
-    path = Path(__file__).with_name("peers_mlx.py")
-    spec = importlib.util.spec_from_file_location("peers_mlx", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_beside("peers_mlx")
 
 
 @pytest.fixture(scope="module")
