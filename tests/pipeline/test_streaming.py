@@ -1,5 +1,6 @@
 """Range mode: source shards pass through memory, piece by piece, and never touch the disk."""
 
+import gc
 import json
 import os
 import re
@@ -110,6 +111,12 @@ def watching(folder: Path) -> Iterator[set[str]]:
     yield seen
     over.set()
     thread.join()
+
+
+@pytest.fixture(autouse=True)
+def _no_pieces_of_earlier_tests() -> None:
+    """The traceback of an error may hold views of a piece, in a cycle, until the collector comes."""
+    gc.collect()
 
 
 def pieces_held() -> int:
