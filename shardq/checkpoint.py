@@ -1,8 +1,11 @@
 """What a model is before any weight is read: shards, tensors and configuration, from headers only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardq.dequantize.base import Encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,9 @@ class TensorRef:
     shape: tuple[int, ...] | None  # None when only an index is known
     begin: int  # offset of the first byte in the shard file; -1 when only an index is known
     end: int  # offset behind the last byte; -1 when only an index is known
+    # How rows are made where they do not lie there as they are: of the matrix, or of each slice of a stack. Dtype and
+    # shape are then those of the weight, begin and end those of its codes.
+    encoded: "tuple[Encoded, ...]" = ()
 
     @property
     def size_bytes(self) -> int:
@@ -68,3 +74,4 @@ class Checkpoint:
     index_name: str | None  # file name of the index; None for a single file
     side_files: tuple[SideFile, ...]
     warnings: tuple[str, ...]  # what is odd but harmless, one sentence each
+    peeked: Mapping[str, bytes] = field(default_factory=dict)  # content of small tensors that say the shape of others

@@ -17,11 +17,12 @@ def encode_checkpoint(c: Checkpoint) -> bytes:
         "label": c.label,
         "commit": c.commit,
         "shards": [asdict(s) for s in c.shards],
-        "tensors": [asdict(t) for t in c.tensors.values()],
+        "tensors": [[t.name, t.shard, t.dtype, t.shape, t.begin, t.end] for t in c.tensors.values()],
         "config": None if c.config_bytes is None else base64.b64encode(c.config_bytes).decode(),
         "index_name": c.index_name,
         "side_files": [asdict(f) for f in c.side_files],
         "warnings": list(c.warnings),
+        "peeked": {n: base64.b64encode(data).decode() for n, data in c.peeked.items()},
     }
     return zstandard.ZstdCompressor().compress(json.dumps(record).encode())
 
@@ -30,7 +31,10 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
     """The inverse of encode_checkpoint."""
     r: dict[str, Any] = json.loads(zstandard.ZstdDecompressor().decompress(data))
     config = None if r["config"] is None else base64.b64decode(r["config"])
-    tensors = (TensorRef(**{**t, "shape": None if t["shape"] is None else tuple(t["shape"])}) for t in r["tensors"])
+    tensors = (
+        TensorRef(name, shard, dtype, None if shape is None else tuple(shape), begin, end)
+        for name, shard, dtype, shape, begin, end in r["tensors"]
+    )
     return Checkpoint(
         label=r["label"],
         commit=r["commit"],
@@ -41,4 +45,5 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
         index_name=r["index_name"],
         side_files=tuple(SideFile(**f) for f in r["side_files"]),
         warnings=tuple(r["warnings"]),
+        peeked={n: base64.b64decode(data) for n, data in r["peeked"].items()},
     )

@@ -1,6 +1,7 @@
 """Put one key into a JSON object without touching any other byte of its text."""
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from shardq.errors import SourceUnreadable
@@ -23,6 +24,28 @@ def set_key(text: str, key: str, value: object) -> str:
         return f"{text[: brace + 1]}\n{indent}{json.dumps(key)}: {block}\n{text[end:]}"
     last = members[-1][2]
     return f"{text[:last]},\n{indent}{json.dumps(key)}: {block}{text[last:]}"
+
+
+def drop_keys(text: str, keys: Collection[str]) -> str:
+    """`text`, a JSON object, without these keys, at any depth of objects; all other bytes stay as they are but for the
+    comma before or behind. Raises SourceUnreadable when `text` is not a JSON object."""
+    members, _ = _members(text)
+    for name, begin, stop in reversed(members):
+        if name in keys:
+            text = _without(text, name)
+        elif text[begin] == "{":
+            text = text[:begin] + drop_keys(text[begin:stop], keys) + text[stop:]
+    return text
+
+
+def _without(text: str, key: str) -> str:
+    """`text` without one of its members."""
+    members, end = _members(text)
+    number = next(i for i, (name, _, _) in enumerate(members) if name == key)
+    before = members[number - 1][2] if number else text.index("{") + 1
+    if number == 0 and len(members) > 1:  # the next one takes its place, white space before the key included
+        return text[:before] + text[_skip(text, members[0][2]) + 1 :]
+    return text[:before] + (text[members[number][2] :] if number else text[end:])
 
 
 def _members(text: str) -> tuple[list[tuple[str, int, int]], int]:

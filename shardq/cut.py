@@ -15,12 +15,14 @@ COPY_PIECES: Final = 64  # small tensors in one unit; keeps a task's message sma
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Consecutive bytes of one tensor: whole rows of a matrix, or any bytes of another one."""
+    """Consecutive bytes of one tensor: whole rows of a matrix, or any bytes of another one. Of an encoded matrix those
+    from the first to the last that hold codes of the rows."""
 
     tensor: TensorRef
     begin: int  # in the source shard
     size_bytes: int
     rows: tuple[int, int] | None  # the first row, the row behind the last; None: no matrix
+    index: int = 0  # which of the tensor's encoded matrices
 
     @property
     def strip_bytes(self) -> int:
@@ -41,6 +43,9 @@ def cut_shard(tensors: Iterable[TensorRef]) -> list[tuple[Part, ...]]:
 
 def slabs(t: TensorRef) -> Iterator[Part]:
     """A tensor in parts no larger than a slab, in order; none of an empty one."""
+    if t.encoded:
+        yield from _encoded_slabs(t)
+        return
     if not is_matrix(t):
         for at in range(0, t.size_bytes, SLAB_BYTES):
             yield Part(t, t.begin + at, min(SLAB_BYTES, t.size_bytes - at), None)
@@ -51,6 +56,16 @@ def slabs(t: TensorRef) -> Iterator[Part]:
     for row in range(0, rows, step):
         end = min(rows, row + step)
         yield Part(t, t.begin + row * row_bytes, (end - row) * row_bytes, (row, end))
+
+
+def _encoded_slabs(t: TensorRef) -> Iterator[Part]:
+    """Rows that take a slab once they are decoded to 16 bits: what is written of them counts, too."""
+    for index, e in enumerate(t.encoded):
+        step = max(1, SLAB_BYTES // (2 * e.columns) // ROWS) * ROWS
+        for row in range(0, e.rows, step):
+            rows = row, min(e.rows, row + step)
+            begin, end = e.codes_extent(*rows)
+            yield Part(t, begin, end - begin, rows, index)
 
 
 def is_matrix(t: TensorRef) -> bool:

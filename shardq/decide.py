@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from shardq.agreement import agree
 from shardq.checkpoint import Checkpoint, TensorRef
-from shardq.companions import find_companions
 from shardq.errors import (
     BadGroupSize,
     BadOption,
@@ -24,6 +23,7 @@ from shardq.policy import kept_modules
 from shardq.recipe import Recipe
 from shardq.roles import Role, Verdict, assign_roles, prediction_tensors
 from shardq.schemes import Scheme, change_scheme, parse_scheme
+from shardq.weights import Weights, find_weights, taken_parts
 
 FITTING_GROUPS = (1024, 512, 256, 128, 64, 32, 16)  # what the loaders' kernels take, largest first
 # Roles whose tensors are plain [out, in] matrices, so that --include and exact --layer-config names may quantize them.
@@ -33,7 +33,7 @@ SHOWN = 6  # names listed in a message before "and N more"
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of one source tensor."""
+    """What becomes of one weight, or other tensor of the source."""
 
     tensor: TensorRef
     role: Role
@@ -43,17 +43,21 @@ class Decision:
 
 
 def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
-    """One decision for every tensor, in checkpoint order.
+    """`decide_weights` of what a checkpoint stands for. Raises UnsupportedSource and what that raises."""
+    return decide_weights(find_weights(checkpoint, recipe), checkpoint, recipe)
+
+
+def decide_weights(weights: Weights, checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
+    """One decision for every weight, in order.
 
     Raises UnsupportedSource, UnknownTensor, PatternMatchesNothing, BadOption, BadGroupSize, LayoutRefuses,
     FusedGroupSplit and NothingToQuantize; all of them before any weight is read.
     """
-    tensors = tuple(checkpoint.tensors.values())
-    roles = assign_roles(tensors, checkpoint.config, _taken_parts(recipe))
+    tensors = tuple(weights.tensors.values())
+    roles = assign_roles(tensors, checkpoint.config, taken_parts(recipe))
     modules = {t.module for t in tensors if _is_weight(t)}
     stopping = [t for t in tensors if not _is_weight(t) and roles[t.name].role in (Role.UNKNOWN, Role.EXPERT_STACK)]
     _check_patterns(recipe, modules, modules | {n for t in stopping for n in (t.module, t.name)})
-    refuse_quantized_source(checkpoint)
     exact = {r.pattern.body if r.pattern.kind == "exact" else r.pattern.text: r for r in recipe.layer_rules}
     also = _also_wanted(tensors, roles, recipe, checkpoint.config or {})
     dropped = prediction_tensors(tensors, checkpoint.config) if recipe.mtp == "drop" else frozenset()
@@ -76,23 +80,6 @@ def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
             "the recipe selects; `shardq inspect` shows the role of each"
         )
     return decisions
-
-
-def refuse_quantized_source(checkpoint: Checkpoint) -> None:
-    """Stop at a checkpoint that is quantized already. Raises UnsupportedSource with the kind and the first tensors."""
-    found = find_companions(checkpoint.tensors.values())
-    if found:
-        kinds = sorted({c.kind for c in found})
-        raise UnsupportedSource(
-            f"{checkpoint.label} is quantized already ({', '.join(kinds)}): {len(found)} companion tensors such as "
-            f"{_names([c.name for c in found])}; start from the BF16, FP16 or FP32 checkpoint"
-        )
-
-
-def _taken_parts(recipe: Recipe) -> frozenset[Role]:
-    """Parts of which Linear layers are quantized like those of the text model."""
-    wanted = ((Role.MTP, recipe.mtp == "quantize"), (Role.NONTEXT, recipe.quant_nontext))
-    return frozenset(role for role, on in wanted if on)
 
 
 def _check_dropped(dropped: Sequence[TensorRef], recipe: Recipe) -> None:
@@ -157,6 +144,8 @@ def _decide_one(
         ignored = next((p for p in recipe.ignore if p.matches(t.module) or p.matches(t.name)), None)
         if verdict.role in (Role.UNKNOWN, Role.EXPERT_STACK) and ignored:
             return keep(f"ignore:{ignored.text}")
+        if verdict.role is Role.EXPERT_STACK and t.shape is None:  # of an index: its experts cannot be counted
+            return Decision(t, verdict.role, verdict.rule, "quantize", recipe.scheme)
         return keep(verdict.rule)
     named = exact.get(t.module)
     if named is None and (hit := _first(recipe.ignore, t.module)):
@@ -233,12 +222,6 @@ def _check_patterns(recipe: Recipe, modules: set[str], ignorable: set[str]) -> N
 
 def _refuse_unknown(decisions: Sequence[Decision]) -> None:
     taken = [d for d in decisions if d.action != "drop" and not d.rule.startswith("ignore:")]
-    stacks = [d.tensor.name for d in taken if d.role is Role.EXPERT_STACK]
-    if stacks:
-        raise UnsupportedSource(
-            f"{len(stacks)} expert stacks (three-dimensional tensors) such as {_names(stacks)}: this version quantizes "
-            "experts only where each has tensors of its own; keep them in source precision with --ignore"
-        )
     unknown = [d.tensor.name for d in taken if d.role is Role.UNKNOWN]
     if unknown:
         raise UnknownTensor(

@@ -182,6 +182,12 @@ class KernelUnavailable(ShardqError):
     exit_code = 41
 
 
+class NotExact(ShardqError):
+    """Quantized weights of the source that the output cannot hold with the same numbers."""
+
+    exit_code = 42
+
+
 class VerifyFailed(ShardqError):
     """An output that does not agree with its own ledger and index."""
 

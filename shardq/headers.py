@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shardq.checkpoint import Checkpoint, Shard, SideFile, TensorRef
+from shardq.dequantize import find_encoded
 from shardq.errors import CheckpointIncomplete, CorruptShard, SourceUnreadable, UnknownDtype
 from shardq.files.atomic import reading
 from shardq.files.safetensors import (
@@ -72,7 +73,17 @@ def read_checkpoint(source: Source) -> Checkpoint:
         index_name=chosen.index_name,
         side_files=tuple(SideFile(f.name, f.size_bytes) for f in files.values() if f.name not in known),
         warnings=tuple(warnings),
+        peeked=_peek(source, find_encoded(tensors.values(), config).wanted),
     )
+
+
+def _peek(source: Source, wanted: Sequence[TensorRef]) -> dict[str, bytes]:
+    """The content of small tensors that say the shape of others."""
+    if not wanted:
+        return {}
+    with ThreadPoolExecutor(_REMOTE_READERS if source.remote else 1) as pool:
+        found = pool.map(lambda t: source.read(t.shard, t.begin, t.end), wanted)
+        return {t.name: data for t, data in zip(wanted, found, strict=True)}
 
 
 def _check_shards_exist(index: Index, files: Mapping[str, SourceFile], label: str) -> None:

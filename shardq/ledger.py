@@ -1,4 +1,5 @@
-"""The final account of every source tensor: what became of it, under which names, with which error."""
+"""The final account of every source tensor: what became of it, under which names, with which error. Weights that the
+source has encoded or stacked stand under names of their own; what they are made of is told apart."""
 
 import json
 import math
@@ -11,13 +12,15 @@ import zstandard
 from shardq.decide import Decision
 from shardq.plans import Plan, output_names
 from shardq.tasks import Done, QuantizeTask
+from shardq.weights import kept_shape
 
 LEDGER: Final = "shardq-ledger.json.zst"
+DECODED: Final = "decoded"  # kept, and encoded in the source
 OUTCOMES: Final = {
     "quantize": "quantized",
     "copy": "copied",
     "drop": "dropped",
-}  # action of the plan -> outcome of the ledger
+}  # action of the plan -> outcome of the ledger, of what is not encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,10 @@ def merge(parts: Iterable[Errors]) -> Errors:
 
 
 def tensor_errors(plan: Plan, done: Mapping[int, Done]) -> dict[str, Errors]:
-    """Error of each quantized tensor, from the reports of its slabs."""
+    """Error of each quantized weight, from the reports of its slabs."""
     slabs: dict[str, list[Errors]] = {}
     for task in plan.tasks:
-        if isinstance(task, QuantizeTask):
+        if isinstance(task, QuantizeTask) and task.scheme:
             d = done[task.id]
             weights = (task.end_row - task.row) * task.columns
             slabs.setdefault(task.tensor, []).append(Errors(d.squared_error, d.squared_weight, d.max_error, weights))
@@ -68,18 +71,21 @@ def make_ledger(plan: Plan, errors: Mapping[str, Errors]) -> dict[str, Any]:
         "format": 1,
         "fingerprint": plan.fingerprint,
         "tensors": {d.tensor.name: _entry(plan, d, errors.get(d.tensor.name)) for d in plan.decisions},
+        "source": {
+            name: {"outcome": a.fate, "into": a.into, "reason": a.reason} for name, a in plan.weights.absorbed.items()
+        },
     }
 
 
 def _entry(plan: Plan, d: Decision, errors: Errors | None) -> dict[str, Any]:
     t = d.tensor
     entry: dict[str, Any] = {
-        "outcome": OUTCOMES[d.action],
+        "outcome": DECODED if d.action == "copy" and t.encoded else OUTCOMES[d.action],
         "role": d.role.value,
         "rule": d.rule,
         "shard": t.shard,
         "dtype": t.dtype,
-        "shape": list(t.shape or ()),
+        "shape": list(_shape(d)),
         "outputs": list(output_names(d, plan.layout, plan.places)),
         "file": plan.file_of(d),
     }
@@ -94,6 +100,12 @@ def _entry(plan: Plan, d: Decision, errors: Errors | None) -> dict[str, Any]:
             "relative_error": errors.relative,
         }
     return entry
+
+
+def _shape(d: Decision) -> tuple[int, ...]:
+    if d.tensor.shape is None:
+        return ()
+    return d.tensor.shape if d.scheme else kept_shape(d.tensor)
 
 
 def encode_ledger(ledger: Mapping[str, Any]) -> bytes:

@@ -70,14 +70,14 @@ def count_requests(work: OnePass, stream: bool) -> Requests:
     spans = cut_all(work) if stream else {}
     bodies = sum(map(len, spans.values())) if stream else len(shards)
     ahead = _read_ahead(work, [s for own in spans.values() for s in own])
-    windows = sum(count_windows(work.checkpoint.tensors[n]) for n in ahead)
+    windows = sum(count_windows(work.tensors[n]) for n in ahead)
     return Requests(hub=2 * len(shards) + small + len(ahead), storage=len(shards) + bodies + windows)
 
 
 def ahead_bytes(work: OnePass) -> int:
     """Bytes that range mode reads twice: tensors that others in another piece wait for."""
     spans = [s for own in cut_all(work).values() for s in own]
-    return sum(work.checkpoint.tensors[n].size_bytes for n in _read_ahead(work, spans))
+    return sum(work.tensors[n].size_bytes for n in _read_ahead(work, spans))
 
 
 def _read_ahead(work: OnePass, spans: Iterable[Span]) -> set[str]:
@@ -85,7 +85,7 @@ def _read_ahead(work: OnePass, spans: Iterable[Span]) -> set[str]:
     ahead: set[str] = set()
     for span in spans:
         for name in {n for b in span.bundles for n in work.reaches.get(b.tensor, ())}:
-            t = work.checkpoint.tensors[name]
+            t = work.tensors[name]
             if t.shard != span.shard or t.begin + t.size_bytes > span.end:
                 ahead.add(name)
     return ahead

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from shardq.checkpoint import Checkpoint
+from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.plans import Plan
 from shardq.tasks import SPAN_BYTES, Bundle, Member
 
@@ -22,6 +22,16 @@ class OnePass:
     def checkpoint(self) -> Checkpoint:
         """What all plans are of."""
         return self.plans[0].checkpoint
+
+    @property
+    def tensors(self) -> Mapping[str, TensorRef]:
+        """The weights that all plans are of."""
+        return self.plans[0].weights.tensors
+
+    @property
+    def rounds(self) -> bool:
+        """True if decoded rows are rounded to the type of their weight."""
+        return self.plans[0].recipe.decode == "rounded"
 
     @cached_property
     def bundles(self) -> tuple[Bundle, ...]:
@@ -51,6 +61,11 @@ class OnePass:
         """Bytes of all source tensors."""
         return self.plans[0].source_bytes
 
+    @cached_property
+    def work_bytes(self) -> int:
+        """Source bytes of all bundles: less, where companions are read beside the codes that they belong to."""
+        return sum(b.source_bytes for b in self.bundles)
+
     @property
     def records(self) -> int:
         """Source tensors, counted for each output."""
@@ -65,7 +80,7 @@ class OnePass:
         """Tensor -> the group that waits for its largest magnitude, within a shard."""
         bonds: dict[str, str] = {}
         for name, reach in self.reaches.items():
-            bonds[name] = f"{self.checkpoint.tensors[name].shard}:{min(reach)}"
+            bonds[name] = f"{self.tensors[name].shard}:{min(reach)}"
         return bonds
 
 

@@ -64,13 +64,17 @@ class Pipeline:
         self._survey = Survey(work, {n: value for lane in lanes for n, value in lane.before.amax.items()})
         self._wanted: dict[str, set[str]] = {}  # shard -> its tensors whose magnitudes are needed
         for name in self._survey.needed(b for bundles in self._bundles.values() for b in bundles):
-            self._wanted.setdefault(work.checkpoint.tensors[name].shard, set()).add(name)
+            self._wanted.setdefault(work.tensors[name].shard, set()).add(name)
         self._surveys = 0  # given out so far
+        self._reads = {  # shard -> all shards that its bundles read
+            name: frozenset({name}).union(*(b.shards for b in bundles)) for name, bundles in self._bundles.items()
+        }
+        self._waiting: dict[str, Shard] = {}  # shards at hand whose bundles read others that are not
         self._ahead: AheadReader | None = None
         self._admission: Admission
-        self._total_bytes = work.source_bytes  # a sum over all tensors, told at every step
+        self._total_bytes = work.work_bytes
         begun = sum(b.source_bytes for bundles in self._bundles.values() for b in bundles)
-        self._resumed_bytes = sum(b.source_bytes for b in work.bundles) - begun
+        self._resumed_bytes = work.work_bytes - begun
         self._done_bytes = self._resumed_bytes
 
     @property
@@ -284,12 +288,20 @@ class Pipeline:
             return
         if got.sha256:
             self._lanes[0].record_fetched(got.shard.name, got.sha256)
-        bundles = self._bundles[got.shard.name]
-        partners = self._survey.needed(bundles) - self._wanted.get(got.shard.name, set())
-        at_hand = {n for n in partners if self._supply.is_at_hand(self._shard_of(n))}
-        self._todo.extend(self._survey.tasks(at_hand | self._wanted.get(got.shard.name, set())))
+        self._waiting[got.shard.name] = got.shard
+        for name, shard in tuple(self._waiting.items()):
+            if all(self._supply.is_at_hand(self._shards[s]) for s in self._reads[name]):
+                del self._waiting[name]
+                self._queue_shard(shard)
+
+    def _queue_shard(self, shard: Shard) -> None:
+        """Queue the bundles of a shard, which and whose companions are at hand."""
+        bundles, wanted = self._bundles[shard.name], self._wanted.get(shard.name, set())
+        partners = self._survey.needed(bundles) - wanted
+        at_hand = {n for n in partners if all(self._supply.is_at_hand(s) for s in self._shards_of(n))}
+        self._todo.extend(self._survey.tasks(at_hand | wanted))
         self._queue(bundles)
-        self._look(got.shard)  # a shard of nothing but empty tensors
+        self._look(shard)  # a shard of nothing but empty tensors
 
     def _on_piece(self, piece: Piece) -> None:
         """Queue the bundles of a piece in memory; what they need from elsewhere is read ahead."""
@@ -314,14 +326,17 @@ class Pipeline:
                 self._todo.append(each)
         self._todo.extend(self._survey.ready())
 
+    def _shards_of(self, tensor: str) -> Iterable[Shard]:
+        return (self._shards[s] for s in self._work.plans[0].weights.shards_of(tensor))
+
     def _shard_of(self, tensor: str) -> Shard:
-        return self._shards[self._work.checkpoint.tensors[tensor].shard]
+        return self._shards[self._work.tensors[tensor].shard]
 
     def _read_ahead(self, name: str) -> None:
         if self._ahead is None:
             self._ahead = AheadReader(self._source)
         if self._survey.ask_ahead(name):
-            self._ahead.start(self._work.checkpoint.tensors[name])
+            self._ahead.start(self._work.tensors[name])
 
     def _on_passed(self, passed: Passed) -> None:
         if passed.error:

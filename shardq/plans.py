@@ -11,7 +11,8 @@ from typing import Any
 
 from shardq.checkpoint import Checkpoint
 from shardq.cut import ROWS, Part, cut_shard
-from shardq.decide import Decision, decide
+from shardq.decide import Decision, decide_weights
+from shardq.dequantize.plain import PLAIN
 from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
 from shardq.layouts import find_layout
@@ -21,6 +22,7 @@ from shardq.recipe import Recipe
 from shardq.roles import Role
 from shardq.tasks import CopyTask, Piece, QuantizeTask, Target, Task
 from shardq.version import NUMERICS, VERSION
+from shardq.weights import Weights, find_weights, is_turned, kept_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class Plan:
 
     checkpoint: Checkpoint
     recipe: Recipe
-    decisions: tuple[Decision, ...]  # one for every source tensor
+    weights: Weights  # what the checkpoint stands for
+    decisions: tuple[Decision, ...]  # one for each of the weights
     files: tuple[OutputFile, ...]  # empty when only an index is known
     tasks: tuple[Task, ...]  # in the order in which they should start; ids are positions
     places: Mapping[str, Place]  # modules whose tensors are slices of stacks
@@ -82,21 +85,20 @@ class Plan:
         }
 
     def choices(self) -> tuple[ModuleChoice, ...]:
-        """Every module that a loader may believe to be quantized: the quantized ones, and kept 2-D matrices that are
-        Linear layers to a loader (embeddings, norms and convolutions are not)."""
+        """Every module that a loader may believe to be quantized: the quantized ones, and kept matrices and stacks that
+        are Linear layers or experts to a loader (embeddings, norms and convolutions are not)."""
         loader_ignores = (
             Role.EMBEDDING,
             Role.NORM,
             Role.CONV,
             Role.VECTOR,
             Role.BUFFER,
-            Role.EXPERT_STACK,
             Role.UNKNOWN,
         )
         found = (
             ModuleChoice(self._module(d), d.role.value, d.scheme)
             for d in self.decisions
-            if d.scheme or (d.action == "copy" and d.role not in loader_ignores and d.tensor.name.endswith(".weight"))
+            if d.scheme or (d.action == "copy" and d.role not in loader_ignores and _is_matrix_name(d))
         )
         return tuple(dict.fromkeys(found))  # the slices of a stack are one module
 
@@ -117,18 +119,21 @@ class Plan:
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """The plan of a checkpoint under a recipe. Raises what `decide` raises."""
-    decisions = decide(checkpoint, recipe)
+    weights = find_weights(checkpoint, recipe)
+    decisions = decide_weights(weights, checkpoint, recipe)
     layout = find_layout(recipe.layout)
-    places = layout.places([d.tensor.module for d in decisions if d.scheme], checkpoint.config)
-    if any(t.shape is None for t in checkpoint.tensors.values()):
-        return Plan(checkpoint, recipe, decisions, (), (), places, {})
+    modules = [d.tensor.module for d in decisions if d.scheme]
+    places = {m: weights.places[m] for m in modules if m in weights.places}
+    places |= layout.places(modules, checkpoint.config)
+    if any(t.shape is None for t in weights.tensors.values()):
+        return Plan(checkpoint, recipe, weights, decisions, (), (), places, {})
     quantized = ((d.tensor.module, d.tensor.name, d.scheme) for d in decisions if d.scheme)
     reaches = find_reaches(quantized, checkpoint.config)
     written = [d for d in decisions if d.action != "drop"]
     homes = _homes(written, places)
-    files = _files(checkpoint, written, layout, places, homes, reaches)
-    tasks = _tasks(checkpoint, written, layout, places, homes, files)
-    plan = Plan(checkpoint, recipe, decisions, files, tasks, places, reaches)
+    files = _files(checkpoint, weights, written, layout, places, homes, reaches)
+    tasks = _tasks(checkpoint, recipe, written, places, homes, files)
+    plan = Plan(checkpoint, recipe, weights, decisions, files, tasks, places, reaches)
     layout.config_block(recipe.scheme, plan.choices(), VERSION)  # refuses what no configuration can say
     if lost := [f.name for f in files if not fnmatchcase(f.name, layout.file_names)]:
         raise LayoutRefuses(
@@ -150,7 +155,7 @@ def _specs(d: Decision, layout: Layout, places: Mapping[str, Place]) -> tuple[Te
     assert t.dtype is not None
     assert t.shape is not None
     if d.scheme is None:
-        return (TensorSpec(t.name, t.dtype, t.shape),)
+        return (TensorSpec(t.name, t.dtype, kept_shape(t)),)
     rows, columns = t.shape
     place = places.get(t.module, Place(t.module, 0, 0))
     return tuple(
@@ -185,6 +190,7 @@ def _file_of(d: Decision, places: Mapping[str, Place], homes: Mapping[str, str])
 
 def _files(
     checkpoint: Checkpoint,
+    weights: Weights,
     decisions: Sequence[Decision],
     layout: Layout,
     places: Mapping[str, Place],
@@ -199,8 +205,8 @@ def _files(
     for d in decisions:
         file = _file_of(d, places, homes)
         specs[file] |= {s.name: s for s in _specs(d, layout, places)}
-        needs[file].add(d.tensor.shard)
-        needs[file].update(checkpoint.tensors[name].shard for name in reaches.get(d.tensor.name, ()))
+        for name in (d.tensor.name, *reaches.get(d.tensor.name, ())):
+            needs[file].update(weights.shards_of(name))
     files: list[OutputFile] = []
     for name, own in specs.items():
         if not own and any(t.shard == name for t in checkpoint.tensors.values()):
@@ -213,8 +219,8 @@ def _files(
 
 def _tasks(
     checkpoint: Checkpoint,
+    recipe: Recipe,
     decisions: Sequence[Decision],
-    layout: Layout,
     places: Mapping[str, Place],
     homes: Mapping[str, str],
     files: Sequence[OutputFile],
@@ -230,12 +236,12 @@ def _tasks(
         for unit in cut_shard(d.tensor for d in ds):
             d = by_name[unit[0].tensor.name]
             number = len(tasks)
-            if d.scheme is None:
+            if d.scheme is None and not d.tensor.encoded:
                 pieces = tuple(_piece(p, by_file[shard]) for p in unit)
                 tasks.append(CopyTask(number, shard, shard, pieces))
             else:
                 file = by_file[_file_of(d, places, homes)]
-                tasks.append(_quantize_task(number, unit[0], d, file, layout, places))
+                tasks.append(_quantize_task(number, unit[0], d, file, recipe, places))
     return tuple(tasks)
 
 
@@ -245,24 +251,30 @@ def _piece(p: Part, file: OutputFile) -> Piece:
 
 
 def _quantize_task(
-    number: int, part: Part, d: Decision, file: OutputFile, layout: Layout, places: Mapping[str, Place]
+    number: int, part: Part, d: Decision, file: OutputFile, recipe: Recipe, places: Mapping[str, Place]
 ) -> QuantizeTask:
-    t = d.tensor
-    assert d.scheme is not None
+    t, layout = d.tensor, find_layout(recipe.layout)
     assert t.dtype is not None
     assert t.shape is not None
     assert part.rows is not None
-    assert ROWS % unit_rows(layout, d.scheme) == 0, f"{layout.name} cuts {d.scheme.name} elsewhere than slabs are cut"
-    rows, columns = t.shape
-    targets = tuple(
-        Target(o.suffix, o.dtype, o.shape, begin)
-        for o, begin in zip(
-            layout.outputs(d.scheme, t.dtype, rows, columns), _targets(d, file, layout, places), strict=True
-        )
-    )
+    e = t.encoded[part.index] if t.encoded else None
+    rows, columns = (e.rows, e.columns) if e else t.shape
+    reads_back = False
+    if d.scheme is None:
+        targets: tuple[Target, ...] = (_kept_target(part, d, file),)
+    else:
+        assert ROWS % unit_rows(layout, d.scheme) == 0, f"{layout.name} cuts {d.scheme.name} elsewhere than slabs"
+        outputs, begins = layout.outputs(d.scheme, t.dtype, rows, columns), _targets(d, file, layout, places)
+        targets = tuple(Target(o.suffix, o.dtype, o.shape, at) for o, at in zip(outputs, begins, strict=True))
+        reads_back = layout.unpacks_to(d.scheme) != d.scheme
     return QuantizeTask(
-        number, t.shard, file.name, t.name, t.dtype, t.begin, rows, columns, *part.rows, d.scheme, layout.name, targets,
-        reads_back=layout.unpacks_to(d.scheme) != d.scheme,
+        number, t.shard, file.name, t.name, t.dtype, part.begin if e else t.begin, rows, columns, *part.rows, d.scheme,
+        layout.name, targets,
+        reads_back=reads_back,
+        encoded=e,
+        span_bytes=part.size_bytes if e else 0,
+        rounds=e is not None and (recipe.decode == "rounded" or e.kind == PLAIN),
+        turned=d.scheme is None and is_turned(t),
     )  # fmt: skip
 
 
@@ -271,3 +283,17 @@ def _targets(d: Decision, file: OutputFile, layout: Layout, places: Mapping[str,
     place = places.get(d.tensor.module, Place(d.tensor.module, 0, 0))
     for spec in _specs(d, layout, places):
         yield place.slice_of(*file.offsets[spec.name])[0]
+
+
+def _kept_target(part: Part, d: Decision, file: OutputFile) -> Target:
+    """Where a matrix goes that is only decoded: the whole tensor, or its slice of a stack."""
+    t = d.tensor
+    assert t.dtype is not None
+    e = t.encoded[part.index]
+    begin, end = file.offsets[t.name]
+    shape = (e.columns, e.rows) if is_turned(t) else (e.rows, e.columns)
+    return Target("", t.dtype, shape, begin + part.index * ((end - begin) // len(t.encoded)))
+
+
+def _is_matrix_name(d: Decision) -> bool:
+    return d.tensor.name.endswith(".weight") or d.role is Role.EXPERT_STACK

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from shardq.card import README, make_card, make_command, read_source_card
-from shardq.config_json import dump, set_key
+from shardq.config_json import dump
 from shardq.destinations.base import Destination, StoredFile
 from shardq.files.atomic import sync_folder, sync_way, write_atomic, writing
+from shardq.final_config import final_config
 from shardq.lane import Finished
 from shardq.ledger import LEDGER, Errors, encode_ledger, make_ledger, merge, tensor_errors
 from shardq.plans import Plan
@@ -48,7 +49,7 @@ def publish(
     extra[PROVENANCE] = dump(_provenance(plan, finished, total, [*extra, PROVENANCE, *last]))
     if plan.checkpoint.index_name:
         extra[plan.checkpoint.index_name] = dump(_index(plan))
-    extra[CONFIG] = _config(plan, block)
+    extra[CONFIG] = final_config(plan, block).encode()
     commit = None
     if destination:
         files = [StoredFile(name, size, sha256) for name, (sha256, size) in finished.sealed.items()]
@@ -92,19 +93,11 @@ def _index(plan: Plan) -> dict[str, Any]:
     """Totals counted from the headers that were written."""
     weight_map = {name: f.name for f in plan.files for name in f.specs}
     data = sum(end - begin for f in plan.files for begin, end in f.offsets.values())
-    parameters = sum(t.numel for t in plan.checkpoint.tensors.values())
+    parameters = sum(t.numel for t in plan.weights.tensors.values())
     return {
         "metadata": {"total_parameters": parameters, "total_size": data},
         "weight_map": dict(sorted(weight_map.items())),
     }
-
-
-def _config(plan: Plan, block: Mapping[str, Any]) -> bytes:
-    """The source's own bytes and our block; a checkpoint without config.json gets one that holds only the block."""
-    text = (plan.checkpoint.config_bytes or b"{\n}\n").decode()
-    for key, value in plan.layout.config_keys(block).items():
-        text = set_key(text, key, value)
-    return text.encode()
 
 
 def _move(staging: Staging, name: str) -> None:

@@ -15,6 +15,7 @@ from shardq.schemes import Scheme, change_scheme, parse_scheme
 
 Ragged = Literal["refuse", "keep", "shrink"]
 Mtp = Literal["keep", "quantize", "drop"]
+Decode = Literal["exact", "rounded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Recipe:
     policy: Policy = "all"  # which Linear layers of the text model are quantized
     mtp: Mtp = "keep"  # what becomes of multi-token prediction layers
     quant_nontext: bool = False  # Linear layers of vision, audio and projector parts are quantized too
+    decode: Decode = "exact"  # weights of a quantized source are quantized as decoded in fp32, or as a checkpoint of 16
+    # bits would have them
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the fingerprint, shardq.json and the message that names differing keys."""
@@ -52,6 +55,7 @@ class Recipe:
             "policy": self.policy,
             "mtp": self.mtp,
             "quant_nontext": self.quant_nontext,
+            "decode": self.decode,
         }
 
 
@@ -72,6 +76,7 @@ def make_recipe(
     policy: Policy = "all",
     mtp: Mtp = "keep",
     quant_nontext: bool = False,
+    decode: Decode = "exact",
 ) -> Recipe:
     """A Recipe from the words that the command line and scripts use.
 
@@ -86,6 +91,7 @@ def make_recipe(
         ("--ignore-dialect", ignore_dialect, Dialect),
         ("--policy", policy, Policy),
         ("--mtp", mtp, Mtp),
+        ("--decode", decode, Decode),
     ):
         if word not in get_args(words):
             raise BadOption(f"{option} {word!r}: expected one of {', '.join(get_args(words))}")
@@ -104,6 +110,7 @@ def make_recipe(
         policy=policy,
         mtp=mtp,
         quant_nontext=quant_nontext,
+        decode=decode,
     )
 
 

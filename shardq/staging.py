@@ -196,7 +196,6 @@ class Staging:
 
     def _progress(self, events: list[dict[str, Any]], plan: Plan, destination: str | None) -> Progressed:
         shards_of = {f.name: f.shards for f in plan.files}
-        tensors = plan.checkpoint.tensors
         amax: dict[str, float] = {}
         modified: dict[str, int] = {}
         tasks: dict[int, Done] = {}
@@ -214,9 +213,9 @@ class Staging:
                 amax[e["tensor"]] = e["value"]
             elif e["event"] == "stamps":
                 changed = {s for s, at in e["modified"].items() if modified.get(s, at) != at}
-                tasks = {i: d for i, d in tasks.items() if plan.tasks[i].shard not in changed}
+                tasks = {i: d for i, d in tasks.items() if changed.isdisjoint(plan.tasks[i].shards)}
                 sealed = {f: v for f, v in sealed.items() if changed.isdisjoint(shards_of[f])}
-                amax = {n: v for n, v in amax.items() if tensors[n].shard not in changed}
+                amax = {n: v for n, v in amax.items() if changed.isdisjoint(plan.weights.shards_of(n))}
                 modified |= e["modified"]
         sealed = {f: v for f, v in sealed.items() if f in uploaded or self._intact(f, v[1])}
         for path in (p for p in self.ready.rglob("*") if p.is_file()):  # renamed, but the journal line was lost

@@ -13,7 +13,7 @@ from shardq.onepass import OnePass
 from shardq.tasks import Bundle, Member, QuantizeTask, Streamed, Surveyed, SurveyTask
 
 Waiting = Bundle | Streamed
-Key = tuple[str, int | None]  # a tensor's magnitude, or that of its slab at an offset
+Key = tuple[str, int | None]  # a tensor's magnitude, or that of its slab of that key
 
 
 class Survey:
@@ -23,7 +23,7 @@ class Survey:
         """`known`: verified magnitudes that an interrupted run found."""
         self._work = work
         self._known = dict(known)
-        self._found: dict[str, dict[int, float]] = {}  # tensor -> begin of a slab -> magnitude
+        self._found: dict[str, dict[int, float]] = {}  # tensor -> key of a slab -> magnitude
         self._found_in: dict[str, set[str]] = {}  # shard -> tensors of which something was found
         self._ahead: dict[str, float] = {}
         self._used: dict[str, float] = {}  # what tasks were given
@@ -42,10 +42,11 @@ class Survey:
         """What there is to do for the magnitudes of these tensors, given once; only slabs inside `extent`, if given."""
         tasks: list[SurveyTask] = []
         for name in sorted(names):
-            for task in survey_tasks(self._work.checkpoint.tensors[name]):
-                begin, end = extent or (task.begin, task.begin + task.size_bytes)
-                key = (name, task.begin)
-                inside = begin <= task.begin and task.begin + task.size_bytes <= end
+            for task in self._tasks(name):
+                first, behind = task.extent
+                begin, end = extent or task.extent
+                key = (name, task.key)
+                inside = begin <= first and behind <= end
                 if inside and name not in self._known and key not in self._asked:
                     self._asked.add(key)
                     tasks.append(task)
@@ -53,8 +54,7 @@ class Survey:
 
     def expects(self, name: str) -> bool:
         """True if a tensor's magnitude is known, or will be from what has been given out."""
-        slabs_ = survey_tasks(self._work.checkpoint.tensors[name])
-        return self.knows(name) or all((name, task.begin) in self._asked for task in slabs_)
+        return self.knows(name) or all((name, task.key) in self._asked for task in self._tasks(name))
 
     def ask_ahead(self, name: str) -> bool:
         """True the first time that a tensor has to be read ahead."""
@@ -71,7 +71,7 @@ class Survey:
         memory may go after it, are measured."""
         bundle = _bundle_of(work)
         missing: set[Key] = {(n, None) for n in self.needed((bundle,)) if not self.knows(n)}
-        own = bundle.extent[0]
+        own = bundle.key
         if bundle.tensor not in self._known and own not in self._found.get(bundle.tensor, ()):
             missing.add((bundle.tensor, own))
         if not missing:
@@ -92,9 +92,9 @@ class Survey:
     def take(self, surveyed: Surveyed) -> float | None:
         """A slab's magnitude; returns the tensor's when it was the last."""
         name = surveyed.tensor
-        self._found.setdefault(name, {})[surveyed.begin] = surveyed.amax
-        self._found_in.setdefault(self._work.checkpoint.tensors[name].shard, set()).add(name)
-        self._resolve((name, surveyed.begin))
+        self._found.setdefault(name, {})[surveyed.key] = surveyed.amax
+        self._found_in.setdefault(self._work.tensors[name].shard, set()).add(name)
+        self._resolve((name, surveyed.key))
         measured = self._measured(name)
         if measured is not None:
             self._resolve((name, None))
@@ -118,7 +118,7 @@ class Survey:
         """Forget what was found in a shard that came wrong. Returns what others wait for that had counted on it: it has
         to be read ahead, as waiting for the shard to come again would keep memory that it needs."""
         for name in self._found_in.pop(shard, set()):
-            self._asked -= {(name, begin) for begin in self._found.pop(name)}
+            self._asked -= {(name, key) for key in self._found.pop(name)}
             if name not in self._ahead and self._users.get(name, {shard}) == {shard}:
                 self._used.pop(name, None)  # its own tasks are done again; others' would be contradicted
         lost: set[str] = set()
@@ -143,9 +143,12 @@ class Survey:
 
     def _measured(self, name: str) -> float | None:
         parts = self._found.get(name, {})
-        if not parts or len(parts) < len(survey_tasks(self._work.checkpoint.tensors[name])):
+        if not parts or len(parts) < len(self._tasks(name)):
             return None
         return max(parts.values())
+
+    def _tasks(self, name: str) -> tuple[SurveyTask, ...]:
+        return survey_tasks(self._work.tensors[name], self._work.rounds)
 
     def _value(self, name: str) -> float | None:
         for values in (self._used, self._known, self._ahead):
@@ -170,11 +173,19 @@ class Survey:
         return replace(member, task=replace(task, amax=self._used[largest], amax_of=largest))
 
 
-def survey_tasks(t: TensorRef) -> tuple[SurveyTask, ...]:
-    """The slabs of a matrix, to be measured."""
+def survey_tasks(t: TensorRef, rounds: bool) -> tuple[SurveyTask, ...]:
+    """The slabs of a matrix, to be measured; `rounds` as in QuantizeTask."""
     assert t.dtype is not None
     assert t.shape is not None
-    return tuple(SurveyTask(t.shard, t.name, t.dtype, p.begin, p.size_bytes, t.shape[1]) for p in slabs(t))
+    columns = t.shape[1]
+    if not t.encoded:
+        return tuple(SurveyTask(t.shard, t.name, t.dtype, p.begin, p.size_bytes, columns) for p in slabs(t))
+    (e,) = t.encoded
+    return tuple(
+        SurveyTask(t.shard, t.name, t.dtype, p.begin, p.size_bytes, columns, *p.rows, e, rounds)
+        for p in slabs(t)
+        if p.rows
+    )
 
 
 def _bundle_of(work: Waiting) -> Bundle:

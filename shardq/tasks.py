@@ -3,14 +3,18 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from shardq.formats import STORAGE
 from shardq.logs import LogConfig
 from shardq.schemes import Scheme
 
+if TYPE_CHECKING:
+    from shardq.dequantize.base import Encoded
+
 TILE_BYTES = 1 << 20  # source bytes held at once: fits a core's second-level cache with its codes
 SLAB_BYTES = 64 << 20  # source bytes of the largest task; fixed, so that plans do not depend on the machine
+DECODING_BYTES = 21  # for each weight of a tile that is decoded: fp32 values twice, and what the readers take
 READ_BACK_BYTES = 24  # for each weight of a tile: fp32 values as written and as read, scales, copies
 SPAN_BYTES = SLAB_BYTES  # source bytes that range mode holds in one piece; no task reaches over two
 
@@ -27,45 +31,69 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeTask:
-    """Quantize rows `row` to `end_row` of one weight matrix and write them into its module's tensors."""
+    """Quantize rows `row` to `end_row` of one weight matrix and write them into its module's tensors; or, of a matrix
+    that the source has encoded, only decode them."""
 
     kind: ClassVar[str] = "quantize"
     id: int
     shard: str  # source shard
     file: str  # output file
-    tensor: str  # source name, for messages
-    dtype: str
-    begin: int  # offset of the whole matrix in the source shard
+    tensor: str  # name of the weight, for messages
+    dtype: str  # of the weight
+    begin: int  # offset of the whole matrix in the source shard; of an encoded one that of the first code of the rows
     rows: int  # of the whole matrix
     columns: int
     row: int
     end_row: int
-    scheme: Scheme
+    scheme: Scheme | None  # None: the rows are written as they are decoded
     layout: str
     targets: tuple[Target, ...]
     reads_back: bool = False  # its figures are of what is written, as the layout keeps no codes
     amax: float | None = None  # see quantizers.rtn; filled in when it is known
     amax_of: str = ""  # the tensor that has it, for messages
+    encoded: "Encoded | None" = None  # how the rows are made, where they are not there as they are
+    span_bytes: int = 0  # of an encoded matrix: from the first code of the rows to the last
+    rounds: bool = False  # decoded rows are rounded to `dtype` first
+    turned: bool = False  # written as columns: only of what is not quantized
+
+    @property
+    def shards(self) -> frozenset[str]:
+        """All source shards that it reads."""
+        return frozenset({self.shard, *(p.shard for p in self.encoded.parts)} if self.encoded else {self.shard})
 
     @property
     def row_bytes(self) -> int:
-        """Source bytes of one row."""
-        return self.columns * STORAGE[self.dtype].bits // 8
+        """Bytes of one row as kernels read it."""
+        return self.columns * (4 if self.encoded else STORAGE[self.dtype].bits // 8)
 
     @property
     def source_bytes(self) -> int:
-        """Source bytes that this task reads."""
+        """Source bytes that this task stands for: those that it reads, but for companions and what others share."""
+        if self.encoded:
+            return self.encoded.share_bytes(self.end_row - self.row)
         return (self.end_row - self.row) * self.row_bytes
 
     @property
     def extent(self) -> tuple[int, int]:
-        """The first byte in the source shard that it reads, and the byte behind the last."""
+        """The first byte in the source shard that it reads, and the byte behind the last; of companions none."""
+        if self.encoded:
+            return self.begin, self.begin + self.span_bytes
         return self.begin + self.row * self.row_bytes, self.begin + self.end_row * self.row_bytes
 
     @property
     def output_bytes(self) -> int:
         """Bytes that it writes, but for what is written once for all slabs."""
         return sum(_size(t) for t in self.targets) * (self.end_row - self.row) // self.rows
+
+    def decoding_bytes(self, rows: int) -> int:
+        """Memory for decoding so many rows at once, beside the result: what is stored of them, or of the whole slab
+        where each of its lines has some of every row."""
+        e = self.encoded
+        if e is None:
+            return 0
+        first, behind = e.stored_range(self.row, self.row + rows)
+        stored = e.window_bytes(self.row, self.end_row if e.is_strided else self.row + rows)
+        return 2 * stored + DECODING_BYTES * (behind - first) * self.columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +116,11 @@ class CopyTask:
     shard: str
     file: str
     pieces: tuple[Piece, ...]
+
+    @property
+    def shards(self) -> frozenset[str]:
+        """As of QuantizeTask."""
+        return frozenset({self.shard})
 
     @property
     def tensor(self) -> str:
@@ -149,8 +182,13 @@ class Bundle:
         return self.members[0].task.tensor
 
     @property
+    def shards(self) -> frozenset[str]:
+        """All source shards that it reads."""
+        return self.members[0].task.shards
+
+    @property
     def source_bytes(self) -> int:
-        """Source bytes that it reads."""
+        """As of its tasks."""
         return self.members[0].task.source_bytes
 
     @property
@@ -164,10 +202,16 @@ class Bundle:
         return tuple(m.task for m in self.members if isinstance(m.task, QuantizeTask))
 
     @property
+    def key(self) -> int:
+        """As of the SurveyTask of the same rows."""
+        first = self.quantize_tasks[0]
+        return first.row if first.encoded else first.extent[0]
+
+    @property
     def tile_rows(self) -> int:
         """Rows quantized at once: a multiple of 32 and of the rows that share a scale, as make about TILE_BYTES."""
         tasks = self.quantize_tasks
-        unit = math.lcm(32, *(t.scheme.group_rows for t in tasks))
+        unit = math.lcm(32, *(t.scheme.group_rows for t in tasks if t.scheme))
         return max(unit, TILE_BYTES // tasks[0].row_bytes // unit * unit)
 
     @property
@@ -181,10 +225,11 @@ class Bundle:
             return TILE_BYTES + max(TILE_BYTES, *(p.strip_bytes for p in pieces))
         first = tasks[0]
         tile = min(self.tile_rows, first.end_row - first.row)
-        groups = sum(t.scheme.groups(t.columns) for t in tasks)
+        groups = sum(t.scheme.groups(t.columns) for t in tasks if t.scheme)
         figures = 2 * 24 * (first.end_row - first.row) * len(tasks)  # of each row: as quantized, and as read back
         own = figures + sum(t.output_bytes for t in tasks) + tile * (40 * groups + first.columns * len(tasks))
         wide = READ_BACK_BYTES * tile * first.columns if any(t.reads_back for t in tasks) else 0
+        own += first.decoding_bytes(tile)
         return own + wide + tile * (first.row_bytes + first.columns) + 4 * first.columns + (1 << 20)
 
 
@@ -204,14 +249,32 @@ class SurveyTask:
     shard: str
     tensor: str
     dtype: str
-    begin: int  # of the rows in the source shard
+    begin: int  # of the rows in the source shard; of an encoded matrix of their first code
     size_bytes: int
     columns: int
+    row: int = 0
+    end_row: int = 0
+    encoded: "Encoded | None" = None
+    rounds: bool = False  # see QuantizeTask
+
+    @property
+    def key(self) -> int:
+        """Tells it from others of its tensor."""
+        return self.row if self.encoded else self.begin
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """As of QuantizeTask."""
+        return self.begin, self.begin + self.size_bytes
 
     @property
     def cost_bytes(self) -> int:
         """Memory while it runs."""
-        return 2 * TILE_BYTES
+        if self.encoded is None:
+            return 2 * TILE_BYTES
+        rows = min(self.end_row - self.row, max(1, TILE_BYTES // (4 * self.columns)))
+        stored = self.encoded.window_bytes(self.row, self.end_row if self.encoded.is_strided else self.row + rows)
+        return 2 * TILE_BYTES + 2 * stored + DECODING_BYTES * rows * self.columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +282,7 @@ class Surveyed:
     """What a worker reports of a SurveyTask."""
 
     tensor: str
-    begin: int
+    key: int  # of the task
     amax: float  # infinite where a weight is NaN or infinite
 
 

@@ -13,7 +13,7 @@ from shardq.config_json import dump
 from shardq.errors import CorruptShard, SourceUnreadable, UnknownDtype, VerifyFailed
 from shardq.files.safetensors import Header, HeaderTensor
 from shardq.headers import read_headers
-from shardq.ledger import LEDGER
+from shardq.ledger import DECODED, LEDGER
 from shardq.outputs import Output, open_result, read_output, target_of
 from shardq.serving.served import Served, read_served
 from shardq.sources.base import Source, SourceFile
@@ -119,7 +119,7 @@ def _check_ledger(output: Output, headers: Headers) -> Iterator[str]:
 def _expected(output: Output, name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     if entry["outcome"] == "dropped":
         return
-    if entry["outcome"] == "copied":
+    if entry["outcome"] in ("copied", DECODED):
         yield name, entry["dtype"], tuple(entry["shape"])
         return
     scheme = output.believed_scheme(name)

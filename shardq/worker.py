@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
+from shardq.decoded import DecodedRows, round_rows
+from shardq.dequantize.base import Part
+from shardq.dequantize.decoding import Ranges
 from shardq.descriptors import Descriptors
 from shardq.errors import KernelUnavailable, NonFiniteWeight
 from shardq.files.atomic import pread_exact, pwrite_all, writing
@@ -52,6 +55,7 @@ FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a tas
 Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the output file
 Way = tuple[Scheme, float | None]  # what decides codes: the scheme, and the magnitude that it reaches for
 Report = BundleDone | Surveyed | Sealed
+Tile = tuple[int, NDArray[Any], str]  # first row in the slab, rows, their type
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,8 @@ class Making:
     layout: Layout
     specs: tuple[OutSpec, ...]
     out: dict[str, NDArray[Any]]  # suffix -> the slab's array
-    stats: NDArray[np.float64]  # figures of each row [rows of the slab, 3]; those of its `Rows` where codes are kept
+    stats: NDArray[np.float64] | None  # figures of each row [rows of the slab, 3]; those of its `Rows` where codes are
+    # kept, none of what is only decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +135,13 @@ class Worker:
         first = bundle.quantize_tasks[0]
         rows = min(bundle.tile_rows, first.end_row - first.row)
         room, ways, makings = self._take(bundle, rows)
-        kind = np.dtype(WEIGHT_ARRAYS[first.dtype])
-        begin = first.extent[0]
         copies = [m for m in bundle.members if isinstance(m.task, CopyTask)]
         sums = {m.lane: 0 for m in copies}
-        with self._open(first.shard, begin, first.source_bytes, room, kind.itemsize, first.tensor) as slab:
-            for row in range(0, first.end_row - first.row, rows):
-                count = min(rows, first.end_row - first.row - row)
-                raw = slab.tile(row * first.row_bytes, count * first.row_bytes)
-                tile: NDArray[Any] = raw.view(kind).reshape(count, first.columns)
-                self._tile(tile, row, ways, makings)
-                for c in copies:
-                    sums[c.lane] = self._copy_rows(c, raw, row * first.row_bytes, sums[c.lane])
+        for row, tile, dtype in self._tiles(first, rows, room):
+            self._tile(tile, dtype, row, ways, makings)
+            for c in copies:
+                raw = tile.reshape(-1).view(np.uint8)
+                sums[c.lane] = self._copy_rows(c, raw, row * first.row_bytes, sums[c.lane])
         for task in bundle.quantize_tasks:
             if task.amax is not None and not math.isfinite(task.amax):
                 raise NonFiniteWeight(
@@ -152,27 +152,76 @@ class Worker:
             yield m.lane, _copied(m.task.id, sums[m.lane])
         for making in makings:
             self._write(making)
-            figures = self._kernels.sum_errors(making.stats)
+            figures = (0.0, 0.0, 0.0) if making.stats is None else self._kernels.sum_errors(making.stats)
             yield (
                 making.member.lane,
                 Done(making.task.id, self._checksum(making.out), *figures, False, making.task.amax),
             )
 
-    def _tile(self, tile: NDArray[Any], row: int, ways: Mapping[Way, Rows], makings: Sequence[Making]) -> None:
+    def _tiles(self, task: QuantizeTask | SurveyTask, rows: int, room: NDArray[np.uint8]) -> Iterator[Tile]:
+        """The rows of a task, `rows` at a time: as they are stored, or decoded."""
+        if task.encoded is None:
+            kind = np.dtype(WEIGHT_ARRAYS[task.dtype])
+            row_bytes, (begin, end) = task.columns * kind.itemsize, task.extent
+            with self._open(task.shard, begin, end - begin, room, kind.itemsize, task.tensor) as slab:
+                for at in range(0, end - begin, rows * row_bytes):
+                    raw = slab.tile(at, min(rows * row_bytes, end - begin - at))
+                    yield at // row_bytes, raw.view(kind).reshape(-1, task.columns), task.dtype
+            return
+        wide = room.view(np.float32).reshape(rows, task.columns)
+        decoded = DecodedRows(
+            task.encoded, (task.row, task.end_row), lambda p, ranges: self._read_part(task, p, ranges), self._kernels
+        )
+        for row in range(task.row, task.end_row, rows):
+            tile = decoded.tile(row, min(row + rows, task.end_row), wide)
+            if task.rounds:
+                yield row - task.row, round_rows(tile, task.dtype), task.dtype
+            else:
+                yield row - task.row, tile, "F32"
+
+    def _read_part(self, task: QuantizeTask | SurveyTask, part: Part, ranges: Ranges) -> NDArray[np.uint8]:
+        """The bytes of some ranges of a part, one behind the other."""
+        data = np.empty(sum(end - begin for begin, end in ranges), np.uint8)
+        at = 0
+        for begin, end in ranges:
+            piece = data[at : at + end - begin]
+            with self._open(part.shard, begin, end - begin, piece, 1, f"{part.tensor} for {task.tensor}") as slab:
+                found = slab.tile(0, end - begin)
+            if found is not piece:
+                piece[:] = found
+            at += end - begin
+        return data
+
+    def _tile(
+        self, tile: NDArray[Any], dtype: str, row: int, ways: Mapping[Way, Rows], makings: Sequence[Making]
+    ) -> None:
         """Quantize some rows once for each way, and pack the result for each output."""
         for (scheme, amax), room in ways.items():
             takers = [m for m in makings if _way(m.task) == (scheme, amax)]
             task = takers[0].task
             into = room.stats[row : row + len(tile)]
-            part, bad = quantize_rows(tile, task.dtype, scheme, room.buffers, into, self._kernels, amax)
+            part, bad = quantize_rows(tile, dtype, scheme, room.buffers, into, self._kernels, amax, task.dtype)
             if bad:
-                raise self._non_finite(task, tile, task.row + row)
+                raise self._non_finite(task, scheme, tile, dtype, task.row + row)
             for m in takers:
                 m.layout.pack(part, row, m.out, scheme, self._kernels)
-                if m.task.reads_back:  # such layouts have the weight's rows first
+                if m.task.reads_back and m.stats is not None:  # such layouts have the weight's rows first
                     there = slice(row, row + len(tile))
                     read = m.layout.unpack({k: v[there] for k, v in m.out.items()}, scheme, self._kernels)
-                    measure_rows(tile, task.dtype, m.layout.unpacks_to(scheme), read, m.stats[there], self._kernels)
+                    measure_rows(tile, dtype, m.layout.unpacks_to(scheme), read, m.stats[there], self._kernels)
+        for m in makings:
+            if m.task.scheme is None:
+                self._keep(tile, dtype, row, m)
+
+    def _keep(self, tile: NDArray[Any], dtype: str, row: int, making: Making) -> None:
+        """Rows as they were decoded, in the type that the weight has."""
+        out = making.out[making.specs[0].suffix]
+        kept = round_rows(tile, making.task.dtype) if dtype == "F32" else tile
+        kept = kept if kept.dtype == out.dtype else kept.view(out.dtype)
+        if making.task.turned:
+            out[:, row : row + len(tile)] = kept.T
+        else:
+            out[row : row + len(tile)] = kept
 
     def _write(self, making: Making) -> None:
         path = self._part(making.member.lane, making.task.file)
@@ -185,7 +234,7 @@ class Worker:
         tasks = bundle.quantize_tasks
         first, slab_rows = tasks[0], tasks[0].end_row - tasks[0].row
         room_shape, stats_shape = (rows * first.row_bytes,), (slab_rows, 3)
-        works = {_way(t): buffer_shapes(rows, first.columns, t.scheme) for t in tasks}
+        works = {way: buffer_shapes(rows, first.columns, way[0]) for t in tasks if (way := _way(t))}
         specs = [_specs(t) for t in tasks]
         slabs = [_slab_shapes(t, s) for t, s in zip(tasks, specs, strict=True)]
         own = [t.reads_back for t in tasks]
@@ -199,32 +248,28 @@ class Worker:
             for way in works
         }
         quantizing = (m for m in bundle.members if isinstance(m.task, QuantizeTask))
-        makings = [
-            Making(
-                m,
-                t,
-                find_layout(t.layout),
-                s,
-                {k: take(*shape) for k, shape in slab.items()},
-                take(stats_shape, np.float64) if reads_back else ways[_way(t)].stats,
-            )
-            for m, t, s, slab, reads_back in zip(quantizing, tasks, specs, slabs, own, strict=True)
-        ]
-        for m in makings:
-            write_values(m.specs, m.out)
+        makings = []
+        for m, t, s, slab in zip(quantizing, tasks, specs, slabs, strict=True):
+            out, way = {k: take(*shape) for k, shape in slab.items()}, _way(t)
+            stats = take(stats_shape, np.float64) if t.reads_back else ways[way].stats if way else None
+            makings.append(Making(m, t, find_layout(t.layout), s, out, stats))
+        for made in makings:
+            write_values(made.specs, made.out)
         return room, ways, makings
 
-    def _non_finite(self, task: QuantizeTask, tile: NDArray[Any], row: int) -> NonFiniteWeight:
+    def _non_finite(
+        self, task: QuantizeTask, scheme: Scheme, tile: NDArray[Any], dtype: str, row: int
+    ) -> NonFiniteWeight:
         """Say where the first value lies that cannot be quantized."""
         wide = np.empty(tile.shape, np.float32)
-        self._kernels.widen(tile, task.dtype, wide)
+        self._kernels.widen(tile, dtype, wide)
         where = np.argwhere(~np.isfinite(wide))
         if len(where):
             r, c = (int(x) for x in where[0])
             what = f"holds {wide[r, c]} at row {row + r}, column {c}"
         else:
             r = int(np.abs(wide).max(axis=1).argmax())
-            what = f"holds {float(np.abs(wide[r]).max()):g} in row {row + r}, whose scale overflows {task.scheme.scale}"
+            what = f"holds {float(np.abs(wide[r]).max()):g} in row {row + r}, whose scale overflows {scheme.scale}"
         return NonFiniteWeight(
             f"{task.tensor} in {task.shard} {what}: expected finite weights; the checkpoint may be damaged, or keep "
             f"this tensor in source precision with --ignore {task.tensor.removesuffix('.weight')}"
@@ -298,20 +343,16 @@ class Worker:
 
     def _survey(self, task: SurveyTask) -> Surveyed:
         """The largest magnitude of some rows."""
-        kind = np.dtype(WEIGHT_ARRAYS[task.dtype])
-        row_bytes = task.columns * kind.itemsize
+        row_bytes = task.columns * (4 if task.encoded else np.dtype(WEIGHT_ARRAYS[task.dtype]).itemsize)
         rows = max(1, TILE_BYTES // row_bytes)
         self._arena.reset(reserve(((rows * row_bytes,), np.uint8), ((rows, 1), np.float32)))
         room = self._arena.take((rows * row_bytes,), np.uint8)
         found = self._arena.take((rows, 1), np.float32)
         amax = 0.0
-        with self._open(task.shard, task.begin, task.size_bytes, room, kind.itemsize, task.tensor) as slab:
-            for at in range(0, task.size_bytes, rows * row_bytes):
-                raw = slab.tile(at, min(rows * row_bytes, task.size_bytes - at))
-                tile: NDArray[Any] = raw.view(kind).reshape(-1, task.columns)
-                self._kernels.group_absmax(tile, task.dtype, task.columns, found[: len(tile)])
-                amax = max(amax, float(found[: len(tile)].max()))
-        return Surveyed(task.tensor, task.begin, amax)
+        for _, tile, dtype in self._tiles(task, rows, room):
+            self._kernels.group_absmax(tile, dtype, task.columns, found[: len(tile)])
+            amax = max(amax, float(found[: len(tile)].max()))
+        return Surveyed(task.tensor, task.key, amax)
 
     def _seal(self, task: SealTask) -> Sealed:
         """fsync and sha256 of a finished file; the disk writes while the hash runs."""
@@ -367,11 +408,14 @@ def write_values(specs: Iterable[OutSpec], out: Mapping[str, NDArray[Any]]) -> N
             out[spec.suffix][:] = spec.values
 
 
-def _way(task: QuantizeTask) -> Way:
-    return task.scheme, task.amax
+def _way(task: QuantizeTask) -> Way | None:
+    """None for what is only decoded."""
+    return None if task.scheme is None else (task.scheme, task.amax)
 
 
 def _specs(task: QuantizeTask) -> tuple[OutSpec, ...]:
+    if task.scheme is None:
+        return tuple(OutSpec(t.suffix, t.dtype, t.shape, 1 if task.turned else 0) for t in task.targets)
     return find_layout(task.layout).outputs(task.scheme, task.dtype, task.rows, task.columns)
 
 

@@ -55,6 +55,15 @@ class Part:
         starts = range(self.begin + first * item_bytes, self.begin + self.lines * line_bytes, line_bytes)
         return tuple((at, at + (behind - first) * item_bytes) for at in starts)
 
+    def extent(self, row: int, end_row: int) -> tuple[int, int]:
+        """The first byte of the window in the shard, and the byte behind its last."""
+        first, behind = self.window(row, end_row)
+        item_bytes = STORAGE[self.dtype].bits // 8
+        line_bytes = self.width * item_bytes
+        if self.axis != 1:
+            return self.begin + first * line_bytes, self.begin + behind * line_bytes
+        return self.begin + first * item_bytes, self.begin + (self.lines - 1) * line_bytes + behind * item_bytes
+
     def window_bytes(self, row: int, end_row: int) -> int:
         """Bytes of the window: never more than the part."""
         first, behind = self.window(row, end_row)
@@ -83,7 +92,7 @@ class Encoded:
     rows: int
     columns: int
     dtype: str  # BF16 or F16, or F32: what the source's own reader makes of it
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...]  # the first has the codes
     element: str  # of one code, as kernels call it; `nf4` and `fp4` bring their values along
     block: tuple[int, int]  # rows and columns of the stored matrix that share a scale
     zero_added: int = 0  # what readers add to a stored zero point
@@ -103,7 +112,7 @@ class Encoded:
         return replace(self, rows=len(mine), pick=(mine.start, mine.stop, mine.step))
 
     def turned(self) -> "Encoded":
-        """The transpose: rows are the columns that it has stored. Only for codes of whole bytes, not yet picked."""
+        """The transpose: rows are the columns that it has stored. Only for elements of whole bytes, not yet picked."""
         if self.pick is not None or self.transposed or self.element not in TURNABLE:
             raise ValueError(f"{self.name}: {self.element} codes cannot be turned")
         parts = tuple(_turned(p, self) for p in self.parts)
@@ -139,8 +148,23 @@ class Encoded:
         """Bytes of all parts that its rows need."""
         return self.window_bytes(0, self.rows)
 
+    def share_bytes(self, rows: int) -> int:
+        """Bytes of the codes of so many rows; those between them belong to others."""
+        codes = self.parts[0]
+        across = codes.width if codes.axis == 0 else codes.lines
+        return rows * codes.units * across * STORAGE[codes.dtype].bits // (8 * codes.per_rows)
 
-TURNABLE: Final = frozenset({"e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "int8"})
+    def codes_extent(self, row: int, end_row: int) -> tuple[int, int]:
+        """The first byte of its shard that rows `row` to `end_row` need of the codes, and the byte behind the last."""
+        return self.parts[0].extent(*self.stored_range(row, end_row))
+
+    @property
+    def is_strided(self) -> bool:
+        """True if its rows run along the lines that are stored, so that some of them are a range of each line."""
+        return self.parts[0].axis == 1
+
+
+TURNABLE: Final = frozenset({"e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "int8", "plain"})
 
 
 def _turned(part: Part, e: Encoded) -> Part:

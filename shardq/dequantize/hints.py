@@ -31,17 +31,39 @@ class Hints:
         """Pairs of bits and group size (-1: the row) that a module may have, the likeliest first."""
         own = _own(self.block, module)
         found = [own, self.block] if own else [self.block]
-        groups = self.block.get("config_groups")
-        if isinstance(groups, Mapping):
-            weights = [g["weights"] for g in groups.values() if isinstance(g, Mapping) and _is(g.get("weights"))]
-            found = [*found, *weights]
-        pairs = [(_bits(x), _group(x)) for x in found]
+        pairs = [(_bits(x), _group(x)) for x in (*found, *self._group_weights())]
         return tuple(dict.fromkeys((b, g) for b, g in pairs if b))
 
     def data_type(self, module: str) -> str:
         """auto-round's word for the numbers of a module."""
         own = _own(self.block, module) or {}
         return str(own.get("data_type", self.block.get("data_type", "")))
+
+    def symmetric(self, module: str) -> bool | None:
+        """Whether the zero points of a module's integers are all half the range; None where nothing is said. AWQ's
+        `zero_point: true` says nothing: it stands there whenever there is a tensor of them."""
+        for place in (_own(self.block, module) or {}, self.block, self.block.get("meta")):
+            if _is(place) and isinstance(place.get("sym"), bool):
+                return bool(place["sym"])
+        if self.block.get("zero_point") is False:
+            return True
+        said = {w["symmetric"] for w in self._group_weights() if isinstance(w.get("symmetric"), bool)}
+        return said.pop() if len(said) == 1 else None
+
+    def _group_weights(self) -> list[Mapping[str, Any]]:
+        groups = self.block.get("config_groups")
+        found = groups.values() if isinstance(groups, Mapping) else ()
+        return [g["weights"] for g in found if isinstance(g, Mapping) and _is(g.get("weights"))]
+
+    @property
+    def act_order(self) -> bool:
+        """True if columns of one group need not lie side by side; static groups stay in order."""
+        return bool(self.block.get("desc_act")) and not self.block.get("static_groups")
+
+    @property
+    def power_scales(self) -> bool:
+        """True if scales of native FP8 are said to be powers of two, whatever type they are stored in."""
+        return self.block.get("scale_fmt") == "ue8m0"
 
     @property
     def weight_block(self) -> tuple[int, int] | None:

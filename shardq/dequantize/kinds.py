@@ -1,4 +1,4 @@
-"""The table of readers: what each source kind of families.toml needs to become rows of numbers."""
+"""The table of readers: what each source kind of families.toml, and a slice of plain floats, needs to become rows."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,6 +11,7 @@ from shardq.dequantize.gptq import GptqWords
 from shardq.dequantize.int_pack import IntPack
 from shardq.dequantize.mlx import MlxWords
 from shardq.dequantize.nibbles import NUMBERS, POWERS, Nibbles
+from shardq.dequantize.plain import PLAIN, PlainFloats
 from shardq.dequantize.scaled_bytes import SCB_STEP, ScaledBytes
 
 GRID: Final = ScaledBytes()
@@ -40,5 +41,6 @@ KINDS: Final[Mapping[str, Reader]] = MappingProxyType(
         "awq": AwqWords(),
         "bnb4": Bnb4(),
         "mlx": MlxWords(),
+        PLAIN: PlainFloats(),
     }
 )

@@ -28,6 +28,7 @@ _PATTERNS: Final = {2: np.uint16, 4: np.uint32}
 def quantize_mlx(
     source: NDArray[Any],
     dtype: str,
+    stored: str,
     scheme: Scheme,
     buffers: Buffers,
     stats: NDArray[np.float64],
@@ -35,7 +36,7 @@ def quantize_mlx(
 ) -> tuple[Quantized, int]:
     """`rtn.quantize_rows` for schemes whose `numbers` are "mlx"; arguments and result as there."""
     if not scheme.symmetric:
-        return _quantize_affine(source, dtype, scheme, buffers, stats, kernels)
+        return _quantize_affine(source, dtype, stored, scheme, buffers, stats, kernels)
     group = scheme.group_columns(source.shape[1])
     b = buffers
     bad = kernels.group_absmax(source, dtype, group, b.high)
@@ -54,7 +55,13 @@ def quantize_mlx(
 
 
 def _quantize_affine(
-    source: NDArray[Any], dtype: str, scheme: Scheme, b: Buffers, stats: NDArray[np.float64], kernels: "KernelSet"
+    source: NDArray[Any],
+    dtype: str,
+    stored: str,
+    scheme: Scheme,
+    b: Buffers,
+    stats: NDArray[np.float64],
+    kernels: "KernelSet",
 ) -> tuple[Quantized, int]:
     """Codes of weight = scale * code + bias. Scales are negative where the largest magnitude is positive."""
     group = scheme.group_columns(source.shape[1])
@@ -70,7 +77,7 @@ def _quantize_affine(
         np.divide(edge, levels, out=b.scales, where=levels != 0)
         np.copyto(b.low, np.where(levels != 0, edge, np.float32(0)))
     kernels.encode_affine(source, dtype, scheme.bits, group, b.scales, b.low, "subtract", b.codes)
-    b.scales[:], b.low[:] = round_to(b.scales, STORED[dtype]), round_to(b.low, STORED[dtype])
+    b.scales[:], b.low[:] = round_to(b.scales, STORED[stored]), round_to(b.low, STORED[stored])
     bad += int((finite & ~(np.isfinite(b.scales) & np.isfinite(b.low))).sum())
     kernels.error_affine(source, dtype, b.codes, b.scales, b.low, group, "bias", stats)
     return Quantized(b.codes, b.scales, None, biases=b.low), bad

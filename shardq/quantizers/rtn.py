@@ -25,11 +25,13 @@ def quantize_rows(
     stats: NDArray[np.float64],
     kernels: "KernelSet",
     amax: float | None = None,
+    stored: str | None = None,
 ) -> tuple[Quantized, int]:
     """Quantize [rows, columns] weights (uint16 bit views for BF16 and F16, float32 for F32) into `buffers`, and measure
     the result into `stats` [rows, 3]: sum of squared errors, sum of squared weights, largest error of each row.
 
-    `amax`: the largest |w| of all that the scheme's `reach` names; None where that is the group.
+    `amax`: the largest |w| of all that the scheme's `reach` names; None where that is the group. `stored`: the type
+    that the weight has in the result, for scales of that type, where it is not `dtype`.
     `source` begins with a row that is a multiple of the scheme's `group_rows`. Returns the result, which lies in the
     buffers, and the number of groups that hold NaN or infinity or whose scale overflows the scale format; such groups
     have no meaning and must not be written.
@@ -40,7 +42,7 @@ def quantize_rows(
     group = scheme.group_columns(columns)
     b = buffers.first(rows)
     if scheme.numbers == "mlx":
-        return quantize_mlx(source, dtype, scheme, b, stats, kernels)
+        return quantize_mlx(source, dtype, stored or dtype, scheme, b, stats, kernels)
     if scheme.numbers == "auto_round" and scheme.format.is_integer:
         # One pass over the weights; numerics of auto-round 0.16.1 model-free, as the kernel documents.
         bad = kernels.rtn_error_int(
@@ -53,14 +55,14 @@ def quantize_rows(
         if scheme.scale in FLOAT_SCALES:
             steps, global_scale = float_scales(b, scheme, amax, kernels)
         else:
-            bad += shared_scales(b.high, scheme, dtype, b.scales, amax)
+            bad += shared_scales(b.high, scheme, dtype, b.scales, amax, stored)
         kernels.encode_scaled(source, dtype, scheme.element, group, steps, b.codes)
         if scheme.numbers == "fp8":
             sign_zeros(source, b.codes)
         kernels.error_scaled(source, dtype, scheme.element, b.codes, steps, group, stats)
         return Quantized(b.codes, b.scales, None, global_scale=global_scale), bad
     bad = kernels.group_range(source, dtype, group, b.low, b.high)
-    bad += range_scales(b.low, b.high, scheme, dtype, b.scales, b.zeros)
+    bad += range_scales(b.low, b.high, scheme, stored or dtype, b.scales, b.zeros)
     np.copyto(b.low, b.zeros)  # the kernels take whole numbers as fp32
     kernels.encode_affine(source, dtype, scheme.bits, group, b.scales, b.low, "add_round", b.codes)
     kernels.error_affine(source, dtype, b.codes, b.scales, b.low, group, "zero", stats)

@@ -17,9 +17,11 @@ _EXPONENT_BITS = np.uint32(0x7F800000)
 _CARRY = {"e2m1": np.uint32(1 << 21), "e4m3fn": np.uint32(1 << 21), "e2m3": np.uint32(1 << 19)}
 
 
-def shared_scales(absmax: Floats, scheme: Scheme, dtype: str, out: Floats, amax: float | None = None) -> int:
+def shared_scales(
+    absmax: Floats, scheme: Scheme, dtype: str, out: Floats, amax: float | None = None, stored: str | None = None
+) -> int:
     """Scales of symmetric groups [rows, G] from their largest magnitudes, which are left as those of the shared groups;
-    `amax` is that of the whole tensor, where the scheme reaches so far.
+    `amax` is that of the whole tensor, where the scheme reaches so far. `stored` as in `quantize_rows`.
 
     Returns the number of groups whose scale overflows its format; infinite magnitudes count elsewhere.
     """
@@ -37,7 +39,7 @@ def shared_scales(absmax: Floats, scheme: Scheme, dtype: str, out: Floats, amax:
         return 0
     top = ((1 << scheme.bits) - 1) / 2 if scheme.format.is_integer else scheme.format.max_value
     np.divide(absmax, np.float32(top), out=out)
-    return _round_scales(out, np.isfinite(absmax), scheme, dtype)
+    return _round_scales(out, np.isfinite(absmax), scheme, stored or dtype)
 
 
 def range_scales(

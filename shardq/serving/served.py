@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.checkpoint import TensorRef
+from shardq.final_config import final_values
 from shardq.fused import fused_groups
 from shardq.roles import Role, assign_roles
 from shardq.serving.believed import Belief, believe, group_of, ignored_names, method_of
@@ -132,8 +133,9 @@ def read_served(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Ser
 def served_of_plan(plan: "Plan") -> Served:
     """What the output of a plan will be. Empty of tensors when only an index is known."""
     block = plan.layout.config_block(plan.recipe.scheme, plan.choices(), VERSION)
-    config = {**(plan.checkpoint.config or {}), **plan.layout.config_keys(block)}
-    return read_served({s.name: (s.dtype, s.shape) for f in plan.files for s in f.specs.values()}, config)
+    return read_served(
+        {s.name: (s.dtype, s.shape) for f in plan.files for s in f.specs.values()}, final_values(plan, block)
+    )
 
 
 def find_block(config: Mapping[str, Any]) -> Mapping[str, Any]:

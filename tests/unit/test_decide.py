@@ -102,9 +102,11 @@ REFUSALS: list[tuple[type[ShardqError], str, dict[str, Any], dict[str, Any]]] = 
     (LayoutRefuses, "symmetric and asymmetric", {"layer_config": {"**.q_proj": {"sym": False}}}, {}),
     (NothingToQuantize, "nothing to quantize", {"ignore": ["model.layers.**"]}, {}),
     (UnknownTensor, "weird", {}, {"model.layers.0.weird": (BF16, (4, 8, 16))}),
-    (UnsupportedSource, "expert stacks", {}, {"model.layers.0.mlp.experts.gate_up_proj": (BF16, (4, 256, 256))}),
-    (UnsupportedSource, "quantized already", {}, {"model.layers.0.self_attn.q_proj.weight_scale_inv": ("F32", (2, 2)),
-                                                  "model.layers.0.self_attn.q_proj.weight": ("F8_E4M3", (256, 256))}),
+    (UnsupportedSource, "expert stack", {}, {"model.layers.0.mlp.experts.gate_up_proj": (BF16, (4, 256, 256))}),
+    (UnsupportedSource, "q_proj.weight in .* without its scales", {}, {
+        "model.layers.0.self_attn.q_proj.weight": ("F8_E4M3", (256, 256))}),
+    (UnsupportedSource, "scale_inv in .* is not there", {}, {
+        "model.layers.0.self_attn.r_proj.weight_scale_inv": ("F32", (2, 2))}),
     (BadGroupSize, "--group-size 16 or 32", {"group_size": 256}, {}),
     (LayoutRefuses, "multiples of 32", {}, {"model.layers.0.self_attn.o_proj.weight": (BF16, (100, 256))}),
 ]  # fmt: skip

@@ -1,0 +1,43 @@
+"""Rows of encoded weights for a worker, tile by tile."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardq.dequantize.base import Encoded, Part
+from shardq.dequantize.decoding import Ranges, decode_rows, narrow_parts, read_parts
+from shardq.kernels import KernelSet
+from shardq.layouts.stored import store
+
+Read = Callable[[Part, Ranges], "NDArray[np.uint8] | bytes"]
+ROUNDED: dict[str, type] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
+
+
+class DecodedRows:
+    """Some rows of an encoded matrix. What is stored of them is read with each tile, or once where every line of it has
+    some of each row."""
+
+    def __init__(self, e: Encoded, rows: tuple[int, int], read: Read, kernels: KernelSet) -> None:
+        """`rows`: the first, and the one behind the last; `read` as in `read_parts`."""
+        self._encoded, self._rows, self._read, self._kernels = e, rows, read, kernels
+        self._held = read_parts(e, *rows, read) if e.is_strided else None
+
+    def tile(self, row: int, end_row: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows `row` to `end_row` as fp32 in `out` [at least so many, columns]. Raises NonFiniteWeight, CorruptShard,
+        and what reading raises."""
+        e, wanted = self._encoded, (row, end_row)
+        if self._held is None:
+            parts = read_parts(e, *wanted, self._read)
+        else:
+            parts = narrow_parts(e, self._held, self._rows, wanted)
+        found = out[: end_row - row]
+        decode_rows(e, parts, *wanted, found, self._kernels)
+        return found
+
+
+def round_rows(rows: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """fp32 rows as kernels take weights of a type: patterns of BF16 and F16, rounded half to even."""
+    rounded = store(rows, np.dtype(ROUNDED[dtype]))
+    return rounded if dtype == "F32" else rounded.view(np.uint16)

@@ -1,0 +1,35 @@
+"""config.json of an output: the source's own bytes, and what the layout adds."""
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from shardq.config_json import drop_keys, set_key
+
+if TYPE_CHECKING:
+    from shardq.plans import Plan
+
+# Blocks that say how a source is quantized, which stand at the top or in a part of it.
+QUANTIZATION_KEYS: Final = ("quantization_config", "compression_config", "quantization")
+
+
+def final_config(plan: "Plan", block: Mapping[str, Any]) -> str:
+    """The text, with the `block` of Layout.config_block; a checkpoint without config.json gets one that holds only
+    that. What a source says of codes that it has no more is left out. Raises SourceUnreadable for no JSON object."""
+    text = (plan.checkpoint.config_bytes or b"{\n}\n").decode()
+    if plan.weights.were_encoded:
+        text = drop_keys(text, QUANTIZATION_KEYS)
+    for key, value in plan.layout.config_keys(block).items():
+        text = set_key(text, key, value)
+    return text
+
+
+def final_values(plan: "Plan", block: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, parsed."""
+    config = plan.checkpoint.config or {}
+    kept = _without(config, QUANTIZATION_KEYS) if plan.weights.were_encoded else config
+    return {**kept, **plan.layout.config_keys(block)}
+
+
+def _without(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """What `drop_keys` leaves."""
+    return {k: _without(v, keys) if isinstance(v, Mapping) else v for k, v in config.items() if k not in keys}

@@ -1,0 +1,219 @@
+"""What a checkpoint stands for: its tensors, with weights in place of the codes and scales that some are stored as, and
+with a matrix for each expert in place of the stacks that are quantized. Headers alone decide."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from shardq.checkpoint import Checkpoint, TensorRef
+from shardq.companions import find_companions
+from shardq.dequantize import Encoded, Found, find_encoded
+from shardq.dequantize.plain import plain_slices
+from shardq.errors import UnsupportedSource
+from shardq.layouts.base import Place
+from shardq.recipe import Recipe
+from shardq.roles import Role, assign_roles, prediction_tensors
+from shardq.stacks import ExpertStack, find_stacks
+
+SHOWN: Final = 4  # problems told in a message before "and N more"
+TURNED_KINDS: Final = (
+    "mxfp4_gptoss",
+)  # whose stacks readers decode to [in, out], not as codes lie (transformers 5.23)
+
+
+@dataclass(frozen=True, slots=True)
+class Absorbed:
+    """A tensor of the source that is no tensor of its own among the weights."""
+
+    fate: Literal["decoded", "split", "dropped"]
+    into: str  # the weight that it is a part of, or the prefix of the experts that it was split into; empty if dropped
+    reason: str  # the kind of source, the row of the stack, or why it stays behind
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All of a checkpoint: each of its tensors is among `tensors`, or a key of `absorbed`."""
+
+    tensors: Mapping[str, TensorRef]
+    absorbed: Mapping[str, Absorbed]
+    places: Mapping[str, Place]  # modules that go back into a stack, as its readers want
+
+    @property
+    def were_encoded(self) -> bool:
+        """True if the source is quantized."""
+        return any(a.fate == "decoded" for a in self.absorbed.values())
+
+    def shards_of(self, tensor: str) -> Iterator[str]:
+        """The shards that a weight is made of."""
+        t = self.tensors[tensor]
+        yield t.shard
+        for e in t.encoded:
+            for part in e.parts:
+                yield part.shard
+
+
+def find_weights(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
+    """The weights of a checkpoint, in its order. Stacks that the recipe keeps stay whole.
+
+    Raises UnsupportedSource for codes without scales and the reverse, for shapes that do not go together, for sources
+    that have no reader, and for stacks that cannot be told apart.
+    """
+    tensors, absorbed = _decode(checkpoint)
+    config, taken = checkpoint.config, taken_parts(recipe)
+    verdicts = assign_roles(tensors.values(), config, taken)
+    dropped = prediction_tensors(tensors.values(), config) if recipe.mtp == "drop" else frozenset()
+
+    def is_split(t: TensorRef) -> bool:
+        ignored = any(p.matches(n) for p in recipe.ignore for n in (t.module, t.name))
+        return verdicts[t.name].role is Role.EXPERT_STACK and not ignored and t.name not in dropped
+
+    return _split_stacks(checkpoint, tensors, absorbed, is_split)
+
+
+def taken_parts(recipe: Recipe) -> frozenset[Role]:
+    """Parts of which Linear layers are quantized like those of the text model."""
+    wanted = ((Role.MTP, recipe.mtp == "quantize"), (Role.NONTEXT, recipe.quant_nontext))
+    return frozenset(role for role, on in wanted if on)
+
+
+def kept_shape(t: TensorRef) -> tuple[int, ...]:
+    """The shape that a tensor has where it is kept: of some stacks another than that of its slices as rows."""
+    assert t.shape is not None
+    return (*t.shape[:-2], t.shape[-1], t.shape[-2]) if is_turned(t) else t.shape
+
+
+def is_turned(t: TensorRef) -> bool:
+    """True if rows become columns where it is kept as a stack."""
+    return len(t.encoded) > 1 and t.encoded[0].kind in TURNED_KINDS
+
+
+# --- quantized sources ---------------------------------------------------------------------------------------------
+
+
+def _decode(checkpoint: Checkpoint) -> tuple[dict[str, TensorRef], dict[str, Absorbed]]:
+    found = find_encoded(checkpoint.tensors.values(), checkpoint.config, checkpoint.peeked)
+    _refuse_problems(found, checkpoint.label)
+    owners = {c.name: c for c in find_companions(checkpoint.tensors.values()) if c.paired}
+    tensors: dict[str, TensorRef] = {}
+    absorbed: dict[str, Absorbed] = {}
+    for t in checkpoint.tensors.values():
+        owner = owners.get(t.name)
+        if reason := found.dropped.get(t.name):
+            absorbed[t.name] = Absorbed("dropped", "", reason)
+        elif owner is None:
+            _add(tensors, t)
+        else:
+            if owner.part == "codes":
+                _add(tensors, _logical(t, owner.weight, found.encoded.get(owner.weight, ())))
+            if t.name != owner.weight:
+                absorbed[t.name] = Absorbed("decoded", owner.weight, owner.kind)
+    return tensors, absorbed
+
+
+def _logical(codes: TensorRef, name: str, encoded: Sequence[Encoded]) -> TensorRef:
+    """The weight that codes stand for; of unknown shape where only an index is known."""
+    if not encoded:
+        return replace(codes, name=name, dtype=None, shape=None)
+    first = encoded[0]
+    stacked = () if first.index is None else (len(encoded),)
+    return TensorRef(
+        name, codes.shard, first.dtype, (*stacked, first.rows, first.columns), codes.begin, codes.end, tuple(encoded)
+    )
+
+
+def _add(tensors: dict[str, TensorRef], t: TensorRef) -> None:
+    if t.name in tensors:
+        raise UnsupportedSource(
+            f"{t.name} is in {tensors[t.name].shard} and, in another form, in {t.shard}: expected it once; remove the "
+            "one that is not the model's"
+        )
+    tensors[t.name] = t
+
+
+def _refuse_problems(found: Found, label: str) -> None:
+    told = [str(p) for p in found.problems]
+    told += [f"{t.name} in {t.shard} says the shape of others and was not read" for t in found.wanted]
+    if told:
+        more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+        raise UnsupportedSource(f"{label} cannot be read: {'; '.join(told[:SHOWN])}{more}")
+
+
+# --- expert stacks -------------------------------------------------------------------------------------------------
+
+
+def _split_stacks(
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, TensorRef],
+    absorbed: Mapping[str, Absorbed],
+    is_split: Callable[[TensorRef], bool],
+) -> Weights:
+    wanted = {n for n, t in tensors.items() if is_split(t)}
+    if not wanted:
+        return Weights(tensors, absorbed, {})
+    others = (t for t in tensors.values() if t.name in wanted or len(t.shape or ()) < 3)
+    stacks = {s.tensor: s for s in find_stacks(others, checkpoint.config) if s.tensor in wanted}
+    biases = {s.bias: s for s in stacks.values() if s.bias}
+    made: dict[str, TensorRef] = {}
+    places: dict[str, Place] = {}
+    prefixes = {s.tensor: s.prefix for s in stacks.values() if s.experts is not None}
+    gone = {n: replace(a, into=prefixes.get(a.into, a.into)) for n, a in absorbed.items()}
+    for t in tensors.values():
+        stack = stacks.get(t.name) or biases.get(t.name)
+        if stack is None or stack.experts is None:
+            _add(made, t)
+            continue
+        if t.name in checkpoint.tensors:
+            gone[t.name] = Absorbed("split", stack.prefix, stack.row)
+        if stack.emit == "stacked":
+            places |= _places(stack)
+        for m in _pieces(t, stack):
+            _add(made, m)
+    return Weights(made, gone, places)
+
+
+def _pieces(t: TensorRef, stack: ExpertStack) -> Iterable[TensorRef]:
+    if t.name == stack.bias:
+        return _bias_pieces(t, stack)
+    return _whole_slices(t, stack) if stack.emit == "stacked" else _matrices(t, stack)
+
+
+def _matrices(t: TensorRef, stack: ExpertStack) -> Iterator[TensorRef]:
+    slices = t.encoded or plain_slices(t)
+    for m in stack.matrices():
+        e = slices[m.expert]
+        e = e.turned() if m.transposed else e
+        yield _matrix(m.name, t, e if m.lines == range(e.rows) else e.picked(m.lines.start, m.lines.stop, m.lines.step))
+
+
+def _whole_slices(t: TensorRef, stack: ExpertStack) -> Iterator[TensorRef]:
+    """Slices that go back into a stack: gate and up stay as they are."""
+    for index, e in enumerate(t.encoded or plain_slices(t)):
+        yield _matrix(f"{_slice_module(stack, index)}.weight", t, e.turned() if stack.transposed else e)
+
+
+def _bias_pieces(t: TensorRef, stack: ExpertStack) -> Iterator[TensorRef]:
+    if stack.emit == "stacked":
+        yield t
+        return
+    slices = plain_slices(t)
+    for b in stack.biases():
+        piece = _matrix(b.name, t, slices[b.expert].picked(b.lines.start, b.lines.stop, b.lines.step))
+        yield replace(piece, shape=(len(b.lines),))
+
+
+def _matrix(name: str, t: TensorRef, e: Encoded) -> TensorRef:
+    """One matrix of a stack: encoded, or consecutive bytes that are its rows as they are."""
+    e = replace(e, name=name, index=None)
+    begin, end = e.codes_extent(0, e.rows)
+    plain = not t.encoded and not e.is_strided and (e.pick is None or e.pick[2] == 1)
+    return TensorRef(name, t.shard, e.dtype, (e.rows, e.columns), begin, end, () if plain else (e,))
+
+
+def _places(stack: ExpertStack) -> dict[str, Place]:
+    count = stack.experts or 0
+    module = stack.weight.removesuffix(".weight")
+    return {_slice_module(stack, index): Place(module, index, count) for index in range(count)}
+
+
+def _slice_module(stack: ExpertStack, index: int) -> str:
+    return f"{stack.weight.removesuffix('.weight')}.{index}"
