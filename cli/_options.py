@@ -8,7 +8,7 @@ import click
 if TYPE_CHECKING:
     from shardq.patterns import Dialect
     from shardq.policy import Policy
-    from shardq.recipe import Mtp, Ragged, Recipe
+    from shardq.recipe import Decode, Mtp, Ragged, Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,6 +68,11 @@ def recipe_options(function: F) -> F:
             help="Layers for multi-token prediction: keep in source precision, quantize, or leave out.",
         ),
         click.option(
+            "--decode", default="exact", metavar="exact|rounded", show_default=True,
+            help="How weights of a quantized source are taken: in fp32, or rounded to 16 bits first, as a dequantized "
+            "checkpoint has them.",
+        ),
+        click.option(
             "--ragged", default="refuse", metavar="refuse|keep|shrink", show_default=True,
             help="Where the group size does not divide the columns: stop, keep the module, or take the largest group "
             "that fits.",
@@ -92,6 +97,7 @@ def build_recipes(
     schemes: Sequence[str], layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None,
     layer_config: str | None, ignore: Sequence[str], include: Sequence[str], ignore_dialect: str, quant_lm_head: bool,
     ragged: str, targets: Sequence[str] = (), policy: str = "all", mtp: str = "keep", quant_nontext: bool = False,
+    decode: str = "exact",
 ) -> "list[Recipe]":  # fmt: skip
     """A Recipe for each scheme in each layout. Raises what make_recipe does, which checks all words."""
     from shardq.recipe import make_recipe
@@ -114,6 +120,7 @@ def build_recipes(
             policy=cast("Policy", policy),
             mtp=cast("Mtp", mtp),
             quant_nontext=quant_nontext,
+            decode=cast("Decode", decode),
         )
         for scheme in schemes or (DEFAULT_SCHEME,)
         for each in layouts

@@ -33,6 +33,7 @@ def plan(
     layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None, layer_config: str | None,
     ignore: tuple[str, ...], include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str,
     targets: tuple[str, ...], policy: str, mtp: str, quant_nontext: bool,
+    decode: str,
 ) -> None:  # fmt: skip
     """Say what `quantize` would do with SOURCE, from headers alone.
 
@@ -43,7 +44,7 @@ def plan(
 
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged, targets, policy, mtp, quant_nontext,
+        ragged, targets, policy, mtp, quant_nontext, decode,
     )  # fmt: skip
     if source is not None and headers is None:
         planned = api.plan_many(source, recipes, subfolder=subfolder, targets=targets)

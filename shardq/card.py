@@ -27,25 +27,31 @@ def make_card(plan: Plan, errors: Mapping[str, Errors], total: Errors, source_ca
     plan and output."""
     c = plan.checkpoint
     counts = {a: sum(d.action == a for d in plan.decisions) for a in ("quantize", "copy", "drop")}
-    command = make_command(plan)
     front = "\n".join(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in _front_matter(plan, source_card).items())
-    worst = sorted(errors.items(), key=lambda kv: (-kv[1].relative, kv[0]))[:WORST]
     at = f" at commit `{c.commit}`" if c.commit else ""
+    done = "Quantized" if counts["quantize"] else "Dequantized"
     lines = [
         "---", front, "---", "",
         f"# {c.label.rpartition('/')[2]}, {plan.recipe.scheme.name}", "",
-        f"Quantized from `{c.label}`{at} with shardq, without calibration data:", "",
-        "```", command, "```", "",
+        f"{done} from `{c.label}`{at} with shardq, without calibration data:", "",
+        "```", make_command(plan), "```", "",
         f"- {counts['quantize']} weight matrices quantized, layout `{plan.layout.name}`; {counts['copy']} kept"
         + (f", {counts['drop']} tensors of prediction layers left out." if counts["drop"] else "."),
         f"- {plan.source_bytes / 1e9:.2f} GB became {plan.output_bytes / 1e9:.2f} GB.",
         f"- Loads in: {plan.layout.loaders}.",
-        f"- Relative error of all quantized weights (root of squared error over square): {total.relative:.5f}.", "",
-        "Largest relative errors:", "", "| tensor | relative error | largest error |", "| --- | --- | --- |",
-        *(f"| `{name}` | {e.relative:.5f} | {e.max_error:.3g} |" for name, e in worst), "",
+        *(_error_lines(errors, total) if counts["quantize"] else ()), "",
         "Every source tensor is accounted for in `shardq-ledger.json.zst`; `shardq verify` checks it.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _error_lines(errors: Mapping[str, Errors], total: Errors) -> list[str]:
+    worst = sorted(errors.items(), key=lambda kv: (-kv[1].relative, kv[0]))[:WORST]
+    return [
+        f"- Relative error of all quantized weights (root of squared error over square): {total.relative:.5f}.", "",
+        "Largest relative errors:", "", "| tensor | relative error | largest error |", "| --- | --- | --- |",
+        *(f"| `{name}` | {e.relative:.5f} | {e.max_error:.3g} |" for name, e in worst),
+    ]  # fmt: skip
 
 
 def read_source_card(plan: Plan, source: Source) -> str | None:
@@ -58,7 +64,10 @@ def read_source_card(plan: Plan, source: Source) -> str | None:
 
 def make_command(plan: Plan) -> str:
     """The command that gives these bytes, with the options that decide them and no others."""
-    return shlex.join(["shardq", "quantize", _source_words(plan), *_options(plan.recipe)])
+    r = plan.recipe
+    if r.purpose == "dequantize":
+        return shlex.join(["shardq", "dequantize", _source_words(plan), *(["--dtype", r.dtype] if r.dtype else [])])
+    return shlex.join(["shardq", "quantize", _source_words(plan), *_options(r)])
 
 
 def _source_words(plan: Plan) -> str:
@@ -89,6 +98,8 @@ def _options(r: Recipe) -> list[str]:
         words += ["--mtp", r.mtp]
     if r.quant_nontext:
         words.append("--quant-nontext")
+    if r.decode != "exact":
+        words += ["--decode", r.decode]
     return [*words, "--rtn"]
 
 

@@ -55,6 +55,8 @@ def decide_weights(weights: Weights, checkpoint: Checkpoint, recipe: Recipe) -> 
     """
     tensors = tuple(weights.tensors.values())
     roles = assign_roles(tensors, checkpoint.config, taken_parts(recipe))
+    if recipe.purpose == "dequantize":
+        return _keep_all(weights, roles, checkpoint.label)
     modules = {t.module for t in tensors if _is_weight(t)}
     stopping = [t for t in tensors if not _is_weight(t) and roles[t.name].role in (Role.UNKNOWN, Role.EXPERT_STACK)]
     _check_patterns(recipe, modules, modules | {n for t in stopping for n in (t.module, t.name)})
@@ -80,6 +82,12 @@ def decide_weights(weights: Weights, checkpoint: Checkpoint, recipe: Recipe) -> 
             "the recipe selects; `shardq inspect` shows the role of each"
         )
     return decisions
+
+
+def _keep_all(weights: Weights, roles: Mapping[str, Verdict], label: str) -> tuple[Decision, ...]:
+    if not weights.were_encoded:
+        raise NothingToQuantize(f"nothing to dequantize in {label}: its weights are plain")
+    return tuple(Decision(t, roles[t.name].role, roles[t.name].rule, "copy", None) for t in weights.tensors.values())
 
 
 def _check_dropped(dropped: Sequence[TensorRef], recipe: Recipe) -> None:

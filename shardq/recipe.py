@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from shardq.errors import BadOption
-from shardq.layouts import default_layout, find_layout
+from shardq.formats import WEIGHT_DTYPES
+from shardq.layouts import PLAIN_LAYOUT, default_layout, find_layout
 from shardq.patterns import Dialect, LayerRule, Pattern, parse_layer_config, parse_pattern
 from shardq.policy import Policy
-from shardq.schemes import Scheme, change_scheme, parse_scheme
+from shardq.schemes import PLAIN_WEIGHTS, Scheme, change_scheme, parse_scheme
 
 Ragged = Literal["refuse", "keep", "shrink"]
 Mtp = Literal["keep", "quantize", "drop"]
 Decode = Literal["exact", "rounded"]
+Purpose = Literal["quantize", "dequantize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Recipe:
     policy: Policy = "all"  # which Linear layers of the text model are quantized
     mtp: Mtp = "keep"  # what becomes of multi-token prediction layers
     quant_nontext: bool = False  # Linear layers of vision, audio and projector parts are quantized too
+    purpose: Purpose = "quantize"  # dequantize: everything is kept, and nothing stays encoded
+    dtype: str | None = None  # of weights that are decoded and kept; None: what the source's own reader makes of them
     decode: Decode = "exact"  # weights of a quantized source are quantized as decoded in fp32, or as a checkpoint of 16
     # bits would have them
 
@@ -56,6 +60,8 @@ class Recipe:
             "mtp": self.mtp,
             "quant_nontext": self.quant_nontext,
             "decode": self.decode,
+            "purpose": self.purpose,
+            "dtype": self.dtype,
         }
 
 
@@ -111,6 +117,26 @@ def make_recipe(
         mtp=mtp,
         quant_nontext=quant_nontext,
         decode=decode,
+    )
+
+
+def dequantize_recipe(dtype: str | None = None) -> Recipe:
+    """A Recipe that decodes what a source has quantized: to BF16, F16 or F32, or to what its own reader makes of it.
+    Raises BadOption."""
+    if dtype is not None and dtype.upper() not in WEIGHT_DTYPES:
+        raise BadOption(f"--dtype {dtype!r}: expected one of {', '.join(WEIGHT_DTYPES)}")
+    return Recipe(
+        preset=PLAIN_WEIGHTS.name,
+        scheme=PLAIN_WEIGHTS,
+        layout=PLAIN_LAYOUT,
+        preset_rules=(),
+        layer_rules=(),
+        ignore=(),
+        include=(),
+        quant_lm_head=False,
+        ragged="refuse",
+        purpose="dequantize",
+        dtype=dtype.upper() if dtype else None,
     )
 
 

@@ -132,6 +132,8 @@ class Scheme:
         """Canonical name, which with a layout says all: W4A16 (group 128), W4A16G32, W8A16CH (whole row), -ASYM where
         asymmetric, W4A8, W4AFP8; FP8, MXFP4, ... with A16 behind it where activations stay, A8 or XFP8 where they
         become another format than the weights."""
+        if self.bits == 16:
+            return self.element.upper()
         a = ACTIVATIONS[self.activation] if self.activation else None
         if self.format.is_integer:
             width = f"{'FP' if a.floating else ''}{a.bits}" if a else "16"
@@ -167,6 +169,7 @@ class Preset:
 
 _FP8: Final = Scheme("e4m3fn", WHOLE_ROW, symmetric=True, scale=WEIGHT_TYPE, activation="fp8")
 _MX: Final = Scheme("e2m1", 32, symmetric=True, scale="e8m0", exponent="even")  # the rule is the layout's business
+PLAIN_WEIGHTS: Final = Scheme("bf16", 1, symmetric=True, scale="bf16")  # of outputs that quantize nothing
 _NV: Final = Scheme("e2m1", 16, symmetric=True, scale="e4m3fn", reach="fused")
 
 

@@ -157,6 +157,8 @@ def _check_index(output: Output, headers: Headers) -> Iterator[str]:
 def _check_config(output: Output) -> Iterator[str]:
     """config.json tells a loader the scheme of every module as the ledger has it."""
     own = output.layout.config_key
+    if not own:
+        return
     block = output.config.get(own)
     if not isinstance(block, dict):
         yield f"{CONFIG} has no {own}"

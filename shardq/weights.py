@@ -58,7 +58,9 @@ def find_weights(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
     Raises UnsupportedSource for codes without scales and the reverse, for shapes that do not go together, for sources
     that have no reader, and for stacks that cannot be told apart.
     """
-    tensors, absorbed = _decode(checkpoint)
+    tensors, absorbed = _decode(checkpoint, recipe.dtype)
+    if recipe.purpose == "dequantize":
+        return Weights(tensors, absorbed, {})
     config, taken = checkpoint.config, taken_parts(recipe)
     verdicts = assign_roles(tensors.values(), config, taken)
     dropped = prediction_tensors(tensors.values(), config) if recipe.mtp == "drop" else frozenset()
@@ -90,7 +92,7 @@ def is_turned(t: TensorRef) -> bool:
 # --- quantized sources ---------------------------------------------------------------------------------------------
 
 
-def _decode(checkpoint: Checkpoint) -> tuple[dict[str, TensorRef], dict[str, Absorbed]]:
+def _decode(checkpoint: Checkpoint, dtype: str | None) -> tuple[dict[str, TensorRef], dict[str, Absorbed]]:
     found = find_encoded(checkpoint.tensors.values(), checkpoint.config, checkpoint.peeked)
     _refuse_problems(found, checkpoint.label)
     owners = {c.name: c for c in find_companions(checkpoint.tensors.values()) if c.paired}
@@ -104,20 +106,27 @@ def _decode(checkpoint: Checkpoint) -> tuple[dict[str, TensorRef], dict[str, Abs
             _add(tensors, t)
         else:
             if owner.part == "codes":
-                _add(tensors, _logical(t, owner.weight, found.encoded.get(owner.weight, ())))
+                _add(tensors, _logical(t, owner.weight, found.encoded.get(owner.weight, ()), dtype))
             if t.name != owner.weight:
                 absorbed[t.name] = Absorbed("decoded", owner.weight, owner.kind)
     return tensors, absorbed
 
 
-def _logical(codes: TensorRef, name: str, encoded: Sequence[Encoded]) -> TensorRef:
-    """The weight that codes stand for; of unknown shape where only an index is known."""
+def _logical(codes: TensorRef, name: str, encoded: Sequence[Encoded], dtype: str | None) -> TensorRef:
+    """The weight that codes stand for, in the type of its reader unless one is given; of unknown shape where only an
+    index is known."""
     if not encoded:
         return replace(codes, name=name, dtype=None, shape=None)
     first = encoded[0]
     stacked = () if first.index is None else (len(encoded),)
     return TensorRef(
-        name, codes.shard, first.dtype, (*stacked, first.rows, first.columns), codes.begin, codes.end, tuple(encoded)
+        name,
+        codes.shard,
+        dtype or first.dtype,
+        (*stacked, first.rows, first.columns),
+        codes.begin,
+        codes.end,
+        tuple(encoded),
     )
 
 

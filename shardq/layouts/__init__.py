@@ -11,6 +11,7 @@ from shardq.layouts.fake import Fake
 from shardq.layouts.fp8 import Fp8
 from shardq.layouts.gptq import VERSION_2, Gptq
 from shardq.layouts.mlx import Mlx
+from shardq.layouts.plain import Plain
 from shardq.schemes import Scheme
 
 LAYOUTS: Final[tuple[Layout, ...]] = (
@@ -27,13 +28,14 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
     Mlx(),
     Fake(),
 )
+PLAIN_LAYOUT: Final = Plain.name  # of `shardq dequantize`; nothing can be quantized into it
 SQUARE: Final = (4096, 4096)  # a shape that fits every group
 
 
 def find_layout(name: str) -> Layout:
     """The layout of that name or alias. Raises LayoutRefuses with the names that exist."""
     wanted = name.strip().lower()
-    for layout in LAYOUTS:
+    for layout in (*LAYOUTS, Plain()):
         if wanted == layout.name or wanted in layout.aliases:
             return layout
     raise LayoutRefuses(f"unknown layout {name!r}: expected one of {', '.join(x.name for x in LAYOUTS)}")
