@@ -19,9 +19,9 @@ class DecodedRows:
     """Some rows of an encoded matrix. What is stored of them is read with each tile, or once where every line of it has
     some of each row."""
 
-    def __init__(self, e: Encoded, rows: tuple[int, int], read: Read, kernels: KernelSet) -> None:
-        """`rows`: the first, and the one behind the last; `read` as in `read_parts`."""
-        self._encoded, self._rows, self._read, self._kernels = e, rows, read, kernels
+    def __init__(self, e: Encoded, rows: tuple[int, int], read: Read, kernels: KernelSet, checked: bool = True) -> None:
+        """`rows`: the first, and the one behind the last; `read` as in `read_parts`, `checked` as in `decode_rows`."""
+        self._encoded, self._rows, self._read, self._kernels, self._checked = e, rows, read, kernels, checked
         self._held = read_parts(e, *rows, read) if e.is_strided else None
 
     def tile(self, row: int, end_row: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -33,7 +33,7 @@ class DecodedRows:
         else:
             parts = narrow_parts(e, self._held, self._rows, wanted)
         found = out[: end_row - row]
-        decode_rows(e, parts, *wanted, found, self._kernels)
+        decode_rows(e, parts, *wanted, found, self._kernels, self._checked)
         return found
 
 

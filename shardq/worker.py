@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -137,7 +138,8 @@ class Worker:
         room, ways, makings = self._take(bundle, rows)
         copies = [m for m in bundle.members if isinstance(m.task, CopyTask)]
         sums = {m.lane: 0 for m in copies}
-        for row, tile, dtype in self._tiles(first, rows, room):
+        checked = any(t.scheme is None for t in bundle.quantize_tasks)  # quantizing finds what is not finite
+        for row, tile, dtype in self._tiles(first, rows, room, checked):
             self._tile(tile, dtype, row, ways, makings)
             for c in copies:
                 raw = tile.reshape(-1).view(np.uint8)
@@ -158,8 +160,10 @@ class Worker:
                 Done(making.task.id, self._checksum(making.out), *figures, False, making.task.amax),
             )
 
-    def _tiles(self, task: QuantizeTask | SurveyTask, rows: int, room: NDArray[np.uint8]) -> Iterator[Tile]:
-        """The rows of a task, `rows` at a time: as they are stored, or decoded."""
+    def _tiles(
+        self, task: QuantizeTask | SurveyTask, rows: int, room: NDArray[np.uint8], checked: bool
+    ) -> Iterator[Tile]:
+        """The rows of a task, `rows` at a time: as they are stored, or decoded, and then `checked` to be finite."""
         if task.encoded is None:
             kind = np.dtype(WEIGHT_ARRAYS[task.dtype])
             row_bytes, (begin, end) = task.columns * kind.itemsize, task.extent
@@ -169,9 +173,8 @@ class Worker:
                     yield at // row_bytes, raw.view(kind).reshape(-1, task.columns), task.dtype
             return
         wide = room.view(np.float32).reshape(rows, task.columns)
-        decoded = DecodedRows(
-            task.encoded, (task.row, task.end_row), lambda p, ranges: self._read_part(task, p, ranges), self._kernels
-        )
+        read = partial(self._read_part, task)
+        decoded = DecodedRows(task.encoded, (task.row, task.end_row), read, self._kernels, checked)
         for row in range(task.row, task.end_row, rows):
             tile = decoded.tile(row, min(row + rows, task.end_row), wide)
             if task.rounds:
@@ -266,7 +269,7 @@ class Worker:
         where = np.argwhere(~np.isfinite(wide))
         if len(where):
             r, c = (int(x) for x in where[0])
-            what = f"holds {wide[r, c]} at row {row + r}, column {c}"
+            what = f"{'decodes to' if task.encoded else 'holds'} {wide[r, c]} at row {row + r}, column {c}"
         else:
             r = int(np.abs(wide).max(axis=1).argmax())
             what = f"holds {float(np.abs(wide[r]).max()):g} in row {row + r}, whose scale overflows {scheme.scale}"
@@ -349,7 +352,7 @@ class Worker:
         room = self._arena.take((rows * row_bytes,), np.uint8)
         found = self._arena.take((rows, 1), np.float32)
         amax = 0.0
-        for _, tile, dtype in self._tiles(task, rows, room):
+        for _, tile, dtype in self._tiles(task, rows, room, checked=False):
             self._kernels.group_absmax(tile, dtype, task.columns, found[: len(tile)])
             amax = max(amax, float(found[: len(tile)].max()))
         return Surveyed(task.tensor, task.key, amax)

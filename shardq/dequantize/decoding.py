@@ -37,12 +37,19 @@ def narrow_parts(
 
 
 def decode_rows(
-    e: Encoded, parts: Mapping[str, NDArray[Any]], row: int, end_row: int, out: NDArray[np.float32], kernels: KernelSet
+    e: Encoded,
+    parts: Mapping[str, NDArray[Any]],
+    row: int,
+    end_row: int,
+    out: NDArray[np.float32],
+    kernels: KernelSet,
+    checked: bool = True,
 ) -> None:
     """Rows `row` to `end_row` as fp32 to out [end_row - row, columns], from the windows of `read_parts`.
 
     The formula is the kind's; each operation is rounded once, and any range of rows has the bits that it has in the
-    whole matrix. Raises NonFiniteWeight where a code or a scale is NaN or infinite, or their product is beyond fp32.
+    whole matrix. Raises NonFiniteWeight where a code or a scale is NaN or infinite, or their product is beyond fp32;
+    unless `checked`, such weights are left to the caller to find.
     """
     first, behind = e.stored_range(row, end_row)
     step = 1 if e.pick is None else e.pick[2]
@@ -51,7 +58,7 @@ def decode_rows(
         KINDS[e.kind].decode(e, parts, first, behind, stored, kernels)
     if step != 1:
         out[...] = stored[::step]
-    if kernels.group_absmax(out, "F32", e.columns, np.empty((len(out), 1), np.float32)):
+    if checked and kernels.group_absmax(out, "F32", e.columns, np.empty((len(out), 1), np.float32)):
         raise _non_finite(e, out, row)
 
 

@@ -69,7 +69,7 @@ def write_headers(folder: Path, tensors: Mapping[str, tuple[str, list[int]]]) ->
     [
         (errors.UnknownDtype, {f"{UP}.weight": ("Q9", [128, 128])}),
         (errors.UnknownTensor, {f"{UP}.weight": ("BF16", [128, 128]), "model.strange.cube": ("BF16", [8, 8, 8])}),
-        (errors.UnsupportedSource, {f"{UP}.weight": ("F8_E4M3", [64, 64]), f"{UP}.weight_scale_inv": ("F32", [1, 1])}),
+        (errors.UnsupportedSource, {f"{UP}.weight": ("F8_E4M3", [64, 64])}),
         (errors.NothingToQuantize, {"model.norm.weight": ("BF16", [128])}),
     ],
 )
