@@ -6,7 +6,9 @@ Sources: compressed-tensors 0.20 (`match_named_modules`), vLLM 0.32 (`is_layer_s
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Literal
 
 Belief = Literal["quantized", "plain", "unsaid"]  # unsaid: the readers look at the tensors
@@ -40,50 +42,86 @@ def method_of(config: Mapping[str, Any], block: Mapping[str, Any]) -> str:
     return ""
 
 
-def ignored_names(block: Mapping[str, Any], method: str) -> frozenset[str]:
-    """Full names that the configuration says are plain."""
-    keys = {"compressed-tensors": ("ignore",), "fp8": ("ignored_layers", "modules_to_not_convert")}.get(
-        method, ("modules_to_not_convert",)
-    )
-    return frozenset(
-        n for key in keys for n in _strings(block.get(key)) if not n.startswith("re:")
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Said:
+    """A quantization_config, taken apart once: it is asked about every module, and may name as many."""
+
+    block: Mapping[str, Any]
+    method: str  # as method_of has it
+
+    @cached_property
+    def ignored(self) -> frozenset[str]:
+        """Full names that it says are plain."""
+        keys = {"compressed-tensors": ("ignore",), "fp8": ("ignored_layers", "modules_to_not_convert")}.get(
+            self.method, ("modules_to_not_convert",)
+        )
+        return frozenset(n for key in keys for n in _strings(self.block.get(key)) if not n.startswith("re:"))
+
+    @cached_property
+    def ignored_patterns(self) -> tuple[re.Pattern[str], ...]:
+        """The same of compressed-tensors as expressions, to match."""
+        return tuple(_compiled(p) for p in _regexes(self.block.get("ignore")))
+
+    @cached_property
+    def extra(self) -> Mapping[str, Any]:
+        """What auto-round says of single modules."""
+        return _table(self.block.get("extra_config"))
+
+    @cached_property
+    def extra_patterns(self) -> tuple[tuple[re.Pattern[str], Any], ...]:
+        """Those of them that name several, to search."""
+        return tuple((_compiled(k), v) for k, v in self.extra.items() if set("*+?^$|[(\\") & set(k))
+
+    @cached_property
+    def targets(self) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+        """Targets of compressed-tensors in their order, with the group of each."""
+        return tuple((t, group) for group in ct_groups(self.block) for t in _strings(group.get("targets")))
+
+    @cached_property
+    def target_names(self) -> Mapping[str, int]:
+        """Where each of them stands first."""
+        return {t: n for n, (t, _) in reversed(tuple(enumerate(self.targets)))}
+
+    @cached_property
+    def target_patterns(self) -> tuple[tuple[re.Pattern[str], int], ...]:
+        """Those that are expressions, to match, and where they stand."""
+        return tuple((_compiled(t[3:]), n) for n, (t, _) in enumerate(self.targets) if t.startswith("re:"))
 
 
-def believe(block: Mapping[str, Any], method: str, module: str, ignore: frozenset[str]) -> Belief:
-    """What the configuration says of a module. `ignore` is `ignored_names` of the block."""
-    match method:
+def believe(said: Said, module: str) -> Belief:
+    """What a configuration says of a module."""
+    match said.method:
         case "compressed-tensors":
-            if module in ignore or any(_compiled(p).match(module) for p in _regexes(block.get("ignore"))):
+            if module in said.ignored or any(p.match(module) for p in said.ignored_patterns):
                 return "plain"
-            return "quantized" if _ct_group(block, module) else "plain"
+            return "quantized" if _ct_group(said, module) else "plain"
         case "fp8" | "mxfp8":
-            return "plain" if module in ignore else "quantized"
+            return "plain" if module in said.ignored else "quantized"
         case "awq":
-            if not ignore:
+            if not said.ignored:
                 return "unsaid"
-            return "plain" if any(part in module for part in ignore) else "quantized"
+            return "plain" if any(part in module for part in said.ignored) else "quantized"
         case "gptq":
-            rule = gptq_rule(block, module)
+            rule = gptq_rule(said.block, module)
             return "plain" if rule is not None and rule.startswith("-:") else "unsaid"
         case "auto-round":
-            bits = group_of(block, method, module).get("bits")
+            bits = group_of(said, module).get("bits")
             if isinstance(bits, int) and bits >= 16:
                 return "plain"
-            blocks = block.get("block_name_to_quantize")
+            blocks = said.block.get("block_name_to_quantize")
             prefixes = blocks.split(",") if isinstance(blocks, str) else _strings(blocks)
-            named = module in _table(block.get("extra_config"))
             inside = not prefixes or any(module.startswith(p.strip()) for p in prefixes)
-            return "quantized" if named or inside else "plain"
+            return "quantized" if module in said.extra or inside else "plain"
         case _:
             return "unsaid"
 
 
-def group_of(block: Mapping[str, Any], method: str, module: str) -> Mapping[str, Any]:
+def group_of(said: Said, module: str) -> Mapping[str, Any]:
     """Keys of the configuration that describe a module's weight; for compressed-tensors also `input_activations`."""
-    match method:
+    block = said.block
+    match said.method:
         case "compressed-tensors":
-            group = _ct_group(block, module)
+            group = _ct_group(said, module)
             return (
                 {**_table(group.get("weights")), "input_activations": group.get("input_activations")} if group else {}
             )
@@ -91,11 +129,9 @@ def group_of(block: Mapping[str, Any], method: str, module: str) -> Mapping[str,
             rule = gptq_rule(block, module)
             return {**block, **_table(_table(block.get("dynamic")).get(rule or ""))}
         case "auto-round":
-            extra = _table(block.get("extra_config"))
-            own = extra.get(module)
+            own = said.extra.get(module)
             if own is None:
-                found = (v for k, v in extra.items() if set("*+?^$|[(\\") & set(k) and _compiled(k).search(module))
-                own = next(found, None)
+                own = next((v for p, v in said.extra_patterns if p.search(module)), None)
             return {**block, **_table(own)}
         case "mlx":
             return {**block, **_table(block.get(module))}
@@ -117,16 +153,18 @@ def ct_groups(block: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     return tuple({**g, "format": g.get("format") or block.get("format")} for g in groups)
 
 
-def _ct_group(block: Mapping[str, Any], module: str) -> Mapping[str, Any] | None:
+def _ct_group(said: Said, module: str) -> Mapping[str, Any] | None:
     """Names win over the class, as vLLM matches."""
-    by_class: Mapping[str, Any] | None = None
-    for group in ct_groups(block):
-        for target in _strings(group.get("targets")):
-            if target == module or (target.startswith("re:") and _compiled(target[3:]).match(module)):
-                return group
-            if target == "Linear" and by_class is None:
-                by_class = group
-    return by_class
+    found = next(_ct_places(said, module), said.target_names.get("Linear"))
+    return None if found is None else said.targets[found][1]
+
+
+def _ct_places(said: Said, module: str) -> Iterator[int]:
+    """Where the first target stands that names a module, by itself or by an expression."""
+    named = said.target_names.get(module, len(said.targets))
+    yield from (n for p, n in said.target_patterns if n < named and p.match(module))
+    if named < len(said.targets):
+        yield named
 
 
 def ct_patterns(block: Mapping[str, Any]) -> tuple[str, ...]:

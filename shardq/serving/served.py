@@ -10,7 +10,7 @@ from shardq.checkpoint import TensorRef
 from shardq.final_config import final_values
 from shardq.fused import fused_groups
 from shardq.roles import Role, assign_roles
-from shardq.serving.believed import Belief, believe, group_of, ignored_names, method_of
+from shardq.serving.believed import Belief, Said, believe, group_of, method_of
 from shardq.version import VERSION
 
 if TYPE_CHECKING:
@@ -112,19 +112,19 @@ def read_served(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Ser
     """From headers and config.json. Values of the configuration that have an unexpected type count as absent."""
     block = find_block(config)
     method = method_of(config, block)
-    ignore = ignored_names(block, method)
+    said = Said(block, method)
     refs = [TensorRef(n, "", d, s, 0, 0) for n, (d, s) in tensors.items()]
     roles = assign_roles(refs, config)
     modules: dict[str, Module] = {}
     for name, parts in _by_module(tensors).items():
-        found = _matrix(name, parts, block, method)
+        found = _matrix(name, parts, said)
         if found is None:
             continue
         leaf, stored, rows, columns = found
         role = roles[leaf].role.value
         if stored is None and role not in LINEAR_ROLES:
             continue
-        belief = believe(block, method, name, ignore)
+        belief = believe(said, name)
         matrices = math.prod(tensors[leaf][1][: -3 if leaf.endswith("_blocks") else -2])
         modules[name] = Module(name, role, rows, columns, stored, belief, leaf, matrices)
     return Served(config, block, method, tensors, modules)
@@ -159,14 +159,12 @@ def _by_module(tensors: Mapping[str, Tensor]) -> Mapping[str, dict[str, Tensor]]
     return modules
 
 
-def _matrix(
-    name: str, parts: Parts, block: Mapping[str, Any], method: str
-) -> tuple[str, Stored | None, int, int] | None:
+def _matrix(name: str, parts: Parts, said: Said) -> tuple[str, Stored | None, int, int] | None:
     """Name of the tensor that tells the role, how it is stored, rows and columns; None for what is no matrix."""
     if "qweight" in parts and "scales" in parts and _flat(parts["qweight"], parts["scales"]):
-        return f"{name}.qweight", *_from_qweight(name, parts, block, method)
+        return f"{name}.qweight", *_from_qweight(name, parts, said)
     if "weight_packed" in parts and "weight_scale" in parts and len(parts["weight_packed"][1]) >= 2:
-        return f"{name}.weight_packed", *_from_packed(name, parts, block, method)
+        return f"{name}.weight_packed", *_from_packed(name, parts, said)
     if "_blocks" in parts and "_scales" in parts and len(parts["_blocks"][1]) == 4:
         rows, groups = parts["_blocks"][1][1], parts["_blocks"][1][2]
         return f"{name}_blocks", Stored("mxfp4", 4, 32, 1, True, ""), rows, groups * 32
@@ -175,9 +173,9 @@ def _matrix(
         return None
     rows, columns = shape[-2:]
     if dtype == "U32" and "scales" in parts:
-        return f"{name}.weight", *_from_mlx(name, parts, block)
+        return f"{name}.weight", *_from_mlx(name, parts, Said(said.block, "mlx"))
     if dtype in ("I8", "U8", "F8_E4M3", "F8_E5M2"):
-        return f"{name}.weight", *_from_weight(name, parts, block, method)
+        return f"{name}.weight", *_from_weight(name, parts, said)
     return (f"{name}.weight", None, rows, columns) if len(shape) == 2 else None
 
 
@@ -185,21 +183,21 @@ def _flat(*tensors: Tensor) -> bool:
     return all(len(shape) == 2 for _, shape in tensors)
 
 
-def _from_qweight(name: str, parts: Parts, block: Mapping[str, Any], method: str) -> tuple[Stored, int, int]:
+def _from_qweight(name: str, parts: Parts, said: Said) -> tuple[Stored, int, int]:
     (_, (first, second)), (_, (groups, width)) = parts["qweight"], parts["scales"]
-    own = group_of(block, method, name)
+    own = group_of(said, name)
     symmetric = bool(own.get("sym", not own.get("zero_point", False)))
-    if method == "awq" or second != width:  # GPTQ packs rows and keeps the columns, AWQ packs columns
+    if said.method == "awq" or second != width:  # GPTQ packs rows and keeps the columns, AWQ packs columns
         return Stored("int", 4, _share(first, groups, own.get("group_size")), 1, symmetric, ""), width, first
     bits = _count(own.get("bits"), 4)
     columns = parts["g_idx"][1][0] if "g_idx" in parts and parts["g_idx"][1] else first * 32 // bits
     return Stored("int", bits, _share(columns, groups, own.get("group_size")), 1, symmetric, ""), second, columns
 
 
-def _from_packed(name: str, parts: Parts, block: Mapping[str, Any], method: str) -> tuple[Stored, int, int]:
+def _from_packed(name: str, parts: Parts, said: Said) -> tuple[Stored, int, int]:
     dtype, (*_, rows, packed) = parts["weight_packed"]
     scale_dtype, scale_shape = parts["weight_scale"]
-    own, activation = group_of(block, method, name), _activation(block, method, name)
+    own, activation = group_of(said, name), _activation(said, name)
     groups = scale_shape[-1] if len(scale_shape) >= 2 else 1
     if "weight_global_scale" in parts:
         return Stored("fp4", 4, 16, 1, True, activation), rows, packed * 2
@@ -218,9 +216,9 @@ def _from_packed(name: str, parts: Parts, block: Mapping[str, Any], method: str)
     return Stored("int", bits, _share(columns, groups, declared), 1, symmetric, activation), rows, columns
 
 
-def _from_weight(name: str, parts: Parts, block: Mapping[str, Any], method: str) -> tuple[Stored | None, int, int]:
+def _from_weight(name: str, parts: Parts, said: Said) -> tuple[Stored | None, int, int]:
     dtype, (*_, rows, columns) = parts["weight"]
-    activation = _activation(block, method, name)
+    activation = _activation(said, name)
     scale = parts.get("weight_scale_inv") or parts.get("weight_scale") or parts.get("scale")
     if dtype == "U8" and "weight_scale_2" in parts:
         return Stored("fp4", 4, 16, 1, True, activation), rows, columns * 2
@@ -234,17 +232,15 @@ def _from_weight(name: str, parts: Parts, block: Mapping[str, Any], method: str)
     if lines == 1 and groups == 1 and rows > 1:
         return Stored(kind, 8, WHOLE_TENSOR, 1, True, activation), rows, columns
     if lines != rows:  # blocks, the last of which may be cut short
-        tall, wide = _block_shape(
-            block.get("weight_block_size") or group_of(block, method, name).get("block_structure")
-        )
+        tall, wide = _block_shape(said.block.get("weight_block_size") or group_of(said, name).get("block_structure"))
         return Stored(kind, 8, wide, tall, True, activation), rows, columns
-    size = _share(columns, groups, group_of(block, method, name).get("group_size"))
+    size = _share(columns, groups, group_of(said, name).get("group_size"))
     return Stored(kind, 8, size, 1, "weight_zero_point" not in parts, activation), rows, columns
 
 
-def _from_mlx(name: str, parts: Parts, block: Mapping[str, Any]) -> tuple[Stored, int, int]:
+def _from_mlx(name: str, parts: Parts, said: Said) -> tuple[Stored, int, int]:
     (_, (*_, rows, words)), (_, (*_, groups)) = parts["weight"], parts["scales"]
-    own = group_of(block, "mlx", name)
+    own = group_of(said, name)
     size = _count(own.get("group_size"), 64)
     columns = groups * size
     bits = words * 32 // columns if columns else 4
@@ -271,11 +267,11 @@ def _count(value: object, default: int) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default
 
 
-def _activation(block: Mapping[str, Any], method: str, name: str) -> str:
+def _activation(said: Said, name: str) -> str:
     """ "" for 16 bits, "dynamic" or "static" as the configuration says."""
-    if method == "fp8":
-        return "static" if block.get("activation_scheme") == "static" else "dynamic"
-    declared = group_of(block, method, name).get("input_activations")
+    if said.method == "fp8":
+        return "static" if said.block.get("activation_scheme") == "static" else "dynamic"
+    declared = group_of(said, name).get("input_activations")
     if not isinstance(declared, dict):
         return ""
     return "static" if declared.get("dynamic") is False else "dynamic"
