@@ -1,7 +1,7 @@
 """Carrying: codes of a quantized source into a layout that holds the same numbers, without quantizing again.
 
-This is the planning side, by headers and configuration alone: the scheme that an encoded weight has, whether its numbers
-fit another scheme in a layout, and what the layout stores. `carry_codes` is the worker's side, and looks at the data.
+This is the planning side, by headers and configuration alone: the scheme that an encoded weight has, whether its
+numbers fit another scheme in a layout, and what the layout stores. `carry_codes` is the worker's, which has the data.
 
 Codes are never changed. Scales are repeated where the source shares them more widely than the target, a zero point
 becomes MLX's bias and back, and a global scale becomes a divisor; all or nothing, so that every weight decodes to the
@@ -18,7 +18,7 @@ from shardq.dequantize.base import Encoded
 from shardq.dequantize.hints import Hints
 from shardq.formats import ELEMENTS
 from shardq.layouts.base import Layout
-from shardq.schemes import PLAIN_SCALES, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Scheme
+from shardq.schemes import PLAIN_SCALES, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Exponent, Reach, Scheme
 
 POWERS: Final = "e8m0"
 E4M3: Final = "e4m3fn"
@@ -28,7 +28,8 @@ SCALES: Final = ("scales", "weight_scale", "weight_scale_inv")  # what layouts c
 BIASES: Final = "biases"
 GLOBAL_SCALE: Final = "weight_global_scale"
 BLOCK: Final = 128  # rows and columns of native FP8's blocks
-NV_GROUP: Final = 16  # columns that share a scale of e4m3, which MLX stores in bytes of any kind
+MX_GROUP: Final = 32  # columns that share a power of two
+NV_GROUP: Final = 16  # columns that share a scale of e4m3, which MLX stores in bytes as it does powers of two
 GROUPS: Final = (128, 64, 32)  # of integers that every layout has a reader for
 WIDER: Final = {"F16": ("F16", "F32"), "BF16": ("BF16", "F32"), "F32": ("F32",)}  # types that hold a type's numbers
 
@@ -70,15 +71,15 @@ def carried_scheme(e: Encoded, hints: Hints, symmetric: bool | None = None) -> S
         plain = e.part("zeros") is None and e.part(BIASES) is None
         return Scheme(e.element, _integer_group(e, hints), plain or bool(said), activation=activation)
     if scale in SMALL or (scale == POWERS and e.block[0] == 1):
-        reach = "fused" if _is_lifted(e) else "group"
-        exponent = "even" if scale == POWERS else ""  # the rule is the layout's business
-        group = e.block[1] if e.element != E4M3 or e.block[1] < e.columns else 32
-        return Scheme(e.element, group, True, scale, reach=reach, exponent=exponent, activation=activation)
+        reach: Reach = "fused" if scale == E4M3 else "group"  # as presets have it: layouts may settle otherwise
+        return Scheme(
+            e.element, _small_group(e), True, scale, reach=reach, exponent=_exponent(scale), activation=activation
+        )
     rows, group = _block(e, hints)
     of_all = group == WHOLE_ROW and rows != 1
     return Scheme(
         e.element, group, True, scale, group_rows=1 if of_all else rows, reach="tensor" if of_all else "group",
-        exponent="even" if scale == POWERS else "", activation=activation,
+        exponent=_exponent(scale), activation=activation,
     )  # fmt: skip
 
 
@@ -92,27 +93,38 @@ def no_scheme(e: Encoded, hints: Hints) -> str | None:
         return "is stored as columns"
     if e.part("groups") is not None and hints.act_order and e.block[1] < e.columns:
         return "has its columns in act-order (desc_act), which no layout here keeps"
-    if _scale_format(e, hints) is None:
+    if stored_scale(e) is None:
         return f"has scales of a type that no scheme has beside {e.element}"
     return None
+
+
+def _exponent(scale: str) -> Exponent:
+    return "even" if scale == POWERS else ""  # as presets have it: the rule is the layout's business
 
 
 def _module(e: Encoded) -> str:
     return e.name.removesuffix(".weight")
 
 
-def _scale_format(e: Encoded, hints: Hints) -> str | None:
+def stored_scale(e: Encoded) -> str | None:
+    """The format of the scales of an encoded weight: a key of ELEMENTS; None for one that no scheme has beside it."""
     part = e.part("scale")
-    if part is None:
-        return None
-    integer = ELEMENTS[e.element].is_integer
-    if part.dtype in STORED:
-        return POWERS if hints.power_scales and e.element == E4M3 else WEIGHT_TYPE
-    if integer:
+    if part is None or part.dtype in STORED:
+        return None if part is None else STORED[part.dtype]
+    if e.element not in ELEMENTS or ELEMENTS[e.element].is_integer:
         return None
     if part.dtype == "F8_E4M3" or (e.kind == "mlx" and e.block[1] == NV_GROUP):
         return E4M3
     return POWERS if part.dtype in ("U8", "F8_E8M0") else None
+
+
+def _scale_format(e: Encoded, hints: Hints) -> str:
+    """As schemes say it."""
+    stored = stored_scale(e)
+    assert stored is not None
+    if stored not in PLAIN_SCALES:
+        return stored
+    return POWERS if hints.power_scales and e.element == E4M3 else WEIGHT_TYPE
 
 
 def _is_lifted(e: Encoded) -> bool:
@@ -126,16 +138,26 @@ def _integer_group(e: Encoded, hints: Hints) -> int:
     return WHOLE_ROW if whole else e.block[1]
 
 
+def _small_group(e: Encoded) -> int:
+    """Columns below a scale that is a small float or a power of two; of MX, which few columns may not fill."""
+    if e.element != E4M3 or e.block[1] < e.columns:
+        return e.block[1]
+    return MX_GROUP if e.columns <= MX_GROUP else WHOLE_ROW
+
+
 def _block(e: Encoded, hints: Hints) -> tuple[int, int]:
-    """Rows and columns that share a scale, as schemes say it: (rows, WHOLE_ROW) for one scale of all. What a single
-    block covers has the blocks that the configuration names, or those of its other side."""
+    """Rows and columns that share a scale, as schemes say it: (rows, WHOLE_ROW) for one scale of all. A side that a
+    single block covers has that of the blocks that the configuration names."""
     high, wide = shared_rows(e), e.block[1]
-    named = hints.weight_block or ((BLOCK, BLOCK) if BLOCK in (high, wide) else (0, 0))
-    of_all = high >= e.rows and wide >= e.columns and hints.weight_block is None
-    if named[0] > 1 and high > 1 and not of_all:
-        high = named[0] if high >= e.rows and named[0] >= e.rows else high
-        wide = named[1] if wide >= e.columns and named[1] >= e.columns else wide
-    return high, WHOLE_ROW if wide >= e.columns and wide not in named else wide
+    named = hints.weight_block or (BLOCK, BLOCK)
+    whole_high, whole_wide = high >= e.rows, wide >= e.columns
+    in_named = named[0] >= e.rows and named[1] >= e.columns and hints.weight_block is not None
+    if e.block[0] == 1 or (whole_high and whole_wide and not in_named):
+        return high, WHOLE_ROW if whole_wide else wide
+    return (
+        named[0] if whole_high and named[0] >= e.rows else high,
+        named[1] if whole_wide and named[1] >= e.columns else wide,
+    )
 
 
 def shared_rows(e: Encoded) -> int:
@@ -234,7 +256,7 @@ def is_certain(e: Encoded, own: Scheme, to: Goal) -> bool:
     return to.scale == own.scale or (own.scale == POWERS and to.scale in ("bf16", "fp32"))
 
 
-def needs_largest(e: Encoded, own: Scheme, to: Goal) -> bool:
+def needs_largest(e: Encoded, to: Goal) -> bool:
     """True where all of a matrix, and what a server runs as one with it, must be surveyed for its largest scale first
     (`carry_codes.largest_scale`): powers of two below a global scale that the source does not have."""
-    return to.lifted and own.scale == POWERS and not _is_lifted(e)
+    return to.lifted and stored_scale(e) == POWERS and not _is_lifted(e)

@@ -43,7 +43,7 @@ class Hints:
         """Whether the zero points of a module's integers are all half the range; None where nothing is said. AWQ's
         `zero_point: true` says nothing: it stands there whenever there is a tensor of them."""
         for place in (_own(self.block, module) or {}, self.block, self.block.get("meta")):
-            if _is(place) and isinstance(place.get("sym"), bool):
+            if isinstance(place, Mapping) and isinstance(place.get("sym"), bool):
                 return bool(place["sym"])
         if self.block.get("zero_point") is False:
             return True

@@ -29,6 +29,7 @@ QUANT_METHOD: Final = "compressed-tensors"
 FORMAT_VERSION: Final = "0.20.0"
 PACKED, INT8, FLOAT8 = "pack-quantized", "int-quantized", "float-quantized"
 ELEMENTS: Final = {"e8m0": ("e2m1", "e2m3", "e4m3fn"), "e4m3fn": ("e2m1",)}  # by the format of their scales
+SHAPES: Final = {"e8m0": (32, "group"), "e4m3fn": (16, "fused")}  # group size and reach that the formats stand for
 SCALE_DTYPES: Final = {"e8m0": "torch.uint8", "e4m3fn": "torch.float8_e4m3fn"}
 MIXED: Final = "mixed-precision"
 TIED_HEAD: Final = "re:.*lm_head$"
@@ -207,8 +208,10 @@ def _ignored(choices: Sequence[ModuleChoice]) -> list[str]:
 def format_of(scheme: Scheme) -> str | None:
     """The library's name for how such a weight lies on the disk; None where it has none."""
     if scheme.element in ELEMENTS.get(scheme.scale, ()):
-        return f"{scheme.stem.lower()}-{'' if scheme.bits == 8 else 'pack-'}quantized"
-    if scheme.scale not in PLAIN_SCALES:
+        shape = (scheme.group_rows, scheme.group_size, scheme.reach)
+        named = shape == (1, *SHAPES[scheme.scale])
+        return f"{scheme.stem.lower()}-{'' if scheme.bits == 8 else 'pack-'}quantized" if named else None
+    if scheme.scale not in PLAIN_SCALES or (scheme.activation and not scheme.symmetric):
         return None
     if scheme.format.is_integer:
         return INT8 if scheme.activation and scheme.bits == 8 else PACKED
