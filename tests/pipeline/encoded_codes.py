@@ -179,7 +179,8 @@ def bnb4(table: Floats, name: str, nested: bool = False) -> Encode:
 
 def grouped(codes: Any, zeros: Any, scale: Numbers, group: Any) -> Floats:
     """(code - zero) * scale, `zeros` and scales [rows, groups] and the group of each column."""
-    return (codes.astype(np.float32) - zeros.astype(np.float32)[:, group]) * scale.values[:, group]
+    found: Floats = (codes.astype(np.float32) - zeros.astype(np.float32)[:, group]) * scale.values[:, group]
+    return found
 
 
 def int_pack(bits: int, group: int | None, zeros: bool = False) -> Encode:

@@ -49,13 +49,8 @@ from encoded_stacks import (  # type: ignore[import-not-found,unused-ignore]
 )
 
 WIDE, NARROW, SINGLE = 256, 128, 4  # hidden size, expert size and experts of Qwen3
-LATENT, QUERY, ROPE, NOPE, VALUE = (
-    128,
-    256,
-    32,
-    48,
-    128,
-)  # of DeepSeek's attention: 160 rows of kv_a are no whole blocks
+# Of DeepSeek's attention, with three heads: the 160 rows of kv_a are no whole blocks.
+LATENT, QUERY, ROPE, NOPE, VALUE = 128, 256, 32, 64, 128
 TEXT: Final = "model.language_model"
 
 
@@ -181,7 +176,7 @@ def qwen3() -> Iterator[Piece]:
 
 
 def latent_attention(prefix: str) -> Iterator[Piece]:
-    """DeepSeek's, with three heads, in FP8 blocks."""
+    """DeepSeek's, in FP8 blocks."""
     shapes = {
         "q_a_proj": (QUERY, HIDDEN),
         "q_b_proj": (3 * (NOPE + ROPE), QUERY),

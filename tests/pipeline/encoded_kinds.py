@@ -79,7 +79,12 @@ def gptq_block(word: str, desc_act: bool = False) -> dict[str, Any]:
     return named("gptq", bits=4, group_size=32, sym=False, desc_act=desc_act, checkpoint_format=word, lm_head=False)
 
 
-MX: Final = {"strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
+MX: Final[dict[str, Any]] = {
+    "strategy": "group",
+    "group_size": 32,
+    "scale_dtype": "torch.uint8",
+    "zp_dtype": "torch.uint8",
+}
 BNB: Final = {"load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_compute_dtype": "bfloat16"}
 AWQ: Final = {"bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 MODELOPT: Final = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16}}
