@@ -73,6 +73,10 @@ def recipe_options(function: F) -> F:
             "checkpoint has them.",
         ),
         click.option(
+            "--requantize", is_flag=True,
+            help="Make new codes also for what a quantized source holds in the wanted scheme already.",
+        ),
+        click.option(
             "--ragged", default="refuse", metavar="refuse|keep|shrink", show_default=True,
             help="Where the group size does not divide the columns: stop, keep the module, or take the largest group "
             "that fits.",
@@ -97,7 +101,7 @@ def build_recipes(
     schemes: Sequence[str], layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None,
     layer_config: str | None, ignore: Sequence[str], include: Sequence[str], ignore_dialect: str, quant_lm_head: bool,
     ragged: str, targets: Sequence[str] = (), policy: str = "all", mtp: str = "keep", quant_nontext: bool = False,
-    decode: str = "exact",
+    decode: str = "exact", requantize: bool = False,
 ) -> "list[Recipe]":  # fmt: skip
     """A Recipe for each scheme in each layout. Raises what make_recipe does, which checks all words."""
     from shardq.recipe import make_recipe
@@ -121,6 +125,7 @@ def build_recipes(
             mtp=cast("Mtp", mtp),
             quant_nontext=quant_nontext,
             decode=cast("Decode", decode),
+            requantize=requantize,
         )
         for scheme in schemes or (DEFAULT_SCHEME,)
         for each in layouts

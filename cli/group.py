@@ -4,6 +4,7 @@ import click
 
 from shardq.cli._exit_codes import exit_codes
 from shardq.cli.audit import audit
+from shardq.cli.convert import convert
 from shardq.cli.dequantize import dequantize
 from shardq.cli.formats import formats
 from shardq.cli.inspect import inspect
@@ -41,5 +42,5 @@ def commands() -> None:
     """
 
 
-for _command in (quantize, dequantize, plan, verify, audit, inspect, schemes, formats, kernels):
+for _command in (quantize, convert, dequantize, plan, verify, audit, inspect, schemes, formats, kernels):
     commands.add_command(_command)

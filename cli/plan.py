@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from shardq.cli._collector import collector_paused
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console
 from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
@@ -33,7 +34,7 @@ def plan(
     layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None, layer_config: str | None,
     ignore: tuple[str, ...], include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str,
     targets: tuple[str, ...], policy: str, mtp: str, quant_nontext: bool,
-    decode: str,
+    decode: str, requantize: bool,
 ) -> None:  # fmt: skip
     """Say what `quantize` would do with SOURCE, from headers alone.
 
@@ -44,12 +45,13 @@ def plan(
 
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged, targets, policy, mtp, quant_nontext, decode,
+        ragged, targets, policy, mtp, quant_nontext, decode, requantize,
     )  # fmt: skip
-    if source is not None and headers is None:
-        planned = api.plan_many(source, recipes, subfolder=subfolder, targets=targets)
-    elif headers is not None and source is None and subfolder is None:
-        planned = tuple(api.plan_headers(headers, recipe, targets=targets) for recipe in recipes)
-    else:
+    if (source is None) == (headers is None) or (headers and subfolder):
         raise BadOption("give either SOURCE, perhaps with --subfolder, or --headers DIR")
-    print_plans(console, planned, tensors=True)
+    with collector_paused():
+        if headers is None:
+            planned = api.plan_many(str(source), recipes, subfolder=subfolder, targets=targets)
+        else:
+            planned = tuple(api.plan_headers(headers, recipe, targets=targets) for recipe in recipes)
+        print_plans(console, planned, tensors=True)

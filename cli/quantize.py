@@ -7,6 +7,7 @@ from shardq.cli._console import Console
 from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
 from shardq.cli._options import build_recipes, recipe_options
 from shardq.cli._run import RUN, run_options, run_recipes
+from shardq.errors import NotExact
 
 EXAMPLES = (
     "shardq quantize demo -o demo-W4A16",
@@ -16,7 +17,7 @@ EXAMPLES = (
 )
 
 
-@click.command("quantize", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN)))
+@click.command("quantize", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, NotExact)))
 @click.argument("source")
 @recipe_options
 @run_options
@@ -26,7 +27,7 @@ def quantize(
     console: Console, source: str, schemes: tuple[str, ...], layout: str | None, bits: int | None,
     group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
     include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
-    policy: str, mtp: str, quant_nontext: bool, decode: str,
+    policy: str, mtp: str, quant_nontext: bool, decode: str, requantize: bool,
 ) -> None:  # fmt: skip
     """Quantize SOURCE into a folder, or with several schemes or layouts into several, from one read.
 
@@ -36,6 +37,6 @@ def quantize(
     """
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged, targets, policy, mtp, quant_nontext, decode,
+        ragged, targets, policy, mtp, quant_nontext, decode, requantize,
     )  # fmt: skip
     run_recipes(console, source, recipes, targets)

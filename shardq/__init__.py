@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shardq.limits import Limits
     from shardq.plans import Plan
     from shardq.progress import Progress
-    from shardq.recipe import Recipe, dequantize_recipe, make_recipe
+    from shardq.recipe import Recipe, convert_recipe, dequantize_recipe, make_recipe
     from shardq.run import Result
     from shardq.verification import Verification
 
@@ -37,6 +37,7 @@ _HOMES: Final = {
     "ShardqError": "shardq.errors",
     "Verification": "shardq.verification",
     "audit": "shardq.api",
+    "convert_recipe": "shardq.recipe",
     "dequantize_recipe": "shardq.recipe",
     "inspect": "shardq.api",
     "make_recipe": "shardq.recipe",
@@ -59,6 +60,7 @@ __all__ = [
     "Verification",
     "__version__",
     "audit",
+    "convert_recipe",
     "dequantize_recipe",
     "inspect",
     "make_recipe",

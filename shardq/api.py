@@ -169,14 +169,20 @@ def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | 
         raise BadOption("no scheme is given: expected at least one")
     if len({r.mtp == "drop" for r in recipes}) > 1:
         raise BadOption("--mtp drop for some outputs only: make those in a run of their own")
+    if len({(r.purpose, r.decode, r.dtype) for r in recipes}) > 1:
+        raise BadOption("outputs of one run read their source alike: give --decode for all of them, or make two runs")
     name = label.rpartition("/")[2]
     if len(recipes) == 1:
-        return [Order(recipes[0], Path(output_dir or f"{name}-{recipes[0].scheme.name}"))]
+        return [Order(recipes[0], Path(output_dir or f"{name}-{_short(recipes[0])}"))]
     prefix = "" if output_dir else f"{name}-"
-    names = [f"{prefix}{r.scheme.name}-{r.layout}" for r in recipes]
+    names = [f"{prefix}{r.scheme_name}-{r.layout}" for r in recipes]
     if twice := sorted(n for n, count in Counter(names).items() if count > 1):
         raise BadOption(f"{', '.join(twice)} would be made twice: give each scheme and layout once")
     return [Order(r, Path(output_dir or ".") / n) for r, n in zip(recipes, names, strict=True)]
+
+
+def _short(recipe: Recipe) -> str:
+    return recipe.layout if recipe.purpose == "convert" else recipe.scheme_name
 
 
 def _destinations(
@@ -187,7 +193,7 @@ def _destinations(
         if private or branch or limits.keep_local:
             raise BadOption("--private, --branch and --keep-local have a meaning only with --push-to")
         return [None] * len(recipes)
-    repos = [push_to.replace("{scheme}", r.scheme.name).replace("{layout}", r.layout) for r in recipes]
+    repos = [push_to.replace("{scheme}", r.scheme_name).replace("{layout}", r.layout) for r in recipes]
     if len(set(repos)) < len(repos):
         raise BadOption(
             f"--push-to {push_to} names one repo for {len(repos)} outputs: put {{scheme}} and {{layout}} into it, as "

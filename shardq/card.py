@@ -29,7 +29,7 @@ def make_card(plan: Plan, errors: Mapping[str, Errors], total: Errors, source_ca
     counts = {a: sum(d.action == a for d in plan.decisions) for a in ("quantize", "copy", "drop")}
     front = "\n".join(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in _front_matter(plan, source_card).items())
     at = f" at commit `{c.commit}`" if c.commit else ""
-    done = "Quantized" if counts["quantize"] else "Dequantized"
+    done = {"quantize": "Quantized", "convert": "Converted", "dequantize": "Dequantized"}[plan.recipe.purpose]
     lines = [
         "---", front, "---", "",
         f"# {c.label.rpartition('/')[2]}, {plan.recipe.scheme.name}", "",
@@ -65,9 +65,18 @@ def read_source_card(plan: Plan, source: Source) -> str | None:
 def make_command(plan: Plan) -> str:
     """The command that gives these bytes, with the options that decide them and no others."""
     r = plan.recipe
+    if r.purpose == "convert":
+        return shlex.join(["shardq", "convert", _source_words(plan), "--to", r.layout, *_conversion(r)])
     if r.purpose == "dequantize":
         return shlex.join(["shardq", "dequantize", _source_words(plan), *(["--dtype", r.dtype] if r.dtype else [])])
     return shlex.join(["shardq", "quantize", _source_words(plan), *_options(r)])
+
+
+def _conversion(r: Recipe) -> list[str]:
+    words = [x for p in r.ignore for x in ("--ignore", p.text)]
+    if r.symmetric is not None:
+        words.append("--sym" if r.symmetric else "--asym")
+    return [*words, *(["--requantize"] if r.requantize else [])]
 
 
 def _source_words(plan: Plan) -> str:
@@ -98,6 +107,8 @@ def _options(r: Recipe) -> list[str]:
         words += ["--mtp", r.mtp]
     if r.quant_nontext:
         words.append("--quant-nontext")
+    if r.requantize:
+        words.append("--requantize")
     if r.decode != "exact":
         words += ["--decode", r.decode]
     return [*words, "--rtn"]

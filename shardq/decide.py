@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from shardq.agreement import agree
 from shardq.checkpoint import Checkpoint, TensorRef
+from shardq.conversion import carry_certain, decide_conversion
 from shardq.errors import (
     BadGroupSize,
     BadOption,
@@ -40,6 +41,7 @@ class Decision:
     rule: str  # what decided: a rule of the role table, "ragged:...", or the option with its pattern, as "ignore:..."
     action: Literal["quantize", "copy", "drop"]
     scheme: Scheme | None  # None unless quantized
+    carried: bool = False  # with the codes that it has in the source
 
 
 def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:
@@ -55,8 +57,15 @@ def decide_weights(weights: Weights, checkpoint: Checkpoint, recipe: Recipe) -> 
     """
     tensors = tuple(weights.tensors.values())
     roles = assign_roles(tensors, checkpoint.config, taken_parts(recipe))
-    if recipe.purpose == "dequantize":
-        return _keep_all(weights, roles, checkpoint.label)
+    if recipe.purpose != "quantize":
+        kept = tuple(
+            Decision(t, roles[t.name].role, roles[t.name].rule, "copy", None) for t in weights.tensors.values()
+        )
+        if recipe.purpose == "convert":
+            return decide_conversion(kept, checkpoint.label, checkpoint.config, recipe)
+        if not weights.were_encoded:
+            raise NothingToQuantize(f"nothing to dequantize in {checkpoint.label}: its weights are plain")
+        return kept
     modules = {t.module for t in tensors if _is_weight(t)}
     stopping = [t for t in tensors if not _is_weight(t) and roles[t.name].role in (Role.UNKNOWN, Role.EXPERT_STACK)]
     _check_patterns(recipe, modules, modules | {n for t in stopping for n in (t.module, t.name)})
@@ -81,13 +90,7 @@ def decide_weights(weights: Weights, checkpoint: Checkpoint, recipe: Recipe) -> 
             f"nothing to quantize in {checkpoint.label}: none of its {len(tensors)} tensors is a Linear weight that "
             "the recipe selects; `shardq inspect` shows the role of each"
         )
-    return decisions
-
-
-def _keep_all(weights: Weights, roles: Mapping[str, Verdict], label: str) -> tuple[Decision, ...]:
-    if not weights.were_encoded:
-        raise NothingToQuantize(f"nothing to dequantize in {label}: its weights are plain")
-    return tuple(Decision(t, roles[t.name].role, roles[t.name].rule, "copy", None) for t in weights.tensors.values())
+    return carry_certain(decisions, checkpoint.config, recipe)
 
 
 def _check_dropped(dropped: Sequence[TensorRef], recipe: Recipe) -> None:

@@ -24,7 +24,9 @@ class DecodedRows:
         self._encoded, self._rows, self._read, self._kernels, self._checked = e, rows, read, kernels, checked
         self._held = read_parts(e, *rows, read) if e.is_strided else None
 
-    def tile(self, row: int, end_row: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
+    def tile(
+        self, row: int, end_row: int, out: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
         """Rows `row` to `end_row` as fp32 in `out` [at least so many, columns]. Raises NonFiniteWeight, CorruptShard,
         and what reading raises."""
         e, wanted = self._encoded, (row, end_row)
@@ -34,7 +36,7 @@ class DecodedRows:
             parts = narrow_parts(e, self._held, self._rows, wanted)
         found = out[: end_row - row]
         decode_rows(e, parts, *wanted, found, self._kernels, self._checked)
-        return found
+        return found, parts
 
 
 def round_rows(rows: NDArray[np.float32], dtype: str) -> NDArray[Any]:

@@ -91,6 +91,8 @@ def _entry(plan: Plan, d: Decision, errors: Errors | None) -> dict[str, Any]:
     }
     if d.scheme and (place := plan.places.get(t.module)):
         entry["place"] = {"module": place.module, "index": place.index, "count": place.count}
+    if d.carried:
+        entry["carried"] = True
     if d.scheme and errors:
         entry |= {
             "scheme": d.scheme.name,

@@ -4,10 +4,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
+from shardq.carry import Goal
 from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.plans import Plan
 from shardq.tasks import SPAN_BYTES, Bundle, Member
+
+if TYPE_CHECKING:
+    from shardq.loans import Loan
 
 BOND_BYTES = 2 * SPAN_BYTES  # farther apart, range mode does not bring tensors together
 
@@ -32,6 +37,14 @@ class OnePass:
     def rounds(self) -> bool:
         """True if decoded rows are rounded to the type of their weight."""
         return self.plans[0].recipe.decode == "rounded"
+
+    @cached_property
+    def goals(self) -> Mapping[str, Goal]:
+        """Tensors whose largest scale is wanted in place of their largest magnitude."""
+        found: dict[str, Goal] = {}
+        for plan in self.plans:
+            found |= {n: plan.goals[n] for n in plan.reaches if n in plan.goals}
+        return found
 
     @cached_property
     def bundles(self) -> tuple[Bundle, ...]:
@@ -60,6 +73,14 @@ class OnePass:
     def source_bytes(self) -> int:
         """Bytes of all source tensors."""
         return self.plans[0].source_bytes
+
+    @cached_property
+    def loans(self) -> "Mapping[str, tuple[Loan, ...]]":
+        """What each shard borrows of others when it is streamed."""
+        from shardq.loans import plan_loans
+        from shardq.spans import cut_all
+
+        return plan_loans(cut_all(self))
 
     @cached_property
     def work_bytes(self) -> int:

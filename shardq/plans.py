@@ -4,12 +4,14 @@ refusal made, before a weight is read; two plans of the same input are equal."""
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
+from shardq.carry import Goal, needs_largest
 from shardq.checkpoint import Checkpoint
+from shardq.conversion import common_scheme, goal_of
 from shardq.cut import ROWS, Part, cut_shard
 from shardq.decide import Decision, decide_weights
 from shardq.dequantize.plain import PLAIN
@@ -20,6 +22,7 @@ from shardq.layouts.base import Layout, ModuleChoice, Place, unit_rows
 from shardq.reach import find_reaches
 from shardq.recipe import Recipe
 from shardq.roles import Role
+from shardq.schemes import Scheme
 from shardq.tasks import CopyTask, Piece, QuantizeTask, Target, Task
 from shardq.version import NUMERICS, VERSION
 from shardq.weights import Weights, find_weights, is_turned, kept_shape
@@ -49,6 +52,7 @@ class Plan:
     tasks: tuple[Task, ...]  # in the order in which they should start; ids are positions
     places: Mapping[str, Place]  # modules whose tensors are slices of stacks
     reaches: Mapping[str, tuple[str, ...]]  # quantized tensor -> those whose largest magnitudes it needs; see Scheme
+    goals: Mapping[str, Goal]  # tensor whose codes are carried -> how
 
     @property
     def layout(self) -> Layout:
@@ -120,20 +124,23 @@ class Plan:
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """The plan of a checkpoint under a recipe. Raises what `decide` raises."""
     weights = find_weights(checkpoint, recipe)
+    if recipe.purpose == "convert":
+        common = common_scheme(tuple(weights.tensors.values()), checkpoint.config, recipe)
+        recipe = replace(recipe, scheme=common or recipe.scheme)
     decisions = decide_weights(weights, checkpoint, recipe)
     layout = find_layout(recipe.layout)
     modules = [d.tensor.module for d in decisions if d.scheme]
     places = {m: weights.places[m] for m in modules if m in weights.places}
     places |= layout.places(modules, checkpoint.config)
     if any(t.shape is None for t in weights.tensors.values()):
-        return Plan(checkpoint, recipe, weights, decisions, (), (), places, {})
-    quantized = ((d.tensor.module, d.tensor.name, d.scheme) for d in decisions if d.scheme)
-    reaches = find_reaches(quantized, checkpoint.config)
+        return Plan(checkpoint, recipe, weights, decisions, (), (), places, {}, {})
+    goals = {d.tensor.name: to for d in decisions if (to := goal_of(d, layout))}
+    reaches = find_reaches(_reaching(decisions, goals), checkpoint.config)
     written = [d for d in decisions if d.action != "drop"]
     homes = _homes(written, places)
     files = _files(checkpoint, weights, written, layout, places, homes, reaches)
-    tasks = _tasks(checkpoint, recipe, written, places, homes, files)
-    plan = Plan(checkpoint, recipe, weights, decisions, files, tasks, places, reaches)
+    tasks = _tasks(checkpoint, recipe, written, places, homes, files, goals)
+    plan = Plan(checkpoint, recipe, weights, decisions, files, tasks, places, reaches, goals)
     layout.config_block(recipe.scheme, plan.choices(), VERSION)  # refuses what no configuration can say
     if lost := [f.name for f in files if not fnmatchcase(f.name, layout.file_names)]:
         raise LayoutRefuses(
@@ -141,6 +148,14 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
             "shards of the source, also in its index, or choose another --format"
         )
     return plan
+
+
+def _reaching(decisions: Sequence[Decision], goals: Mapping[str, Goal]) -> Iterator[tuple[str, str, Scheme]]:
+    """What may need magnitudes: all that is quantized, and of what is carried only codes that get a global scale."""
+    for d in decisions:
+        to = goals.get(d.tensor.name)
+        if d.scheme and (to is None or needs_largest(d.tensor.encoded[0], to)):
+            yield d.tensor.module, d.tensor.name, d.scheme
 
 
 def output_names(decision: Decision, layout: Layout, places: Mapping[str, Place]) -> tuple[str, ...]:
@@ -224,6 +239,7 @@ def _tasks(
     places: Mapping[str, Place],
     homes: Mapping[str, str],
     files: Sequence[OutputFile],
+    goals: Mapping[str, Goal],
 ) -> tuple[Task, ...]:
     """All tasks: those of the cut, shard by shard."""
     by_name = {d.tensor.name: d for d in decisions}
@@ -241,7 +257,7 @@ def _tasks(
                 tasks.append(CopyTask(number, shard, shard, pieces))
             else:
                 file = by_file[_file_of(d, places, homes)]
-                tasks.append(_quantize_task(number, unit[0], d, file, recipe, places))
+                tasks.append(_quantize_task(number, unit[0], d, file, recipe, places, goals.get(d.tensor.name)))
     return tuple(tasks)
 
 
@@ -251,7 +267,13 @@ def _piece(p: Part, file: OutputFile) -> Piece:
 
 
 def _quantize_task(
-    number: int, part: Part, d: Decision, file: OutputFile, recipe: Recipe, places: Mapping[str, Place]
+    number: int,
+    part: Part,
+    d: Decision,
+    file: OutputFile,
+    recipe: Recipe,
+    places: Mapping[str, Place],
+    to: Goal | None,
 ) -> QuantizeTask:
     t, layout = d.tensor, find_layout(recipe.layout)
     assert t.dtype is not None
@@ -274,6 +296,7 @@ def _quantize_task(
         encoded=e,
         span_bytes=part.size_bytes if e else 0,
         rounds=e is not None and (recipe.decode == "rounded" or e.kind == PLAIN),
+        goal=to,
         turned=d.scheme is None and is_turned(t),
     )  # fmt: skip
 

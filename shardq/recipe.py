@@ -14,10 +14,11 @@ from shardq.patterns import Dialect, LayerRule, Pattern, parse_layer_config, par
 from shardq.policy import Policy
 from shardq.schemes import PLAIN_WEIGHTS, Scheme, change_scheme, parse_scheme
 
+CONVERTED = "converted"  # the preset of what has the source's own schemes
 Ragged = Literal["refuse", "keep", "shrink"]
 Mtp = Literal["keep", "quantize", "drop"]
 Decode = Literal["exact", "rounded"]
-Purpose = Literal["quantize", "dequantize"]
+Purpose = Literal["quantize", "convert", "dequantize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,18 @@ class Recipe:
     policy: Policy = "all"  # which Linear layers of the text model are quantized
     mtp: Mtp = "keep"  # what becomes of multi-token prediction layers
     quant_nontext: bool = False  # Linear layers of vision, audio and projector parts are quantized too
-    purpose: Purpose = "quantize"  # dequantize: everything is kept, and nothing stays encoded
+    purpose: Purpose = "quantize"  # convert: codes of the source into another layout, and its scheme is the commonest;
+    # dequantize: everything is kept, and nothing stays encoded
+    requantize: bool = False  # codes that a source has already are made anew; of `convert` those that may not fit
+    symmetric: bool | None = None  # of `convert`: whether integers are, where the source does not say so itself
     dtype: str | None = None  # of weights that are decoded and kept; None: what the source's own reader makes of them
     decode: Decode = "exact"  # weights of a quantized source are quantized as decoded in fp32, or as a checkpoint of 16
     # bits would have them
+
+    @property
+    def scheme_name(self) -> str:
+        """What outputs are called after; what is converted has schemes that are not known before its source is."""
+        return CONVERTED if self.purpose == "convert" else self.scheme.name
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the fingerprint, shardq.json and the message that names differing keys."""
@@ -61,6 +70,8 @@ class Recipe:
             "quant_nontext": self.quant_nontext,
             "decode": self.decode,
             "purpose": self.purpose,
+            "requantize": self.requantize,
+            "symmetric": self.symmetric,
             "dtype": self.dtype,
         }
 
@@ -83,6 +94,7 @@ def make_recipe(
     mtp: Mtp = "keep",
     quant_nontext: bool = False,
     decode: Decode = "exact",
+    requantize: bool = False,
 ) -> Recipe:
     """A Recipe from the words that the command line and scripts use.
 
@@ -117,6 +129,30 @@ def make_recipe(
         mtp=mtp,
         quant_nontext=quant_nontext,
         decode=decode,
+        requantize=requantize,
+    )
+
+
+def convert_recipe(
+    layout: str, *, ignore: Sequence[str] = (), requantize: bool = False, symmetric: bool | None = None
+) -> Recipe:
+    """A Recipe that puts the codes of a quantized source into another layout; modules under `ignore` are decoded.
+
+    With `requantize` what may not fit gets new codes instead of an error. `symmetric` says what MLX and AWQ sources do
+    not: that all zero points are in the middle, which is checked. Raises BadOption, LayoutRefuses."""
+    return Recipe(
+        preset=CONVERTED,
+        scheme=PLAIN_WEIGHTS,  # until the source is known
+        layout=find_layout(layout).name,
+        preset_rules=(),
+        layer_rules=(),
+        ignore=tuple(parse_pattern(t, "shardq") for t in ignore),
+        include=(),
+        quant_lm_head=False,
+        ragged="refuse",
+        purpose="convert",
+        requantize=requantize,
+        symmetric=symmetric,
     )
 
 

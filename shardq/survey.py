@@ -7,6 +7,7 @@ are found by workers; range mode reads tensors that lie in another piece ahead, 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from shardq.carry import Goal
 from shardq.checkpoint import TensorRef
 from shardq.cut import slabs
 from shardq.onepass import OnePass
@@ -148,7 +149,7 @@ class Survey:
         return max(parts.values())
 
     def _tasks(self, name: str) -> tuple[SurveyTask, ...]:
-        return survey_tasks(self._work.tensors[name], self._work.rounds)
+        return survey_tasks(self._work.tensors[name], self._work.rounds, self._work.goals.get(name))
 
     def _value(self, name: str) -> float | None:
         for values in (self._used, self._known, self._ahead):
@@ -173,8 +174,8 @@ class Survey:
         return replace(member, task=replace(task, amax=self._used[largest], amax_of=largest))
 
 
-def survey_tasks(t: TensorRef, rounds: bool) -> tuple[SurveyTask, ...]:
-    """The slabs of a matrix, to be measured; `rounds` as in QuantizeTask."""
+def survey_tasks(t: TensorRef, rounds: bool, goal: Goal | None) -> tuple[SurveyTask, ...]:
+    """The slabs of a matrix, to be measured; `rounds` and `goal` as in SurveyTask."""
     assert t.dtype is not None
     assert t.shape is not None
     columns = t.shape[1]
@@ -182,7 +183,7 @@ def survey_tasks(t: TensorRef, rounds: bool) -> tuple[SurveyTask, ...]:
         return tuple(SurveyTask(t.shard, t.name, t.dtype, p.begin, p.size_bytes, columns) for p in slabs(t))
     (e,) = t.encoded
     return tuple(
-        SurveyTask(t.shard, t.name, t.dtype, p.begin, p.size_bytes, columns, *p.rows, e, rounds)
+        SurveyTask(t.shard, t.name, t.dtype, p.begin, p.size_bytes, columns, *p.rows, e, rounds, goal)
         for p in slabs(t)
         if p.rows
     )

@@ -10,6 +10,7 @@ from shardq.logs import LogConfig
 from shardq.schemes import Scheme
 
 if TYPE_CHECKING:
+    from shardq.carry import Goal
     from shardq.dequantize.base import Encoded
 
 TILE_BYTES = 1 << 20  # source bytes held at once: fits a core's second-level cache with its codes
@@ -55,6 +56,7 @@ class QuantizeTask:
     span_bytes: int = 0  # of an encoded matrix: from the first code of the rows to the last
     rounds: bool = False  # decoded rows are rounded to `dtype` first
     turned: bool = False  # written as columns: only of what is not quantized
+    goal: "Goal | None" = None  # codes are carried there as they are, not made anew
 
     @property
     def shards(self) -> frozenset[str]:
@@ -256,6 +258,7 @@ class SurveyTask:
     end_row: int = 0
     encoded: "Encoded | None" = None
     rounds: bool = False  # see QuantizeTask
+    goal: "Goal | None" = None  # the largest scale is wanted, of codes that are carried there
 
     @property
     def key(self) -> int:
@@ -293,6 +296,7 @@ class Streamed:
     work: Bundle | SurveyTask
     path: str  # where a process opens the memory
     origin: int  # offset in the source shard of the memory's first byte
+    extent: tuple[int, int] = (0, 0)  # the shard's bytes that are there; companions outside of it are lent
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +326,7 @@ class Workplace:
     parts: tuple[str, ...]  # folder of unfinished output files, by lane
     keeps_memory: bool  # workers keep a task's memory for the next one: only where all may have the largest task's
     log: LogConfig | None
+    lent: str = ""  # folder of what streamed shards borrow: a folder for each, with a file for each donor
 
 
 def _size(t: Target) -> int:

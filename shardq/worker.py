@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
+from shardq.carry_codes import carry_rows, largest_scale
 from shardq.decoded import DecodedRows, round_rows
 from shardq.dequantize.base import Part
 from shardq.dequantize.decoding import Ranges
 from shardq.descriptors import Descriptors
-from shardq.errors import KernelUnavailable, NonFiniteWeight
+from shardq.errors import CorruptShard, KernelUnavailable, NonFiniteWeight, NotExact
 from shardq.files.atomic import pread_exact, pwrite_all, writing
 from shardq.files.writeback import start_writeback
 from shardq.kernels import KernelChoiceError, KernelSet, load
@@ -56,7 +57,6 @@ FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a tas
 Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the output file
 Way = tuple[Scheme, float | None]  # what decides codes: the scheme, and the magnitude that it reaches for
 Report = BundleDone | Surveyed | Sealed
-Tile = tuple[int, NDArray[Any], str]  # first row in the slab, rows, their type
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,17 @@ class Making:
     out: dict[str, NDArray[Any]]  # suffix -> the slab's array
     stats: NDArray[np.float64] | None  # figures of each row [rows of the slab, 3]; those of its `Rows` where codes are
     # kept, none of what is only decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Some rows of a slab, valid until the next ones."""
+
+    row: int  # the first, in the slab
+    rows: NDArray[Any]  # as kernels take weights of `dtype`
+    dtype: str
+    wide: NDArray[np.float32] | None = None  # of an encoded matrix the same before they were rounded
+    parts: Mapping[str, NDArray[Any]] | None = None  # and what they are made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +112,7 @@ class Worker:
         self._sources = Descriptors(os.O_RDONLY)
         self._mappings = Mappings()
         self._parts = Descriptors(os.O_RDWR)
+        self._lent = Descriptors(os.O_RDONLY)
         self._memory: Streamed | None = None  # where the present work's source bytes are, if not in a file
 
     def run(self, work: object) -> Report:
@@ -111,12 +123,13 @@ class Worker:
                 case Bundle():
                     return self._bundle(work)
                 case SurveyTask():
-                    return self._survey(work)
+                    return self._survey_unverified(work) if self._memory else self._survey(work)
                 case SealTask():
                     return self._seal(work)
                 case _:
                     raise TypeError(f"not a task: {work!r}")
         finally:
+            self._lent.close()  # what is deleted must not take disk for as long as it is open
             if not self._place.keeps_memory:
                 self._arena.release()
 
@@ -139,11 +152,11 @@ class Worker:
         copies = [m for m in bundle.members if isinstance(m.task, CopyTask)]
         sums = {m.lane: 0 for m in copies}
         checked = any(t.scheme is None for t in bundle.quantize_tasks)  # quantizing finds what is not finite
-        for row, tile, dtype in self._tiles(first, rows, room, checked):
-            self._tile(tile, dtype, row, ways, makings)
+        for tile in self._tiles(first, rows, room, checked):
+            self._tile(tile, ways, makings)
             for c in copies:
-                raw = tile.reshape(-1).view(np.uint8)
-                sums[c.lane] = self._copy_rows(c, raw, row * first.row_bytes, sums[c.lane])
+                raw = tile.rows.reshape(-1).view(np.uint8)
+                sums[c.lane] = self._copy_rows(c, raw, tile.row * first.row_bytes, sums[c.lane])
         for task in bundle.quantize_tasks:
             if task.amax is not None and not math.isfinite(task.amax):
                 raise NonFiniteWeight(
@@ -170,17 +183,17 @@ class Worker:
             with self._open(task.shard, begin, end - begin, room, kind.itemsize, task.tensor) as slab:
                 for at in range(0, end - begin, rows * row_bytes):
                     raw = slab.tile(at, min(rows * row_bytes, end - begin - at))
-                    yield at // row_bytes, raw.view(kind).reshape(-1, task.columns), task.dtype
+                    yield Tile(at // row_bytes, raw.view(kind).reshape(-1, task.columns), task.dtype)
             return
         wide = room.view(np.float32).reshape(rows, task.columns)
         read = partial(self._read_part, task)
         decoded = DecodedRows(task.encoded, (task.row, task.end_row), read, self._kernels, checked)
         for row in range(task.row, task.end_row, rows):
-            tile = decoded.tile(row, min(row + rows, task.end_row), wide)
+            tile, parts = decoded.tile(row, min(row + rows, task.end_row), wide)
             if task.rounds:
-                yield row - task.row, round_rows(tile, task.dtype), task.dtype
+                yield Tile(row - task.row, round_rows(tile, task.dtype), task.dtype, tile, parts)
             else:
-                yield row - task.row, tile, "F32"
+                yield Tile(row - task.row, tile, "F32", tile, parts)
 
     def _read_part(self, task: QuantizeTask | SurveyTask, part: Part, ranges: Ranges) -> NDArray[np.uint8]:
         """The bytes of some ranges of a part, one behind the other."""
@@ -188,43 +201,68 @@ class Worker:
         at = 0
         for begin, end in ranges:
             piece = data[at : at + end - begin]
-            with self._open(part.shard, begin, end - begin, piece, 1, f"{part.tensor} for {task.tensor}") as slab:
+            what = f"{part.tensor} for {task.tensor}"
+            if self._is_lent(part, begin, end):
+                fd = self._lent.get(os.path.join(self._place.lent, task.shard, part.shard))
+                pread_exact(fd, piece.data, begin, f"{what} in {part.shard}")
+                at += end - begin
+                continue
+            with self._open(part.shard, begin, end - begin, piece, 1, what) as slab:
                 found = slab.tile(0, end - begin)
             if found is not piece:
                 piece[:] = found
             at += end - begin
         return data
 
-    def _tile(
-        self, tile: NDArray[Any], dtype: str, row: int, ways: Mapping[Way, Rows], makings: Sequence[Making]
-    ) -> None:
+    def _is_lent(self, part: Part, begin: int, end: int) -> bool:
+        """True if these bytes did not come with the codes of a streamed task."""
+        if (memory := self._memory) is None or part.role == "codes":
+            return False
+        first, behind = memory.extent
+        return part.shard != memory.work.shard or begin < first or end > behind
+
+    def _tile(self, tile: Tile, ways: Mapping[Way, Rows], makings: Sequence[Making]) -> None:
         """Quantize some rows once for each way, and pack the result for each output."""
+        count, dtype = len(tile.rows), tile.dtype
+        there = slice(tile.row, tile.row + count)
         for (scheme, amax), room in ways.items():
             takers = [m for m in makings if _way(m.task) == (scheme, amax)]
             task = takers[0].task
-            into = room.stats[row : row + len(tile)]
-            part, bad = quantize_rows(tile, dtype, scheme, room.buffers, into, self._kernels, amax, task.dtype)
+            part, bad = quantize_rows(
+                tile.rows, dtype, scheme, room.buffers, room.stats[there], self._kernels, amax, task.dtype
+            )
             if bad:
-                raise self._non_finite(task, scheme, tile, dtype, task.row + row)
+                raise self._non_finite(task, scheme, tile)
             for m in takers:
-                m.layout.pack(part, row, m.out, scheme, self._kernels)
+                m.layout.pack(part, tile.row, m.out, scheme, self._kernels)
                 if m.task.reads_back and m.stats is not None:  # such layouts have the weight's rows first
-                    there = slice(row, row + len(tile))
                     read = m.layout.unpack({k: v[there] for k, v in m.out.items()}, scheme, self._kernels)
-                    measure_rows(tile, dtype, m.layout.unpacks_to(scheme), read, m.stats[there], self._kernels)
+                    measure_rows(tile.rows, dtype, m.layout.unpacks_to(scheme), read, m.stats[there], self._kernels)
         for m in makings:
             if m.task.scheme is None:
-                self._keep(tile, dtype, row, m)
+                self._keep(tile, m)
+            elif m.task.goal:
+                self._carry(tile, m)
 
-    def _keep(self, tile: NDArray[Any], dtype: str, row: int, making: Making) -> None:
+    def _keep(self, tile: Tile, making: Making) -> None:
         """Rows as they were decoded, in the type that the weight has."""
         out = making.out[making.specs[0].suffix]
-        kept = round_rows(tile, making.task.dtype) if dtype == "F32" else tile
+        kept = tile.rows if tile.dtype == making.task.dtype else round_rows(tile.rows, making.task.dtype)
         kept = kept if kept.dtype == out.dtype else kept.view(out.dtype)
         if making.task.turned:
-            out[:, row : row + len(tile)] = kept.T
+            out[:, tile.row : tile.row + len(kept)] = kept.T
         else:
-            out[row : row + len(tile)] = kept
+            out[tile.row : tile.row + len(kept)] = kept
+
+    def _carry(self, tile: Tile, making: Making) -> None:
+        """Rows with the codes that they have."""
+        task, to = making.task, making.task.goal
+        assert task.encoded and task.scheme and to and tile.parts and tile.wide is not None and making.stats is not None  # noqa: PT018
+        row, count = task.row + tile.row, len(tile.rows)
+        part = carry_rows(task.encoded, tile.parts, row, row + count, to, self._kernels, task.amax)
+        making.layout.pack(part, tile.row, making.out, task.scheme, self._kernels)
+        there = slice(tile.row, tile.row + count)
+        measure_rows(tile.wide, "F32", task.scheme, part, making.stats[there], self._kernels)
 
     def _write(self, making: Making) -> None:
         path = self._part(making.member.lane, making.task.file)
@@ -240,7 +278,7 @@ class Worker:
         works = {way: buffer_shapes(rows, first.columns, way[0]) for t in tasks if (way := _way(t))}
         specs = [_specs(t) for t in tasks]
         slabs = [_slab_shapes(t, s) for t, s in zip(tasks, specs, strict=True)]
-        own = [t.reads_back for t in tasks]
+        own = [t.reads_back or t.goal is not None for t in tasks]
         figures = [(stats_shape, np.float64)] * (len(works) + sum(own))
         wanted = [(room_shape, np.uint8), *figures, *(shape for work in works.values() for shape in work)]
         self._arena.reset(reserve(*wanted, *(shape for slab in slabs for shape in slab.values())))
@@ -252,20 +290,18 @@ class Worker:
         }
         quantizing = (m for m in bundle.members if isinstance(m.task, QuantizeTask))
         makings = []
-        for m, t, s, slab in zip(quantizing, tasks, specs, slabs, strict=True):
+        for m, t, s, slab, apart in zip(quantizing, tasks, specs, slabs, own, strict=True):
             out, way = {k: take(*shape) for k, shape in slab.items()}, _way(t)
-            stats = take(stats_shape, np.float64) if t.reads_back else ways[way].stats if way else None
+            stats = take(stats_shape, np.float64) if apart else ways[way].stats if way else None
             makings.append(Making(m, t, find_layout(t.layout), s, out, stats))
         for made in makings:
             write_values(made.specs, made.out)
         return room, ways, makings
 
-    def _non_finite(
-        self, task: QuantizeTask, scheme: Scheme, tile: NDArray[Any], dtype: str, row: int
-    ) -> NonFiniteWeight:
+    def _non_finite(self, task: QuantizeTask, scheme: Scheme, tile: Tile) -> NonFiniteWeight:
         """Say where the first value lies that cannot be quantized."""
-        wide = np.empty(tile.shape, np.float32)
-        self._kernels.widen(tile, dtype, wide)
+        wide, row = np.empty(tile.rows.shape, np.float32), task.row + tile.row
+        self._kernels.widen(tile.rows, tile.dtype, wide)
         where = np.argwhere(~np.isfinite(wide))
         if len(where):
             r, c = (int(x) for x in where[0])
@@ -344,6 +380,14 @@ class Worker:
                 checksum = _fold(checksum, self._kernels.checksum(part))
         return checksum
 
+    def _survey_unverified(self, task: SurveyTask) -> Surveyed:
+        """Of bytes that cannot be decoded an infinite one: what is wrong the bundle over the same bytes says, and that
+        waits until they are known to be the source's."""
+        try:
+            return self._survey(task)
+        except (CorruptShard, NonFiniteWeight, NotExact):
+            return Surveyed(task.tensor, task.key, math.inf)
+
     def _survey(self, task: SurveyTask) -> Surveyed:
         """The largest magnitude of some rows."""
         row_bytes = task.columns * (4 if task.encoded else np.dtype(WEIGHT_ARRAYS[task.dtype]).itemsize)
@@ -352,9 +396,15 @@ class Worker:
         room = self._arena.take((rows * row_bytes,), np.uint8)
         found = self._arena.take((rows, 1), np.float32)
         amax = 0.0
-        for _, tile, dtype in self._tiles(task, rows, room, checked=False):
-            self._kernels.group_absmax(tile, dtype, task.columns, found[: len(tile)])
-            amax = max(amax, float(found[: len(tile)].max()))
+        for tile in self._tiles(task, rows, room, checked=False):
+            count = len(tile.rows)
+            if task.goal and task.encoded and tile.parts:
+                at = task.row + tile.row
+                largest = largest_scale(task.encoded, tile.parts, at, at + count, task.goal, self._kernels)
+            else:
+                self._kernels.group_absmax(tile.rows, tile.dtype, task.columns, found[:count])
+                largest = float(found[:count].max())
+            amax = max(amax, largest)
         return Surveyed(task.tensor, task.key, amax)
 
     def _seal(self, task: SealTask) -> Sealed:
@@ -412,8 +462,8 @@ def write_values(specs: Iterable[OutSpec], out: Mapping[str, NDArray[Any]]) -> N
 
 
 def _way(task: QuantizeTask) -> Way | None:
-    """None for what is only decoded."""
-    return None if task.scheme is None else (task.scheme, task.amax)
+    """None for what is only decoded, or carried."""
+    return None if task.scheme is None or task.goal else (task.scheme, task.amax)
 
 
 def _specs(task: QuantizeTask) -> tuple[OutSpec, ...]:

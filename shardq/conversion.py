@@ -1,0 +1,129 @@
+"""Which weights of a quantized source go into the output with the codes that they have."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from shardq.carry import Goal, carried_dtype, carried_scheme, fits, goal, is_certain, needs_largest, no_scheme
+from shardq.carry import target_scheme as nearest_scheme
+from shardq.checkpoint import TensorRef
+from shardq.dequantize import Encoded
+from shardq.dequantize.hints import Hints, read_hints
+from shardq.dequantize.plain import PLAIN
+from shardq.errors import NotExact, NothingToQuantize
+from shardq.layouts import find_layout
+from shardq.layouts.base import Layout
+from shardq.patterns import Pattern
+from shardq.recipe import Recipe
+from shardq.schemes import Scheme
+
+if TYPE_CHECKING:
+    from shardq.decide import Decision
+
+SHOWN: Final = 4  # weights told in a message before "and N more"
+
+
+def carry_certain(
+    decisions: Sequence["Decision"], config: Mapping[str, Any] | None, recipe: Recipe
+) -> tuple["Decision", ...]:
+    """Decisions of `quantize`: a weight that has the wanted numbers already is carried, where that cannot fail."""
+    if recipe.requantize or not any(d.tensor.encoded for d in decisions):
+        return tuple(decisions)
+    hints, layout = read_hints(config), find_layout(recipe.layout)
+    return tuple(_carry_one(d, hints, layout, recipe.scheme) if d.scheme else d for d in decisions)
+
+
+def _carry_one(d: "Decision", hints: Hints, layout: Layout, default: Scheme) -> "Decision":
+    e = matrix_of(d.tensor)
+    assert d.scheme is not None
+    if e is None or e.element != d.scheme.element:
+        return d
+    own = carried_scheme(e, hints, True if d.scheme.symmetric and hints.symmetric(d.tensor.module) else None)
+    if own is None or fits(e, own, d.scheme, layout, default) is not None:
+        return d
+    carried = _carried(d, e, own, d.scheme, layout)
+    to = goal_of(carried, layout)
+    return carried if to and is_certain(e, own, to) and not needs_largest(e, to) else d
+
+
+def decide_conversion(
+    kept: Sequence["Decision"], label: str, config: Mapping[str, Any] | None, recipe: Recipe
+) -> tuple["Decision", ...]:
+    """Decisions of `convert`, made of those that keep everything: each encoded matrix is carried, but for what --ignore
+    names. With --requantize those that cannot be carried for certain are quantized anew.
+
+    Raises NotExact with the list of those that cannot, NothingToQuantize.
+    """
+    hints, layout = read_hints(config), find_layout(recipe.layout)
+    decided: list[Decision] = []
+    lost: list[str] = []
+    for d in kept:
+        e = matrix_of(d.tensor)
+        if e is None or _is_ignored(d.tensor, recipe.ignore):
+            decided.append(d)
+            continue
+        made = _convert_one(d, e, hints, layout, recipe)
+        lost += [made] if isinstance(made, str) else []
+        decided += [] if isinstance(made, str) else [made]
+    if lost:
+        more = f"; and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+        raise NotExact(
+            f"{len(lost)} weights of {label} cannot be carried: {'; '.join(lost[:SHOWN])}{more}; take another --to, "
+            "decode them with --ignore, or --requantize, which makes new codes"
+        )
+    if not any(d.scheme for d in decided):
+        raise NothingToQuantize(f"nothing to convert in {label}: its weights are plain")
+    return tuple(decided)
+
+
+def _convert_one(d: "Decision", e: Encoded, hints: Hints, layout: Layout, recipe: Recipe) -> "Decision | str":
+    """The decision, or why there is none."""
+    own = carried_scheme(e, hints, recipe.symmetric)
+    found = None if own is None else nearest_scheme(e, own, layout, recipe.scheme)
+    if own is not None and found is not None:
+        made = _carried(d, e, own, found, layout)
+        to = goal_of(made, layout)
+        if not recipe.requantize or (to and is_certain(e, own, to)):
+            return made
+    if recipe.requantize and layout.refuse(recipe.scheme, recipe.scheme, e.rows, e.columns) is None:
+        return replace(d, rule="requantize", action="quantize", scheme=recipe.scheme)
+    reason = no_scheme(e, hints) if own is None else fits(e, own, layout.settle(own), layout, recipe.scheme)
+    return f"{d.tensor.name} {reason}"
+
+
+def common_scheme(tensors: Sequence[TensorRef], config: Mapping[str, Any] | None, recipe: Recipe) -> Scheme | None:
+    """The scheme that most encoded matrices have in the layout; None where none fits."""
+    hints, layout = read_hints(config), find_layout(recipe.layout)
+    found: Counter[Scheme] = Counter()
+    for t in tensors:
+        e = matrix_of(t)
+        own = carried_scheme(e, hints, recipe.symmetric) if e and not _is_ignored(t, recipe.ignore) else None
+        target = nearest_scheme(e, own, layout) if e and own else None
+        if target:
+            found[target] += 1
+    return found.most_common(1)[0][0] if found else None
+
+
+def goal_of(d: "Decision", layout: Layout) -> Goal | None:
+    """Where the codes of a weight are carried to; None where they are not."""
+    t = d.tensor
+    if not d.carried or d.scheme is None or t.dtype is None:
+        return None
+    e = t.encoded[0]
+    return goal(layout, d.scheme, t.dtype, e.rows, e.columns)
+
+
+def matrix_of(t: TensorRef) -> Encoded | None:
+    """How a matrix is encoded; None for a stack, and for what is plain."""
+    e = t.encoded[0] if len(t.encoded) == 1 else None
+    return None if e is None or e.kind == PLAIN or e.index is not None else e
+
+
+def _carried(d: "Decision", e: Encoded, own: Scheme, scheme: Scheme, layout: Layout) -> "Decision":
+    typed = replace(d.tensor, dtype=carried_dtype(e, own, scheme, layout))
+    return replace(d, tensor=typed, action="quantize", scheme=scheme, carried=True)
+
+
+def _is_ignored(t: TensorRef, ignore: Sequence[Pattern]) -> bool:
+    return any(p.matches(n) for p in ignore for n in (t.module, t.name))
