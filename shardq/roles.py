@@ -298,13 +298,16 @@ def _find_family(
 ) -> Family | None:
     for family in families.families:
         named = any(fnmatchcase(t, pattern) for t in model_types for pattern in family.model_types)
-        if named or (family.diffusers and diffusers) or any(_tells(ref, family) for ref in refs):
+        told_by_names = family.wide or family.probe
+        if named or (family.diffusers and diffusers) or (told_by_names and any(_tells(r, family) for r in refs)):
             return family
     return None
 
 
 def _tells(ref: TensorRef, family: Family) -> bool:
-    return _is_wide(ref, family) or (family.probe is not None and family.probe.search(ref.name) is not None)
+    return (bool(family.wide) and _is_wide(ref, family)) or (
+        family.probe is not None and family.probe.search(ref.name) is not None
+    )
 
 
 def _is_wide(ref: TensorRef, family: Family) -> bool:

@@ -1,46 +1,16 @@
 """Whether matrices can be cut over several devices, as vLLM and SGLang cut them.
 
-Column-parallel matrices are cut along their rows (the output), row-parallel ones along their columns (the input);
-replicated ones not at all. Which is which follows from the last segment: `[parallel]` of engines.toml.
-Source: vLLM 0.32 `linear.py`, `fp8_utils.validate_fp8_block_shape`, `marlin_utils`; SGLang has the same code.
+Which way each is cut is in cuts.py. Source: vLLM 0.32 `linear.py`, `fp8_utils.validate_fp8_block_shape`,
+`marlin_utils`; SGLang has the same code.
 """
 
-import functools
-import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from importlib import resources
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from shardq.serving.cuts import Cut
 from shardq.serving.served import Module, Served
 
-Cut = Literal["rows", "columns", "none"]
 WORD_BITS: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Cuts:
-    """Last segments by how their matrix is cut; all others along their rows."""
-
-    columns: frozenset[str]
-    replicated: frozenset[str]
-
-
-@functools.cache
-def load_cuts() -> Cuts:
-    """From engines.toml."""
-    table = tomllib.loads(
-        resources.files("shardq.serving").joinpath("table", "engines.toml").read_text(encoding="utf-8")
-    )
-    return Cuts(frozenset(table["parallel"]["columns"]), frozenset(table["parallel"]["replicated"]))
-
-
-def cut_of(module: Module) -> Cut:
-    """How a server cuts a matrix."""
-    cuts = load_cuts()
-    if module.segment in cuts.replicated or module.role in ("router", "nontext", "embedding", "head"):
-        return "none"
-    return "columns" if module.segment in cuts.columns else "rows"
 
 
 def heads(served: Served, tp: int) -> list[str]:
@@ -85,7 +55,7 @@ def words(served: Served, tp: int) -> list[str]:
     for m in served.quantized:
         if m.stored is None or m.stored.kind != "int" or f"{m.name}.qweight" not in served.tensors:
             continue
-        side = {"rows": m.rows, "columns": m.columns, "none": 0}[cut_of(m)]
+        side = {"rows": m.rows, "columns": m.columns, "none": 0}[m.cut]
         if side % tp == 0 and side // tp * m.stored.bits % WORD_BITS and not _copied(served, m, tp):
             found.append(f"{m.name}: {side} / {tp} codes of {m.stored.bits} bits")
     return found
@@ -100,7 +70,7 @@ def blocks(served: Served, tp: int) -> list[str]:
     for m in served.quantized:
         if m.stored is None or m.stored.group_rows <= 1:
             continue
-        cut = cut_of(m)
+        cut = m.cut
         tall, wide = m.rows, m.columns
         if cut == "columns" and tp > 1 and wide % tp == 0 and wide // tp % m.stored.group_columns:
             found.append(f"{m.name}: {wide} / {tp} columns in blocks of {m.stored.group_columns}")
@@ -113,7 +83,7 @@ def blocks(served: Served, tp: int) -> list[str]:
 
 
 def _cut(served: Served, cut: Cut) -> Iterator[Module]:
-    return (m for m in served.modules.values() if m.role in ("linear", "small", "mtp") and cut_of(m) == cut)
+    return (m for m in served.modules.values() if m.cut == cut and m.role in ("linear", "small", "mtp"))
 
 
 def _copied(served: Served, m: Module, tp: int) -> bool:

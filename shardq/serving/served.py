@@ -11,6 +11,7 @@ from shardq.final_config import final_values
 from shardq.fused import fused_groups
 from shardq.roles import Role, assign_roles
 from shardq.serving.believed import Belief, Said, believe, group_of, method_of
+from shardq.serving.cuts import Cut, cut_of
 from shardq.version import VERSION
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Module:
     believed: Belief
     tensor: str  # its weight or codes
     matrices: int  # 1, or those of a stack
+    cut: Cut  # over several devices
 
     @property
     def weights(self) -> int:
@@ -126,7 +128,8 @@ def read_served(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Ser
             continue
         belief = believe(said, name)
         matrices = math.prod(tensors[leaf][1][: -3 if leaf.endswith("_blocks") else -2])
-        modules[name] = Module(name, role, rows, columns, stored, belief, leaf, matrices)
+        cut = cut_of(name.rpartition(".")[2], role)
+        modules[name] = Module(name, role, rows, columns, stored, belief, leaf, matrices, cut)
     return Served(config, block, method, tensors, modules)
 
 

@@ -255,9 +255,15 @@ def test_full_precision_has_no_companions(spec: Spec) -> None:
 
 
 def test_names_alone_tell_in_an_index() -> None:
-    names = ["a.0.q.weight", "a.0.q.scales", "a.0.q.biases", "a.0.k.weight", "a.0.k.scale"]
-    found = find_companions([TensorRef(n, "x", None, None, -1, -1) for n in names])
-    assert [(c.name, c.kind) for c in found] == [(n, "mlx") for n in names[:3]]
+    kinds = {
+        "a.0.q.weight": "mlx",
+        "a.0.q.scales": "mlx",
+        "a.0.q.biases": "mlx",
+        "a.0.k.weight": "fp8_v4",
+        "a.0.k.scale": "fp8_v4",
+    }
+    found = find_companions([TensorRef(n, "x", None, None, -1, -1) for n in (*kinds, "a.0.v.scale", "a.0.v.scales")])
+    assert {c.name: c.kind for c in found} == kinds
 
 
 def test_families_file_refuses_unknown_words() -> None:
