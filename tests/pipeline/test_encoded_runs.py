@@ -205,8 +205,10 @@ def test_a_scale_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 
 def test_codes_without_scales_stop_the_plan(tmp_path: Path) -> None:
     source = sources.write_source(CASES["fp8_block"], tmp_path / "source")
-    lost = sources.scatter(
-        source, tmp_path / "lost", lambda n: 2 if n.endswith("0.mlp.up_proj.weight_scale_inv") else 1, 1
-    )
+    gone = "model.layers.0.mlp.up_proj.weight_scale_inv"
+    lost = sources.scatter(source, tmp_path / "lost", lambda name: 2 if name == gone else 1, 2)
+    index = json.loads((lost / sources.INDEX).read_text())
+    (lost / index["weight_map"].pop(gone)).unlink()
+    (lost / sources.INDEX).write_text(json.dumps(index))
     with pytest.raises(UnsupportedSource, match=r"0\.mlp\.up_proj\.weight in .* without its scales"):
         shardq.plan(lost, "W4A16")
