@@ -18,6 +18,7 @@ class ShardCost:
     staged_bytes: int  # for the source shard, until its output is durable; 0 when it needs no copy
     output_bytes: int  # for the output files that begin with it
     hold: int = 0  # so many shards after it have to be done before it can go: they share a stack or a scale
+    lent_bytes: int = 0  # what it would take instead in range mode, for what it borrows of others
 
     @property
     def total_bytes(self) -> int:
@@ -124,7 +125,7 @@ def _too_small(todo: Sequence[ShardCost], kept_bytes: int, cap: int, least: int,
     else:
         outputs = kept_bytes + sum(c.output_bytes for c in todo)
         why = f"the output with {megabytes(outputs)} and the largest shard to fetch with {megabytes(largest)}"
-    bare = [replace(c, staged_bytes=0) for c in todo]
+    bare = [replace(c, staged_bytes=c.lent_bytes) for c in todo]
     ways = [("--stream", least_disk_bytes(bare, kept_bytes, uploads))]
     if not uploads:
         ways.append(("--push-to", least_disk_bytes(todo, kept_bytes, True)))

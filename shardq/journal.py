@@ -20,6 +20,7 @@ Events, by the key "event". The pipeline writes and reads them; this module know
     | task    | id, checksum, sse, ssw, max  | no      | a task's output bytes are written, perhaps not yet to disk |
     |         | and amax                     |         | the largest magnitude that its scales were taken from      |
     | amax    | tensor, value                | no      | a tensor's largest magnitude, from verified bytes          |
+    | lent    | to, shard, sha256            | no      | what one shard borrows of another, from verified bytes     |
     | sealed  | file, sha256, size           | yes     | an output file is complete and on the disk                 |
     | freed   | shard                        | no      | a source shard is deleted, as nothing needs it any more    |
     | uploaded | file, to                    | yes     | a sealed file is in the storage of a destination           |

@@ -1,11 +1,12 @@
 """One output of a run: its plan, its folder, its journal, and how far it is. Knows nothing of workers and transfers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardq.destinations.base import StoredFile
 from shardq.journal import Journal
+from shardq.loans import Digest, Pair
 from shardq.plans import OutputFile, Plan
 from shardq.staging import Progressed, Staging
 from shardq.tasks import Done, Member, Sealed, Task
@@ -49,6 +50,8 @@ class Lane:
         for task in plan.tasks:
             self._left[task.file] += 1
             self._shard_tasks[task.shard].append(task)
+        self._journaled: set[int] = set()  # tasks of streamed shards
+        self._amax: dict[str, float] = {}  # recorded
         self._begun: set[str] = set()  # files that have their size and header
         self._sealing: set[str] = set()
 
@@ -90,18 +93,28 @@ class Lane:
         self._done[done.id] = done
         self._left[self.plan.tasks[done.id].file] -= 1
 
-    def journal_shard(self, shard: str, amax: Mapping[str, float]) -> None:
-        """Record the tasks of a source shard, which turned out to be right, and magnitudes that were found in it."""
+    def journal_shard(self, shard: str, amax: Mapping[str, float], is_right: Callable[[Task], bool]) -> None:
+        """Record the tasks of a source shard that have read nothing wrong, and magnitudes that were found in it. May be
+        called again when more is known to be right."""
         for name, value in amax.items():
             self.record_amax(name, value)
         for task in self._shard_tasks[shard]:
-            if task.file not in self.sealed and not self._done[task.id].reused:
-                self._journal_task(self._done[task.id])
+            done = None if task.file in self.sealed or task.id in self._journaled else self._done.get(task.id)
+            if done and not done.reused and is_right(task):
+                self._journaled.add(task.id)
+                self._journal_task(done)
 
     def record_amax(self, tensor: str, amax: float) -> None:
         """The largest magnitude of a tensor whose bytes were verified, if it is of use here."""
-        if tensor in self.plan.reaches:
+        if tensor in self.plan.reaches and self._amax.get(tensor) != amax:
+            self._amax[tensor] = amax
             self._journal.append({"event": "amax", "tensor": tensor, "value": amax}, durable=False)
+
+    def record_lent(self, digests: Mapping[Pair, Digest]) -> None:
+        """What a source shard that was verified lends."""
+        for (home, donor), digest in digests.items():
+            event = {"event": "lent", "to": home, "shard": donor, "sha256": digest.sha256}
+            self._journal.append(event, durable=False)
 
     def forget(self, number: int) -> bool:
         """A task has ended, but its source came wrong: it has to be done again. True if it had been done."""

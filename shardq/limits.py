@@ -51,6 +51,7 @@ class Limits:
 
         `remote`: the source is on the Hub; `network`: the source or the destination is. Raises BudgetTooSmall.
         """
+        from shardq.needs import extra_memory_bytes
         from shardq.spans import largest_span_bytes
 
         wanted = self.parallel + SPANS_AHEAD if self.stream and remote else 0
@@ -58,6 +59,7 @@ class Limits:
             return Memory(None, wanted)
         largest_task_bytes, span_bytes = work.largest_task_bytes, largest_span_bytes(work)
         fixed = BASE_BYTES + work.records * TENSOR_BYTES + self.parallel * WORKER_BYTES + self._network_bytes(network)
+        fixed += extra_memory_bytes(work) if wanted else 0
         left = self.max_ram_bytes - fixed - largest_task_bytes
         least = min(wanted, LEAST_SLOTS) * span_bytes
         if left < least:

@@ -1,11 +1,12 @@
 """What a plan needs of disk and network, known before it runs."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from shardq.admission import ShardCost, least_disk_bytes
-from shardq.ahead import count_windows
+from shardq.ahead import ahead_extents, ahead_memory_bytes
+from shardq.loans import WINDOW_BYTES
 from shardq.onepass import OnePass
 from shardq.side_files import select_side_files
 from shardq.spans import Span, cut_all
@@ -26,9 +27,11 @@ class Requests:
     storage: int  # that bring bytes
 
 
-def shard_costs(work: OnePass, staged: bool, sealed: Sequence[Collection[str]] = ()) -> list[ShardCost]:
+def shard_costs(
+    work: OnePass, staged: bool, sealed: Sequence[Collection[str]] = (), proven: Collection[str] = ()
+) -> list[ShardCost]:
     """Disk of each shard in the order of the plan, of those that are needed for files other than the `sealed` ones of
-    each output; `staged`: source shards are copied to the disk."""
+    each output; `staged`: source shards are copied to the disk; `proven`: shards that need not come (proofs.py)."""
     shards = work.checkpoint.shards
     order = {s.name: number for number, s in enumerate(shards)}
     output, until, needed = dict.fromkeys(order, 0), dict(order), set[str]()
@@ -37,15 +40,19 @@ def shard_costs(work: OnePass, staged: bool, sealed: Sequence[Collection[str]] =
             if sealed and file.name in sealed[lane]:
                 continue
             output[file.shards[0]] += file.size_bytes
-            last = max(order[s] for s in file.shards)
-            needed.update(file.shards)
-            for s in file.shards:
+            coming = [s for s in file.shards if s not in proven]
+            last = max(order[s] for s in coming)
+            needed.update(coming)
+            for s in coming:
                 until[s] = max(until[s], last)
     left = [s for s in shards if s.name in needed]
     place = {s.name: number for number, s in enumerate(left)}
     ends = {order[s.name]: place[s.name] for s in left}
+    lent = {s.name: sum(loan.disk_bytes for loan in work.loans.get(s.name, ())) for s in left}
     return [
-        ShardCost(s.name, s.size_bytes if staged else 0, output[s.name], ends[until[s.name]] - place[s.name])
+        ShardCost(
+            s.name, s.size_bytes if staged else 0, output[s.name], ends[until[s.name]] - place[s.name], lent[s.name]
+        )
         for s in left
     ]
 
@@ -57,27 +64,46 @@ def record_bytes(work: OnePass) -> int:
     return len(work.plans) * one
 
 
-def disk_bytes(work: OnePass, staged: bool, uploads: bool) -> int:
-    """The smallest --max-disk. `uploads`: outputs are deleted once they are uploaded."""
-    return least_disk_bytes(shard_costs(work, staged), record_bytes(work), uploads)
+def disk_bytes(work: OnePass, staged: bool, uploads: bool, streamed: bool = False) -> int:
+    """The smallest --max-disk. `uploads`: outputs are deleted once they are uploaded; `streamed`: range mode, which
+    keeps of the source what shards borrow of others."""
+    costs = shard_costs(work, staged)
+    if streamed:
+        costs = [replace(c, staged_bytes=c.lent_bytes) for c in costs]
+    return least_disk_bytes(costs, record_bytes(work), uploads)
 
 
 def count_requests(work: OnePass, stream: bool) -> Requests:
-    """Headers and small files, then one request a shard, or one for each span in range mode, and those of tensors that
-    range mode reads ahead: of these fewer, where a shard comes in time to be measured for the next one."""
+    """Headers and small files, then one request a shard, or one for each span in range mode, and those of what shards
+    borrow and of tensors that range mode reads ahead: of these fewer, where a shard comes in time to be measured for
+    the next one."""
     shards = work.checkpoint.shards
     small = len(select_side_files(work.checkpoint.side_files)) + 2  # config and index
     spans = cut_all(work) if stream else {}
     bodies = sum(map(len, spans.values())) if stream else len(shards)
-    ahead = _read_ahead(work, [s for own in spans.values() for s in own])
-    windows = sum(count_windows(work.tensors[n]) for n in ahead)
-    return Requests(hub=2 * len(shards) + small + len(ahead), storage=len(shards) + bodies + windows)
+    ahead = [ahead_extents(work.tensors[n]) for n in _read_ahead(work, [s for own in spans.values() for s in own])]
+    loans = [loan for own in work.loans.values() for loan in own] if stream else []
+    addresses = sum(len({shard for shard, _, _ in extents}) for extents in ahead) + len(loans)
+    windows = sum(map(len, ahead)) + sum(len(loan.requests) for loan in loans)
+    return Requests(hub=2 * len(shards) + small + addresses, storage=len(shards) + bodies + windows)
 
 
 def ahead_bytes(work: OnePass) -> int:
     """Bytes that range mode reads twice: tensors that others in another piece wait for."""
     spans = [s for own in cut_all(work).values() for s in own]
-    return sum(work.tensors[n].size_bytes for n in _read_ahead(work, spans))
+    return sum(end - begin for n in _read_ahead(work, spans) for _, begin, end in ahead_extents(work.tensors[n]))
+
+
+def lent_bytes(work: OnePass) -> int:
+    """Bytes that range mode reads twice: what shards borrow of others."""
+    return sum(loan.read_bytes for own in work.loans.values() for loan in own)
+
+
+def extra_memory_bytes(work: OnePass) -> int:
+    """Memory for what range mode reads twice, at a time."""
+    spans = [s for own in cut_all(work).values() for s in own]
+    ahead = max((ahead_memory_bytes(work.tensors[n]) for n in _read_ahead(work, spans)), default=0)
+    return ahead + (WINDOW_BYTES if work.loans else 0)
 
 
 def _read_ahead(work: OnePass, spans: Iterable[Span]) -> set[str]:

@@ -18,10 +18,14 @@ from shardq.errors import ChecksumMismatch, ShardqError
 from shardq.executors.base import Executor, Job, Outcome
 from shardq.fetcher import Fetched
 from shardq.lane import Lane
+from shardq.lender import Lent
 from shardq.limits import Limits
+from shardq.loans import Digest, Pair
 from shardq.needs import record_bytes, shard_costs
 from shardq.onepass import OnePass
+from shardq.plans import OutputFile
 from shardq.progress import Progress, Report, Stage
+from shardq.proofs import Proofs, find_proven
 from shardq.signals import StopFlag
 from shardq.sources.base import Source
 from shardq.space import check_space
@@ -30,7 +34,7 @@ from shardq.staging import Staging
 from shardq.streamer import Passed, Piece
 from shardq.supply import Supply
 from shardq.survey import Survey
-from shardq.tasks import Bundle, BundleDone, Sealed, SealTask, Streamed, Surveyed, SurveyTask
+from shardq.tasks import Bundle, BundleDone, Sealed, SealTask, Streamed, Surveyed, SurveyTask, Task
 from shardq.uploader import Uploaded
 
 logger = logging.getLogger(__name__)
@@ -58,10 +62,15 @@ class Pipeline:
         self._todo: deque[Work] = deque()
         self._passed: set[str] = set()  # streamed shards whose hash was right
         self._wrong: set[str] = set()  # streamed shards whose hash was wrong, to be done again
-        self._suspect: dict[str, ShardqError] = {}  # errors of work on streamed shards that have not passed yet
+        self._suspect: dict[str, tuple[ShardqError, Bundle]] = {}  # of streamed shards that are not known to be right
         self._error: ShardqError | None = None
-        self._supply = Supply(source, self._staging, slots, cut_all(work) if slots else {})
-        self._survey = Survey(work, {n: value for lane in lanes for n, value in lane.before.amax.items()})
+        loans = {n: own for n, own in work.loans.items() if self._bundles[n]} if slots else {}
+        sizes = {s.name: s.size_bytes for s in self._shards.values()}
+        self._supply = Supply(source, self._staging, slots, cut_all(work) if slots else {}, loans, sizes)
+        known = {pair: sha256 for lane in lanes for pair, sha256 in lane.before.lent.items()}
+        self._proofs = Proofs((loan for own in loans.values() for loan in own), known)
+        amax = {n: value for lane in lanes for n, value in lane.before.amax.items()}
+        self._survey = Survey(work, amax)
         self._wanted: dict[str, set[str]] = {}  # shard -> its tensors whose magnitudes are needed
         for name in self._survey.needed(b for bundles in self._bundles.values() for b in bundles):
             self._wanted.setdefault(work.tensors[name].shard, set()).add(name)
@@ -69,6 +78,10 @@ class Pipeline:
         self._reads = {  # shard -> all shards that its bundles read
             name: frozenset({name}).union(*(b.shards for b in bundles)) for name, bundles in self._bundles.items()
         }
+        busy = [name for name, bundles in self._bundles.items() if bundles]
+        asked = {s.name for own in self._wanted.values() for n in own - amax.keys() for s in self._shards_of(n)}
+        self._proven = find_proven(lanes, busy, self._proofs, asked) if slots else frozenset()
+        self._passed |= self._proven
         self._waiting: dict[str, Shard] = {}  # shards at hand whose bundles read others that are not
         self._ahead: AheadReader | None = None
         self._admission: Admission
@@ -129,6 +142,8 @@ class Pipeline:
                     self._on_piece(news)
                 case Passed():
                     self._on_passed(news)
+                case Lent():
+                    self._on_lent(news)
         for seen in self._ahead.take() if self._ahead else ():
             self._error = self._error or seen.error
             if not seen.error:
@@ -187,10 +202,10 @@ class Pipeline:
                 raise TypeError(f"a worker answered {other!r}")
 
     def _on_failed(self, work: object, error: ShardqError) -> None:
-        """The run ends, unless the work may have read wrong bytes: then the shard's hash decides."""
-        if isinstance(work, Streamed) and isinstance(work.work, Bundle) and work.work.shard not in self._passed:
+        """The run ends, unless the work may have read wrong bytes: then the hashes of its shards decide."""
+        if isinstance(work, Streamed) and isinstance(work.work, Bundle) and not self._has_read_right(work.work):
             bundle = work.work
-            self._suspect.setdefault(bundle.shard, error)
+            self._suspect.setdefault(bundle.shard, (error, bundle))
             for m in bundle.members:
                 self._lanes[m.lane].count_failed(m.task.id)
             self._end(bundle)
@@ -232,19 +247,28 @@ class Pipeline:
                 return
         for lane in self._lanes:
             for file in lane.files_of(shard.name):
-                if lane.is_made(file.name) and all(self._is_sure(s) for s in file.shards):
+                if lane.is_made(file.name) and self._is_sure(file):
                     lane.begin_seal(file.name)
                     self._todo.appendleft(SealTask(lane.number, file.name, file.size_bytes))
 
-    def _is_sure(self, name: str) -> bool:
-        """True if all that was made of a shard was made of the right bytes."""
-        if not self._supply.may_stream(self._shards[name]):
-            return True
-        return name in self._passed and not self._open[name] and name not in self._suspect
+    def _is_sure(self, file: OutputFile) -> bool:
+        """True if all that a file needs was made of the right bytes."""
+        passed = all(
+            not self._supply.may_stream(self._shards[s])
+            or (s in self._passed and not self._open[s] and s not in self._suspect)
+            for s in file.shards
+        )
+        return passed and not self._proofs.are_open(file.shards, file.shards)
+
+    def _has_read_right(self, work: Bundle | Task) -> bool:
+        """True if all that it read of a streamed shard, and of what that borrows, is known to be right."""
+        return work.shard in self._passed and not self._proofs.are_open((work.shard,), work.shards)
 
     def _believe(self, shard: Shard) -> bool:
-        """A streamed shard was right: record what was made of it. False when some of that went wrong all the same."""
-        if error := self._suspect.get(shard.name):
+        """A streamed shard was right: record what was made of it, but for what waits for the shards that it borrows of.
+        False when something went wrong all the same."""
+        error, bundle = self._suspect.get(shard.name, (None, None))
+        if error and bundle and self._has_read_right(bundle):
             self._error = self._error or error
             return False
         if names := self._survey.contradicted(shard.name):
@@ -253,9 +277,13 @@ class Pipeline:
                 "read ahead; try another network, and run the same command again"
             )
             return False
-        measured = self._survey.measured(shard.name)
+        measured = {
+            n: value
+            for n, value in self._survey.measured(shard.name).items()
+            if not self._proofs.are_open((shard.name,), {s.name for s in self._shards_of(n)})
+        }
         for lane in self._lanes:  # only now: what was made of wrong bytes must never be found in the journal
-            lane.journal_shard(shard.name, measured)
+            lane.journal_shard(shard.name, measured, self._has_read_right)
         return True
 
     def _do_again(self, shard: Shard) -> None:
@@ -297,9 +325,10 @@ class Pipeline:
     def _queue_shard(self, shard: Shard) -> None:
         """Queue the bundles of a shard, which and whose companions are at hand."""
         bundles, wanted = self._bundles[shard.name], self._wanted.get(shard.name, set())
-        partners = self._survey.needed(bundles) - wanted
-        at_hand = {n for n in partners if all(self._supply.is_at_hand(s) for s in self._shards_of(n))}
-        self._todo.extend(self._survey.tasks(at_hand | wanted))
+        self._proofs.drop(shard.name)
+        named = self._survey.needed(bundles) | wanted
+        at_hand = {n for n in named if all(self._supply.is_at_hand(s) for s in self._shards_of(n))}
+        self._todo.extend(self._survey.tasks(at_hand))
         self._queue(bundles)
         self._look(shard)  # a shard of nothing but empty tensors
 
@@ -308,13 +337,13 @@ class Pipeline:
         span, bundles = piece.span, piece.span.bundles
         extent = (span.begin, span.end)
         self._todo.extend(
-            Streamed(task, piece.slot.path, piece.origin)
+            Streamed(task, piece.slot.path, piece.origin, extent)
             for task in self._survey.tasks({b.tensor for b in bundles if b.tensor in self._work.reaches}, extent)
         )
         for name in sorted(self._survey.needed(bundles)):
             if not self._survey.expects(name):
                 self._read_ahead(name)
-        self._queue([Streamed(b, piece.slot.path, piece.origin) for b in bundles])
+        self._queue([Streamed(b, piece.slot.path, piece.origin, extent) for b in bundles])
 
     def _queue(self, work: Iterable[Bundle | Streamed]) -> None:
         """Those that need a magnitude wait for it."""
@@ -334,7 +363,7 @@ class Pipeline:
 
     def _read_ahead(self, name: str) -> None:
         if self._ahead is None:
-            self._ahead = AheadReader(self._source)
+            self._ahead = AheadReader(self._source, self._work.rounds, self._work.goals)
         if self._survey.ask_ahead(name):
             self._ahead.start(self._work.tensors[name])
 
@@ -343,7 +372,28 @@ class Pipeline:
             self._error = self._error or passed.error
             return
         (self._passed if passed.sha256 else self._wrong).add(passed.shard.name)
+        self._take_passed(passed.digests)
         self._look(passed.shard)
+
+    def _on_lent(self, lent: Lent) -> None:
+        """What a shard borrows is there; or what one lends that is at hand was looked at."""
+        self._error = self._error or lent.error
+        if lent.reading.keeps:
+            self._prove(self._proofs.take_lent(lent.digests))
+        else:
+            self._take_passed(lent.digests)
+
+    def _take_passed(self, digests: Mapping[Pair, Digest]) -> None:
+        """A shard was right, and so what it lends is known, also to later runs."""
+        for lane in self._lanes:
+            lane.record_lent(digests)
+        self._prove(self._proofs.take_passed(digests))
+
+    def _prove(self, settled: Iterable[str]) -> None:
+        """More of what these shards borrow is known to be right; or something was wrong."""
+        self._error = self._error or self._proofs.mismatch(self._source.label)
+        for name in settled:
+            self._look(self._shards[name])
 
     def _on_uploaded(self, lane: Lane, uploaded: Uploaded) -> None:
         """A file is in the destination's storage: record that, and only then let it go."""
@@ -378,7 +428,7 @@ class Pipeline:
         sealed = [frozenset(lane.sealed) for lane in lanes]
         todo = [
             replace(cost, staged_bytes=self._supply.staged_bytes(self._shards[cost.name]))
-            for cost in shard_costs(self._work, staged=False, sealed=sealed)
+            for cost in shard_costs(self._work, staged=False, sealed=sealed, proven=self._proven)
         ]
         kept = record_bytes(self._work)
         waiting: dict[str, int] = {}
@@ -404,6 +454,8 @@ class Pipeline:
             lane.resume_uploads(self._limits.keep_local)
         first = list(iter(self._admission.next, None))
         self._supply.trim(self._admission.staged)  # before anything new comes
+        for lane in self._lanes:
+            lane.staging.drop_lent()
         for lane in self._lanes[1:]:
             lane.staging.trim_sources(())  # it may have been the first one of an earlier run
         for lane in self._lanes:

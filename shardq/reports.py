@@ -3,7 +3,16 @@
 from collections import Counter
 from typing import Any
 
-from shardq.needs import ANONYMOUS_REQUESTS, TOKEN_REQUESTS, WINDOW_S, ahead_bytes, count_requests, disk_bytes
+from shardq.companions import find_companions
+from shardq.needs import (
+    ANONYMOUS_REQUESTS,
+    TOKEN_REQUESTS,
+    WINDOW_S,
+    ahead_bytes,
+    count_requests,
+    disk_bytes,
+    lent_bytes,
+)
 from shardq.onepass import OnePass
 from shardq.plans import Plan
 from shardq.serving.report import describe_serving
@@ -12,12 +21,13 @@ from shardq.spans import largest_span_bytes
 
 
 def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
-    """Counts, bytes and, unless `tensors` is false, every tensor with its role, deciding rule, action and scheme.
+    """Counts, bytes and, unless `tensors` is false, every weight with its role, deciding rule, action and scheme, and
+    what became of the source's tensors that are no weights of their own.
 
     Byte counts are None when only an index is known.
     """
     c = plan.checkpoint
-    known = bool(plan.files)
+    work = OnePass((plan,)) if plan.files else None
     actions = Counter(d.action for d in plan.decisions)
     roles = Counter(d.role.value for d in plan.decisions)
     matrices = [
@@ -31,7 +41,8 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
         "layout": plan.layout.name,
         "loaders": plan.layout.loaders,
         "counts": {
-            "tensors": len(plan.decisions),
+            "tensors": len(c.tensors),
+            "weights": len(plan.decisions),
             "quantized_modules": actions["quantize"],
             "kept_modules": sum(d.action == "copy" for d in matrices),
             "shards": len(c.shards),
@@ -39,13 +50,14 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
             "roles": dict(sorted(roles.items())),
         },
         "bytes": {
-            "source": plan.source_bytes if known else None,
-            "output": plan.output_bytes if known else None,
-            "largest_task": OnePass((plan,)).largest_task_bytes if known else None,
-            "quantized_source": sum(d.tensor.size_bytes for d in plan.decisions if d.scheme) if known else None,
+            "source": plan.source_bytes if work else None,
+            "output": plan.output_bytes if work else None,
+            "largest_task": work.largest_task_bytes if work else None,
+            "quantized_source": sum(d.tensor.size_bytes for d in plan.decisions if d.scheme) if work else None,
         },
-        "needs": describe_needs(OnePass((plan,))) if known else None,
-        "serving": describe_serving(served_of_plan(plan)) if known else None,
+        "needs": describe_needs(work) if work else None,
+        "serving": describe_serving(served_of_plan(plan)) if work else None,
+        "absorbed": _count_absorbed(plan),
         "warnings": list(c.warnings),
     }
     if tensors:
@@ -62,7 +74,26 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
             }
             for d in plan.decisions
         ]
+        described["source_tensors"] = {
+            name: {"outcome": a.fate, "into": a.into, "reason": a.reason} for name, a in plan.weights.absorbed.items()
+        }
     return described
+
+
+def _count_absorbed(plan: Plan) -> dict[str, Any]:
+    """What the source has as codes, as stacks that are split, and what stays behind: weights by their kind, stacks and
+    the matrices of all their experts by the row of families.toml, and tensors by the reason."""
+    companions = find_companions(plan.checkpoint.tensors.values()) if plan.weights.absorbed else ()
+    split: dict[str, Counter[str]] = {}
+    for stack in plan.weights.stacks:
+        split.setdefault(stack.row, Counter()).update(stacks=1, matrices=sum(1 for _ in stack.matrices()))
+    dropped = Counter(a.reason for a in plan.weights.absorbed.values() if a.fate == "dropped")
+    dropped.update(d.rule for d in plan.decisions if d.action == "drop")
+    return {
+        "decoded": dict(sorted(Counter(c.kind for c in companions if c.part == "codes" and c.paired).items())),
+        "split": {row: dict(counts) for row, counts in split.items()},
+        "dropped": dict(dropped),
+    }
 
 
 def describe_needs(work: OnePass) -> dict[str, Any]:
@@ -71,9 +102,9 @@ def describe_needs(work: OnePass) -> dict[str, Any]:
     needs: dict[str, Any] = {
         "disk": {
             "default": disk_bytes(work, staged=remote, uploads=False),
-            "stream": disk_bytes(work, staged=False, uploads=False),
+            "stream": disk_bytes(work, staged=False, uploads=False, streamed=remote),
             "push": disk_bytes(work, staged=remote, uploads=True),
-            "push_stream": disk_bytes(work, staged=False, uploads=True),
+            "push_stream": disk_bytes(work, staged=False, uploads=True, streamed=remote),
         },
         "span": largest_span_bytes(work),
     }
@@ -81,6 +112,6 @@ def describe_needs(work: OnePass) -> dict[str, Any]:
         for name, stream in (("default", False), ("stream", True)):
             found = count_requests(work, stream)
             needs.setdefault("requests", {})[name] = {"hub": found.hub, "storage": found.storage}
-        needs["read_twice"] = ahead_bytes(work)  # by --stream
+        needs["read_twice"] = ahead_bytes(work) + lent_bytes(work)  # by --stream
         needs["request_limit"] = {"window_s": WINDOW_S, "anonymous": ANONYMOUS_REQUESTS, "token": TOKEN_REQUESTS}
     return needs

@@ -212,7 +212,7 @@ def _run(
         home = todo[0].staging
         parts = tuple(str(p.staging.part) for p in todo)
         keeps = memory.task_bytes is None or memory.task_bytes >= limits.parallel * work.largest_task_bytes
-        workplace = Workplace(source_paths(work, source, home), parts, keeps, limits.log)
+        workplace = Workplace(source_paths(work, source, home), parts, keeps, limits.log, str(home.lent))
         with StopFlag() as stop:
             run = Pipeline(work, source, lanes, limits, memory.slots, report)
             try:

@@ -4,6 +4,7 @@
     OUT/.shardq/journal.jsonl   what is done (see journal.py)
     OUT/.shardq/source.json.zst the checkpoint's headers, kept only when source shards are deleted on the way
     OUT/.shardq/src/            fetched source shards
+    OUT/.shardq/lent/           what streamed shards borrow of others (see loans.py)
     OUT/.shardq/part/           output files being written
     OUT/.shardq/ready/          output files that are complete, durable and hashed
 
@@ -16,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -39,6 +40,7 @@ class Progressed:
     sealed: Mapping[str, tuple[str, int]]  # file -> sha256, size
     uploaded: frozenset[str]  # sealed files that are in the destination's storage
     amax: Mapping[str, float]  # tensor -> largest magnitude
+    lent: Mapping[tuple[str, str], str] = field(default_factory=dict)  # sha256 of what shards lend: see loans.Pair
 
 
 class Staging:
@@ -50,6 +52,7 @@ class Staging:
         self.part = self.work / "part"
         self.ready = self.work / "ready"
         self.src = self.work / "src"
+        self.lent = self.work / "lent"
         self.journal = self.work / "journal.jsonl"
         self.source_record = self.work / "source.json.zst"
 
@@ -104,6 +107,7 @@ class Staging:
             for path in self._published():
                 path.unlink(missing_ok=True)
             sync_folder(self.out)
+            shutil.rmtree(self.lent, ignore_errors=True)
             for folder in (self.part, self.ready, self.src):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +146,12 @@ class Staging:
             if not any(name == w or name.startswith(w + ".") for w in wanted):
                 with writing(path):
                     path.unlink()
+
+    def drop_lent(self, shard: str | None = None) -> None:
+        """Delete what a shard borrowed, or what all did. Raises NotWritable."""
+        folder = self.lent / shard if shard else self.lent
+        with writing(folder), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
     def find(self, file: str) -> Path:
         """Where a sealed file is: in `ready`, or already in its place."""
@@ -197,6 +207,7 @@ class Staging:
     def _progress(self, events: list[dict[str, Any]], plan: Plan, destination: str | None) -> Progressed:
         shards_of = {f.name: f.shards for f in plan.files}
         amax: dict[str, float] = {}
+        lent: dict[tuple[str, str], str] = {}
         modified: dict[str, int] = {}
         tasks: dict[int, Done] = {}
         sealed: dict[str, tuple[str, int]] = {}
@@ -211,6 +222,8 @@ class Staging:
                 uploaded.add(e["file"])
             elif e["event"] == "amax":
                 amax[e["tensor"]] = e["value"]
+            elif e["event"] == "lent":
+                lent[e["to"], e["shard"]] = e["sha256"]
             elif e["event"] == "stamps":
                 changed = {s for s, at in e["modified"].items() if modified.get(s, at) != at}
                 tasks = {i: d for i, d in tasks.items() if changed.isdisjoint(plan.tasks[i].shards)}
@@ -224,7 +237,7 @@ class Staging:
                 with writing(path):
                     (self.part / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(path, self.part / name)
-        return Progressed(tasks, sealed, frozenset(uploaded & sealed.keys()), amax)
+        return Progressed(tasks, sealed, frozenset(uploaded & sealed.keys()), amax, lent)
 
     def _intact(self, file: str, size: int) -> bool:
         """True if a sealed file is there, in `ready` or already in its place."""

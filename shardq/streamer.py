@@ -12,14 +12,15 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from shardq.checkpoint import Shard
 from shardq.errors import BadOption, BudgetTooSmall, ChecksumMismatch, ShardqError, TaskFailed
-from shardq.sources.base import Source
+from shardq.lender import OpenFile
+from shardq.loans import Digest, Loan, Pair, RangeDigest
 from shardq.spans import Span
 
 logger = logging.getLogger(__name__)
@@ -51,17 +52,18 @@ class Passed:
     shard: Shard
     sha256: str | None  # None: what arrived is not what the source promises
     error: ShardqError | None
+    digests: Mapping[Pair, Digest] = field(default_factory=dict)  # of what this shard lends
 
 
 class Streamer:
     """Streams shards on background threads. `ready` is a descriptor that becomes readable when there is news."""
 
-    def __init__(self, source: Source, slots: int, slot_bytes: int) -> None:
+    def __init__(self, open_file: OpenFile, slots: int, slot_bytes: int) -> None:
         """Begin with `slots` slots of `slot_bytes`. Raises BadOption, BudgetTooSmall where the system
         has no such memory."""
-        self._source = source
+        self._open_file = open_file
         self.moved_bytes = 0  # so far, over all shards
-        self._todo: deque[tuple[Shard, tuple[Span, ...]]] = deque()
+        self._todo: deque[_Work] = deque()
         self._change = threading.Condition()
         self._stop = False
         self._news: queue.SimpleQueue[Piece | Passed] = queue.SimpleQueue()
@@ -72,10 +74,10 @@ class Streamer:
         for t in self._threads:
             t.start()
 
-    def start(self, shard: Shard, spans: tuple[Span, ...]) -> None:
-        """Queue a shard. No span may be longer than a slot."""
+    def start(self, shard: Shard, spans: tuple[Span, ...], loans: tuple[Loan, ...] = ()) -> None:
+        """Queue a shard. No span may be longer than a slot; `loans`: what the shard lends."""
         with self._change:
-            self._todo.append((shard, spans))
+            self._todo.append((shard, spans, loans))
             self._change.notify_all()
 
     def take(self) -> list[Piece | Passed]:
@@ -107,9 +109,9 @@ class Streamer:
         os.close(self._wake)
 
     def _work(self) -> None:
-        for shard, spans in self._shards():
+        for shard, spans, loans in self._shards():
             try:
-                passed = Passed(shard, self._stream(shard, spans), None)
+                passed = self._stream(shard, spans, loans)
             except _Stopped:
                 return
             except ShardqError as e:
@@ -119,7 +121,7 @@ class Streamer:
                 passed = Passed(shard, None, TaskFailed(f"streaming {shard.name}: {type(e).__name__}: {e}"))
             self._tell(passed)
 
-    def _shards(self) -> Iterator[tuple[Shard, tuple[Span, ...]]]:
+    def _shards(self) -> Iterator["_Work"]:
         while True:
             with self._change:
                 while not self._todo and not self._stop:
@@ -129,10 +131,11 @@ class Streamer:
                 work = self._todo.popleft()
             yield work
 
-    def _stream(self, shard: Shard, spans: tuple[Span, ...]) -> str | None:
-        """Bring all spans; the shard's hash if it is the right one."""
+    def _stream(self, shard: Shard, spans: tuple[Span, ...], loans: tuple[Loan, ...]) -> Passed:
+        """Bring all spans; the shard's hash, and the digests of what it lends, if it is the right one."""
         digest = hashlib.sha256()
-        with closing(self._source.open_file(shard.name, self._count)) as file:
+        lent = {loan.pair: RangeDigest(loan) for loan in loans}
+        with closing(self._open_file(shard.name, self._count)) as file:
             for span in spans:
                 slot = self._slot()
                 try:
@@ -140,6 +143,8 @@ class Streamer:
                     with memoryview(slot.memory)[span.begin - origin : span.end - origin] as room:
                         file.read_into(span.begin, room)
                         digest.update(room)
+                        for each in lent.values():
+                            each.take(span.begin, room)
                 except BaseException:
                     self.give_back(slot)
                     raise
@@ -148,7 +153,9 @@ class Streamer:
                 else:
                     self.give_back(slot)
         found = digest.hexdigest()
-        return found if shard.sha256 in {None, found} else None
+        if shard.sha256 not in {None, found}:
+            return Passed(shard, None, None)
+        return Passed(shard, found, None, {pair: each.digest() for pair, each in lent.items()})
 
     def _slot(self) -> Slot:
         with self._change:
@@ -167,6 +174,9 @@ class Streamer:
     def _tell(self, news: Piece | Passed) -> None:
         self._news.put(news)
         os.write(self._wake, b"x")
+
+
+_Work = tuple[Shard, tuple[Span, ...], tuple[Loan, ...]]
 
 
 class _Stopped(Exception):

@@ -2,14 +2,17 @@
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from shardq.checkpoint import Shard
 from shardq.errors import ChecksumMismatch, SourceUnreadable
 from shardq.fetcher import Fetched, Fetcher
 from shardq.files.atomic import writing
-from shardq.sources.base import Source
+from shardq.lender import Lender, Lent, Reading
+from shardq.loans import Loan
+from shardq.sources.base import FileReader, Source
+from shardq.sources.local import open_local
 from shardq.spans import Span, keep_bundles
 from shardq.staging import Staging
 from shardq.streamer import Passed, Piece, Streamer, mismatch
@@ -17,34 +20,46 @@ from shardq.tasks import Bundle
 
 logger = logging.getLogger(__name__)
 STREAMS_PER_SHARD = 2  # that many wrong hashes in a row are an error
+News = Fetched | Piece | Passed | Lent
 
 
 class Supply:
     """Source shards of one run. Fetched and streamed ones come on threads; `ready` tells when to call `take`."""
 
-    def __init__(self, source: Source, staging: Staging, slots: int, spans: Mapping[str, tuple[Span, ...]]) -> None:
-        """`slots`: pieces of memory for range mode, which brings the `spans` of each shard; 0 stages shards on disk."""
+    def __init__(
+        self,
+        source: Source,
+        staging: Staging,
+        slots: int,
+        spans: Mapping[str, tuple[Span, ...]],
+        loans: Mapping[str, tuple[Loan, ...]],
+        sizes: Mapping[str, int],
+    ) -> None:
+        """`slots`: pieces of memory for range mode, which brings the `spans` of each shard, and before them the `loans`
+        of those that borrow; 0 stages shards on disk. `sizes`: bytes of shards."""
         self._source, self._staging = source, staging
         self._at_hand: deque[Fetched] = deque()
         self._held: dict[int, Piece] = {}  # by bundle
         self._left: dict[int, int] = {}  # bundles by slot, of the piece in it
         self._tries: dict[str, int] = {}  # streams of a shard begun
         self._from_files: set[str] = set()  # shards begun that were at hand
-        self._spans = spans
+        self._spans, self._loans = spans, loans
+        self._waiting: dict[str, list[Piece]] = {}  # pieces of shards whose loans are on their way
         slot_bytes = max((s.size_bytes for own in spans.values() for s in own), default=0)
         remote = source.remote
-        self._streamer = Streamer(source, slots, slot_bytes) if remote and slots else None
+        self._streamer = Streamer(self._open, slots, slot_bytes) if remote and slots else None
+        self._lender = Lender(self._open, staging.lent, sizes) if self._streamer and loans else None
         self._fetcher = Fetcher(source, staging.src) if remote and not slots else None
 
     @property
     def ready(self) -> list[int]:
         """Descriptors that become readable when there is something to take."""
-        return [x.ready for x in (self._fetcher, self._streamer) if x]
+        return [x.ready for x in self._transfers]
 
     @property
     def fetched_bytes(self) -> int:
         """Moved over the network so far."""
-        return sum(x.moved_bytes for x in (self._fetcher, self._streamer) if x)
+        return sum(x.moved_bytes for x in self._transfers)
 
     def is_streamed(self, shard: Shard) -> bool:
         """True if this shard's tasks are only known to have read the right bytes once it has passed."""
@@ -55,24 +70,33 @@ class Supply:
         return self._streamer is not None and shard.name not in self._from_files
 
     def staged_bytes(self, shard: Shard) -> int:
-        """Disk that a shard takes in the staging folder."""
+        """Disk that a shard and what it borrows take in the staging folder."""
+        loans = () if self._streamer is None else self._loans.get(shard.name, ())
+        lent = sum(loan.disk_bytes for loan in loans)
         if self._source.local_path(shard.name):
-            return 0
+            return 0 if all(self._source.local_path(loan.donor) for loan in loans) else lent
         on_disk = self._streamer is None or (self._staging.src / shard.name).exists()
-        return shard.size_bytes if on_disk else 0
+        return lent + (shard.size_bytes if on_disk else 0)
 
     def is_at_hand(self, shard: Shard) -> bool:
         """True if workers can read this shard from a file."""
-        return self._file(shard) is not None
+        return self._file(shard.name) is not None
 
     def begin(self, shard: Shard, bundles: Sequence[Bundle]) -> None:
-        """Start bringing a shard. Raises SourceUnreadable."""
-        if self._file(shard):
+        """Start bringing a shard. One that is at hand is streamed all the same if what it borrows is not, as workers
+        look for loans beside pieces only. Raises SourceUnreadable."""
+        loans, lends = self._loans.get(shard.name, ()), self._lent_by(shard.name)
+        if self._file(shard.name) and (self._streamer is None or all(self._file(loan.donor) for loan in loans)):
             self._from_files.add(shard.name)
             self._at_hand.append(Fetched(shard, None, None))
+            if self._lender and lends:
+                self._lender.start(Reading(shard.name, lends, keeps=False))
         elif self._streamer:
+            if self._lender and loans and shard.name not in self._tries:
+                self._waiting[shard.name] = []
+                self._lender.start(Reading(shard.name, loans, keeps=True))
             self._tries[shard.name] = self._tries.get(shard.name, 0) + 1
-            self._streamer.start(shard, keep_bundles(self._spans[shard.name], bundles))
+            self._streamer.start(shard, keep_bundles(self._spans[shard.name], bundles), lends)
         elif self._fetcher:
             self._fetcher.start(shard)
         else:
@@ -81,12 +105,20 @@ class Supply:
                 "run the same command again"
             )
 
-    def take(self) -> list[Fetched | Piece | Passed]:
-        """What has arrived since the last call."""
-        news: list[Fetched | Piece | Passed] = [*self._at_hand]
+    def take(self) -> list[News]:
+        """What has arrived since the last call; the pieces of a shard only behind its loans."""
+        arrived: list[News] = [*self._at_hand]
         self._at_hand.clear()
-        for x in (self._fetcher, self._streamer):
-            news += x.take() if x else ()
+        for x in self._transfers:
+            arrived += x.take()
+        news: list[News] = []
+        for each in arrived:
+            if isinstance(each, Piece) and each.span.shard in self._waiting:
+                self._waiting[each.span.shard].append(each)
+                continue
+            news.append(each)
+            if isinstance(each, Lent) and each.reading.keeps and not each.error:
+                news += self._waiting.pop(each.reading.shard)
         for piece in news:
             if isinstance(piece, Piece):
                 self._left[piece.slot.fd] = len(piece.span.bundles)
@@ -112,6 +144,7 @@ class Supply:
 
     def free(self, shard: Shard, own_too: bool) -> bool:
         """Delete the staged copy of a shard; `own_too`: the user's own file. True if something was deleted."""
+        self._staging.drop_lent(shard.name)
         staged, own = self._staging.src / shard.name, self._source.local_path(shard.name)
         with writing(own or staged):
             if staged.exists():
@@ -124,15 +157,28 @@ class Supply:
         return False
 
     def trim(self, staged: Sequence[str]) -> None:
-        """Delete source shards of an earlier run, whole or not, that nobody has counted: others than the `staged`."""
-        self._staging.trim_sources(staged)
+        """Delete source shards of an earlier run, whole or not, that nobody has counted: others than the `staged`. In
+        range mode some of these are there for their loans alone."""
+        here = (self._staging.src / name for name in staged)
+        self._staging.trim_sources([n for n, p in zip(staged, here, strict=True) if not self._streamer or p.exists()])
 
     def close(self) -> None:
         """Stop downloads and wait for the running ones to notice."""
-        for x in (self._fetcher, self._streamer):
-            if x:
-                x.close()
+        for x in self._transfers:
+            x.close()
 
-    def _file(self, shard: Shard) -> Path | None:
-        staged = self._staging.src / shard.name
-        return self._source.local_path(shard.name) or (staged if staged.exists() else None)
+    @property
+    def _transfers(self) -> "list[Fetcher | Lender | Streamer]":
+        return [x for x in (self._fetcher, self._lender, self._streamer) if x]
+
+    def _lent_by(self, donor: str) -> tuple[Loan, ...]:
+        return tuple(loan for loans in self._loans.values() for loan in loans if loan.donor == donor)
+
+    def _file(self, name: str) -> Path | None:
+        staged = self._staging.src / name
+        return self._source.local_path(name) or (staged if staged.exists() else None)
+
+    def _open(self, name: str, on_bytes: Callable[[int], None]) -> FileReader:
+        """As the source does; a shard that was staged is read there."""
+        staged = self._staging.src / name
+        return open_local(staged, on_bytes) if staged.exists() else self._source.open_file(name, on_bytes)

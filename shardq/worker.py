@@ -8,7 +8,6 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -19,8 +18,6 @@ from numpy.typing import NDArray
 from shardq.arena import Arena, reserve
 from shardq.carry_codes import carry_rows, largest_scale
 from shardq.decoded import DecodedRows, round_rows
-from shardq.dequantize.base import Part
-from shardq.dequantize.decoding import Ranges
 from shardq.descriptors import Descriptors
 from shardq.errors import CorruptShard, KernelUnavailable, NonFiniteWeight, NotExact
 from shardq.files.atomic import pread_exact, pwrite_all, writing
@@ -31,7 +28,7 @@ from shardq.layouts.base import Layout, OutSpec
 from shardq.quantizers.buffers import Buffers, buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows, quantize_rows
 from shardq.schemes import Scheme
-from shardq.slabs import Mappings, Slab, open_slab
+from shardq.source_bytes import SourceBytes
 from shardq.tasks import (
     TILE_BYTES,
     Bundle,
@@ -109,27 +106,24 @@ class Worker:
         self._place = workplace
         self._kernels = kernels
         self._arena = Arena()
-        self._sources = Descriptors(os.O_RDONLY)
-        self._mappings = Mappings()
+        self._source = SourceBytes(workplace)
         self._parts = Descriptors(os.O_RDWR)
-        self._lent = Descriptors(os.O_RDONLY)
-        self._memory: Streamed | None = None  # where the present work's source bytes are, if not in a file
 
     def run(self, work: object) -> Report:
         """Do it. Raises CorruptShard, NonFiniteWeight, SourceUnreadable, DiskFull."""
-        self._memory, work = (work, work.work) if isinstance(work, Streamed) else (None, work)
+        self._source.memory, work = (work, work.work) if isinstance(work, Streamed) else (None, work)
         try:
             match work:
                 case Bundle():
                     return self._bundle(work)
                 case SurveyTask():
-                    return self._survey_unverified(work) if self._memory else self._survey(work)
+                    return self._survey_unverified(work) if self._source.memory else self._survey(work)
                 case SealTask():
                     return self._seal(work)
                 case _:
                     raise TypeError(f"not a task: {work!r}")
         finally:
-            self._lent.close()  # what is deleted must not take disk for as long as it is open
+            self._source.leave()
             if not self._place.keeps_memory:
                 self._arena.release()
 
@@ -180,13 +174,13 @@ class Worker:
         if task.encoded is None:
             kind = np.dtype(WEIGHT_ARRAYS[task.dtype])
             row_bytes, (begin, end) = task.columns * kind.itemsize, task.extent
-            with self._open(task.shard, begin, end - begin, room, kind.itemsize, task.tensor) as slab:
+            with self._source.open(task.shard, begin, end - begin, room, kind.itemsize, task.tensor) as slab:
                 for at in range(0, end - begin, rows * row_bytes):
                     raw = slab.tile(at, min(rows * row_bytes, end - begin - at))
                     yield Tile(at // row_bytes, raw.view(kind).reshape(-1, task.columns), task.dtype)
             return
         wide = room.view(np.float32).reshape(rows, task.columns)
-        read = partial(self._read_part, task)
+        read = partial(self._source.read_part, task)
         decoded = DecodedRows(task.encoded, (task.row, task.end_row), read, self._kernels, checked)
         for row in range(task.row, task.end_row, rows):
             tile, parts = decoded.tile(row, min(row + rows, task.end_row), wide)
@@ -194,32 +188,6 @@ class Worker:
                 yield Tile(row - task.row, round_rows(tile, task.dtype), task.dtype, tile, parts)
             else:
                 yield Tile(row - task.row, tile, "F32", tile, parts)
-
-    def _read_part(self, task: QuantizeTask | SurveyTask, part: Part, ranges: Ranges) -> NDArray[np.uint8]:
-        """The bytes of some ranges of a part, one behind the other."""
-        data = np.empty(sum(end - begin for begin, end in ranges), np.uint8)
-        at = 0
-        for begin, end in ranges:
-            piece = data[at : at + end - begin]
-            what = f"{part.tensor} for {task.tensor}"
-            if self._is_lent(part, begin, end):
-                fd = self._lent.get(os.path.join(self._place.lent, task.shard, part.shard))
-                pread_exact(fd, piece.data, begin, f"{what} in {part.shard}")
-                at += end - begin
-                continue
-            with self._open(part.shard, begin, end - begin, piece, 1, what) as slab:
-                found = slab.tile(0, end - begin)
-            if found is not piece:
-                piece[:] = found
-            at += end - begin
-        return data
-
-    def _is_lent(self, part: Part, begin: int, end: int) -> bool:
-        """True if these bytes did not come with the codes of a streamed task."""
-        if (memory := self._memory) is None or part.role == "codes":
-            return False
-        first, behind = memory.extent
-        return part.shard != memory.work.shard or begin < first or end > behind
 
     def _tile(self, tile: Tile, ways: Mapping[Way, Rows], makings: Sequence[Making]) -> None:
         """Quantize some rows once for each way, and pack the result for each output."""
@@ -323,7 +291,7 @@ class Worker:
         sums = [0] * len(tasks)
         for pieces in zip(*(t.pieces for t in tasks), strict=True):
             piece = pieces[0]
-            with self._open(tasks[0].shard, piece.begin, piece.size_bytes, room, 1, piece.tensor) as slab:
+            with self._source.open(tasks[0].shard, piece.begin, piece.size_bytes, room, 1, piece.tensor) as slab:
                 for at in range(0, piece.size_bytes, piece.strip_bytes):
                     part = slab.tile(at, min(piece.strip_bytes, piece.size_bytes - at))
                     digest = self._kernels.checksum(part)
@@ -435,16 +403,6 @@ class Worker:
 
     def _part(self, lane: int, file: str) -> str:
         return os.path.join(self._place.parts[lane], file)
-
-    def _open(
-        self, shard: str, begin: int, size_bytes: int, room: NDArray[np.uint8], alignment: int, tensor: str
-    ) -> AbstractContextManager[Slab]:
-        what = f"{tensor} in {shard}"
-        if memory := self._memory:
-            pages = self._mappings.get(memory.path)
-            return open_slab(pages, begin - memory.origin, size_bytes, room, alignment, what)
-        fd = self._sources.get(self._place.sources[shard])
-        return open_slab(fd, begin, size_bytes, room, alignment, what)
 
     def _checksum(self, out: Mapping[str, NDArray[Any]]) -> int:
         checksum = 0

@@ -1,0 +1,67 @@
+"""Where a worker finds source bytes: in files, or in a piece of memory that range mode has brought, and beside it what
+was lent."""
+
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardq.dequantize.base import Part
+from shardq.dequantize.decoding import Ranges
+from shardq.descriptors import Descriptors
+from shardq.files.atomic import pread_exact
+from shardq.slabs import Mappings, Slab, open_slab
+from shardq.tasks import QuantizeTask, Streamed, SurveyTask, Workplace
+
+
+class SourceBytes:
+    """Of one piece of work after the other."""
+
+    def __init__(self, place: Workplace) -> None:
+        self._place = place
+        self._files = Descriptors(os.O_RDONLY)
+        self._lent = Descriptors(os.O_RDONLY)
+        self._mappings = Mappings()
+        self.memory: Streamed | None = None  # where those of the present work are, if not in files
+
+    def leave(self) -> None:
+        """The present work is done: what is deleted then must not take disk for as long as it is open."""
+        self._lent.close()
+
+    def open(
+        self, shard: str, begin: int, size_bytes: int, room: NDArray[np.uint8], alignment: int, tensor: str
+    ) -> AbstractContextManager[Slab]:
+        """Consecutive bytes of what is not encoded, or of codes; `room` and `alignment` as of open_slab."""
+        what = f"{tensor} in {shard}"
+        if memory := self.memory:
+            pages = self._mappings.get(memory.path)
+            return open_slab(pages, begin - memory.origin, size_bytes, room, alignment, what)
+        fd = self._files.get(self._place.sources[shard])
+        return open_slab(fd, begin, size_bytes, room, alignment, what)
+
+    def read_part(self, task: QuantizeTask | SurveyTask, part: Part, ranges: Ranges) -> NDArray[np.uint8]:
+        """The bytes of some ranges of a part, one behind the other. Raises CorruptShard, SourceUnreadable."""
+        data: NDArray[Any] = np.empty(sum(end - begin for begin, end in ranges), np.uint8)
+        at = 0
+        for begin, end in ranges:
+            piece = data[at : at + end - begin]
+            what = f"{part.tensor} for {task.tensor}"
+            if self._is_lent(part, begin, end):
+                fd = self._lent.get(os.path.join(self._place.lent, task.shard, part.shard))
+                pread_exact(fd, piece.data, begin, f"{what} in {part.shard}")
+            else:
+                with self.open(part.shard, begin, end - begin, piece, 1, what) as slab:
+                    found = slab.tile(0, end - begin)
+                if found is not piece:
+                    piece[:] = found
+            at += end - begin
+        return data
+
+    def _is_lent(self, part: Part, begin: int, end: int) -> bool:
+        """True if these bytes did not come in one piece with the codes."""
+        if (memory := self.memory) is None or part.role == "codes":
+            return False
+        first, behind = memory.extent
+        return part.shard != memory.work.shard or begin < first or end > behind
