@@ -45,7 +45,8 @@ def print_plan(console: Console, plan: "Plan") -> None:
     d = describe_plan(plan)
     print_pairs(_summary(d))
     print_section(("scheme", "modules"), Counter(t["scheme"] for t in d["tensors"] if t["scheme"]).items())
-    print_section(("role", "tensors"), d["counts"]["roles"].items())
+    print_section(("role", "weights"), d["counts"]["roles"].items())
+    print_section(("of the source", "number", "as"), _absorbed(d["absorbed"]))
     print_section(("kept in source precision", "tensors", "role", "rule"), _kept(d["tensors"]))
     if d["serving"]:
         print_serving(d["serving"])
@@ -56,6 +57,7 @@ def _summary(d: dict[str, Any]) -> list[tuple[str, str]]:
     counts, size = d["counts"], d["bytes"]
     change = "unknown: only an index is known"
     memory = ""
+    stand = f", which stand for {counts['weights']} weights" if counts["weights"] != counts["tensors"] else ""
     if size["output"] is not None:
         change = f"{show_bytes(size['source'])} -> {show_bytes(size['output'])}"
         memory = show_bytes(size["largest_task"])
@@ -64,7 +66,10 @@ def _summary(d: dict[str, Any]) -> list[tuple[str, str]]:
         ("commit", d["commit"] or ""),
         ("layout", d["layout"]),
         ("loaders", d["loaders"]),
-        ("tensors", f"{counts['tensors']} in {counts['shards']} shards: {counts['quantized_modules']} quantized"),
+        (
+            "tensors",
+            f"{counts['tensors']} in {counts['shards']} shards{stand}: {counts['quantized_modules']} quantized",
+        ),
         ("bytes", change),
         ("largest task", memory),
         *(_needs(d["needs"]) if d["needs"] else ()),
@@ -83,6 +88,16 @@ def _needs(needs: dict[str, Any]) -> list[tuple[str, str]]:
         storage = f"{r['default']['storage']} to its storage, {r['stream']['storage']} with --stream"
         rows.append(("requests", f"{r['default']['hub']} to the Hub, which allows {allowed}; {storage}"))
     return rows
+
+
+def _absorbed(absorbed: dict[str, Any]) -> list[tuple[str, int, str]]:
+    """What is decoded, split, and left behind."""
+    decoded = [("weights in codes, decoded", n, kind) for kind, n in absorbed["decoded"].items()]
+    split = [
+        ("expert stacks, split", n["stacks"], f"{row}: {n['matrices']} matrices")
+        for row, n in absorbed["split"].items()
+    ]
+    return [*decoded, *split, *(("tensors left out", n, reason) for reason, n in absorbed["dropped"].items())]
 
 
 def _kept(tensors: list[dict[str, Any]]) -> list[tuple[str, int, str, str]]:

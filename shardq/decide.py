@@ -151,7 +151,7 @@ def _decide_one(
     def keep(rule: str) -> Decision:
         return Decision(t, verdict.role, rule, "copy", None)
 
-    if not _is_weight(t):
+    if not _is_weight(t) or verdict.role is Role.EXPERT_STACK:
         ignored = next((p for p in recipe.ignore if p.matches(t.module) or p.matches(t.name)), None)
         if verdict.role in (Role.UNKNOWN, Role.EXPERT_STACK) and ignored:
             return keep(f"ignore:{ignored.text}")

@@ -37,6 +37,7 @@ class Weights:
     tensors: Mapping[str, TensorRef]
     absorbed: Mapping[str, Absorbed]
     places: Mapping[str, Place]  # modules that go back into a stack, as its readers want
+    stacks: tuple[ExpertStack, ...] = ()  # those of the source that were split
 
     @property
     def were_encoded(self) -> bool:
@@ -177,7 +178,7 @@ def _split_stacks(
             places |= _places(stack)
         for m in _pieces(t, stack):
             _add(made, m)
-    return Weights(made, gone, places)
+    return Weights(made, gone, places, tuple(s for s in stacks.values() if s.experts is not None))
 
 
 def _pieces(t: TensorRef, stack: ExpertStack) -> Iterable[TensorRef]:
