@@ -21,7 +21,7 @@ from shardq.schemes import Scheme
 if TYPE_CHECKING:
     from shardq.decide import Decision
 
-SHOWN: Final = 4  # weights told in a message before "and N more"
+SHOWN: Final = 4  # reasons told in a message before "and N more"
 
 
 def carry_certain(
@@ -57,19 +57,20 @@ def decide_conversion(
     """
     hints, layout = read_hints(config), find_layout(recipe.layout)
     decided: list[Decision] = []
-    lost: list[str] = []
+    lost: dict[str, list[str]] = {}  # reason -> weights
     for d in kept:
         e = matrix_of(d.tensor)
         if e is None or _is_ignored(d.tensor, recipe.ignore):
             decided.append(d)
             continue
         made = _convert_one(d, e, hints, layout, recipe)
-        lost += [made] if isinstance(made, str) else []
-        decided += [] if isinstance(made, str) else [made]
+        if isinstance(made, str):
+            lost.setdefault(made, []).append(d.tensor.name)
+        else:
+            decided.append(made)
     if lost:
-        more = f"; and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
         raise NotExact(
-            f"{len(lost)} weights of {label} cannot be carried: {'; '.join(lost[:SHOWN])}{more}; take another --to, "
+            f"{sum(map(len, lost.values()))} weights of {label} cannot be carried: {_told(lost)}; take another --to, "
             "decode them with --ignore, or --requantize, which makes new codes"
         )
     if not any(d.scheme for d in decided):
@@ -89,7 +90,16 @@ def _convert_one(d: "Decision", e: Encoded, hints: Hints, layout: Layout, recipe
     if recipe.requantize and layout.refuse(recipe.scheme, recipe.scheme, e.rows, e.columns) is None:
         return replace(d, rule="requantize", action="quantize", scheme=recipe.scheme)
     reason = no_scheme(e, hints) if own is None else fits(e, own, layout.settle(own), layout, recipe.scheme)
-    return f"{d.tensor.name} {reason}"
+    return reason or f"fits no scheme of layout {layout.name}"
+
+
+def _told(lost: Mapping[str, Sequence[str]]) -> str:
+    """Each reason with the first weight that it is of."""
+    texts = [
+        names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "") + f": {reason}"
+        for reason, names in lost.items()
+    ]
+    return "; ".join(texts[:SHOWN]) + (f"; and {len(texts) - SHOWN} more reasons" if len(texts) > SHOWN else "")
 
 
 def common_scheme(tensors: Sequence[TensorRef], config: Mapping[str, Any] | None, recipe: Recipe) -> Scheme | None:
