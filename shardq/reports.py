@@ -4,7 +4,6 @@ from collections import Counter
 from typing import Any
 
 from shardq.companions import find_companions
-from shardq.companions import find_companions
 from shardq.needs import (
     ANONYMOUS_REQUESTS,
     TOKEN_REQUESTS,
@@ -58,7 +57,6 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
         },
         "needs": describe_needs(work) if work else None,
         "serving": describe_serving(served_of_plan(plan)) if work else None,
-        "absorbed": _count_absorbed(plan),
         "absorbed": _count_absorbed(plan),
         "warnings": list(c.warnings),
     }
