@@ -317,7 +317,7 @@ def test_granite(make_checkpoint: Any) -> None:
     config = {"model_type": "granitemoe", "hidden_size": 1024, "intermediate_size": 512, "num_hidden_layers": 24,
               "num_local_experts": 32, "vocab_size": 49155, "tie_word_embeddings": True}  # fmt: skip
     source = checkpoint(specs, config, make_checkpoint)
-    print(source.shards[0].size_bytes, 2_669_283_096)
+    assert source.shards[0].size_bytes == 2_669_283_096
     _, decisions = decided(source)
     assert count(decisions, "") == 24 * 4 + 24 * 32 * 3
     assert Counter(d.role.value for d in decisions if d.action == "copy") == {"embedding": 1, "norm": 49, "router": 24}
@@ -345,7 +345,7 @@ def test_genz_70b(make_checkpoint: Any) -> None:
     config = {"model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80, "vocab_size": 32000,
               "tie_word_embeddings": False, "quantization_config": said}  # fmt: skip
     source = checkpoint(specs, config, make_checkpoint)
-    print(source.shards[0].size_bytes, 26_774_982_616)
+    assert 0 < 26_774_982_616 - source.shards[0].size_bytes < 400  # AutoGPTQ repeats its settings in the header
     weights, decisions = decided(source)
     assert Counter(a.reason for a in weights.absorbed.values()) == {"gptq": 560 * 4}
     assert count(decisions, "") == 560

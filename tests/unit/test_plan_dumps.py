@@ -1,35 +1,161 @@
 """Plans of real checkpoints of which only headers or an index are at hand; see tests/data/hub_index/PROVENANCE.md."""
 
+import bisect
+import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import shardq
-from shardq.errors import UnsupportedSource
+from shardq.errors import SourceUnreadable
+from shardq.plans import Plan
 from shardq.reports import describe_plan
+from shardq.roles import Role
 
 DUMPS = Path(__file__).parents[1] / "data" / "hub_index"
 COUNTS = [
-    # folder, quantized modules, tensors, whether shapes are known
-    ("mistral-7b", 224, 291, True),
-    ("wizardlm-2-8x22b", 1568, 1739, True),
-    ("qwen-72b", 400, 643, False),
-    ("bloom", 280, 845, False),
-    ("flux-1-dev", 418, 1160, False),
+    # folder, tensors, weights, quantized modules, whether shapes are known
+    ("mistral-7b", 291, 291, 224, True),
+    ("wizardlm-2-8x22b", 1739, 1739, 1568, True),
+    ("qwen-72b", 643, 643, 400, False),
+    ("bloom", 845, 845, 280, False),
+    ("flux-1-dev", 1160, 1160, 418, False),
+    ("gpt-oss-20b", 459, 4923, 2400, True),
+    ("molmo-nf4", 921, 585, 112, False),
+    ("mlx-qwen3-14b", 1007, 443, 280, False),
+    ("mlx-mistral-small-4", 1483, 615, 360, False),
+    ("deepseek-v4-flash", 69_187, 35_020, 33_368, True),
 ]
 
 
-@pytest.mark.parametrize(("folder", "quantized", "tensors", "shapes"), COUNTS)
-def test_known_selections(folder: str, quantized: int, tensors: int, shapes: bool) -> None:
-    recipe = shardq.make_recipe("W4A16", group_size=32)
-    described = describe_plan(shardq.plan_headers(DUMPS / folder, recipe))
+@pytest.fixture(scope="module", params=COUNTS, ids=[row[0] for row in COUNTS])
+def known(request: pytest.FixtureRequest) -> tuple[Plan, tuple[int, int, int, bool]]:
+    """A plan, and what it must count."""
+    folder, *counts = request.param
+    return shardq.plan_headers(DUMPS / folder, shardq.make_recipe("W4A16", group_size=32)), tuple(counts)
+
+
+def test_known_selections(known: tuple[Plan, tuple[int, int, int, bool]]) -> None:
+    plan, (tensors, weights, quantized, shapes) = known
+    described = describe_plan(plan)
     assert described["counts"]["quantized_modules"] == quantized
-    assert described["counts"]["tensors"] == tensors == len(described["tensors"])
+    assert described["counts"]["tensors"] == tensors == len(plan.checkpoint.tensors)
+    assert described["counts"]["weights"] == weights == len(described["tensors"])
     assert (described["bytes"]["source"] is not None) == shapes
     assert (described["bytes"]["output"] is not None) == shapes
     assert {t["action"] for t in described["tensors"]} == {"quantize", "copy"}
     assert all(t["rule"] and t["role"] for t in described["tensors"])
     assert {t["scheme"] for t in described["tensors"] if t["action"] == "quantize"} == {"W4A16G32"}
+
+
+def test_every_tensor_is_accounted_for(known: tuple[Plan, tuple[int, int, int, bool]]) -> None:
+    """Each is a weight of its own, or absorbed by some that are there; and nothing else is."""
+    plan, _ = known
+    source, weights = plan.checkpoint.tensors, plan.weights
+    assert source.keys() == (weights.tensors.keys() & source.keys()) | weights.absorbed.keys()
+    assert [d.tensor.name for d in plan.decisions] == list(weights.tensors)
+    made = {prefix for name in weights.tensors for prefix in prefixes(name)}
+    assert all(a.into in made and a.reason for a in weights.absorbed.values())
+    if plan.files:
+        assert read_bytes(plan) == {t.name: t.size_bytes for t in source.values()}
+
+
+def read_bytes(plan: Plan) -> dict[str, int]:
+    """How many bytes of each source tensor some weight is made of, each counted once."""
+    at = sorted((t.shard, t.begin, t.name) for t in plan.checkpoint.tensors.values() if t.size_bytes)
+    ranges: dict[str, set[tuple[int, int]]] = {name: set() for name in plan.checkpoint.tensors}
+    for t in plan.weights.tensors.values():
+        if not t.encoded:
+            place = bisect.bisect_right(at, (t.shard, t.begin, chr(0x10FFFF))) - 1
+            ranges[at[place][2]].add((t.begin, t.end))
+        for e in t.encoded:
+            for part, read in e.reads(0, e.rows):
+                ranges[part.tensor].update(read)
+    return {name: covered(found) for name, found in ranges.items()}
+
+
+def covered(ranges: set[tuple[int, int]]) -> int:
+    total = last = 0
+    for begin, end in sorted(ranges):
+        total += max(0, end - max(begin, last))
+        last = max(last, end)
+    return total
+
+
+def prefixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:k]) for k in range(1, len(parts) + 1)]
+
+
+def test_deepseek_v4_flash() -> None:
+    plan = shardq.plan_headers(DUMPS / "deepseek-v4-flash", "W4A16")
+    assert describe_plan(plan, tensors=False)["absorbed"] == {
+        "decoded": {"fp8_v4": 375, "mxfp4_v4": 33_792}, "split": {}, "dropped": {},
+    }  # fmt: skip
+    assert len(plan.weights.absorbed) == 34_167
+    kinds = Counter(
+        (d.tensor.name.split(".")[0], re.sub(r"[.]\d+[.]", ".", d.tensor.name).split(".")[1], d.role.value)
+        for d in plan.decisions
+        if d.action == "quantize"
+    )
+    assert kinds == {("layers", "attn", "linear"): 215, ("layers", "ffn", "linear"): 33_024 + 129}
+    assert sum(d.role is Role.MTP for d in plan.decisions) == 778
+
+
+def test_policy_and_prediction_layers_of_deepseek_v4_flash() -> None:
+    def quantized(**options: Any) -> int:
+        plan = shardq.plan_headers(DUMPS / "deepseek-v4-flash", shardq.make_recipe("W4A16", **options))
+        dropped = {d.tensor.name for d in plan.decisions if d.action == "drop"}
+        mtp = {name for name in plan.weights.tensors if name.startswith("mtp.")}
+        assert dropped == (mtp if options["mtp"] == "drop" else set())
+        return sum(d.action == "quantize" for d in plan.decisions)
+
+    assert quantized(policy="published", mtp="drop") == 33_368 - 43  # wo_a
+    assert quantized(mtp="quantize") == 33_368 + 778
+
+
+def test_gpt_oss() -> None:
+    plan = shardq.plan_headers(DUMPS / "gpt-oss-20b", shardq.make_recipe("W4A16", group_size=32))
+    described = describe_plan(plan)
+    assert described["absorbed"] == {
+        "decoded": {"mxfp4_gptoss": 48}, "split": {"gpt_oss": {"stacks": 48, "matrices": 2304}}, "dropped": {},
+    }  # fmt: skip
+    quantized = [d.tensor for d in plan.decisions if d.action == "quantize"]
+    assert Counter(t.name.split(".")[3] for t in quantized) == {"self_attn": 96, "mlp": 2304}
+    biases = [d for d in plan.decisions if ".experts." in d.tensor.name and d.tensor.name.endswith(".bias")]
+    assert len(biases) == 2304
+    assert all(d.action == "copy" and d.tensor.shape == (2880,) for d in biases)
+    assert sum(".router." in d.tensor.name and d.action == "copy" for d in plan.decisions) == 48
+    blocks = described["source_tensors"]["model.layers.0.mlp.experts.gate_up_proj_blocks"]
+    assert blocks == {"outcome": "decoded", "into": "model.layers.0.mlp.experts", "reason": "mxfp4_gptoss"}
+
+
+def test_molmo_and_mlx_are_known_by_an_index() -> None:
+    """Three tensors beside each module of NF4, two beside each of MLX."""
+    for folder, kind, count, beside in (
+        ("molmo-nf4", "bnb4", 112, 3), ("mlx-qwen3-14b", "mlx", 282, 2), ("mlx-mistral-small-4", "mlx", 434, 2),
+    ):  # fmt: skip
+        plan = shardq.plan_headers(DUMPS / folder, "W4A16")
+        assert describe_plan(plan, tensors=False)["absorbed"]["decoded"] == {kind: count}
+        assert len(plan.weights.absorbed) == count * beside
+        assert set(Counter(a.into for a in plan.weights.absorbed.values()).values()) == {beside}
+
+
+@pytest.mark.parametrize("folder", ["gpt-oss-20b", "molmo-nf4", "wizardlm-2-8x22b"])
+def test_plans_of_equal_input_are_equal(folder: str) -> None:
+    recipe = shardq.make_recipe("W4A16", group_size=32)
+    one, other = (shardq.plan_headers(DUMPS / folder, recipe) for _ in range(2))
+    assert one == other
+    assert one.fingerprint == other.fingerprint
+    assert describe_plan(one) == describe_plan(other)
+
+
+def test_a_folder_without_headers_and_index_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SourceUnreadable, match=r"neither recorded headers .* nor an index"):
+        shardq.plan_headers(tmp_path, "W4A16")
 
 
 def test_bytes_of_a_real_checkpoint() -> None:
@@ -39,8 +165,3 @@ def test_bytes_of_a_real_checkpoint() -> None:
     weights, kept = described["bytes"]["quantized_source"] // 2, 14_496_047_104 - described["bytes"]["quantized_source"]
     data = weights // 2 + weights // 32 * 2 + weights // 32 // 2 + kept  # codes, fp16 scales, four-bit zero points
     assert 0 <= described["bytes"]["output"] - data < 200_000  # headers
-
-
-def test_quantized_and_stacked_sources_are_refused_for_now() -> None:
-    with pytest.raises(UnsupportedSource, match="mxfp4_gptoss"):
-        shardq.plan_headers(DUMPS / "gpt-oss-20b", "W4A16")
