@@ -211,10 +211,12 @@ class Bundle:
 
     @property
     def tile_rows(self) -> int:
-        """Rows quantized at once: a multiple of 32 and of the rows that share a scale, as make about TILE_BYTES."""
+        """Rows quantized at once: a multiple of 32 and of the rows that share a scale, as make about TILE_BYTES; decoded
+        rows count as 16 bits, for which what is done once for each tile weighs more than a cache that is left."""
         tasks = self.quantize_tasks
         unit = math.lcm(32, *(t.scheme.group_rows for t in tasks if t.scheme))
-        return max(unit, TILE_BYTES // tasks[0].row_bytes // unit * unit)
+        row_bytes = tasks[0].row_bytes // (2 if tasks[0].encoded else 1)
+        return max(unit, TILE_BYTES // row_bytes // unit * unit)
 
     @property
     def cost_bytes(self) -> int:
