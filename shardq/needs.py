@@ -60,7 +60,8 @@ def shard_costs(
 def record_bytes(work: OnePass) -> int:
     """Disk for everything besides shards: ledger, index, journal, and the files copied from the source."""
     sides = sum(f.size_bytes for f in select_side_files(work.checkpoint.side_files))
-    one = METADATA_BYTES + len(work.plans[0].decisions) * TENSOR_BYTES + len(work.bundles) * TASK_BYTES + sides
+    lines = len(work.bundles) + sum(map(len, work.loans.values()))
+    one = METADATA_BYTES + len(work.plans[0].decisions) * TENSOR_BYTES + lines * TASK_BYTES + sides
     return len(work.plans) * one
 
 
