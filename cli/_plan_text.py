@@ -55,7 +55,7 @@ def print_plan(console: Console, plan: "Plan") -> None:
 
 def _summary(d: dict[str, Any]) -> list[tuple[str, str]]:
     counts, size = d["counts"], d["bytes"]
-    change = "unknown: only an index is known"
+    change = "unknown: not all shapes are known"
     memory = ""
     stand = f", which stand for {counts['weights']} weights" if counts["weights"] != counts["tensors"] else ""
     if size["output"] is not None:

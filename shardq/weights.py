@@ -95,6 +95,8 @@ def is_turned(t: TensorRef) -> bool:
 
 def _decode(checkpoint: Checkpoint, dtype: str | None) -> tuple[dict[str, TensorRef], dict[str, Absorbed]]:
     found = find_encoded(checkpoint.tensors.values(), checkpoint.config, checkpoint.peeked)
+    if all(s.header_sha256 is None for s in checkpoint.shards):  # recorded, without content: as an index has them
+        found = replace(found, wanted=())
     _refuse_problems(found, checkpoint.label)
     owners = {c.name: c for c in find_companions(checkpoint.tensors.values()) if c.paired}
     tensors: dict[str, TensorRef] = {}

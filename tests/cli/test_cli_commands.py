@@ -95,7 +95,7 @@ def test_plan_from_an_index_alone_has_no_byte_counts(tmp_path: Path, run: Run, r
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert run_json("plan", "--headers", tmp_path)["bytes"]["output"] is None
     result = run("plan", "--headers", tmp_path)
-    assert "unknown: only an index is known" in result.stdout
+    assert "unknown: not all shapes are known" in result.stdout
     assert result.stderr.startswith("warning: ")
 
 
