@@ -86,7 +86,8 @@ def _count_absorbed(plan: Plan) -> dict[str, Any]:
     companions = find_companions(plan.checkpoint.tensors.values()) if plan.weights.absorbed else ()
     split: dict[str, Counter[str]] = {}
     for stack in plan.weights.stacks:
-        split.setdefault(stack.row, Counter()).update(stacks=1, matrices=sum(1 for _ in stack.matrices()))
+        parts = 1 if stack.emit == "stacked" else len(stack.parts)
+        split.setdefault(stack.row, Counter()).update(stacks=1, matrices=parts * (stack.experts or 0))
     dropped = Counter(a.reason for a in plan.weights.absorbed.values() if a.fate == "dropped")
     dropped.update(d.rule for d in plan.decisions if d.action == "drop")
     return {

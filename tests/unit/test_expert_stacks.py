@@ -12,8 +12,10 @@ import pytest
 from shardq.checkpoint import TensorRef
 from shardq.errors import UnsupportedSource
 from shardq.families import load_families
+from shardq.recipe import make_recipe
 from shardq.roles import assign_roles
 from shardq.stacks import ExpertStack, expert_prefix, find_stacks
+from shardq.weights import find_weights
 
 DATA = Path(__file__).parents[1] / "data" / "hub_index"
 E, H, I = 6, 40, 56  # experts, hidden size, width of an expert  # noqa: E741
@@ -279,3 +281,33 @@ def test_catalog_stacks_are_all_found(model_type: str) -> None:
         shape = every[s.tensor]
         outputs = sum(len(p.lines) for p in s.parts)
         assert (s.experts, *((s.columns, outputs) if s.transposed else (outputs, s.columns))) == shape
+
+
+@pytest.mark.parametrize("model_type", [t for t in CATALOG if _stacks_of(t)])
+def test_catalog_stacks_become_matrices(model_type: str, make_checkpoint: Any) -> None:
+    """All that a type has goes through as weights: experts as matrices [out, in], the rest as it is."""
+    patterns = CATALOG[model_type]["patterns"]
+    every = {n.replace("#", "0"): tuple(shape) for n, (_, shape, _) in patterns.items()}
+    hidden = max(shape for owner, shape, _ in patterns.values() if owner == "Embedding")[1]
+    settings = {"model_type": model_type, "hidden_size": hidden, "vocab_size": 0}
+    source = make_checkpoint({"a.safetensors": {n: ("BF16", s) for n, s in every.items()}}, settings)
+    recipe = make_recipe("W4A16")
+    weights = find_weights(source, recipe)
+    stacks = {s.weight: s for s in find_stacks(refs(every), settings)}
+    split = {s.tensor for s in weights.stacks}
+    assert split == {n for n in stacks if assign_roles(refs(every), settings)[n].role.value == "expert_stack"}
+    assert every.keys() == (every.keys() & weights.tensors.keys()) | weights.absorbed.keys()
+    assert {n for n, a in weights.absorbed.items() if a.fate == "split"} >= split
+    made = {n: t for n, t in weights.tensors.items() if n not in every}
+    roles = assign_roles(made.values(), settings)
+    assert {roles[n].role.value for n, t in made.items() if len(t.shape or ()) == 2} == {"linear"}
+    matrices = [m for s in weights.stacks if s.emit == "per_expert" for m in s.matrices()]
+    for m in matrices:
+        t = made[m.name]
+        assert t.shape == (m.rows, m.columns)
+        plain = not m.transposed and m.lines.step == 1
+        assert (t.encoded == ()) == plain
+        assert plain or (t.encoded[0].transposed, t.encoded[0].span) == (m.transposed, m.lines)
+    whole = [f"{s.weight}.{e}.weight" for s in weights.stacks if s.emit == "stacked" for e in range(s.experts or 0)]
+    assert made.keys() >= {*whole, *(m.name for m in matrices)}
+    assert sum(len(t.shape or ()) == 2 for t in made.values()) == len(matrices) + len(whole)

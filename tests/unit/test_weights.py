@@ -203,6 +203,7 @@ def test_stacks_of_inkling_go_back_into_stacks(make_checkpoint: Any) -> None:
     (file,) = plan.files
     assert file.specs[p + "w13_weight.qweight"].shape == (E, H // 8, 2 * I)
     assert {c.module for c in plan.choices()} == {p + "w13_weight", p + "w2_weight"}
+    assert describe_plan(plan)["absorbed"]["split"] == {"inkling": {"stacks": 2, "matrices": 2 * E}}
 
 
 def test_quantized_stacks_are_decoded_and_split(make_checkpoint: Any) -> None:
