@@ -47,6 +47,7 @@ def inspect(console: Console, source: str, subfolder: str | None) -> None:
         ]
     )
     print_section(("scheme", "modules"), found.schemes.items())
+    print_section(("it stands for", "weights"), found.weights.items())
     print_section(("role", "tensors", "bytes"), ((r.role, r.tensors, r.size_bytes) for r in found.roles))
     print_section(("tensor", "tensors", "role", "rule"), _by_reason(found))
     console.warn(found.warnings)
@@ -70,6 +71,7 @@ def _describe(found: "Inspection") -> dict[str, Any]:
         "layout": found.layout,
         "schemes": found.schemes,
         "source_kinds": found.source_kinds,
+        "weights": found.weights,
         "roles": {r.role: {"tensors": r.tensors, "bytes": r.size_bytes} for r in found.roles},
         "tensors": {name: {"role": v.role.value, "rule": v.rule} for name, v in found.verdicts.items()},
         "warnings": list(found.warnings),

@@ -8,15 +8,17 @@ from typing import Any
 
 from shardq.checkpoint import Checkpoint
 from shardq.companions import find_companions
-from shardq.errors import ShardqError
+from shardq.errors import ShardqError, UnsupportedSource
 from shardq.headers import read_checkpoint
 from shardq.layouts import LAYOUTS, find_layout
 from shardq.layouts.base import Layout
 from shardq.layouts.fake import Fake
+from shardq.recipe import dequantize_recipe
 from shardq.roles import Verdict, assign_roles
 from shardq.schemes import Scheme
 from shardq.serving.served import WHOLE_ROW, WHOLE_TENSOR, Served, Stored, read_served, tensors_of
 from shardq.sources.base import Source
+from shardq.weights import Weights, find_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Inspection:
     layout: str | None  # a known layout's name; None when not quantized, or in none of them
     schemes: dict[str, int]  # scheme -> modules, a stack of them being one; described, where no scheme has that name
     source_kinds: dict[str, int]  # what a quantized checkpoint in no known layout is made of, by kind
+    weights: dict[str, int]  # role -> weights that a quantized checkpoint stands for; empty if no reader knows it
     roles: tuple[RoleCount, ...]
     verdicts: dict[str, Verdict]  # tensor -> role and deciding rule
     warnings: tuple[str, ...]
@@ -55,9 +58,10 @@ def inspect_source(source: Source) -> Inspection:
     companions = find_companions(c.tensors.values())
     verdicts = assign_roles(c.tensors.values(), c.config)
     sizes = sum(t.size_bytes for t in c.tensors.values())
-    weights = {m.tensor: m.weights for m in served.quantized}
+    logical, problems = _read_weights(c)
+    sizes_of = {m.tensor: m.weights for m in served.quantized} | _decoded_sizes(logical)
     beside = {x.name for x in companions if x.part == "parameter"}
-    parameters = sum(weights.get(n, 0 if n in beside else t.numel) for n, t in c.tensors.items())
+    parameters = sum(sizes_of.get(n, 0 if n in beside else t.numel) for n, t in c.tensors.items())
     return Inspection(
         label=c.label,
         commit=c.commit,
@@ -69,10 +73,32 @@ def inspect_source(source: Source) -> Inspection:
         layout=layout.name if layout else None,
         schemes=dict(Counter(_schemes(served, layout, block))),
         source_kinds={} if layout else dict(Counter(x.kind for x in companions)),
-        roles=_census(c, verdicts, beside | weights.keys()),
+        weights=_count_roles(c, logical),
+        roles=_census(c, verdicts, beside | sizes_of.keys()),
         verdicts=verdicts,
-        warnings=c.warnings,
+        warnings=(*c.warnings, *problems),
     )
+
+
+def _read_weights(c: Checkpoint) -> tuple[Weights | None, tuple[str, ...]]:
+    """What it stands for, with stacks as they are; None, and why, for codes that no reader knows."""
+    try:
+        return find_weights(c, dequantize_recipe()), ()
+    except UnsupportedSource as problem:
+        return None, (f"Its weights cannot be read: {problem}.",)
+
+
+def _decoded_sizes(weights: Weights | None) -> dict[str, int]:
+    """Numbers that each tensor of codes stands for."""
+    tensors = weights.tensors.values() if weights else ()
+    return {t.encoded[0].parts[0].tensor: sum(e.rows * e.columns for e in t.encoded) for t in tensors if t.encoded}
+
+
+def _count_roles(c: Checkpoint, weights: Weights | None) -> dict[str, int]:
+    if weights is None or not weights.were_encoded:
+        return {}
+    roles = assign_roles(weights.tensors.values(), c.config)
+    return dict(sorted(Counter(v.role.value for v in roles.values()).items()))
 
 
 def _find_layout(served: Served) -> tuple[Layout | None, Mapping[str, Any]]:

@@ -158,3 +158,24 @@ def test_configuration_that_says_nonsense_is_no_error(tmp_path: Path, block: Map
     found = shardq.inspect(tmp_path)
     assert sum(found.schemes.values()) == 1
     assert found.parameters == ROWS * COLUMNS + COLUMNS + ROWS
+
+
+def test_what_codes_stand_for_is_counted_by_role(tmp_path: Path) -> None:
+    """DeepSeek V4 packs two numbers into a byte, which nothing but the scale beside it tells."""
+    packed = {"weight": ("I8", (ROWS, COLUMNS // 2)), "scale": ("F8_E8M0", (ROWS, COLUMNS // 32))}
+    tensors = {f"layers.0.ffn.experts.{e}.w1.{leaf}": t for e in range(3) for leaf, t in packed.items()}
+    write(tmp_path, tensors, {"model_type": "deepseek_v4", "quantization_config": {"quant_method": "fp8"}})
+    found = shardq.inspect(tmp_path)
+    assert found.weights == {"linear": 3, "norm": 1}
+    assert found.parameters == 3 * ROWS * COLUMNS + COLUMNS
+    assert {v.role.value for n, v in found.verdicts.items() if n.endswith(".scale")} == {"companion"}
+    assert not found.warnings
+
+
+def test_codes_that_no_reader_knows_are_told(tmp_path: Path) -> None:
+    write(tmp_path, {f"{MODULE}.weight": ("F8_E4M3", (ROWS, COLUMNS))}, {})
+    found = shardq.inspect(tmp_path)
+    assert found.weights == {}
+    (warning,) = found.warnings
+    assert warning.startswith("Its weights cannot be read: ")
+    assert f"{MODULE}.weight in model.safetensors is a quantized weight" in warning
