@@ -17,8 +17,9 @@ from shardq.layouts.base import Layout
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows as measure_errors
 from shardq.quantizers.rtn import quantize_rows
+from shardq.source_rows import NoRowsError, SourceRows
 from shardq.sources.base import Source
-from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS, write_values
+from shardq.worker import TARGET_ARRAYS, write_values
 
 Bytes = NDArray[np.uint8]
 Runs = list[tuple[int, Bytes]]  # first offset in the file, bytes
@@ -34,16 +35,20 @@ class Compared:
 
 
 def compare(
-    check: Check, source: Source, result: Source, layout: Layout, kernels: KernelSet, magnitudes: Mapping[str, float]
-) -> Compared:
-    """Do one check. Memory: the part of the result that is compared, and a window of the source with its codes.
+    check: Check, source: Source, result: Source, layout: Layout, kernels: KernelSet, magnitudes: Mapping[str, float],
+    rounded: bool = False,
+) -> Compared:  # fmt: skip
+    """Do one check. Memory: the part of the result that is compared, and a window of the source with its codes; of a
+    source that is read by columns all of what is read.
 
-    `magnitudes`: the largest of each tensor that a derived scale needs. Raises what reading raises; a difference is no
-    error here.
+    `magnitudes`: the largest of each tensor that a derived scale needs; `rounded` as of SourceRows. Raises what reading
+    raises; a difference is no error here.
     """
     if check.subject.scheme is None:
+        if check.subject.encoded:
+            return _compare_decoded(check, source, result, kernels)
         return _compare_copy(check, source, result)
-    return _compare_quantized(check, source, result, layout, kernels, magnitudes)
+    return _compare_quantized(check, source, result, layout, kernels, magnitudes, rounded)
 
 
 def _compare_copy(check: Check, source: Source, result: Source) -> Compared:
@@ -60,9 +65,31 @@ def _compare_copy(check: Check, source: Source, result: Source) -> Compared:
     return Compared(compared, None, None)
 
 
+def _compare_decoded(check: Check, source: Source, result: Source, kernels: KernelSet) -> Compared:
+    """Of a stack one slice after the other, so that no more than one is in memory."""
+    s, cut = check.subject, check.cut
+    compared = 0
+    for e, derived in zip(s.encoded, s.outputs, strict=True):
+        at = span(derived, s, cut)
+        runs = [(at[0], _read(result, s.file, at))]
+        rows = SourceRows(s.weight, e, False, source, kernels, (cut.column, cut.end_column))
+        for window in check.windows:
+            try:
+                made = rows.kept(*window)
+            except NoRowsError as error:
+                return Compared(compared, _underived(check, error), None)
+            made = np.ascontiguousarray(made.T) if derived.spec.slab_axis == 1 else made
+            found, expected, offset = _pair(check, derived, window, made, runs)
+            compared += found.size
+            if problem := _differ(check, derived, found, expected, offset, derived.line_bytes):
+                return Compared(compared, problem, None)
+    return Compared(compared, None, None)
+
+
 def _compare_quantized(
-    check: Check, source: Source, result: Source, layout: Layout, kernels: KernelSet, magnitudes: Mapping[str, float]
-) -> Compared:
+    check: Check, source: Source, result: Source, layout: Layout, kernels: KernelSet, magnitudes: Mapping[str, float],
+    rounded: bool,
+) -> Compared:  # fmt: skip
     s, cut = check.subject, check.cut
     runs = [(read[0], _read(result, s.file, read)) for read in check.reads]
     amax = _magnitude(check, runs, layout, kernels, magnitudes)
@@ -71,9 +98,11 @@ def _compare_quantized(
     stats = np.empty((cut.end_row - cut.row, 3), np.float64)
     arena = Arena()
     compared = 0
+    e, columns = s.encoded[0] if s.encoded else None, (cut.column, cut.end_column)
+    weights = SourceRows(s.weight, e, rounded, source, kernels, columns, s.goal)
     for row, end_row in check.windows:
         part_stats = stats[row - cut.row : end_row - cut.row]
-        arrays = _derive(check, (row, end_row), amax, source, layout, kernels, arena, part_stats)
+        arrays = _derive(check, (row, end_row), amax, weights, layout, kernels, arena, part_stats)
         if isinstance(arrays, str):
             return Compared(compared, arrays, None)
         for derived in s.outputs:
@@ -84,7 +113,8 @@ def _compare_quantized(
             compared += found.size
             if problem := _differ(check, derived, found, expected, offset, derived.line_bytes):
                 return Compared(compared, problem, None)
-    return Compared(compared, None, stats if len(stats) == s.rows else None)
+    everything = len(stats) == s.rows and (check.whole or not s.is_strided)
+    return Compared(compared, None, stats if everything else None)
 
 
 def _read(source: Source, file: str, wanted: Span) -> Bytes:
@@ -132,24 +162,37 @@ def _unfit(name: str, shard: str) -> str:
     return f"{name} in source shard {shard} holds weights that cannot be quantized: nothing to derive"
 
 
+def _underived(check: Check, error: NoRowsError) -> str:
+    return f"{check.subject.name} cannot be derived: {error}"
+
+
 def _derive(
-    check: Check, window: Span, amax: float | None, source: Source, layout: Layout, kernels: KernelSet, arena: Arena,
-    stats: NDArray[np.float64],
+    check: Check, window: Span, amax: float | None, source: SourceRows, layout: Layout, kernels: KernelSet,
+    arena: Arena, stats: NDArray[np.float64],
 ) -> dict[str, NDArray[Any]] | str:  # fmt: skip
     """What a worker would write for these rows: the same quantizer, the same layout. A text says why there is none."""
     s, (row, end_row) = check.subject, window
     assert s.scheme is not None
-    raw = source.read(s.shard, s.begin + row * s.row_bytes, s.begin + end_row * s.row_bytes)
-    weights: NDArray[Any] = np.frombuffer(raw, WEIGHT_ARRAYS[s.dtype]).reshape(-1, s.columns)
+    try:
+        weights, dtype = source.taken(row, end_row)
+    except NoRowsError as error:
+        return _underived(check, error)
     rows = len(weights)
-    if check.scale == "taken" and amax is not None and amax < (found := measure_rows(weights, s.dtype, kernels)):
+    if check.scale == "taken" and amax is not None and amax < (found := measure_rows(weights, dtype, kernels)):
         names = ", ".join(d.name for d in s.outputs if d.spec.slab_axis is None)
         return f"{names} in {s.file} is the scale of magnitudes up to {amax!r}: {s.name} has one of {found!r}"
-    arena.reset(reserve(*buffer_shapes(rows, s.columns, s.scheme)))
-    buffers = take_buffers(arena, rows, s.columns, s.scheme)
-    part, bad = quantize_rows(weights, s.dtype, s.scheme, buffers, stats, kernels, amax)
-    if bad:
-        return _unfit(s.name, s.shard)
+    if s.goal:
+        try:
+            part = source.carried(row, end_row, amax)
+        except NoRowsError as error:
+            return _underived(check, error)
+        measure_errors(weights, dtype, s.scheme, part, stats, kernels)
+    else:
+        arena.reset(reserve(*buffer_shapes(rows, s.columns, s.scheme)))
+        buffers = take_buffers(arena, rows, s.columns, s.scheme)
+        part, bad = quantize_rows(weights, dtype, s.scheme, buffers, stats, kernels, amax, s.dtype)
+        if bad:
+            return _unfit(s.name, s.shard)
     arrays: dict[str, NDArray[Any]] = {}
     for spec in (d.spec for d in s.outputs):
         if spec.slab_axis is None:  # no row decides it; compared once
@@ -160,12 +203,13 @@ def _derive(
     write_values([d.spec for d in s.outputs], arrays)
     layout.pack(part, 0, arrays, s.scheme, kernels)
     if (seen := layout.unpacks_to(s.scheme)) != s.scheme:  # figures are of what is written
-        measure_errors(weights, s.dtype, seen, layout.unpack(arrays, s.scheme, kernels), stats, kernels)
+        measure_errors(weights, dtype, seen, layout.unpack(arrays, s.scheme, kernels), stats, kernels)
     return arrays
 
 
 def _pair(check: Check, derived: Derived, window: Span, array: NDArray[Any], runs: Runs) -> tuple[Bytes, Bytes, int]:
-    """Bytes [lines, bytes] of the result, what they should be, and where the first lies in the file."""
+    """Bytes [lines, bytes] of the result, what they should be, and where the first lies in the file. Of a source that
+    is read by columns only those of these columns."""
     s, spec = check.subject, derived.spec
     first, last = lines(derived, s, check.cut)
     held = _held(span(derived, s, check.cut), runs).reshape(last - first, derived.line_bytes)
@@ -175,9 +219,18 @@ def _pair(check: Check, derived: Derived, window: Span, array: NDArray[Any], run
         return held, made, offset
     begin, end = spec.slab_range(*window)
     if spec.slab_axis == 0:
-        return held[begin - first : end - first], made, derived.begin + begin * derived.line_bytes
+        left, right = _columns(derived, check) if s.is_strided else (0, derived.line_bytes)
+        offset = derived.begin + begin * derived.line_bytes + left
+        return held[begin - first : end - first, left:right], made[:, left:right], offset
     left, right = begin * array.itemsize, end * array.itemsize
     return held[:, left:right], made[first:last], offset + left
+
+
+def _columns(d: Derived, check: Check) -> Span:
+    """The bytes of a line that hold nothing but what the columns of a cut became."""
+    s, cut, count = check.subject, check.cut, d.spec.shape[-1] if len(d.spec.shape) > 1 else 1
+    item_bytes = d.line_bytes // count
+    return -(-cut.column * count // s.columns) * item_bytes, cut.end_column * count // s.columns * item_bytes
 
 
 def _held(wanted: Span, runs: Runs) -> Bytes:

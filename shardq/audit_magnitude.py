@@ -1,39 +1,40 @@
 """Largest magnitudes, for scales that reach beyond a group: measured in the source, or taken from the scale that the
 result holds, where the traffic does not allow to measure."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardq.audit_plan import row_windows
+from shardq.audit_plan import magnitude_windows
+from shardq.carry import Goal
 from shardq.checkpoint import TensorRef
 from shardq.kernels import KernelSet
 from shardq.quantizers.float_scales import global_scale
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.scales import shared_scales
 from shardq.schemes import Scheme
+from shardq.source_rows import NoRowsError, SourceRows
 from shardq.sources.base import Source
-from shardq.worker import WEIGHT_ARRAYS
 
 NEAR: Final = 16  # fp32 neighbours that are tried: a scale is two or three roundings away from its magnitude
 INFINITY: Final = 0x7F800000  # pattern of fp32
 OCTAVE: Final = 1 << 23  # patterns from one number to twice as much
 
 
-def measure(t: TensorRef, source: Source, kernels: KernelSet) -> float:
-    """The largest |w| of a matrix, exactly; infinite where a weight is NaN or infinite. Reads it in windows, and raises
-    what reading raises."""
-    assert t.dtype is not None
-    assert t.shape is not None
-    rows, columns = t.shape
-    row_bytes = t.size_bytes // rows
+def measure(t: TensorRef, source: Source, kernels: KernelSet, rounded: bool = False, goal: Goal | None = None) -> float:
+    """The largest |w| of a matrix, exactly, or where its codes are carried its largest scale; infinite where a weight
+    is NaN or infinite, or decodes to that. Reads it in windows, and raises what reading raises. `rounded` and `goal` as
+    of SourceRows."""
     amax = 0.0
-    for row, end_row in row_windows(0, rows, row_bytes, 1):
-        raw = source.read(t.shard, t.begin + row * row_bytes, t.begin + end_row * row_bytes)
-        weights: NDArray[Any] = np.frombuffer(raw, WEIGHT_ARRAYS[t.dtype]).reshape(-1, columns)
-        amax = max(amax, measure_rows(weights, t.dtype, kernels))
+    rows = SourceRows(t, t.encoded[0] if t.encoded else None, rounded, source, kernels, goal=goal)
+    try:
+        for window in magnitude_windows(t):
+            amax = max(amax, rows.largest(*window))
+    except NoRowsError:
+        return math.inf
     return amax
 
 

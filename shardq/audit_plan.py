@@ -3,7 +3,8 @@
 A tensor is read whole where its share of the allowed traffic is enough. Of a larger one a block is compared: rows of
 the source, and of the result what these rows became. Where the result keeps a weight's rows together, that is one run
 of bytes. Where it keeps columns together (qweight is [columns / 8, rows]), whole lines of the result are read for some
-columns, and what is compared is where the rows and the columns meet.
+columns, and what is compared is where the rows and the columns meet. A source that keeps columns together (GPTQ, stacks
+that are [in, out]) is read like that, too. Of a stack that was only decoded the block is in each slice.
 
 A scale of a whole tensor, or of all that a server runs as one matrix, needs more than the block: the largest magnitude
 of all these tensors. They are read for it as far as the traffic goes. Beyond that the scale is taken as the result has
@@ -11,14 +12,14 @@ it, and what is compared is all the rest.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from shardq.audit_subjects import Derived, Subject, draw
+from shardq.audit_subjects import DECODED_BYTES, Derived, Subject, draw
 from shardq.checkpoint import TensorRef
 from shardq.errors import BadOption
-from shardq.unpack import WINDOW_BYTES
+from shardq.source_rows import WINDOW_BYTES, encoded_reads, margin_bytes
 
 GAP_BYTES: Final = 1 << 20  # runs of bytes that are no further apart are read at once
 COLUMN_LANES: Final = 32  # columns of a block are a multiple: whole words for every width
@@ -55,8 +56,7 @@ class Check:
     @property
     def source_bytes(self) -> int:
         """Bytes that are read from the source."""
-        rows_bytes = (self.cut.end_row - self.cut.row) * self.subject.row_bytes
-        return rows_bytes + sum(t.size_bytes for t in self.measured)
+        return _read_bytes(self.subject, self.cut) + sum(map(magnitude_bytes, self.measured))
 
     @property
     def result_bytes(self) -> int:
@@ -71,14 +71,27 @@ class Check:
     @property
     def requests(self) -> int:
         """Reads on both sides, none larger than a window."""
-        measured = sum(len(row_windows(0, t.shape[0], t.size_bytes // t.shape[0], 1)) for t in self.measured if t.shape)
-        return len(self.windows) + measured + sum(len(split(x)) for x in self.reads)
+        s = self.subject
+        own = sum(1 for _ in _encoded_reads(s, self.cut)) if s.encoded else len(self.windows)
+        return own + sum(map(_magnitude_requests, self.measured)) + sum(len(split(x)) for x in self.reads)
 
 
 def row_windows(row: int, end_row: int, row_bytes: int, unit_rows: int) -> tuple[Span, ...]:
     """Rows in windows, each but the last a multiple of `unit_rows`."""
     step = max(unit_rows, WINDOW_BYTES // max(1, row_bytes) // unit_rows * unit_rows)
     return tuple((at, min(end_row, at + step)) for at in range(row, end_row, step))
+
+
+def magnitude_windows(t: TensorRef) -> tuple[Span, ...]:
+    """Rows of a matrix that are read at once for its largest magnitude."""
+    assert t.shape is not None
+    rows, columns = t.shape
+    return row_windows(0, rows, DECODED_BYTES * columns if t.encoded else t.size_bytes // rows, 1)
+
+
+def magnitude_bytes(t: TensorRef) -> int:
+    """What it costs to read a matrix for its largest magnitude."""
+    return sum(end - begin for begin, end in _magnitude_reads(t)) if t.encoded else t.size_bytes
 
 
 def whole(s: Subject) -> Cut:
@@ -115,13 +128,13 @@ def plan_checks(subjects: Sequence[Subject], budget_bytes: int | None, seed: int
     derived where a share has room for the tensors that it takes, or where something is left at the end. Raises
     BadOption when the budget is too small for the least block of each.
     """
-    everything = {t.name: t.size_bytes for s in subjects for t in s.reach}
+    everything = {t.name: magnitude_bytes(t) for s in subjects for t in s.reach}
     needed = sum(_cost(s, whole(s)) for s in subjects) + sum(everything.values())
     if budget_bytes is None or needed <= budget_bytes:
         spare_bytes = None if budget_bytes is None else budget_bytes - needed
         return _checks(subjects, {s.name: whole(s) for s in subjects}, set(everything), spare_bytes)
     least = {s.name: _least_bytes(s) for s in subjects}
-    untold = {t.name: t.size_bytes for s in subjects if not s.stores_scale for t in s.reach}  # no scale to take
+    untold = {t.name: magnitude_bytes(t) for s in subjects if not s.stores_scale for t in s.reach}  # no scale to take
     measured = set(untold)
     reserved, left = sum(least.values()), budget_bytes - sum(untold.values())
     if reserved > left:
@@ -151,7 +164,7 @@ def plan_checks(subjects: Sequence[Subject], budget_bytes: int | None, seed: int
 
 def _unmeasured_bytes(s: Subject, measured: Set[str]) -> int:
     """What it costs to measure the rest of what a tensor's scale needs."""
-    return sum(t.size_bytes for t in s.reach if t.name not in measured)
+    return sum(magnitude_bytes(t) for t in s.reach if t.name not in measured)
 
 
 def _checks(
@@ -165,7 +178,7 @@ def _checks(
         cut = cuts[s.name]
         apart = sorted(x for x in (span(d, s, cut) for d in s.outputs) if x[0] < x[1])
         wanted = sum(end - begin for begin, end in apart)
-        gap_bytes = min(GAP_BYTES, wanted // len(s.outputs))
+        gap_bytes = min(GAP_BYTES, wanted // len(s.outputs)) if s.scheme else -1  # slices of a stack one by one
         reads = _join(apart, gap_bytes if spare_bytes is None else min(gap_bytes, spare_bytes // len(s.outputs)))
         derived = all(t.name in measured for t in s.reach)
         own = tuple(t for t in s.reach if derived and t.name not in paid)
@@ -181,10 +194,11 @@ def _cut(s: Subject, allowed_bytes: int, seed: int) -> Cut:
     if _cost(s, whole(s)) <= allowed_bytes:
         return whole(s)
     step = _column_step(s)
-    by_column = sum(d.size_bytes for d in s.outputs if d.spec.slab_axis == 1)
-    by_row = s.rows * s.row_bytes + sum(d.size_bytes for d in s.outputs if d.spec.slab_axis == 0)
+    source_bytes = _read_bytes(s, whole(s))
+    by_column = sum(d.size_bytes for d in s.outputs if d.spec.slab_axis == 1) + source_bytes * s.is_strided
+    by_row = sum(d.size_bytes for d in s.outputs if d.spec.slab_axis == 0) + source_bytes * (not s.is_strided)
     fixed = sum(d.size_bytes for d in s.outputs if d.spec.slab_axis is None)
-    least_rows = -(-by_row * min(s.rows, s.unit_rows) // s.rows)
+    least_rows = -(-by_row * min(s.rows, s.unit_rows) // s.rows) + _margin_bytes(s)
     # Half for the rows of the source, half for lines of the result; what one side cannot use goes to the other.
     for_lines = allowed_bytes - fixed - max(least_rows, min((allowed_bytes - fixed) // 2, by_row))
     count = s.columns
@@ -195,10 +209,15 @@ def _cut(s: Subject, allowed_bytes: int, seed: int) -> Cut:
         count -= step  # lines are whole, and few of them may hold many columns
         column, end_column = _columns(seed, s, count)
     lines_bytes = _cost(s, Cut(0, 0, column, end_column))
-    rows = (allowed_bytes - lines_bytes) * s.rows // by_row
-    rows = max(s.unit_rows, min(rows, s.rows) // s.unit_rows * s.unit_rows)
-    row = _place(seed, "row", s, rows, s.rows, s.unit_rows)
-    return Cut(row, min(s.rows, row + rows), column, end_column)
+    rows = (allowed_bytes - lines_bytes) * s.rows // max(1, by_row)
+    while True:
+        rows = max(s.unit_rows, min(rows, s.rows) // s.unit_rows * s.unit_rows)
+        row = _place(seed, "row", s, rows, s.rows, s.unit_rows)
+        cut = Cut(row, min(s.rows, row + rows), column, end_column)
+        over_bytes = _cost(s, cut) - allowed_bytes
+        if over_bytes <= 0 or rows == s.unit_rows:
+            return cut
+        rows -= max(s.unit_rows, over_bytes * s.rows // max(1, by_row))  # windows of codes cost more than their share
 
 
 def _columns(seed: int, s: Subject, count: int) -> Span:
@@ -214,13 +233,17 @@ def _place(seed: int, what: str, s: Subject, count: int, total: int, step: int) 
 
 def _column_step(s: Subject) -> int:
     """Columns of the smallest block: whole groups and whole words, where the row has more than one group."""
-    group = s.scheme.group_columns(s.columns) if s.scheme else 1
-    return min(s.columns, COLUMN_LANES if group == s.columns else math.lcm(group, COLUMN_LANES))
+    if s.scheme is None:
+        return min(s.columns, COLUMN_LANES if s.is_strided else 1)
+    group = s.scheme.group_columns(s.columns)
+    if group == s.columns:  # rows are whole, and so all groups, unless the source is read by columns
+        return s.columns if s.is_strided and s.scheme.reach != "tensor" else min(s.columns, COLUMN_LANES)
+    return min(s.columns, math.lcm(group, COLUMN_LANES))
 
 
 def _least_bytes(s: Subject) -> int:
     """What the smallest block may cost, at the worst place."""
-    margin = sum(d.line_bytes for d in s.outputs if d.spec.slab_axis == 1)
+    margin = sum(d.line_bytes for d in s.outputs if d.spec.slab_axis == 1) + _margin_bytes(s)
     smallest = Cut(0, min(s.rows, s.unit_rows), 0, _column_step(s))
     return min(_cost(s, whole(s)), _cost(s, smallest) + margin)
 
@@ -228,7 +251,34 @@ def _least_bytes(s: Subject) -> int:
 def _cost(s: Subject, cut: Cut) -> int:
     """Bytes that a cut reads from both sides."""
     spans = (span(d, s, cut) for d in s.outputs)
-    return (cut.end_row - cut.row) * s.row_bytes + sum(end - begin for begin, end in spans)
+    return _read_bytes(s, cut) + sum(end - begin for begin, end in spans)
+
+
+def _read_bytes(s: Subject, cut: Cut) -> int:
+    """Bytes that a cut reads from the source."""
+    if s.encoded:
+        return sum(end - begin for begin, end in _encoded_reads(s, cut))
+    return (cut.end_row - cut.row) * s.row_bytes
+
+
+def _encoded_reads(s: Subject, cut: Cut) -> Iterator[Span]:
+    windows = row_windows(cut.row, cut.end_row, s.row_bytes, s.unit_rows)
+    for e in s.encoded:
+        yield from encoded_reads(e, (cut.column, cut.end_column), windows)
+
+
+def _magnitude_reads(t: TensorRef) -> Iterator[Span]:
+    (e,) = t.encoded
+    return encoded_reads(e, (0, e.columns), magnitude_windows(t))
+
+
+def _magnitude_requests(t: TensorRef) -> int:
+    return sum(1 for _ in _magnitude_reads(t)) if t.encoded else len(magnitude_windows(t))
+
+
+def _margin_bytes(s: Subject) -> int:
+    """How much more a block of an encoded weight may cost than its share, and at one place than at another."""
+    return sum(map(margin_bytes, s.encoded))
 
 
 def _join(spans: Iterable[Span], gap_bytes: int) -> tuple[Span, ...]:

@@ -97,8 +97,9 @@ def digest(statement: Mapping[str, Any]) -> str:
 def _describe(tensor: Audited, dry_run: bool) -> dict[str, Any]:
     s, cut = tensor.check.subject, tensor.check.cut
     part: dict[str, Any] = {"bytes": [cut.row, cut.end_row]}
-    if s.scheme:
-        part = {"scheme": s.scheme.name, "rows": [cut.row, cut.end_row], "columns": [cut.column, cut.end_column]}
+    if s.scheme or s.encoded:
+        scheme = {"scheme": s.scheme.name} if s.scheme else {"slices": len(s.encoded)}
+        part = {**scheme, "rows": [cut.row, cut.end_row], "columns": [cut.column, cut.end_column]}
     return {
         "name": s.name,
         "outcome": s.outcome,

@@ -2,23 +2,29 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shardq.carry import Goal, needs_largest
 from shardq.checkpoint import TensorRef
+from shardq.dequantize.base import Encoded
 from shardq.errors import UnknownScheme, VerifyFailed
 from shardq.files.safetensors import Header, HeaderTensor
 from shardq.formats import STORAGE, WEIGHT_DTYPES
 from shardq.layouts.base import Layout, OutSpec, unit_rows
 from shardq.outputs import Output, target_of
 from shardq.reach import find_reaches
+from shardq.recorded import goal_of, is_as_recorded
 from shardq.schemes import Scheme, parse_name
+from shardq.weights import is_turned
 
+DECODED_BYTES: Final = 2  # for each weight of a row that is decoded, so that as many are read at once as plain ones
 BYTES: Final = "U8"  # a copy is a column of bytes, whatever it holds
 
 Ledger = Mapping[str, Mapping[str, Any]]
 Headers = Mapping[str, Header]  # file -> header
+Weights = Mapping[str, TensorRef]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One source tensor and what became of it. A copied tensor is one column of bytes."""
+    """One weight of the source and what became of it. A copied tensor is one column of bytes."""
 
     name: str
     outcome: str  # as in the ledger
@@ -56,16 +62,30 @@ class Subject:
     begin: int  # of its first byte in the source shard
     rows: int
     columns: int
-    row_bytes: int  # of the source
+    row_bytes: int  # of the source; of an encoded one, as 16-bit weights
     unit_rows: int  # rows are read in multiples of this
     scheme: Scheme | None  # None: copied
     outputs: tuple[Derived, ...]
     reach: tuple[TensorRef, ...] = ()  # of the source: whose largest magnitude the scales need, if not a group's
+    encoded: tuple[Encoded, ...] = ()  # how rows are made where they are not there as they are; of a stack that is kept
+    # each slice, with a tensor of `outputs` for each
+    goal: Goal | None = None  # where its codes are carried; None: they are made anew
+
+    @property
+    def is_strided(self) -> bool:
+        """True if the source is read by columns: its rows run along the lines that are stored."""
+        return any(e.is_strided for e in self.encoded)
+
+    @property
+    def weight(self) -> TensorRef:
+        """The matrix of the source, or one like each slice of a stack."""
+        end = self.begin + self.rows * self.row_bytes
+        return TensorRef(self.name, self.shard, self.dtype, (self.rows, self.columns), self.begin, end, self.encoded)
 
     @property
     def stores_scale(self) -> bool:
-        """True if one of the outputs tells a scale that all rows share."""
-        return any(d.spec.slab_axis is None and not d.spec.values for d in self.outputs)
+        """True if one of the outputs tells a scale that all rows share, and its largest magnitude with it."""
+        return self.goal is None and any(d.spec.slab_axis is None and not d.spec.values for d in self.outputs)
 
 
 class NoSubjectError(Exception):
@@ -94,8 +114,9 @@ def draw(seed: int, what: str, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{what}/{name}".encode()).digest()[:8], "little")
 
 
-def ledger_reaches(output: Output) -> dict[str, tuple[str, ...]]:
-    """`find_reaches` of what a ledger says that was quantized. Raises VerifyFailed for a scheme that nobody knows."""
+def ledger_reaches(output: Output, source: Weights) -> dict[str, tuple[str, ...]]:
+    """`find_reaches` of what a ledger says that was quantized; of what was carried only what needs more than its own
+    codes, by `source`, which has all that is encoded. Raises VerifyFailed for a scheme that nobody knows."""
     schemes: dict[str, Scheme] = {}
     quantized: list[tuple[str, str, Scheme]] = []
     for name, entry in output.ledger["tensors"].items():
@@ -107,60 +128,80 @@ def ledger_reaches(output: Output) -> dict[str, tuple[str, ...]]:
                 schemes[said] = output.layout.settle(parse_name(str(said)))
             except UnknownScheme as e:
                 raise VerifyFailed(f"{output.where} has a broken entry for {name}: {e}; quantize again") from e
-        quantized.append((name.rpartition(".")[0], name, schemes[said]))
+        t = source.get(name)
+        to = goal_of(t, entry, output.layout) if t and is_as_recorded(t, entry) else None
+        if t is None or to is None or needs_largest(t.encoded[0], to):
+            quantized.append((name.rpartition(".")[0], name, schemes[said]))
     return find_reaches(quantized, output.config)
 
 
-def make_subject(name: str, reach: Iterable[str], output: Output, source: Headers, result: Headers) -> Subject:
+def make_subject(name: str, reach: Iterable[str], output: Output, source: Weights, result: Headers) -> Subject:
     """Put together what is known of a tensor; `reach` as of `ledger_reaches`. Raises NoSubjectError."""
     entry = output.ledger["tensors"][name]
-    there = _find_source(name, output, source)
-    copied = entry["outcome"] == "copied"
-    shape = (there.end - there.begin, 1) if copied else there.shape
-    if not copied and (len(shape) != 2 or there.dtype not in WEIGHT_DTYPES):
-        raise NoSubjectError(f"{name} is {there.dtype} {list(shape)}: the ledger says that it was quantized")
-    rows, columns = shape
-    scheme = None if copied else _scheme(name, output)
-    header = result[entry["file"]]
+    t = _find_source(name, output, source)
+    scheme = _scheme(_matrix(t), output) if entry["outcome"] == "quantized" else None
+    rows, columns = t.size_bytes, 1
+    if t.encoded:
+        rows, columns = t.encoded[0].rows, t.encoded[0].columns
+    elif scheme:
+        rows, columns = t.shape or (0, 0)
     return Subject(
         name=name,
         outcome=entry["outcome"],
         role=entry["role"],
         shard=entry["shard"],
         file=entry["file"],
-        dtype=there.dtype,
-        begin=there.begin,
+        dtype=entry["dtype"],
+        begin=t.begin,
         rows=rows,
         columns=columns,
-        row_bytes=(there.end - there.begin) // max(1, rows),
+        row_bytes=DECODED_BYTES * columns if t.encoded else t.size_bytes // max(1, rows),
         unit_rows=unit_rows(output.layout, scheme) if scheme else 1,
         scheme=scheme,
-        outputs=_derived(there, header, entry, scheme, output.layout),
-        reach=tuple(_refer(n, output, source) for n in reach),
+        outputs=_derived(t, result[entry["file"]], entry, scheme, output.layout),
+        reach=tuple(_matrix(_find_source(n, output, source), measured=True) for n in reach),
+        encoded=t.encoded,
+        goal=goal_of(t, entry, output.layout),
     )
 
 
-def _refer(name: str, output: Output, source: Headers) -> TensorRef:
-    """A quantized tensor in the source."""
-    found, shard = _find_source(name, output, source), output.ledger["tensors"][name]["shard"]
-    if len(found.shape) != 2 or 0 in found.shape or found.dtype not in WEIGHT_DTYPES:
-        raise NoSubjectError(f"{name} is {found.dtype} {list(found.shape)}: the ledger says that it was quantized")
-    return TensorRef(name, shard, found.dtype, found.shape, found.begin, found.end)
+def sources_of(names: Iterable[str], output: Output, source: Headers) -> dict[str, TensorRef]:
+    """Tensors as headers of a source have them that has nothing encoded; without those that are not there."""
+    wanted: dict[str, set[str]] = {}
+    for name in names:
+        wanted.setdefault(output.ledger["tensors"][name]["shard"], set()).add(name)
+    return {
+        t.name: TensorRef(t.name, shard, t.dtype, t.shape, t.begin, t.end)
+        for shard, mine in wanted.items()
+        for t in source[shard].tensors
+        if t.name in mine
+    }
 
 
-def _find_source(name: str, output: Output, source: Headers) -> HeaderTensor:
+def _matrix(t: TensorRef, measured: bool = False) -> TensorRef:
+    """A tensor that was quantized. Raises NoSubjectError where it cannot have been, or has nothing to be measured."""
+    shape = t.shape or ()
+    if len(shape) != 2 or t.dtype not in WEIGHT_DTYPES or (measured and 0 in shape):
+        raise NoSubjectError(f"{t.name} is {t.dtype} {list(shape)}: the ledger says that it was quantized")
+    return t
+
+
+def _find_source(name: str, output: Output, source: Weights) -> TensorRef:
     entry = output.ledger["tensors"][name]
-    there = _find(source[entry["shard"]], name, f"source shard {entry['shard']}")
-    if (there.dtype, list(there.shape)) != (entry["dtype"], entry["shape"]):
+    t = source.get(name)
+    if t is None or t.shard != entry["shard"]:
+        raise NoSubjectError(f"{name} is not in source shard {entry['shard']}, where the ledger has it")
+    if not is_as_recorded(t, entry):
         raise NoSubjectError(
-            f"{name} is {there.dtype} {list(there.shape)} in source shard {entry['shard']}: the ledger says "
-            f"{entry['dtype']} {entry['shape']}"
+            f"{name} is {t.dtype} {list(t.shape or ())}{', encoded,' if t.encoded else ''} in source shard "
+            f"{entry['shard']}: the ledger says {entry['dtype']} {entry['shape']}, {entry['outcome']}"
         )
-    return there
+    return t
 
 
-def _scheme(name: str, output: Output) -> Scheme:
+def _scheme(t: TensorRef, output: Output) -> Scheme:
     """What a loader believes, which must be what the ledger says."""
+    name = t.name
     scheme, said = output.believed_scheme(name), output.ledger["tensors"][name]["scheme"]
     if scheme is None or scheme.name != said:
         raise NoSubjectError(
@@ -170,21 +211,24 @@ def _scheme(name: str, output: Output) -> Scheme:
 
 
 def _derived(
-    there: HeaderTensor, header: Header, entry: Mapping[str, Any], scheme: Scheme | None, layout: Layout
+    t: TensorRef, header: Header, entry: Mapping[str, Any], scheme: Scheme | None, layout: Layout
 ) -> tuple[Derived, ...]:
     """The result's tensors for a source tensor, each as the layout wants it. Raises NoSubjectError."""
-    file, place = entry["file"], target_of(there.name, entry)
+    file, place = entry["file"], target_of(t.name, entry)
     if scheme is None:
-        found = _find(header, there.name, file)
-        if (found.dtype, found.shape) != (there.dtype, there.shape):
+        found = _find(header, t.name, file)
+        if (found.dtype, list(found.shape)) != (entry["dtype"], entry["shape"]):
             raise NoSubjectError(
-                f"{there.name} in {file} is {found.dtype} {list(found.shape)}: expected a copy of {there.dtype} "
-                f"{list(there.shape)}"
+                f"{t.name} in {file} is {found.dtype} {list(found.shape)}: expected a copy of {entry['dtype']} "
+                f"{entry['shape']}"
             )
-        return (Derived(there.name, OutSpec("", BYTES, (found.end - found.begin,), slab_axis=0), found.begin),)
-    rows, columns = there.shape
+        if t.encoded:
+            return tuple(_slices(t, found))
+        return (Derived(t.name, OutSpec("", BYTES, (found.end - found.begin,), slab_axis=0), found.begin),)
+    assert t.shape is not None
+    rows, columns = t.shape
     derived: list[Derived] = []
-    for spec in layout.outputs(scheme, there.dtype, rows, columns):
+    for spec in layout.outputs(scheme, entry["dtype"], rows, columns):
         found = _find(header, f"{place.module}.{spec.suffix}", file)
         if (found.dtype, found.shape) != (spec.dtype, place.stacked(spec.shape)):
             raise NoSubjectError(
@@ -193,6 +237,14 @@ def _derived(
             )
         derived.append(Derived(found.name, spec, place.slice_of(found.begin, found.end)[0]))
     return tuple(derived)
+
+
+def _slices(t: TensorRef, found: HeaderTensor) -> Iterator[Derived]:
+    """What was only decoded: a matrix, or each slice of a stack."""
+    turned, size_bytes = is_turned(t), (found.end - found.begin) // len(t.encoded)
+    for number, e in enumerate(t.encoded):
+        spec = OutSpec("", found.dtype, (e.columns, e.rows) if turned else (e.rows, e.columns), 1 if turned else 0)
+        yield Derived(t.name, spec, found.begin + number * size_bytes)
 
 
 def _find(header: Header, name: str, where: str) -> HeaderTensor:

@@ -3,7 +3,8 @@
 Source and result are folders or repos and are read by ranges; how much is bounded before the first weight is read.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ from shardq.audit_magnitude import measure
 from shardq.audit_meter import Meter
 from shardq.audit_plan import Check, plan_checks
 from shardq.audit_statement import Audit, Audited, Traffic
-from shardq.audit_subjects import NoSubjectError, Subject, choose_names, ledger_reaches, make_subject
-from shardq.errors import BadOption, CheckpointIncomplete, VerifyFailed
-from shardq.files.safetensors import Header
-from shardq.headers import read_headers
+from shardq.audit_subjects import NoSubjectError, Subject, choose_names, ledger_reaches, make_subject, sources_of
+from shardq.checkpoint import Checkpoint, TensorRef
+from shardq.errors import BadOption, CheckpointIncomplete, UnsupportedSource, VerifyFailed
+from shardq.headers import read_checkpoint, read_headers
 from shardq.kernels import KernelSet, load
 from shardq.ledger import LEDGER
 from shardq.outputs import Output, identity_sha256, read_output
+from shardq.recorded import check_account, goal_of, source_of, weights_of
 from shardq.sources import open_source
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE
@@ -162,38 +164,70 @@ def _check_listing(output: Output, source: Source) -> None:
             )
 
 
-def _check_header(name: str, header: Header, output: Output, source: Source) -> None:
+def _check_header(name: str, sha256: str | None, output: Output, source: Source) -> None:
     recorded = {shard[0]: shard[3] for shard in output.identity["source.shards"]}
-    if recorded.get(name) != header.sha256:
+    if recorded.get(name) != sha256:
         raise BadOption(
             f"{source.label} is not what {output.where} was made of: the header of shard {name} has sha256 "
-            f"{header.sha256}, the records say {recorded.get(name)}"
+            f"{sha256}, the records say {recorded.get(name)}"
         )
 
 
 def _make_subjects(
     names: Sequence[str], output: Output, result: Source, source: Source
 ) -> tuple[list[Subject], list[str]]:
-    """The chosen tensors, and what is odd about those that cannot be audited; reads the headers that they lie under."""
-    reaches = ledger_reaches(output)
-    needed = dict.fromkeys(n for name in names for n in (name, *reaches.get(name, ())))
-    entries = {name: output.ledger["tensors"][name] for name in needed}
-    files = {f.name: f for f in source.files()}
-    for entry in entries.values():
-        if entry["shard"] not in files:
-            raise CheckpointIncomplete(f"{source.label} has no shard {entry['shard']}, which the ledger names")
-    of_source = read_headers(source, [files[n] for n in dict.fromkeys(e["shard"] for e in entries.values())])
+    """The chosen tensors, and what is odd about those that cannot be audited, and about the ledger."""
+    weights, problems = _all_weights(output, source) if source_of(output.ledger) else ({}, [])
+    reaches, entries = ledger_reaches(output, weights), output.ledger["tensors"]
+    if not weights:
+        weights = _some_weights(
+            dict.fromkeys(n for name in names for n in (name, *reaches.get(name, ()))), output, source
+        )
     of_result = read_headers(result, [output.files[n] for n in dict.fromkeys(entries[n]["file"] for n in names)])
-    for name, header in of_source.items():
-        _check_header(name, header, output, source)
     subjects: list[Subject] = []
-    problems: list[str] = []
     for name in names:
         try:
-            subjects.append(make_subject(name, reaches.get(name, ()), output, of_source, of_result))
+            subjects.append(make_subject(name, reaches.get(name, ()), output, weights, of_result))
         except NoSubjectError as e:
             problems.append(str(e))
     return subjects, problems
+
+
+def _some_weights(names: Iterable[str], output: Output, source: Source) -> dict[str, TensorRef]:
+    """These tensors of a plain source, from the headers that they lie under."""
+    files = {f.name: f for f in source.files()}
+    shards = dict.fromkeys(output.ledger["tensors"][n]["shard"] for n in names)
+    for shard in shards:
+        if shard not in files:
+            raise CheckpointIncomplete(f"{source.label} has no shard {shard}, which the ledger names")
+    headers = read_headers(source, [files[n] for n in shards])
+    for name, header in headers.items():
+        _check_header(name, header.sha256, output, source)
+    return sources_of(names, output, headers)
+
+
+def _all_weights(output: Output, source: Source) -> tuple[dict[str, TensorRef], list[str]]:
+    """The weights of a source with codes or with stacks that were split, and what is odd about the ledger. All headers
+    are read: companions may be in any shard, and it takes a whole group of stacks to tell what they hold."""
+    checkpoint = read_checkpoint(source)
+    for s in checkpoint.shards:
+        _check_header(s.name, s.header_sha256, output, source)
+    _check_config(checkpoint, output)
+    try:
+        weights = weights_of(output, checkpoint)
+    except UnsupportedSource as e:
+        raise VerifyFailed(f"the ledger of {output.where} does not go with its source: {e}") from e
+    return dict(weights.tensors), list(check_account(output.ledger, weights))
+
+
+def _check_config(checkpoint: Checkpoint, output: Output) -> None:
+    """config.json says how some kinds of codes are read."""
+    said, found = output.identity.get("source.config"), hashlib.sha256(checkpoint.config_bytes or b"").hexdigest()
+    if said != found:
+        raise BadOption(
+            f"{checkpoint.label} is not what {output.where} was made of: its config.json has sha256 {found}, the "
+            f"records say {said}"
+        )
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------
@@ -207,10 +241,11 @@ def _rest(limit_bytes: int | None, header_bytes: int) -> int | None:
 
 
 def _compare_all(checks: Sequence[Check], output: Output, result: Source, source: Source) -> list[Audited]:
-    kernels = load()
+    kernels, entries = load(), output.ledger["tensors"]
     largest = max((c.source_bytes + c.result_bytes for c in checks), default=0)
     with ThreadPoolExecutor(READERS if largest <= READERS_BYTES else 1) as pool:
-        measured = {t.name: pool.submit(measure, t, source, kernels) for c in checks for t in c.measured}
+        needed = [(t, goal_of(t, entries[t.name], output.layout)) for c in checks for t in c.measured]
+        measured = {t.name: pool.submit(measure, t, source, kernels, output.rounded, to) for t, to in needed}
         futures: list[Future[Audited]] = []
         try:
             magnitudes = {name: f.result() for name, f in measured.items()}
@@ -223,7 +258,7 @@ def _compare_all(checks: Sequence[Check], output: Output, result: Source, source
 def _audit(
     check: Check, output: Output, result: Source, source: Source, kernels: KernelSet, magnitudes: Mapping[str, float]
 ) -> Audited:
-    found = compare(check, source, result, output.layout, kernels, magnitudes)
+    found = compare(check, source, result, output.layout, kernels, magnitudes, output.rounded)
     problem = found.problem
     if found.stats is not None and problem is None:
         entry = output.ledger["tensors"][check.subject.name]

@@ -39,6 +39,11 @@ class Output:
         return identity
 
     @property
+    def rounded(self) -> bool:
+        """True if decoded rows were rounded to the type of their weight before they were quantized."""
+        return self.identity.get("recipe.decode") == "rounded"
+
+    @property
     def layout(self) -> Layout:
         """The layout that the output was written in."""
         return find_layout(self.identity["recipe.layout"])
@@ -90,6 +95,7 @@ def identity_sha256(identity: Mapping[str, Any]) -> str:
 def _check_keys(provenance: Any, ledger: Any, config: Any) -> None:
     """Raise LookupError or TypeError when the records lack what is read of every output."""
     objects = (config, ledger["tensors"], provenance["files"], provenance["identity"])
+    objects += (ledger.get("source", {}), *ledger.get("source", {}).values())
     texts = (ledger["fingerprint"], provenance["fingerprint"], provenance["identity"]["recipe.layout"])
     if not all(isinstance(x, dict) for x in objects) or not all(isinstance(x, str) for x in texts):
         raise TypeError("a key has a value of another kind")

@@ -1,4 +1,4 @@
-"""Read quantized modules back by ranges, and measure them against the weights that they stand for."""
+"""Read quantized modules back by ranges, and check what they say of themselves."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -8,20 +8,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shardq.checkpoint import TensorRef
 from shardq.files.safetensors import Header
-from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet, load
 from shardq.layouts.base import Layout, Place
 from shardq.outputs import target_of
 from shardq.quantizers.float_scales import FLOAT_SCALES
 from shardq.quantizers.quantized import Quantized
-from shardq.quantizers.rtn import measure_rows
 from shardq.schemes import Scheme, parse_name
 from shardq.sources.base import Source
-from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS
+from shardq.worker import TARGET_ARRAYS
 
-WINDOW_BYTES: Final = 8 << 20  # read at once
 SUM_TOLERANCE: Final = 1e-12  # a ledger's sums of squares are rounded once for each slab, and once for all slabs
 
 
@@ -65,56 +61,6 @@ def check_module(name: str, entry: Mapping[str, Any], shard: OutputShard, layout
         yield f"{name}: has scales that are {'' if may_be_zero else 'zero, '}NaN or infinite"
     if scheme.symmetric and q.zeros is not None and (q.zeros != 1 << (scheme.bits - 1)).any():
         yield f"{name}: has zero points other than {1 << (scheme.bits - 1)} although the scheme is symmetric"
-
-
-def check_against_source(
-    ledger: Mapping[str, Mapping[str, Any]], source: Source, layout: Layout, shards: Mapping[str, OutputShard]
-) -> tuple[list[str], int]:
-    """Problems, and how many tensors were compared: error figures are recomputed from the source's weights and the
-    unpacked output, copies are compared byte for byte."""
-    checkpoint = read_checkpoint(source)
-    kernels = load()
-    problems: list[str] = []
-    for name, entry in ledger.items():
-        ref = checkpoint.tensors.get(name)
-        if ref is None or ref.shape is None or list(ref.shape) != entry["shape"] or ref.dtype != entry["dtype"]:
-            problems.append(f"{name} is not in the source as the ledger has it")
-        elif entry["outcome"] == "dropped":
-            continue
-        elif entry["outcome"] == "copied":
-            if not _is_copy(ref, source, shards[entry["file"]]):
-                problems.append(f"{name} differs from the source although it was copied")
-        else:
-            scheme = layout.settle(parse_name(entry["scheme"]))
-            q = read_module(shards[entry["file"]], target_of(name, entry), layout, scheme, kernels)
-            problems += check_figures(name, entry, _measure(ref, source, q, layout.unpacks_to(scheme), kernels))
-    return problems, len(ledger)
-
-
-def _is_copy(ref: TensorRef, source: Source, shard: OutputShard) -> bool:
-    begin = next(t.begin for t in shard.header.tensors if t.name == ref.name)
-    for at in range(0, ref.size_bytes, WINDOW_BYTES):
-        size = min(WINDOW_BYTES, ref.size_bytes - at)
-        weights = source.read(ref.shard, ref.begin + at, ref.begin + at + size)
-        if shard.source.read(shard.file, begin + at, begin + at + size) != weights:
-            return False
-    return True
-
-
-def _measure(ref: TensorRef, source: Source, q: Quantized, scheme: Scheme, kernels: KernelSet) -> NDArray[np.float64]:
-    """Figures of each row of `q` against the source's weights, with the same kernel as the worker: sum of squared
-    errors, sum of squared weights, largest error."""
-    assert ref.dtype is not None
-    rows, columns = q.codes.shape
-    row_bytes = ref.size_bytes // rows
-    window = max(1, WINDOW_BYTES // row_bytes)
-    stats = np.empty((rows, 3), np.float64)
-    for row in range(0, rows, window):
-        part = slice(row, min(rows, row + window))
-        raw = source.read(ref.shard, ref.begin + row * row_bytes, ref.begin + part.stop * row_bytes)
-        weights: NDArray[Any] = np.frombuffer(raw, WEIGHT_ARRAYS[ref.dtype]).reshape(-1, columns)
-        measure_rows(weights, ref.dtype, scheme, q.rows(part), stats[part], kernels)
-    return stats
 
 
 def check_figures(name: str, entry: Mapping[str, Any], stats: NDArray[np.float64]) -> Iterator[str]:

@@ -9,16 +9,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shardq.against_source import check_against_source
 from shardq.config_json import dump
 from shardq.errors import CorruptShard, SourceUnreadable, UnknownDtype, VerifyFailed
 from shardq.files.safetensors import Header, HeaderTensor
 from shardq.headers import read_headers
 from shardq.ledger import DECODED, LEDGER
 from shardq.outputs import Output, open_result, read_output, target_of
+from shardq.recorded import check_absorbed
 from shardq.serving.served import Served, read_served
+from shardq.source_rows import WINDOW_BYTES
 from shardq.sources.base import Source, SourceFile
 from shardq.staging import CONFIG, PROVENANCE
-from shardq.unpack import WINDOW_BYTES, OutputShard, check_against_source, check_module
+from shardq.unpack import OutputShard, check_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,16 @@ def verify_output(result: str, deep: bool, source: Source | None) -> Verificatio
 
     Always: headers, sizes, index, configuration and completeness against the ledger, and the sha256 of each shard where
     the Hub tells it. `deep`: also the sha256 of each shard as it is read, and every module unpacked; a repo's weights
-    are then read twice. With `source`: error figures recomputed and copies compared byte for byte. Memory: the packed
+    are then read twice. With `source`: the ledger checked against its headers, error figures recomputed, and what was
+    copied or decoded compared byte for byte. Memory: the packed
     bytes and the codes of one module. Raises VerifyFailed when the output is unfinished or holds no records, and
     HubAccess and HubTransfer; everything else comes back as problems.
     """
     opened = open_result(result)
     output = read_output(opened, result)
     headers = _read_headers(output)
-    problems = [*_check_ledger(output, headers), *_check_index(output, headers), *_check_config(output)]
+    problems = [*_check_ledger(output, headers), *check_absorbed(output.ledger)]
+    problems += (*_check_index(output, headers), *_check_config(output))
     complete = not problems
     problems += _check_listed_hashes(output)
     compared = 0
@@ -63,7 +68,7 @@ def verify_output(result: str, deep: bool, source: Source | None) -> Verificatio
             problems += check_module(name, entry, shard, output.layout)
     if source is not None and not problems:
         shards = {name: OutputShard(opened, name, h) for name, h in headers.items()}
-        found, compared = check_against_source(output.ledger["tensors"], source, output.layout, shards)
+        found, compared = check_against_source(output, source, shards)
         problems += found
     tensors = len(output.ledger["tensors"])
     served = read_served({t.name: (t.dtype, t.shape) for h in headers.values() for t in h.tensors}, output.config)

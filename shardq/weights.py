@@ -1,7 +1,7 @@
 """What a checkpoint stands for: its tensors, with weights in place of the codes and scales that some are stored as, and
 with a matrix for each expert in place of the stacks that are quantized. Headers alone decide."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -68,9 +68,17 @@ def find_weights(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
 
     def is_split(t: TensorRef) -> bool:
         ignored = any(p.matches(n) for p in recipe.ignore for n in (t.module, t.name))
-        return verdicts[t.name].role is Role.EXPERT_STACK and not ignored and t.name not in dropped
+        wanted = verdicts[t.name].role is Role.EXPERT_STACK and not ignored and t.name not in dropped
+        return wanted and (recipe.purpose == "quantize" or bool(t.encoded))
 
     return _split_stacks(checkpoint, tensors, absorbed, is_split)
+
+
+def recorded_weights(checkpoint: Checkpoint, kept: Container[str], dtype: str | None) -> Weights:
+    """The weights that an output was made of: stacks were split that are not among the tensors `kept`, which its ledger
+    names; `dtype` is that of its recipe. Raises as find_weights."""
+    tensors, absorbed = _decode(checkpoint, dtype)
+    return _split_stacks(checkpoint, tensors, absorbed, lambda t: len(t.shape or ()) == 3 and t.name not in kept)
 
 
 def taken_parts(recipe: Recipe) -> frozenset[Role]:
