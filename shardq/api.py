@@ -169,6 +169,8 @@ def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | 
         raise BadOption("no scheme is given: expected at least one")
     if len({r.mtp == "drop" for r in recipes}) > 1:
         raise BadOption("--mtp drop for some outputs only: make those in a run of their own")
+    if len({r.quant_lm_head for r in recipes}) > 1:  # a tied one would be a tensor more in some
+        raise BadOption("--quant-lm-head for some outputs only: make those in a run of their own")
     if len({(r.purpose, r.decode, r.dtype) for r in recipes}) > 1:
         raise BadOption("outputs of one run read their source alike: give --decode for all of them, or make two runs")
     name = label.rpartition("/")[2]

@@ -17,6 +17,7 @@ from shardq.outputs import Output, target_of
 from shardq.reach import find_reaches
 from shardq.recorded import goal_of, is_as_recorded
 from shardq.schemes import Scheme, parse_name
+from shardq.untied import embedding_as
 from shardq.weights import is_turned
 
 DECODED_BYTES: Final = 2  # for each weight of a row that is decoded, so that as many are read at once as plain ones
@@ -166,16 +167,17 @@ def make_subject(name: str, reach: Iterable[str], output: Output, source: Weight
 
 
 def sources_of(names: Iterable[str], output: Output, source: Headers) -> dict[str, TensorRef]:
-    """Tensors as headers of a source have them that has nothing encoded; without those that are not there."""
+    """Tensors as headers of a source have them that has nothing encoded, and of a tied model the embedding as its head;
+    without those that are not there."""
     wanted: dict[str, set[str]] = {}
     for name in names:
         wanted.setdefault(output.ledger["tensors"][name]["shard"], set()).add(name)
-    return {
-        t.name: TensorRef(t.name, shard, t.dtype, t.shape, t.begin, t.end)
-        for shard, mine in wanted.items()
-        for t in source[shard].tensors
-        if t.name in mine
-    }
+    found: dict[str, TensorRef] = {}
+    for shard, mine in wanted.items():
+        there = {t.name: TensorRef(t.name, shard, t.dtype, t.shape, t.begin, t.end) for t in source[shard].tensors}
+        made = (there.get(name) or embedding_as(name, there) for name in mine)
+        found |= {t.name: t for t in made if t}
+    return found
 
 
 def _matrix(t: TensorRef, measured: bool = False) -> TensorRef:

@@ -26,6 +26,14 @@ def set_key(text: str, key: str, value: object) -> str:
     return f"{text[:last]},\n{indent}{json.dumps(key)}: {block}{text[last:]}"
 
 
+def set_in(text: str, part: str, key: str, value: object) -> str:
+    """The same within an object `part` of it; no change where there is none. Raises SourceUnreadable."""
+    for name, begin, stop in _members(text)[0]:
+        if name == part and text[begin] == "{":
+            return text[:begin] + set_key(text[begin:stop], key, value) + text[stop:]
+    return text
+
+
 def drop_keys(text: str, keys: Collection[str]) -> str:
     """`text`, a JSON object, without these keys, at any depth of objects; all other bytes stay as they are but for the
     comma before or behind. Raises SourceUnreadable when `text` is not a JSON object."""

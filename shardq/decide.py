@@ -24,6 +24,7 @@ from shardq.policy import kept_modules
 from shardq.recipe import Recipe
 from shardq.roles import Role, Verdict, assign_roles, prediction_tensors
 from shardq.schemes import Scheme, change_scheme, parse_scheme
+from shardq.untied import HEADS, says_tied
 from shardq.weights import Weights, find_weights, taken_parts
 
 FITTING_GROUPS = (1024, 512, 256, 128, 64, 32, 16)  # what the loaders' kernels take, largest first
@@ -129,7 +130,7 @@ def _also_wanted(
         if roles[t.name].role.value in layout.also_roles
         and not any(part.isdigit() for part in t.module.split("."))
         and not nontext.search(t.module)
-        and (roles[t.name].role is not Role.HEAD or _says_tied(config) is False)
+        and (roles[t.name].role is not Role.HEAD or says_tied(config) is False)
     )
 
 
@@ -242,13 +243,12 @@ def _refuse_unknown(decisions: Sequence[Decision]) -> None:
 
 
 def _check_head(checkpoint: Checkpoint, recipe: Recipe, decisions: Sequence[Decision]) -> None:
-    """A tied head has no weights of its own that a loader would read."""
-    heads = [d for d in decisions if d.role is Role.HEAD and d.action == "quantize"]
-    tied = bool(_says_tied(checkpoint.config or {}))
-    if recipe.quant_lm_head and (tied or not heads):
+    """What is asked for must be there; find_weights has made a head of an embedding that is also the head."""
+    if recipe.quant_lm_head and not any(d.role is Role.HEAD and d.action == "quantize" for d in decisions):
+        tied = says_tied(checkpoint.config or {})
         raise BadOption(
-            f"--quant-lm-head: {checkpoint.label} has no head of its own to quantize "
-            + ("(tie_word_embeddings is true: the head is the embedding)" if tied else "")
+            f"--quant-lm-head: {checkpoint.label} has no head to quantize"
+            + (f" (the head is the embedding, and none is called {' or '.join(HEADS)})" if tied else "")
         )
 
 

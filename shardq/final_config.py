@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from shardq.config_json import drop_keys, set_key
+from shardq.config_json import drop_keys, set_in, set_key
+from shardq.untied import TEXT, TIED, is_tied
 
 if TYPE_CHECKING:
     from shardq.plans import Plan
@@ -20,6 +21,8 @@ def final_config(plan: "Plan", block: Mapping[str, Any]) -> str:
         text = drop_keys(text, QUANTIZATION_KEYS)
     for key, value in plan.layout.config_keys(block).items():
         text = set_key(text, key, value)
+    if _unties(plan):
+        text = set_in(set_key(text, TIED, False), TEXT, TIED, False)
     return text
 
 
@@ -27,7 +30,17 @@ def final_values(plan: "Plan", block: Mapping[str, Any]) -> dict[str, Any]:
     """The same, parsed."""
     config = plan.checkpoint.config or {}
     kept = _without(config, QUANTIZATION_KEYS) if plan.weights.were_encoded else config
-    return {**kept, **plan.layout.config_keys(block)}
+    return {**(_untied(kept) if _unties(plan) else kept), **plan.layout.config_keys(block)}
+
+
+def _unties(plan: "Plan") -> bool:
+    """A quantized head is no longer the embedding, and a config that says nothing may mean that it is."""
+    return plan.recipe.quant_lm_head and is_tied(plan.checkpoint.config)
+
+
+def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    text = config.get(TEXT)
+    return {**config, TIED: False} | ({TEXT: {**text, TIED: False}} if isinstance(text, Mapping) else {})
 
 
 def _without(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:

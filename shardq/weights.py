@@ -14,6 +14,7 @@ from shardq.layouts.base import Place
 from shardq.recipe import Recipe
 from shardq.roles import Role, assign_roles, prediction_tensors
 from shardq.stacks import ExpertStack, find_stacks
+from shardq.untied import untied_head
 
 SHOWN: Final = 4  # problems told in a message before "and N more"
 TURNED_KINDS: Final = (
@@ -62,6 +63,8 @@ def find_weights(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
     tensors, absorbed = _decode(checkpoint, recipe.dtype)
     if recipe.purpose == "dequantize":
         return Weights(tensors, absorbed, {})
+    if recipe.quant_lm_head and (head := untied_head(tensors, checkpoint.config)):
+        tensors[head.name] = head
     config, taken = checkpoint.config, taken_parts(recipe)
     verdicts = assign_roles(tensors.values(), config, taken)
     dropped = prediction_tensors(tensors.values(), config) if recipe.mtp == "drop" else frozenset()
@@ -76,8 +79,10 @@ def find_weights(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
 
 def recorded_weights(checkpoint: Checkpoint, kept: Container[str], dtype: str | None) -> Weights:
     """The weights that an output was made of: stacks were split that are not among the tensors `kept`, which its ledger
-    names; `dtype` is that of its recipe. Raises as find_weights."""
+    names, and a tied head has weights if it is; `dtype` is that of its recipe. Raises as find_weights."""
     tensors, absorbed = _decode(checkpoint, dtype)
+    if (head := untied_head(tensors, checkpoint.config)) and head.name in kept:
+        tensors[head.name] = head
     return _split_stacks(checkpoint, tensors, absorbed, lambda t: len(t.shape or ()) == 3 and t.name not in kept)
 
 

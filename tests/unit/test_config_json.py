@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardq.config_json import set_key
+from shardq.config_json import set_in, set_key
 from shardq.errors import SourceUnreadable
 
 BLOCK = {"quant_method": "gptq", "bits": 4, "dynamic": {"-:^a$": {}}}
@@ -48,6 +48,15 @@ def test_the_same_key_in_a_string_or_deeper_is_not_ours() -> None:
     out = json.loads(set_key(text, "quantization_config", {"bits": 4}))
     assert out["text_config"]["quantization_config"] == 7
     assert out["quantization_config"] == {"bits": 4}
+
+
+def test_a_key_is_set_in_a_part() -> None:
+    text = '{\n  "text_config": {\n    "eps": 1E-05,\n    "tied": true\n  },\n  "tied": true\n}'
+    assert set_in(text, "text_config", "tied", False) == text.replace('"tied": true\n  }', '"tied": false\n  }')
+    added = set_in(text, "text_config", "n", 1)
+    assert added == text.replace('"tied": true\n  }', '"tied": true,\n    "n": 1\n  }')
+    assert set_in(text, "vision_config", "n", 1) == text
+    assert set_in(text, "tied", "n", 1) == text
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": }', "null"])

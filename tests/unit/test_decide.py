@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -124,12 +125,44 @@ def test_refusals_come_before_any_weight(
         decide(make_checkpoint(llama(**extra), CONFIG), make_recipe("W4A16", **words))
 
 
-def test_tied_head_cannot_be_quantized(make_checkpoint: Any) -> None:
-    with pytest.raises(BadOption, match="tie_word_embeddings"):
-        decide(
-            make_checkpoint(llama(), {**CONFIG, "tie_word_embeddings": True}),
-            make_recipe("W4A16", quant_lm_head=True),
-        )
+TIED: list[tuple[dict[str, Any], str, str | None]] = [
+    # config, the embedding's module, the head that it becomes
+    ({"tie_word_embeddings": True}, "model.embed_tokens", "lm_head"),
+    ({"text_config": {"tie_word_embeddings": True}}, "model.language_model.embed_tokens", "lm_head"),
+    ({"tie_word_embeddings": True}, "language_model.model.embed_tokens", "language_model.lm_head"),
+    ({"tie_word_embeddings": True}, "transformer.wte", "lm_head"),
+    ({"architectures": ["Gemma2ForCausalLM"]}, "model.embed_tokens", "lm_head"),  # its config does not say it
+    ({"architectures": ["BertModel"]}, "model.embed_tokens", None),
+    ({"tie_word_embeddings": False}, "model.embed_tokens", None),
+    ({"tie_word_embeddings": True}, "shared", None),
+    ({}, "model.embed_tokens", None),
+]
+
+
+@pytest.mark.parametrize(("config", "embedding", "head"), TIED)
+def test_tied_head_is_made_of_the_embedding(
+    make_checkpoint: Any, config: dict[str, Any], embedding: str, head: str | None
+) -> None:
+    tensors = llama(**{f"{embedding}.weight": (BF16, (512, 256))})
+    del tensors["a.safetensors"]["lm_head.weight"]
+    if embedding != "model.embed_tokens":
+        del tensors["a.safetensors"]["model.embed_tokens.weight"]
+    checkpoint, recipe = make_checkpoint(tensors, CONFIG | config), make_recipe("W4A16", quant_lm_head=True)
+    if head is None:
+        with pytest.raises(BadOption, match="has no head to quantize"):
+            decide(checkpoint, recipe)
+        return
+    got = by_name(decide(checkpoint, recipe))
+    assert (got[head].action, got[head].role, got[embedding].action) == ("quantize", "head", "copy")
+    assert replace(got[head].tensor, name=got[embedding].tensor.name) == got[embedding].tensor
+    assert head not in by_name(decide(checkpoint, make_recipe("W4A16")))
+
+
+def test_a_head_that_a_tied_model_stores_is_taken(make_checkpoint: Any) -> None:
+    checkpoint = make_checkpoint(llama(), CONFIG | {"tie_word_embeddings": True})
+    got = by_name(decide(checkpoint, make_recipe("W4A16", quant_lm_head=True)))
+    assert got["lm_head"].scheme
+    assert got["lm_head"].tensor == checkpoint.tensors["lm_head.weight"]
 
 
 def test_ignored_stacks_and_unknowns_are_copied(make_checkpoint: Any) -> None:

@@ -156,13 +156,6 @@ def test_unknown_words_are_refused(words: dict[str, Any]) -> None:
         make_recipe("W4A16", **words)
 
 
-def test_a_head_tied_in_the_text_config_cannot_be_quantized(make_checkpoint: Any) -> None:
-    config = {"model_type": "x", "text_config": {"tie_word_embeddings": True}}
-    c = model(make_checkpoint, config, *PARTS["text"], "lm_head")
-    with pytest.raises(BadOption, match="the head is the embedding"):
-        decide(c, make_recipe("W4A16", quant_lm_head=True))
-
-
 DIFFUSERS: list[tuple[str, bool]] = [
     # module, whether it is quantized
     ("transformer_blocks.0.attn.to_q", True),
