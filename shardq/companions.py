@@ -70,7 +70,7 @@ def _fits(ref: TensorRef, kind: SourceKind, refs: Mapping[str, TensorRef]) -> bo
     scale = refs.get(base + kind.scale)
     if scale is None or not all(base + suffix in refs for suffix in kind.requires):
         return False
-    if kind.ndim and (ref.shape is None or len(ref.shape) != kind.ndim):
+    if kind.ndim and ref.shape is not None and len(ref.shape) != kind.ndim:
         return False
     if kind.scale_dtypes and scale.dtype not in kind.scale_dtypes:
         return False

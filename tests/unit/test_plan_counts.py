@@ -301,6 +301,15 @@ def test_mistral_small_4(make_checkpoint: Any) -> None:
     assert count(decided(source)[1], "") == 13_932 + 180
 
 
+def test_an_index_of_mistral_small_4(make_checkpoint: Any) -> None:
+    """Stacks are counted as such, and their scales have names of their own."""
+    weights, decisions = decided(checkpoint(index_of(mistral_small_4()), MISTRAL4, make_checkpoint))
+    fates = Counter((a.fate, a.reason) for a in weights.absorbed.values() if a.fate != "dropped")
+    assert fates == {("decoded", "fp8_block"): 36 * 8, ("decoded", "fp8_3d"): 72}
+    assert count(decisions, "") == 72 + 36 * 8
+    assert count(decisions, ".experts.") == 72
+
+
 # --- one file --------------------------------------------------------------------------------
 
 

@@ -1,6 +1,8 @@
 """Plans of real checkpoints of which only headers or an index are at hand; see tests/data/hub_index/PROVENANCE.md."""
 
 import bisect
+import gzip
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -102,6 +104,20 @@ def test_deepseek_v4_flash() -> None:
     )
     assert kinds == {("layers", "attn", "linear"): 215, ("layers", "ffn", "linear"): 33_024 + 129}
     assert sum(d.role is Role.MTP for d in plan.decisions) == 778
+
+
+@pytest.mark.parametrize(
+    ("folder", "quantized", "absorbed"), [("deepseek-v4-flash", 33_368, 34_167), ("gpt-oss-20b", 96 + 48, 96)]
+)
+def test_an_index_alone_selects_the_same(folder: str, quantized: int, absorbed: int, tmp_path: Path) -> None:
+    shards = json.loads(gzip.decompress((DUMPS / folder / "headers.json.gz").read_bytes()))
+    index = {"weight_map": {name: shard for shard, tensors in shards.items() for name in tensors}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_bytes((DUMPS / folder / "config.json").read_bytes())
+    plan = shardq.plan_headers(tmp_path, "W4A16")
+    assert sum(d.action == "quantize" for d in plan.decisions) == quantized
+    assert len(plan.weights.absorbed) == absorbed
+    assert not plan.files
 
 
 def test_policy_and_prediction_layers_of_deepseek_v4_flash() -> None:
