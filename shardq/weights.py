@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from shardq.checkpoint import Checkpoint, TensorRef
-from shardq.companions import find_companions
 from shardq.dequantize import Encoded, Found, find_encoded
 from shardq.dequantize.plain import plain_slices
 from shardq.errors import UnsupportedSource
@@ -111,7 +110,7 @@ def _decode(checkpoint: Checkpoint, dtype: str | None) -> tuple[dict[str, Tensor
     if all(s.header_sha256 is None for s in checkpoint.shards):  # recorded, without content: as an index has them
         found = replace(found, wanted=())
     _refuse_problems(found, checkpoint.label)
-    owners = {c.name: c for c in find_companions(checkpoint.tensors.values()) if c.paired}
+    owners = {c.name: c for c in found.companions if c.paired}
     tensors: dict[str, TensorRef] = {}
     absorbed: dict[str, Absorbed] = {}
     for t in checkpoint.tensors.values():

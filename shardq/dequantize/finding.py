@@ -42,6 +42,7 @@ class Found:
     problems: tuple[Problem, ...]
     wanted: tuple[TensorRef, ...]  # small tensors whose content must be passed as `peeked` first
     unmeasured: tuple[str, ...] = ()  # weights that are known by an index alone: their headers are needed
+    companions: tuple[Companion, ...] = ()  # all that mark a quantized source, by the way
 
 
 def find_encoded(
@@ -88,7 +89,7 @@ def find_encoded(
             reason = reasons.get(ref.name.rpartition(".")[2])
             if reason and ref.name not in consumed and _stays_behind(ref, reason, refs):
                 dropped.setdefault(ref.name, REASONS[reason])
-    return Found(encoded, frozenset(consumed), dropped, tuple(problems), tuple(wanted), tuple(unmeasured))
+    return Found(encoded, frozenset(consumed), dropped, tuple(problems), tuple(wanted), tuple(unmeasured), companions)
 
 
 def _describe(
