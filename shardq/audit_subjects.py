@@ -20,7 +20,7 @@ from shardq.schemes import Scheme, parse_name
 from shardq.untied import embedding_as
 from shardq.weights import is_turned
 
-DECODED_BYTES: Final = 2  # for each weight of a row that is decoded, so that as many are read at once as plain ones
+DECODED_BYTES: Final = 4  # for each weight of a row that is decoded: what it is held as
 BYTES: Final = "U8"  # a copy is a column of bytes, whatever it holds
 
 Ledger = Mapping[str, Mapping[str, Any]]
@@ -63,7 +63,7 @@ class Subject:
     begin: int  # of its first byte in the source shard
     rows: int
     columns: int
-    row_bytes: int  # of the source; of an encoded one, as 16-bit weights
+    row_bytes: int  # of the source; of an encoded one, once it is decoded
     unit_rows: int  # rows are read in multiples of this
     scheme: Scheme | None  # None: copied
     outputs: tuple[Derived, ...]

@@ -17,7 +17,7 @@ from shardq.carry_codes import carry_rows, largest_scale
 from shardq.checkpoint import TensorRef
 from shardq.decoded import round_rows
 from shardq.dequantize.base import Encoded, Part
-from shardq.dequantize.decoding import Ranges, decode_rows, narrow_parts, read_parts
+from shardq.dequantize.decoding import Ranges, decode_rows, read_parts
 from shardq.dequantize.plain import PLAIN
 from shardq.dequantize.values import ARRAYS
 from shardq.errors import CorruptShard, NonFiniteWeight, NotExact
@@ -101,7 +101,7 @@ class SourceRows:
 
     def _parts(self, e: Encoded, row: int, end_row: int) -> dict[str, NDArray[Any]]:
         if self._held is not None:
-            return narrow_parts(e, self._held, (0, e.rows), (row, end_row))
+            return {p.role: self._narrowed(e, p, self._held[p.role], row, end_row) for p in e.parts}
         if self._window is None or self._window[0] != (row, end_row):
             self._window = (row, end_row), read_parts(e, row, end_row, self._read)
         return self._window[1]
@@ -128,17 +128,27 @@ class SourceRows:
         return data
 
     def _lines(self, e: Encoded, part: Part) -> NDArray[Any]:
-        """The window of all rows. Lines that are not read are zeros, or where codes are carried as the first that is:
-        zeros are not always codes and scales that can be."""
+        """The window of all rows, of those lines that are asked for."""
+        rows = e.stored_range(0, e.rows)
         if part.axis != 1:
-            return e.shaped(part, self._read(part, part.reads(*e.stored_range(0, e.rows))), 0, e.rows)
-        (first, behind), (left, right) = _lines_of(e, part, self._asked), part.window(*e.stored_range(0, e.rows))
-        held = np.zeros((part.lines, right - left), ARRAYS[part.dtype])
-        data = self._read(part, [_lines_span(e, part, self._asked)])
-        held[first:behind] = data.view(held.dtype).reshape(-1, part.width)[:, left:right]
+            return e.shaped(part, self._read(part, part.reads(*rows)), 0, e.rows)
+        left, right = part.window(*rows)
+        lines = self._read(part, [_lines_span(e, part, self._asked)]).view(ARRAYS[part.dtype])
+        return lines.reshape(-1, part.width)[:, left:right]
+
+    def _narrowed(self, e: Encoded, part: Part, held: NDArray[Any], row: int, end_row: int) -> NDArray[Any]:
+        """The window of some rows. Lines that were not read are zeros, or where codes are carried as the first that
+        was: zeros are not always codes and scales that can be."""
+        origin = part.window(*e.stored_range(0, e.rows))[0]
+        left, right = (at - origin for at in part.window(*e.stored_range(row, end_row)))
+        if part.axis != 1:
+            return held[left:right]
+        first, behind = _lines_of(e, part, self._asked)
+        found = np.zeros((part.lines, right - left), held.dtype)
+        found[first:behind] = held[:, left:right]
         if self._goal is not None:
-            held[:first] = held[behind:] = held[first]
-        return held
+            found[:first] = found[behind:] = found[first]
+        return found
 
 
 @contextmanager

@@ -229,6 +229,35 @@ def test_matrix_that_is_read_in_many_windows_passes(
     assert shardq.verify(out, deep=True, source=source).problems == ()
 
 
+# --- over the network ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["bnb4_nested", "gpt_oss", "gptq_v2"])
+def test_both_sides_are_read_from_the_hub_and_no_more_than_planned(
+    case: str, hub: Any, fake_hub_module: Any, tmp_path: Path, written: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also what the content of small tensors says of shapes."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    hub.repos["org/model"] = fake_hub_module.Repo()
+    hub.repos["org/model"].commit({p.name: p.read_bytes() for p in written(case).iterdir()})
+    scheme, ignore = RUNS[case]
+    out = tmp_path / "out"
+    shardq.quantize("org/model", make_recipe(scheme, ignore=ignore), output_dir=out, limits=Limits(parallel=1))
+    hub.repos["org/result"] = fake_hub_module.Repo()
+    hub.repos["org/result"].commit({p.name: p.read_bytes() for p in out.iterdir()})
+    planned = shardq.audit("org/result", dry_run=True).traffic
+    audit = shardq.audit("org/result")
+    assert audit.problems == ()
+    assert audit.traffic == planned
+    limit_bytes = planned.header_bytes + planned.source_bytes
+    assert shardq.audit("org/result", max_traffic_bytes=limit_bytes).problems == ()
+    assert shardq.verify("org/result", source="org/model").problems == ()
+
+
 # --- sources and ledgers that are not what they were -----------------------------------------------------------------
 
 
