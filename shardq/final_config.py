@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from shardq.plans import Plan
 
 # Blocks that say how a source is quantized, which stand at the top or in a part of it.
-QUANTIZATION_KEYS: Final = ("quantization_config", "compression_config", "quantization")
+QUANTIZATION_KEYS: Final = ("quantization_config", "compression_config", "quantization", "expert_dtype")
+# DeepSeek-V4's own word for its experts, which vLLM takes for fp4 where it is missing; other layouts have a method of
+# their own there.
+EXPERTS: Final = ("expert_dtype", {"fp8": "fp8"})
 
 
 def final_config(plan: "Plan", block: Mapping[str, Any]) -> str:
@@ -19,7 +22,7 @@ def final_config(plan: "Plan", block: Mapping[str, Any]) -> str:
     text = (plan.checkpoint.config_bytes or b"{\n}\n").decode()
     if plan.weights.were_encoded:
         text = drop_keys(text, QUANTIZATION_KEYS)
-    for key, value in plan.layout.config_keys(block).items():
+    for key, value in _added(plan, block).items():
         text = set_key(text, key, value)
     if _unties(plan):
         text = set_in(set_key(text, TIED, False), TEXT, TIED, False)
@@ -30,7 +33,13 @@ def final_values(plan: "Plan", block: Mapping[str, Any]) -> dict[str, Any]:
     """The same, parsed."""
     config = plan.checkpoint.config or {}
     kept = _without(config, QUANTIZATION_KEYS) if plan.weights.were_encoded else config
-    return {**(_untied(kept) if _unties(plan) else kept), **plan.layout.config_keys(block)}
+    return {**(_untied(kept) if _unties(plan) else kept), **_added(plan, block)}
+
+
+def _added(plan: "Plan", block: Mapping[str, Any]) -> dict[str, Any]:
+    key, words = EXPERTS
+    named = key in (plan.checkpoint.config or {}) and plan.layout.name in words
+    return {**({key: words[plan.layout.name]} if named else {}), **plan.layout.config_keys(block)}
 
 
 def _unties(plan: "Plan") -> bool:

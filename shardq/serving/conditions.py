@@ -227,6 +227,16 @@ def not_gpt_oss(served: Served, tp: int) -> list[str]:
     return [] if "gpt_oss" in types else sorted(types) or ["no model_type"]
 
 
+def gpt_oss_experts(served: Served, tp: int) -> list[str]:
+    """Experts of gpt-oss that are quantized one by one."""
+    return [] if not_gpt_oss(served, tp) else separate_experts(served, tp)
+
+
+def deepseek_experts(served: Served, tp: int) -> list[str]:
+    """Experts of DeepSeek-V3 that are quantized one by one."""
+    return separate_experts(served, tp) if "deepseek_v3" in model_types(served.config) else []
+
+
 def auto_round_packing(served: Served, tp: int) -> list[str]:
     """A packing that engines do not read."""
     del tp
@@ -242,7 +252,7 @@ CONDITIONS: Final[Mapping[str, Condition]] = {
         untargeted_head, tied_head_quantized, tied_head_written, tied_embedding_quantized, missing_input_scales,
         missing_input_global_scales, missing_g_idx, present_g_idx, missing_qzeros, symmetric_zero_points,
         activation_order, nested_block, not_bfloat16, ragged_blocks, unusual_groups, separate_experts,
-        ct_converted_experts, not_gpt_oss, auto_round_packing,
+        ct_converted_experts, not_gpt_oss, gpt_oss_experts, deepseek_experts, auto_round_packing,
         parallel.heads, parallel.rows, parallel.columns, parallel.groups,
         parallel.words, parallel.blocks,
     )
