@@ -65,6 +65,12 @@ class TargetRefuses(ShardqError):
     exit_code = 16
 
 
+class BadImportance(ShardqError):
+    """A file of importance that is damaged, lacks modules, or has vectors that do not fit them."""
+
+    exit_code = 17
+
+
 # --- what the source holds ---------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,127 @@
+"""Vectors of importance as workers take them: one read at a known place, floored, and kept for the next task."""
+
+import math
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from shardq.errors import BadImportance, CorruptShard
+from shardq.files.atomic import pread_exact, reading
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FLOOR: Final = 1e-4  # of the mean: reference quality.md, 6 D
+CACHED_VECTORS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A file as it was when it was checked."""
+
+    path: str
+    size_bytes: int
+    changed_ns: int
+
+
+def take_stamp(fd: int, path: str) -> Stamp:
+    """That of an open file. Raises OSError."""
+    status = os.fstat(fd)
+    return Stamp(path, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorRef:
+    """Where a worker finds the vector of one module: it travels with a task."""
+
+    stamp: Stamp
+    begin: int  # offset of its first value
+    columns: int  # F32, little-endian
+    divisor: float = 1.0
+    slices: int = 1  # vectors that follow each other and are summed first; 0: nothing is known, all columns are equal
+
+
+def read_vector(ref: VectorRef) -> "NDArray[np.float32]":
+    """The vector as it is: F32 [columns], mean x_j**2; ones where nothing is known.
+
+    One read for a vector; a mean of slices is summed in double precision, slice by slice. Raises BadImportance when
+    the file is another than the one that was checked, SourceUnreadable.
+    """
+    import numpy as np
+
+    if ref.slices == 0:
+        return np.ones(ref.columns, np.float32)
+    with reading(ref.stamp.path):
+        fd = os.open(ref.stamp.path, os.O_RDONLY)
+        try:
+            if take_stamp(fd, ref.stamp.path) != ref.stamp:
+                raise BadImportance(
+                    f"importance {os.path.basename(ref.stamp.path)} has changed since the plan was made; start again"
+                )
+            if ref.slices == 1:
+                return _slice(fd, ref, 0) / np.float32(ref.divisor)
+            total = np.zeros(ref.columns, np.float64)
+            for index in range(ref.slices):
+                total += _slice(fd, ref, index)
+        finally:
+            os.close(fd)
+    # what no token has reached is zero in an honest file; in another one a sum may exceed fp32
+    return np.minimum(total / ref.divisor, np.finfo(np.float32).max).astype(np.float32)
+
+
+def _slice(fd: int, ref: VectorRef, index: int) -> "NDArray[np.float32]":
+    import numpy as np
+
+    size_bytes = 4 * ref.columns
+    what = f"importance {os.path.basename(ref.stamp.path)}"
+    raw = np.frombuffer(read_span(fd, ref.begin + index * size_bytes, size_bytes, what), np.dtype("<f4"))
+    return raw.astype(np.float32, copy=False)
+
+
+def weights_of(values: "NDArray[Any]") -> "NDArray[np.float32]":
+    """What a search multiplies squared errors by: mean x_j**2, floored at 1e-4 of its mean (quality.md, 6 D), times the
+    power of two that brings the mean into [1, 2).
+
+    Shape [columns], F32; values finite and not negative. The power changes no result of a search, in which scales of
+    the weights cancel, and keeps products far from the ends of fp32. All zero: ones. The mean is exactly rounded.
+    """
+    import numpy as np
+
+    wide = np.asarray(values, np.float64)
+    mean = math.fsum(wide.tolist()) / len(wide)
+    if mean == 0:
+        return np.ones(len(wide), np.float32)
+    power = -math.frexp(mean)[1] + 1
+    floored = np.maximum(wide, FLOOR * mean)
+    return np.ldexp(floored, power).astype(np.float32)
+
+
+class VectorCache:
+    """The last vectors that a worker has used, ready for a search: tasks of a tensor follow each other."""
+
+    def __init__(self, limit: int = CACHED_VECTORS) -> None:
+        self._limit = limit
+        self._held: OrderedDict[VectorRef, NDArray[np.float32]] = OrderedDict()
+
+    def get(self, ref: VectorRef) -> "NDArray[np.float32]":
+        """`weights_of` the vector, read-only. Raises as `read_vector`."""
+        held = self._held.pop(ref, None)
+        if held is None:
+            held = weights_of(read_vector(ref))
+            held.setflags(write=False)
+        self._held[ref] = held
+        while len(self._held) > self._limit:
+            self._held.popitem(last=False)
+        return held
+
+
+def read_span(fd: int, offset: int, size_bytes: int, what: str) -> bytearray:
+    """Bytes of a file; `what` is for messages. Raises BadImportance where it ends early, SourceUnreadable."""
+    data = bytearray(size_bytes)
+    try:
+        pread_exact(fd, memoryview(data), offset, what)
+    except CorruptShard as error:
+        raise BadImportance(str(error)) from error
+    return data
