@@ -106,7 +106,7 @@ def test_a_folder_is_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest
         reads[os.path.basename(os.readlink(f"/proc/self/fd/{fd}")), begin, size_bytes] += 1
         return open_slab(fd, begin, size_bytes, *rest)
 
-    monkeypatch.setattr(shardq.worker, "open_slab", note)
+    monkeypatch.setattr("shardq.source_bytes.open_slab", note)
     schemes = MIXES["kept by some"]
     shardq.quantize_many(folder, schemes, output_dir=tmp_path, limits=ONE)
     tensors = shardq.plan(folder).checkpoint.tensors.values()
