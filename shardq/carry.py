@@ -16,9 +16,10 @@ from typing import Final
 from shardq.carry_activation import declared_activation
 from shardq.dequantize.base import Encoded
 from shardq.dequantize.hints import Hints
+from shardq.errors import UnknownScheme
 from shardq.formats import ELEMENTS
 from shardq.layouts.base import Layout
-from shardq.schemes import PLAIN_SCALES, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Exponent, Reach, Scheme
+from shardq.schemes import PLAIN_SCALES, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Exponent, Reach, Scheme, parse_name
 
 POWERS: Final = "e8m0"
 E4M3: Final = "e4m3fn"
@@ -210,7 +211,15 @@ def target_scheme(e: Encoded, own: Scheme, layout: Layout, default: Scheme | Non
     (smaller groups; plain scales for powers of two, and the reverse). Activations are declared as in the source, or not
     at all. None where nothing fits: `fits` of `own` as the layout settles it then says why."""
     settled = (layout.settle(s) for s in _candidates(own))
-    return next((s for s in settled if fits(e, own, s, layout, default) is None), None)
+    return next((s for s in settled if fits(e, own, s, layout, default) is None and _is_named(s)), None)
+
+
+def _is_named(s: Scheme) -> bool:
+    """True for what a ledger can name: what sources may have goes beyond it."""
+    try:
+        return parse_name(s.name) is not None
+    except UnknownScheme:
+        return False
 
 
 def _candidates(own: Scheme) -> Iterator[Scheme]:

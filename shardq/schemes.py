@@ -220,6 +220,11 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
                 replace(_FP8, group_size=128, group_rows=128, activation="fp8-g128"),
                 "8-bit floats, one scale for 128 rows and columns; activations to 8 bits while serving",
             ),
+            Preset(
+                "FPW8A16_BLOCK",
+                replace(_FP8, group_size=128, group_rows=128, activation=""),
+                "8-bit floats, one scale for 128 rows and columns",
+            ),
             _float_preset(
                 replace(_FP8, reach="tensor"), "8-bit floats, one scale for all; activations to 8 bits while serving"
             ),

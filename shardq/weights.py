@@ -99,7 +99,7 @@ def kept_shape(t: TensorRef) -> tuple[int, ...]:
 
 def is_turned(t: TensorRef) -> bool:
     """True if rows become columns where it is kept as a stack."""
-    return len(t.encoded) > 1 and t.encoded[0].kind in TURNED_KINDS
+    return bool(t.encoded) and t.encoded[0].index is not None and t.encoded[0].kind in TURNED_KINDS
 
 
 # --- quantized sources ---------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ CONVERSIONS = [
     ("mxfp8", ("compressed-tensors", "mlx")),
     ("fp8_block", ("fp8", "compressed-tensors")),
     ("fp8_block_powers", ("fp8", "mlx")),
+    ("fp8_block_ct", ("compressed-tensors",)),
     ("fp8_channel", ("compressed-tensors",)),
     ("int8_channel", ("compressed-tensors",)),
     ("nvfp4_ct", ("compressed-tensors",)),
