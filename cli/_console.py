@@ -1,5 +1,6 @@
 """Everything that commands print: results on stdout, everything else on stderr."""
 
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from shardq.errors import ShardqError
 from shardq.logs import LogConfig
 
 _PIPE_COLUMNS: Final = 1000  # a table that no terminal shows is never wrapped
+ROWS_AT_ONCE: Final = 1000  # of a document that is printed piece by piece
 _UNITS: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 
 
@@ -45,6 +47,32 @@ def describe_error(name: str, message: str, exit_code: int) -> dict[str, Any]:
 def print_json(document: Mapping[str, Any]) -> None:
     """The one JSON document of a command, in one line. Raises ValueError for NaN and infinity: they are no JSON."""
     click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
+
+
+def print_json_rows(
+    document: Mapping[str, Any], rows: Mapping[str, Iterable[Any]], tables: Mapping[str, Iterable[tuple[str, Any]]]
+) -> None:
+    """`print_json` of a document with further lists and tables, which are never there as a whole."""
+
+    def text(value: object) -> str:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+    click.echo(text(document)[:-1], nl=False)
+    for name, items in rows.items():
+        _print_items(f", {text(name)}: [", (text(item) for item in items), "]")
+    for name, pairs in tables.items():
+        _print_items(f", {text(name)}: {{", (f"{text(key)}: {text(value)}" for key, value in pairs), "}")
+    click.echo("}")
+
+
+def _print_items(opening: str, texts: Iterable[str], closing: str) -> None:
+    click.echo(opening, nl=False)
+    waiting = iter(texts)
+    lead = ""
+    while batch := list(itertools.islice(waiting, ROWS_AT_ONCE)):
+        click.echo(lead + ", ".join(batch), nl=False)
+        lead = ", "
+    click.echo(closing, nl=False)
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:

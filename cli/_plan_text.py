@@ -4,11 +4,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.cli._collapse import collapse
-from shardq.cli._console import Console, print_json, print_pairs, print_section, show_bytes
+from shardq.cli._console import Console, print_json, print_json_rows, print_pairs, print_section, show_bytes
 from shardq.cli._serving_text import print_serving
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from shardq.plans import Plan
 
@@ -18,9 +18,14 @@ _OBVIOUS: Final = ("norm", "vector")  # roles that nobody expects to be quantize
 def print_plans(console: Console, plans: "Sequence[Plan]", tensors: bool) -> None:
     """One plan, or all outputs of a run with what they need together; `tensors`: each of them in --json."""
     from shardq.onepass import OnePass
-    from shardq.reports import describe_needs, describe_plan
+    from shardq.reports import describe_needs, describe_plan, describe_sources, describe_tensors
 
     if console.as_json:
+        if tensors and len(plans) == 1:
+            (plan,) = plans
+            rows, tables = {"tensors": describe_tensors(plan)}, {"source_tensors": describe_sources(plan)}
+            print_json_rows(describe_plan(plan, tensors=False), rows, tables)
+            return
         described = [describe_plan(p, tensors) for p in plans]
         needs = describe_needs(OnePass(tuple(plans))) if plans[0].files else None
         print_json(described[0] if len(plans) == 1 else {"outputs": described, "needs": needs})
@@ -40,14 +45,15 @@ def print_plans(console: Console, plans: "Sequence[Plan]", tensors: bool) -> Non
 
 def print_plan(console: Console, plan: "Plan") -> None:
     """Counts, bytes, schemes, roles, and what is kept and why."""
-    from shardq.reports import describe_plan
+    from shardq.reports import describe_plan, describe_tensors
 
-    d = describe_plan(plan)
+    d = describe_plan(plan, tensors=False)
     print_pairs(_summary(d))
-    print_section(("scheme", "modules"), Counter(t["scheme"] for t in d["tensors"] if t["scheme"]).items())
+    schemes = Counter(x.scheme.name + (", carried" if x.carried else "") for x in plan.decisions if x.scheme)
+    print_section(("scheme", "modules"), schemes.items())
     print_section(("role", "weights"), d["counts"]["roles"].items())
     print_section(("of the source", "number", "as"), _absorbed(d["absorbed"]))
-    print_section(("kept in source precision", "tensors", "role", "rule"), _kept(d["tensors"]))
+    print_section(("kept in source precision", "tensors", "role", "rule"), _kept(describe_tensors(plan)))
     if d["serving"]:
         print_serving(d["serving"])
     console.warn(d["warnings"])
@@ -100,7 +106,7 @@ def _absorbed(absorbed: dict[str, Any]) -> list[tuple[str, int, str]]:
     return [*decoded, *split, *(("tensors left out", n, reason) for reason, n in absorbed["dropped"].items())]
 
 
-def _kept(tensors: list[dict[str, Any]]) -> list[tuple[str, int, str, str]]:
+def _kept(tensors: "Iterable[dict[str, Any]]") -> list[tuple[str, int, str, str]]:
     """Names without their numbers, by role and deciding rule."""
     by_reason: dict[tuple[str, str], list[str]] = {}
     for t in tensors:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.carry import Goal, carried_dtype, carried_scheme, fits, goal, is_certain, needs_largest, no_scheme
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 SHOWN: Final = 4  # reasons told in a message before "and N more"
 
 
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """How a weight is carried: the type that it gets, and where its codes go."""
+
+    dtype: str
+    goal: Goal
+
+
 def carry_certain(
     decisions: Sequence["Decision"], config: Mapping[str, Any] | None, recipe: Recipe
 ) -> tuple["Decision", ...]:
@@ -31,20 +39,38 @@ def carry_certain(
     if recipe.requantize or not any(d.tensor.encoded for d in decisions):
         return tuple(decisions)
     hints, layout = read_hints(config), find_layout(recipe.layout)
-    return tuple(_carry_one(d, hints, layout, recipe.scheme) if d.scheme else d for d in decisions)
+    known: dict[object, Carried | None] = {}  # equal experts by the hundred thousand: each form is judged once
+    return tuple(_carry_one(d, hints, layout, recipe.scheme, known) if d.scheme else d for d in decisions)
 
 
-def _carry_one(d: "Decision", hints: Hints, layout: Layout, default: Scheme) -> "Decision":
+def _carry_one(
+    d: "Decision", hints: Hints, layout: Layout, default: Scheme, known: "dict[object, Carried | None]"
+) -> "Decision":
     e = matrix_of(d.tensor)
     assert d.scheme is not None
     if e is None or e.element != d.scheme.element:
         return d
-    own = carried_scheme(e, hints, True if d.scheme.symmetric and hints.symmetric(d.tensor.module) else None)
-    if own is None or fits(e, own, d.scheme, layout, default) is not None:
-        return d
-    carried = _carried(d, e, own, d.scheme, layout)
-    to = goal_of(carried, layout)
-    return carried if to and is_certain(e, own, to) and not needs_largest(e, to) else d
+    form = (_form(e), d.scheme, id(hints.own(d.tensor.module)))
+    if form not in known:
+        known[form] = _find_certain(e, d.scheme, d.tensor.module, hints, layout, default)
+    found = known[form]
+    return d if found is None else _with(d, found)
+
+
+def _find_certain(
+    e: Encoded, scheme: Scheme, module: str, hints: Hints, layout: Layout, default: Scheme
+) -> "Carried | None":
+    own = carried_scheme(e, hints, True if scheme.symmetric and hints.symmetric(module) else None)
+    if own is None or fits(e, own, scheme, layout, default) is not None:
+        return None
+    found = _carried(e, own, scheme, layout)
+    return found if is_certain(e, own, found.goal) and not needs_largest(e, found.goal) else None
+
+
+def _form(e: Encoded) -> object:
+    """All of an encoded weight but its name and place."""
+    parts = tuple((p.role, p.dtype, p.lines, p.width, p.axis, p.units, p.per_rows) for p in e.parts)
+    return e.kind, e.rows, e.columns, e.dtype, e.element, e.block, e.zero_added, e.offset, e.pick, e.transposed, parts
 
 
 def decide_conversion(
@@ -83,10 +109,9 @@ def _convert_one(d: "Decision", e: Encoded, hints: Hints, layout: Layout, recipe
     own = carried_scheme(e, hints, recipe.symmetric)
     found = None if own is None else nearest_scheme(e, own, layout, recipe.scheme)
     if own is not None and found is not None:
-        made = _carried(d, e, own, found, layout)
-        to = goal_of(made, layout)
-        if not recipe.requantize or (to and is_certain(e, own, to)):
-            return made
+        made = _carried(e, own, found, layout)
+        if not recipe.requantize or is_certain(e, own, made.goal):
+            return _with(d, made)
     if recipe.requantize and layout.refuse(recipe.scheme, recipe.scheme, e.rows, e.columns) is None:
         return replace(d, rule="requantize", action="quantize", scheme=recipe.scheme)
     reason = no_scheme(e, hints) if own is None else fits(e, own, layout.settle(own), layout, recipe.scheme)
@@ -115,24 +140,20 @@ def common_scheme(tensors: Sequence[TensorRef], config: Mapping[str, Any] | None
     return found.most_common(1)[0][0] if found else None
 
 
-def goal_of(d: "Decision", layout: Layout) -> Goal | None:
-    """Where the codes of a weight are carried to; None where they are not."""
-    t = d.tensor
-    if not d.carried or d.scheme is None or t.dtype is None:
-        return None
-    e = t.encoded[0]
-    return goal(layout, d.scheme, t.dtype, e.rows, e.columns)
-
-
 def matrix_of(t: TensorRef) -> Encoded | None:
     """How a matrix is encoded; None for a stack, and for what is plain."""
     e = t.encoded[0] if len(t.encoded) == 1 else None
     return None if e is None or e.kind == PLAIN or e.index is not None else e
 
 
-def _carried(d: "Decision", e: Encoded, own: Scheme, scheme: Scheme, layout: Layout) -> "Decision":
-    typed = replace(d.tensor, dtype=carried_dtype(e, own, scheme, layout))
-    return replace(d, tensor=typed, action="quantize", scheme=scheme, carried=True)
+def _carried(e: Encoded, own: Scheme, scheme: Scheme, layout: Layout) -> Carried:
+    dtype = carried_dtype(e, own, scheme, layout)
+    return Carried(dtype, goal(layout, scheme, dtype, e.rows, e.columns))
+
+
+def _with(d: "Decision", found: Carried) -> "Decision":
+    t = d.tensor if d.tensor.dtype == found.dtype else replace(d.tensor, dtype=found.dtype)
+    return replace(d, tensor=t, action="quantize", scheme=found.goal.scheme, goal=found.goal)
 
 
 def _is_ignored(t: TensorRef, ignore: Sequence[Pattern]) -> bool:

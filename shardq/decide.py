@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shardq.agreement import agree
+from shardq.carry import Goal
 from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.conversion import carry_certain, decide_conversion
 from shardq.errors import (
@@ -42,7 +43,12 @@ class Decision:
     rule: str  # what decided: a rule of the role table, "ragged:...", or the option with its pattern, as "ignore:..."
     action: Literal["quantize", "copy", "drop"]
     scheme: Scheme | None  # None unless quantized
-    carried: bool = False  # with the codes that it has in the source
+    goal: Goal | None = None  # where its codes are carried, if they are
+
+    @property
+    def carried(self) -> bool:
+        """True if it keeps the codes that it has in the source."""
+        return self.goal is not None
 
 
 def decide(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Decision, ...]:

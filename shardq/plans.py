@@ -6,19 +6,19 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from shardq.carry import Goal, needs_largest
 from shardq.checkpoint import Checkpoint
-from shardq.conversion import common_scheme, goal_of
+from shardq.conversion import common_scheme
 from shardq.cut import ROWS, Part, cut_shard
 from shardq.decide import Decision, decide_weights
 from shardq.dequantize.plain import PLAIN
 from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
 from shardq.layouts import find_layout
-from shardq.layouts.base import Layout, ModuleChoice, Place, unit_rows
+from shardq.layouts.base import Layout, ModuleChoice, OutSpec, Place, unit_rows
 from shardq.reach import find_reaches
 from shardq.recipe import Recipe
 from shardq.roles import Role
@@ -134,7 +134,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     places |= layout.places(modules, checkpoint.config)
     if any(t.shape is None for t in weights.tensors.values()):
         return Plan(checkpoint, recipe, weights, decisions, (), (), places, {}, {})
-    goals = {d.tensor.name: to for d in decisions if (to := goal_of(d, layout))}
+    goals = {d.tensor.name: d.goal for d in decisions if d.goal}
     reaches = find_reaches(_reaching(decisions, goals), checkpoint.config)
     written = [d for d in decisions if d.action != "drop"]
     homes = _homes(written, places)
@@ -175,8 +175,14 @@ def _specs(d: Decision, layout: Layout, places: Mapping[str, Place]) -> tuple[Te
     place = places.get(t.module, Place(t.module, 0, 0))
     return tuple(
         TensorSpec(f"{place.module}.{o.suffix}", o.dtype, place.stacked(o.shape))
-        for o in layout.outputs(d.scheme, t.dtype, rows, columns)
+        for o in _outputs(layout.name, d.scheme, t.dtype, rows, columns)
     )
+
+
+@lru_cache(maxsize=1024)
+def _outputs(layout: str, scheme: Scheme, dtype: str, rows: int, columns: int) -> tuple[OutSpec, ...]:
+    """As of the layout of that name: equal matrices come by the thousand."""
+    return find_layout(layout).outputs(scheme, dtype, rows, columns)
 
 
 def _homes(decisions: Sequence[Decision], places: Mapping[str, Place]) -> dict[str, str]:
@@ -286,7 +292,7 @@ def _quantize_task(
         targets: tuple[Target, ...] = (_kept_target(part, d, file),)
     else:
         assert ROWS % unit_rows(layout, d.scheme) == 0, f"{layout.name} cuts {d.scheme.name} elsewhere than slabs"
-        outputs, begins = layout.outputs(d.scheme, t.dtype, rows, columns), _targets(d, file, layout, places)
+        outputs, begins = _outputs(layout.name, d.scheme, t.dtype, rows, columns), _targets(d, file, layout, places)
         targets = tuple(Target(o.suffix, o.dtype, o.shape, at) for o, at in zip(outputs, begins, strict=True))
         reads_back = layout.unpacks_to(d.scheme) != d.scheme
     return QuantizeTask(

@@ -1,6 +1,7 @@
 """Plain values of a plan for --json and for scripts."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from shardq.companions import find_companions
@@ -61,23 +62,32 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
         "warnings": list(c.warnings),
     }
     if tensors:
-        described["tensors"] = [
-            {
-                "name": d.tensor.name,
-                "role": d.role.value,
-                "rule": d.rule,
-                "action": d.action,
-                "scheme": d.scheme.name if d.scheme else None,
-                "shard": d.tensor.shard,
-                "dtype": d.tensor.dtype,
-                "shape": list(d.tensor.shape) if d.tensor.shape is not None else None,
-            }
-            for d in plan.decisions
-        ]
-        described["source_tensors"] = {
-            name: {"outcome": a.fate, "into": a.into, "reason": a.reason} for name, a in plan.weights.absorbed.items()
-        }
+        described["tensors"] = list(describe_tensors(plan))
+        described["source_tensors"] = dict(describe_sources(plan))
     return described
+
+
+def describe_tensors(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Every weight."""
+    names = {d.scheme: d.scheme.name for d in plan.decisions if d.scheme}
+    for d in plan.decisions:
+        yield {
+            "name": d.tensor.name,
+            "role": d.role.value,
+            "rule": d.rule,
+            "action": d.action,
+            "scheme": names[d.scheme] if d.scheme else None,
+            "carried": d.carried,
+            "shard": d.tensor.shard,
+            "dtype": d.tensor.dtype,
+            "shape": list(d.tensor.shape) if d.tensor.shape is not None else None,
+        }
+
+
+def describe_sources(plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What became of each of the source's tensors that are no weights of their own."""
+    for name, a in plan.weights.absorbed.items():
+        yield name, {"outcome": a.fate, "into": a.into, "reason": a.reason}
 
 
 def _count_absorbed(plan: Plan) -> dict[str, Any]:

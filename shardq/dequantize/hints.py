@@ -27,6 +27,10 @@ class Hints:
     block: Mapping[str, Any]
     dtype: str | None
 
+    def own(self, module: str) -> Mapping[str, Any] | None:
+        """What is said about this module alone."""
+        return _own(self.block, module)
+
     def widths(self, module: str) -> tuple[tuple[int, int], ...]:
         """Pairs of bits and group size (-1: the row) that a module may have, the likeliest first."""
         own = _own(self.block, module)
