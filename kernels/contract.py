@@ -16,6 +16,12 @@ EncodingRule = Literal["round_add", "add_round", "subtract"]
 ENCODING_RULES: Final[tuple[EncodingRule, ...]] = get_args(EncodingRule)
 DecodingRule = Literal["zero", "bias"]
 DECODING_RULES: Final[tuple[DecodingRule, ...]] = get_args(DecodingRule)
+Objective = Literal["none", "square", "root"]
+OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
+Signs = Literal["range", "both", "positive"]
+SIGNS: Final[tuple[Signs, ...]] = get_args(Signs)
+ScaleFormat = Literal["fp16", "bf16", "fp32"]
+SCALE_FORMATS: Final[tuple[ScaleFormat, ...]] = get_args(ScaleFormat)
 
 RawWeights = NDArray[np.uint16] | NDArray[np.float32]  # uint16 patterns for BF16 and F16, float32 for F32
 Bytes = NDArray[np.uint8] | bytes | bytearray | memoryview
@@ -304,6 +310,44 @@ class KernelSet(Protocol):
 
         The sums are rounded once, as those of math.fsum, so that they do not depend on how rows were cut; a sum beyond
         double is infinite. A NaN makes its figure NaN.
+        """
+        ...
+
+    def search_int(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        factors: NDArray[np.float32],
+        signs: str,
+        sweeps: int,
+        scale: str,
+        least: float,
+        scales: NDArray[np.float32],
+        losses: NDArray[np.float64],
+    ) -> None:
+        """Better scales for symmetric integers of src [rows, cols]: `scales` [rows, G] are those of round-to-nearest,
+        and are replaced where another one, stored, has a smaller weighted error.
+
+        A column's weighted error is e * (w - s * q)^2, q = level(w / s) = RNE(w / s) from -h to h - 1, h = 2^(bits-1).
+        e is the column's importance [cols] (None: 1; finite, from 0 up) times, by `objective`, none: 1; square: w^2;
+        root: sqrt(mean + w^2), mean that of w^2 over the group. All arithmetic is fp32, each operation rounded once.
+
+            x = largest |w|; r = -h / x, or h / x where the smallest w has it alone or `signs` is positive
+            for each factor c [K], K from 1 to 256, and for `signs` both then for -r as well:
+                q = level(w * (r * c)); A = sum e*w*q; B = sum e*q*q; A/B wins where A * (A/B) is above all before
+            `sweeps` times, 0 to 64: q = level(w * (1/s)); s = A/B
+            s, rounded to the format `scale` (fp16, bf16 or fp32), half to even, replaces the old scale where
+                least <= |s| < infinity and its weighted error is below the old one's
+
+        Sums run over 128 columns of a group in order, and these sums are added in order. A NaN q is -h. NaN and
+        infinity among the weights, and sums beyond fp32, leave the old scale: all comparisons with them fail.
+        losses [rows, 2]: the weighted errors of all groups of a row, in order, in double: under the old scales, and
+        under the new ones; NaN or infinite where a sum is.
+        Sources: least squares as in llama.cpp's make_qx_quants; weights of the error as in its importance matrix.
         """
         ...
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardq.kernels.contract import Bytes, RawWeights
+from shardq.kernels.contract import OBJECTIVES, SCALE_FORMATS, SIGNS, Bytes, RawWeights
 from shardq.kernels.reference.arrays import checked_bits, filled, group_count, group_values, shaped
 from shardq.kernels.reference.elements import (
     checked_element,
@@ -19,6 +19,8 @@ from shardq.kernels.reference.elements import (
 )
 from shardq.kernels.reference.floats import group_extremes, narrowed, widened
 from shardq.kernels.reference.integers import dequantized, error_figures, round_to_nearest
+from shardq.kernels.reference import search_integers
+from shardq.kernels.reference.searches import checked, checked_factors, checked_importance, checked_sweeps, row_losses, weighed
 from shardq.kernels.reference.streams import WORD_BITS, digest, packed, unpacked
 
 
@@ -272,6 +274,34 @@ class ReferenceSet:
         shaped("stats", stats, np.float64, (rows, 3))
         squares, weights = (math.fsum(stats[:, i].tolist()) for i in range(2))
         return squares, weights, float(torch.from_numpy(stats.copy())[:, 2].amax())
+
+    def search_int(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        factors: NDArray[np.float32],
+        signs: str,
+        sweeps: int,
+        scale: str,
+        least: float,
+        scales: NDArray[np.float32],
+        losses: NDArray[np.float64],
+    ) -> None:
+        """See KernelSet.search_int."""
+        w, old = widened(src, dtype), group_values("scales", scales, src, group)
+        g = weighed(
+            w, group, checked_importance(importance, w.shape[1]), checked("objective", objective, OBJECTIVES)
+        )
+        found = search_integers.search(
+            g, old, checked_bits(bits), checked_factors(factors), checked("signs", signs, SIGNS),
+            checked_sweeps(sweeps), checked("scale", scale, SCALE_FORMATS), least,
+        )  # fmt: skip
+        scales[...] = found.scales.numpy()
+        shaped("losses", losses, np.float64, (w.shape[0], 2))[...] = row_losses(found.before, found.after)
 
     def checksum(self, data: Bytes) -> int:
         """See KernelSet.checksum."""
