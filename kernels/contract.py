@@ -351,6 +351,71 @@ class KernelSet(Protocol):
         """
         ...
 
+    def search_affine(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        factors: NDArray[np.float32],
+        rule: str,
+        sweeps: int,
+        scale: str,
+        least: float,
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        losses: NDArray[np.float64],
+    ) -> None:
+        """Better scales and offsets for affine codes of src [rows, cols]: as search_int, for `scales` and `offsets`
+        [rows, G], which by `rule` are zero points (zero: w = s * (q - o), o a whole number) or biases (bias: w =
+        s * q + o); top = 2^bits - 1, level(x, a, b) = RNE(x) from a to b, a NaN is a.
+
+            low, high = the extremes of the group, with 0 between them for zero points
+            for each factor c [K]: s = (high * c - low * c) / top; o = low * c
+                `sweeps` times: q = level((w - o) * (1/s), 0, top); by the sums over the group E = sum e,
+                    W = sum e*w, Q = sum e*q, S = sum (e*q)*q, P = sum q*(e*w): d = E*S - Q*Q, and where d > 0
+                    s = (E*P - Q*W) / d; o = (W - s*Q) / E
+                zero: o = level(-o / s, 0, top); q = level(w * (1/s), -o, top - o); s = sum q*(e*w) / sum (e*q)*q
+                s, and a bias, rounded to the format `scale`
+                the error is that of q = level(w * (1/s), -o, top - o), or level((w - o) * (1/s), 0, top)
+            the candidate with the least error, and least <= |s| < infinity and a finite o, replaces the old numbers
+            where its weighted error is below theirs, both by division: level(w / s, ...), level((w - o) / s, ...)
+
+        Scales that are given may be negative; those found from the range are not. e, sums, losses, NaN and infinity as
+        in search_int. Source: the normal equations of a line, as in llama.cpp's make_qkx2_quants.
+        """
+        ...
+
+    def search_ladder(
+        self,
+        src: RawWeights,
+        dtype: str,
+        element: str,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        ladder: NDArray[np.float32],
+        first: NDArray[np.uint8],
+        last: NDArray[np.uint8],
+        chosen: NDArray[np.uint8],
+        losses: NDArray[np.float64],
+    ) -> None:
+        """Better scales for a float element of src [rows, cols], among those of a format: `ladder` [256] has the scales
+        by their code (finite, from 0 up), and `chosen` [rows, G] the codes of round-to-nearest, which are replaced where another code from
+        `first` to `last` [rows, G], both included, has a smaller weighted error; `last` below `first`: by none.
+
+            the error of code i: sum of e * d * d, d = |w| - s * q, s = ladder[i], q = the element nearest to
+            |w| * (1/s), half to even, at most the largest (a NaN too)
+            the codes in order, each where its error is below that of all before, `chosen` first of all
+            the best replaces `chosen` where its error is below that of it, both with q from |w| / s
+
+        e, sums, losses, NaN and infinity as in search_int. ValueError naming element if it is no float.
+        Sources: the exponents of auto-round 0.16.1 (search_mx_scale); sweeps of all scales as in ScaleSweep.
+        """
+        ...
+
     def checksum(self, data: Bytes) -> int:
         """A 64-bit digest of bytes [n], n >= 0, against torn and misplaced writes; not cryptographic.
 

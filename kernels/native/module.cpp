@@ -8,6 +8,7 @@
 #include "arguments.h"
 #include "array.h"
 #include "dispatch.h"
+#include "searches.h"
 
 namespace nb = nanobind;
 
@@ -48,12 +49,11 @@ struct RtnArrays {
 };
 
 // One instruction set. Codes, scales and zeros are checked against [rows, cols] and [rows, ceil(cols / group)].
-class NativeSet {
+class NativeSet : public SearchSet {
 public:
-    explicit NativeSet(const Table* table) : table_(table) {}
+    explicit NativeSet(const Table* table) : SearchSet(table) {}
 
     const char* name() const { return table_->name; }
-    const Table* table() const { return table_; }
 
     void widen(nb::handle src, const std::string& dtype, nb::handle out) const {
         const Dtype type = parse_dtype(dtype);
@@ -316,40 +316,7 @@ private:
         q.offsets = offsets.data<float>();
         return q;
     }
-
-    const Table* table_;
 };
-
-// The searches: scales are what the caller has and what it gets.
-struct Searched {
-    const GroupedWeights w;
-    const Importance importance;
-    const shardq::Weighing weighing;
-    const Array scales, losses;
-
-    Searched(nb::handle source, const std::string& dtype, int64_t group, nb::handle weights,
-             const std::string& objective, nb::handle steps, nb::handle sums)
-        : w(source, dtype, group),
-          importance(weights, w.cols),
-          weighing{importance.data(), parse_objective(objective)},
-          scales(steps, "scales", kF32, 2, kWrite),
-          losses(sums, "losses", kF64, 2, kWrite) {
-        scales.expect(w.rows, w.groups);
-        losses.expect(w.rows, 2);
-    }
-};
-
-void search_int(const NativeSet& set, nb::handle src, const std::string& dtype, int bits, int64_t group,
-                nb::handle importance, const std::string& objective, nb::handle factors, const std::string& signs,
-                int sweeps, const std::string& scale, float least, nb::handle scales, nb::handle losses) {
-    const int width = checked_bits(bits);
-    const Searched a(src, dtype, group, importance, objective, scales, losses);
-    const Factors list(factors);
-    const shardq::IntSearch search{width, a.w.group, a.weighing, list.data(), list.count(), parse_signs(signs),
-                                   checked_sweeps(sweeps), parse_scale_format(scale), least};
-    const nb::gil_scoped_release unlocked;
-    set.table()->search_int(a.w.weights(), search, a.scales.data<float>(), a.losses.data<double>());
-}
 
 nb::list native_sets() {
     nb::list found;
@@ -404,8 +371,15 @@ NB_MODULE(_native, m) {
              nb::arg("scales"), nb::arg("offsets"), nb::arg("group"), nb::arg("rule"), nb::arg("stats"))
         .def("narrow_columns", &NativeSet::narrow_columns, nb::arg("src"), nb::arg("out"), nb::arg("row0"))
         .def("sum_errors", &NativeSet::sum_errors, nb::arg("stats"))
-        .def("search_int", &search_int, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"), nb::arg("group"),
+        .def("search_int", &NativeSet::search_int, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"), nb::arg("group"),
              nb::arg("importance").none(), nb::arg("objective"), nb::arg("factors"), nb::arg("signs"),
              nb::arg("sweeps"), nb::arg("scale"), nb::arg("least"), nb::arg("scales"), nb::arg("losses"))
+        .def("search_affine", &NativeSet::search_affine, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"),
+             nb::arg("group"), nb::arg("importance").none(), nb::arg("objective"), nb::arg("factors"), nb::arg("rule"),
+             nb::arg("sweeps"), nb::arg("scale"), nb::arg("least"), nb::arg("scales"), nb::arg("offsets"),
+             nb::arg("losses"))
+        .def("search_ladder", &NativeSet::search_ladder, nb::arg("src"), nb::arg("dtype"), nb::arg("element"),
+             nb::arg("group"), nb::arg("importance").none(), nb::arg("objective"), nb::arg("ladder"), nb::arg("first"),
+             nb::arg("last"), nb::arg("chosen"), nb::arg("losses"))
         .def("checksum", &NativeSet::checksum, nb::arg("data"));
 }

@@ -88,7 +88,7 @@ inline void search_int_rows(const Weights& w, const IntSearch& search, float* sc
     const Reals lowest = all_lanes(-half), highest = all_lanes(half - 1.0f);
     std::memset(losses, 0, static_cast<size_t>(2 * w.rows) * sizeof *losses);
     for_group_rows<T>(w, search.group, search.weighing, [&](GroupRows<T>& g, int64_t row, int64_t k, Strip& s) {
-        const Extremes extremes = find_strip_extremes<T>(g, s);
+        const Extremes extremes = find_strip_extremes<T>(g, 0.0f, s);
         const Reals most = larger_of(extremes.high, extremes.low);
         Reals base = half / most;
         if (search.signs != Signs::Positive) base = extremes.high < extremes.low ? base : -base;

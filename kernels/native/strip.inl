@@ -77,14 +77,15 @@ inline int64_t take_chunk(GroupRows<T>& g, int64_t chunk, Strip& s) {
     return cols;
 }
 
-// max(0, w) and max(0, -w) over the group, and the mean of squares; from then on chunks come with e and ew.
+// The largest w and the largest -w of a group.
 struct Extremes {
     Reals high, low;
 };
 
+// Neither is below `least`; NaN is passed over. Finds the mean of squares too: from then on chunks come with e and ew.
 template <class T>
-inline Extremes find_strip_extremes(GroupRows<T>& g, Strip& s) {
-    Extremes found = {};
+inline Extremes find_strip_extremes(GroupRows<T>& g, float least, Strip& s) {
+    Extremes found = {all_lanes(least), all_lanes(least)};
     Reals squares = {};
     for (int64_t chunk = 0; chunk < g.chunks(); chunk++) {
         const int64_t cols = take_chunk<T>(g, chunk, s);

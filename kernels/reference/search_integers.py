@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shardq.kernels.reference.searches import Groups, level, stored, sums
+from shardq.kernels.reference.searches import Groups, level, stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Found:
 def fitted(g: Groups, inverse: torch.Tensor, half: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Least-squares scale of the codes that an inverse scale [rows, G] gives, and what it explains."""
     q = level(g.w * inverse[..., None], -half, half - 1)
-    product, square = sums(q * (g.e * g.w)), sums((g.e * q) * q)
+    product, square = g.sum(q * (g.e * g.w)), g.sum((g.e * q) * q)
     return product / square, product * (product / square)
 
 
@@ -28,7 +28,7 @@ def loss(g: Groups, scales: torch.Tensor, half: float) -> torch.Tensor:
     """Weighted error under scales as they are stored."""
     steps = scales[..., None]
     difference = g.w - steps * level(g.w / steps, -half, half - 1)
-    return sums((difference * difference) * g.e)
+    return g.sum((difference * difference) * g.e)
 
 
 def search(

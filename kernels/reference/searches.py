@@ -13,16 +13,23 @@ from shardq.kernels.reference.elements import ROUND
 
 CHUNK: Final = 128  # columns summed before their sum is added
 LARGEST_HALF: Final = 65504.0
+LADDER_RUNGS: Final = 256
 MOST_CANDIDATES: Final = 256
 MOST_SWEEPS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Weights and what their squared errors count, [rows, G, width]; both are 0 behind a row's last column."""
+    """Weights and what their squared errors count, [rows, G, width]; both are 0 behind a row's last column, where
+    `there` is False."""
 
     w: torch.Tensor
     e: torch.Tensor
+    there: torch.Tensor
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """`sums` of [rows, G, width] numbers of columns that are there."""
+        return sums(torch.where(self.there, x, 0.0))
 
 
 def checked(name: str, value: str, known: tuple[str, ...]) -> str:
@@ -80,8 +87,8 @@ def weighed(w: torch.Tensor, group: int, importance: torch.Tensor, objective: st
         columns[-1] = cols - width * (len(columns) - 1)
         mean = sums(groups * groups) / columns
         e = e * roots(mean[..., None] + groups * groups)
-    there = grouped(torch.ones(rows, cols), group, 0.0)
-    return Groups(groups, torch.where(there == 1, e, 0.0))
+    there = grouped(torch.ones(rows, cols), group, 0.0) == 1
+    return Groups(groups, torch.where(there, e, 0.0), there)
 
 
 def roots(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Searches for scales of symmetric integers: natively as in the reference, and never worse than what they began with."""
+"""Searches for scales of symmetric integers: natively as in the reference, and never worse than at first."""
 
 from collections.abc import Callable
 from typing import Any
