@@ -403,8 +403,9 @@ class KernelSet(Protocol):
         losses: NDArray[np.float64],
     ) -> None:
         """Better scales for a float element of src [rows, cols], among those of a format: `ladder` [256] has the scales
-        by their code (finite, from 0 up), and `chosen` [rows, G] the codes of round-to-nearest, which are replaced where another code from
-        `first` to `last` [rows, G], both included, has a smaller weighted error; `last` below `first`: by none.
+        by their code (finite, from 0 up), and `chosen` [rows, G] the codes of round-to-nearest. Another code from
+        `first` to `last` [rows, G], both included, replaces one where its weighted error is smaller; none where `last`
+        is below `first`.
 
             the error of code i: sum of e * d * d, d = |w| - s * q, s = ladder[i], q = the element nearest to
             |w| * (1/s), half to even, at most the largest (a NaN too)

@@ -7,14 +7,18 @@ decoders worse than round-to-nearest, because it gives up the few large weights 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from shardq.errors import BadOption
 
+if TYPE_CHECKING:
+    from shardq.schemes import Scheme
+
 Rule = Literal["least_squares", "auto_round"]
 Objective = Literal["none", "square", "root"]
+Kind = Literal["symmetric", "asymmetric", "powers", "small_floats"]
 Signs = Literal["range", "both", "positive"]
 
 MOST_CANDIDATES: Final = 256
@@ -61,7 +65,7 @@ class Search:
 
 
 _FINE: Final = Search(0.8, 1.4, 9, 2)
-# By bits of a code, for errors that are weighed by importance.
+# By bits of a code. Ranges, candidates and sweeps were measured with errors weighed by importance.
 SYMMETRIC: Final[Mapping[int, Search]] = MappingProxyType(
     {2: Search(0.45, 2.8, 13, 2), 3: Search(0.6, 2.0, 11, 2), 4: Search(0.6, 2.0, 9, 2)}
     | dict.fromkeys((5, 6, 7, 8), _FINE)
@@ -70,3 +74,29 @@ ASYMMETRIC: Final[Mapping[int, Search]] = MappingProxyType(dict.fromkeys(range(2
 POWERS: Final = Search(0.5, 2.0, 3, 0)
 SMALL_FLOATS: Final = Search(0.5, 1.55, 14, 0)
 AUTO_ROUND: Final = Search(0.25, 1.75, 201, 0, rule="auto_round")
+_FLOAT_KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
+    {"e8m0": "powers", "e4m3fn": "small_floats", "e5m3": "small_floats"}
+)
+
+
+def kind_of(scheme: "Scheme") -> Kind | None:
+    """What can be searched in a scheme: its integers' scales, these and zero points or biases, powers of two, or scales
+    of 8 bits with a fraction; None: nothing, as where rows or whole tensors share a scale."""
+    if scheme.group_rows != 1 or scheme.reach == "tensor":
+        return None
+    if scheme.format.is_integer:
+        return "symmetric" if scheme.symmetric else "asymmetric"
+    return _FLOAT_KINDS.get(scheme.scale)
+
+
+def default_search(scheme: "Scheme", weighted: bool) -> Search | None:
+    """The search that measured best for a scheme, with importance (`weighted`) or without; None where there is none."""
+    kind = kind_of(scheme)
+    if kind is None:
+        return None
+    if kind in ("symmetric", "asymmetric"):
+        found = (SYMMETRIC if kind == "symmetric" else ASYMMETRIC)[scheme.bits]
+        return found if weighted else replace(found, objective="root")
+    if kind == "powers":
+        return POWERS if weighted else replace(POWERS, objective="square")
+    return SMALL_FLOATS

@@ -97,7 +97,7 @@ def roots(x: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(np.sqrt(x.numpy()))
 
 
-def level(x: torch.Tensor, lowest: float, highest: float) -> torch.Tensor:
+def level(x: torch.Tensor, lowest: torch.Tensor | float, highest: torch.Tensor | float) -> torch.Tensor:
     """Whole numbers from lowest to highest, halves to even; NaN becomes lowest."""
     x = torch.where(x > lowest, x, lowest)
     return (torch.where(x < highest, x, highest) + ROUND) - ROUND

@@ -1,64 +1,96 @@
-"""Integers whose scales are searched, not taken from the extremes alone."""
+"""Integers and affine codes whose scales are searched, not taken from the extremes alone: round-to-nearest's numbers
+first, better ones where there are, and codes by true division under what is stored."""
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardq.quantizers.buffers import Buffers
+from shardq.quantizers.mlx import affine_lines, round_lines
 from shardq.quantizers.quantized import Quantized
-from shardq.quantizers.scales import STORED, shared_scales
-from shardq.schemes import WEIGHT_TYPE, Scheme
-from shardq.search import Search
-
-if TYPE_CHECKING:
-    from shardq.kernels import KernelSet
+from shardq.quantizers.scales import range_scales, shared_scales
+from shardq.quantizers.search_job import SearchJob
 
 LEAST: Final = float(np.float32(np.float16(1e-5)))  # scale that auto-round stores
 TINY: Final = float(np.finfo(np.float32).tiny)
 
 
-def search_symmetric(
-    source: NDArray[Any],
-    dtype: str,
-    stored: str,
-    scheme: Scheme,
-    search: Search,
-    importance: NDArray[np.float32] | None,
-    b: Buffers,
-    stats: NDArray[np.float64],
-    losses: NDArray[np.float64],
-    kernels: "KernelSet",
-) -> tuple[Quantized, int]:
-    """`rtn.quantize_rows` for symmetric integers: round-to-nearest's scales, better ones where there are, and codes by
-    true division under what is stored. `losses` [rows, 2]: weighted errors under the first and under the last."""
-    group = scheme.group_columns(source.shape[1])
+def search_symmetric(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized, int]:
+    """`rtn.quantize_rows` for symmetric integers."""
+    b, scheme, kernels = job.buffers, job.scheme, job.kernels
     of_auto_round = scheme.numbers == "auto_round"
     if of_auto_round:
-        bad = kernels.rtn_int(source, dtype, scheme.bits, group, True, b.codes, b.scales, b.zeros)
+        bad = kernels.rtn_int(job.source, job.dtype, scheme.bits, job.group, True, b.codes, b.scales, b.zeros)
     else:
-        bad = kernels.group_absmax(source, dtype, group, b.high)
-        bad += shared_scales(b.high, scheme, dtype, b.scales, None, stored)
+        bad = kernels.group_absmax(job.source, job.dtype, job.group, b.high)
+        bad += shared_scales(b.high, scheme, job.dtype, b.scales, None, job.stored)
     kernels.search_int(
-        source,
-        dtype,
+        job.source,
+        job.dtype,
         scheme.bits,
-        group,
-        importance,
-        search.objective,
-        np.array(search.factors(logarithmic=True), np.float32),
-        search.signs,
-        search.sweeps,
-        scale_format(scheme, stored),
+        job.group,
+        job.importance,
+        job.search.objective,
+        job.factors(logarithmic=True),
+        job.search.signs,
+        job.search.sweeps,
+        job.scale_format,
         LEAST if of_auto_round else TINY,
         b.scales,
-        losses,
+        job.losses,
     )
-    kernels.encode_scaled(source, dtype, scheme.element, group, b.scales, b.codes)
-    kernels.error_scaled(source, dtype, scheme.element, b.codes, b.scales, group, stats)
+    kernels.encode_scaled(job.source, job.dtype, scheme.element, job.group, b.scales, b.codes)
+    kernels.error_scaled(job.source, job.dtype, scheme.element, b.codes, b.scales, job.group, stats)
     return Quantized(b.codes, b.scales, b.zeros if of_auto_round else None), bad
 
 
-def scale_format(scheme: Scheme, stored: str) -> str:
-    """fp16, bf16 or fp32: what a scale is rounded to."""
-    return STORED[stored] if scheme.scale == WEIGHT_TYPE else scheme.scale
+def search_asymmetric(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized, int]:
+    """`rtn.quantize_rows` for integers with zero points."""
+    b, scheme, kernels = job.buffers, job.scheme, job.kernels
+    of_auto_round = scheme.numbers == "auto_round"
+    if of_auto_round:
+        bad = kernels.rtn_int(job.source, job.dtype, scheme.bits, job.group, False, b.codes, b.scales, b.zeros)
+    else:
+        bad = kernels.group_range(job.source, job.dtype, job.group, b.low, b.high)
+        bad += range_scales(b.low, b.high, scheme, job.stored, b.scales, b.zeros)
+    np.copyto(b.low, b.zeros)
+    _search_lines(job, "zero", LEAST if of_auto_round else TINY)
+    np.copyto(b.zeros, b.low, casting="unsafe")
+    rule = "round_add" if of_auto_round else "add_round"
+    kernels.encode_affine(job.source, job.dtype, scheme.bits, job.group, b.scales, b.low, rule, b.codes)
+    kernels.error_affine(job.source, job.dtype, b.codes, b.scales, b.low, job.group, "zero", stats)
+    return Quantized(b.codes, b.scales, b.zeros), bad
+
+
+def search_biases(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized, int]:
+    """`rtn.quantize_rows` for affine codes of MLX. Codes are those of the stored scales and biases, where MLX takes
+    them before these are rounded; so no group is worse than MLX's, searched or not."""
+    b, scheme, kernels = job.buffers, job.scheme, job.kernels
+    bad = kernels.group_range(job.source, job.dtype, job.group, b.low, b.high)
+    finite = affine_lines(b, scheme.bits)
+    round_lines(b, job.stored)
+    _search_lines(job, "bias", TINY)
+    bad += int((finite & ~(np.isfinite(b.scales) & np.isfinite(b.low))).sum())
+    kernels.encode_affine(job.source, job.dtype, scheme.bits, job.group, b.scales, b.low, "subtract", b.codes)
+    kernels.error_affine(job.source, job.dtype, b.codes, b.scales, b.low, job.group, "bias", stats)
+    return Quantized(b.codes, b.scales, None, biases=b.low), bad
+
+
+def _search_lines(job: SearchJob, rule: str, least: float) -> None:
+    """Better scales, and zero points or biases in `low`."""
+    job.kernels.search_affine(
+        job.source,
+        job.dtype,
+        job.scheme.bits,
+        job.group,
+        job.importance,
+        job.search.objective,
+        job.factors(logarithmic=False),
+        rule,
+        job.search.sweeps,
+        job.scale_format,
+        least,
+        job.buffers.scales,
+        job.buffers.low,
+        job.losses,
+    )
