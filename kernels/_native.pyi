@@ -122,6 +122,53 @@ class NativeSet:
     ) -> None: ...
     def narrow_columns(self, src: NDArray[np.float32], out: NDArray[np.uint16], row0: int) -> None: ...
     def sum_errors(self, stats: NDArray[np.float64]) -> tuple[float, float, float]: ...
+    def search_int(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        factors: NDArray[np.float32],
+        signs: str,
+        sweeps: int,
+        scale: str,
+        least: float,
+        scales: NDArray[np.float32],
+        losses: NDArray[np.float64],
+    ) -> None: ...
+    def search_affine(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        factors: NDArray[np.float32],
+        rule: str,
+        sweeps: int,
+        scale: str,
+        least: float,
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        losses: NDArray[np.float64],
+    ) -> None: ...
+    def search_ladder(
+        self,
+        src: RawWeights,
+        dtype: str,
+        element: str,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        ladder: NDArray[np.float32],
+        first: NDArray[np.uint8],
+        last: NDArray[np.uint8],
+        chosen: NDArray[np.uint8],
+        losses: NDArray[np.float64],
+    ) -> None: ...
     def checksum(self, data: Bytes) -> int: ...
 
 def native_sets() -> list[tuple[NativeSet, bool, str]]: ...

@@ -16,6 +16,12 @@ EncodingRule = Literal["round_add", "add_round", "subtract"]
 ENCODING_RULES: Final[tuple[EncodingRule, ...]] = get_args(EncodingRule)
 DecodingRule = Literal["zero", "bias"]
 DECODING_RULES: Final[tuple[DecodingRule, ...]] = get_args(DecodingRule)
+Objective = Literal["none", "square", "root"]
+OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
+Signs = Literal["range", "both", "positive"]
+SIGNS: Final[tuple[Signs, ...]] = get_args(Signs)
+ScaleFormat = Literal["fp16", "bf16", "fp32"]
+SCALE_FORMATS: Final[tuple[ScaleFormat, ...]] = get_args(ScaleFormat)
 
 RawWeights = NDArray[np.uint16] | NDArray[np.float32]  # uint16 patterns for BF16 and F16, float32 for F32
 Bytes = NDArray[np.uint8] | bytes | bytearray | memoryview
@@ -304,6 +310,110 @@ class KernelSet(Protocol):
 
         The sums are rounded once, as those of math.fsum, so that they do not depend on how rows were cut; a sum beyond
         double is infinite. A NaN makes its figure NaN.
+        """
+        ...
+
+    def search_int(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        factors: NDArray[np.float32],
+        signs: str,
+        sweeps: int,
+        scale: str,
+        least: float,
+        scales: NDArray[np.float32],
+        losses: NDArray[np.float64],
+    ) -> None:
+        """Better scales for symmetric integers of src [rows, cols]: `scales` [rows, G] are those of round-to-nearest,
+        and are replaced where another one, stored, has a smaller weighted error.
+
+        A column's weighted error is e * (w - s * q)^2, q = level(w / s) = RNE(w / s) from -h to h - 1, h = 2^(bits-1).
+        e is the column's importance [cols] (None: 1; finite, from 0 up) times, by `objective`, none: 1; square: w^2;
+        root: sqrt(mean + w^2), mean that of w^2 over the group. All arithmetic is fp32, each operation rounded once.
+
+            x = largest |w|; r = -h / x, or h / x where the smallest w has it alone or `signs` is positive
+            for each factor c [K], K from 1 to 256, and for `signs` both then for -r as well:
+                q = level(w * (r * c)); A = sum e*w*q; B = sum e*q*q; A/B wins where A * (A/B) is above all before
+            `sweeps` times, 0 to 64: q = level(w * (1/s)); s = A/B
+            s, rounded to the format `scale` (fp16, bf16 or fp32), half to even, replaces the old scale where
+                least <= |s| < infinity and its weighted error is below the old one's
+
+        Sums run over 128 columns of a group in order, and these sums are added in order. A NaN q is -h. NaN and
+        infinity among the weights, and sums beyond fp32, leave the old scale: all comparisons with them fail.
+        losses [rows, 2]: the weighted errors of all groups of a row, in order, in double: under the old scales, and
+        under the new ones; NaN or infinite where a sum is.
+        Sources: least squares as in llama.cpp's make_qx_quants; weights of the error as in its importance matrix.
+        """
+        ...
+
+    def search_affine(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        factors: NDArray[np.float32],
+        rule: str,
+        sweeps: int,
+        scale: str,
+        least: float,
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        losses: NDArray[np.float64],
+    ) -> None:
+        """Better scales and offsets for affine codes of src [rows, cols]: as search_int, for `scales` and `offsets`
+        [rows, G], which by `rule` are zero points (zero: w = s * (q - o), o a whole number) or biases (bias: w =
+        s * q + o); top = 2^bits - 1, level(x, a, b) = RNE(x) from a to b, a NaN is a.
+
+            low, high = the extremes of the group, with 0 between them for zero points
+            for each factor c [K]: s = (high * c - low * c) / top; o = low * c
+                `sweeps` times: q = level((w - o) * (1/s), 0, top); by the sums over the group E = sum e,
+                    W = sum e*w, Q = sum e*q, S = sum (e*q)*q, P = sum q*(e*w): d = E*S - Q*Q, and where d > 0
+                    s = (E*P - Q*W) / d; o = (W - s*Q) / E
+                zero: o = level(-o / s, 0, top); q = level(w * (1/s), -o, top - o); s = sum q*(e*w) / sum (e*q)*q
+                s, and a bias, rounded to the format `scale`
+                the error is that of q = level(w * (1/s), -o, top - o), or level((w - o) * (1/s), 0, top)
+            the candidate with the least error, and least <= |s| < infinity and a finite o, replaces the old numbers
+            where its weighted error is below theirs, both by division: level(w / s, ...), level((w - o) / s, ...)
+
+        Scales that are given may be negative; those found from the range are not. e, sums, losses, NaN and infinity as
+        in search_int. Source: the normal equations of a line, as in llama.cpp's make_qkx2_quants.
+        """
+        ...
+
+    def search_ladder(
+        self,
+        src: RawWeights,
+        dtype: str,
+        element: str,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        ladder: NDArray[np.float32],
+        first: NDArray[np.uint8],
+        last: NDArray[np.uint8],
+        chosen: NDArray[np.uint8],
+        losses: NDArray[np.float64],
+    ) -> None:
+        """Better scales for a float element of src [rows, cols], among those of a format: `ladder` [256] has the scales
+        by their code (finite, from 0 up), and `chosen` [rows, G] the codes of round-to-nearest. Another code from
+        `first` to `last` [rows, G], both included, replaces one where its weighted error is smaller; none where `last`
+        is below `first`.
+
+            the error of code i: sum of e * d * d, d = |w| - s * q, s = ladder[i], q = the element nearest to
+            |w| * (1/s), half to even, at most the largest (a NaN too)
+            the codes in order, each where its error is below that of all before, `chosen` first of all
+            the best replaces `chosen` where its error is below that of it, both with q from |w| / s
+
+        e, sums, losses, NaN and infinity as in search_int. ValueError naming element if it is no float.
+        Sources: the exponents of auto-round 0.16.1 (search_mx_scale); sweeps of all scales as in ScaleSweep.
         """
         ...
 

@@ -58,6 +58,51 @@ struct GroupCodes {
     int64_t rows, cols, group;
 };
 
+// How much a squared error counts: the importance of its column (null: 1) times what the objective makes of the weight.
+enum class Objective : int { None, Square, Root };
+
+struct Weighing {
+    const float* importance;  // [cols], or null
+    Objective objective;
+};
+
+enum class ScaleFormat : int { Fp16, Bf16, Fp32 };
+enum class Signs : int { Range, Both, Positive };
+
+// A search for scales of symmetric integers.
+struct IntSearch {
+    int bits;  // 2..8
+    int64_t group;
+    Weighing weighing;
+    const float* factors;  // [factor_count]
+    int64_t factor_count;
+    Signs signs;
+    int sweeps;
+    ScaleFormat format;
+    float least;
+};
+
+// A search for scales and zero points (rule Zero) or biases (rule Bias) of affine codes.
+struct AffineSearch {
+    int bits;  // 2..8
+    int64_t group;
+    Weighing weighing;
+    const float* factors;  // [factor_count], of the range
+    int64_t factor_count;
+    DecodingRule rule;
+    int sweeps;
+    ScaleFormat format;
+    float least;
+};
+
+// A search among the scales that a format of 8 bits has.
+struct LadderSearch {
+    int64_t group;
+    Weighing weighing;
+    const float* ladder;         // [256]
+    const uint8_t *first, *last;  // [rows, groups]
+};
+
 struct Table {
     const char* name;
     void (*widen)(const Weights& src, float* out);
@@ -86,6 +131,11 @@ struct Table {
     void (*error_affine)(const Weights& src, const GroupCodes& q, DecodingRule rule, double* stats);
     void (*narrow_columns)(const float* src, int64_t rows, int64_t cols, uint16_t* out, int64_t out_cols, int64_t row0);
     void (*sum_errors)(const double* stats, int64_t rows, double* out);
+    void (*search_int)(const Weights& src, const IntSearch& search, float* scales, double* losses);
+    void (*search_affine)(const Weights& src, const AffineSearch& search, float* scales, float* offsets,
+                          double* losses);
+    void (*search_ladder)(const Weights& src, const Element& element, const LadderSearch& search, uint8_t* chosen,
+                          double* losses);
     uint64_t (*checksum)(const uint8_t* data, int64_t size_bytes);
 };
 

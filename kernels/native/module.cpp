@@ -5,8 +5,10 @@
 
 #include <string>
 
+#include "arguments.h"
 #include "array.h"
 #include "dispatch.h"
+#include "searches.h"
 
 namespace nb = nanobind;
 
@@ -15,84 +17,12 @@ namespace {
 using shardq::DecodingRule;
 using shardq::Dtype;
 using shardq::Element;
-using shardq::ElementKind;
 using shardq::EncodingRule;
 using shardq::GroupCodes;
 using shardq::IntCodes;
 using shardq::IntScheme;
 using shardq::Table;
 using shardq::Weights;
-
-Dtype parse_dtype(const std::string& dtype) {
-    if (dtype == "BF16") return Dtype::BF16;
-    if (dtype == "F16") return Dtype::F16;
-    if (dtype == "F32") return Dtype::F32;
-    throw nb::value_error(("dtype: expected BF16, F16 or F32, found " + dtype).c_str());
-}
-
-const Item& raw_item(Dtype dtype) { return dtype == Dtype::F32 ? kF32 : kU16; }
-
-constexpr Element kElements[] = {
-    {"int2", ElementKind::Int, 2},  {"int3", ElementKind::Int, 3},  {"int4", ElementKind::Int, 4},
-    {"int5", ElementKind::Int, 5},  {"int6", ElementKind::Int, 6},  {"int7", ElementKind::Int, 7},
-    {"int8", ElementKind::Int, 8},  {"e0m3", ElementKind::E0M3, 4}, {"e2m1", ElementKind::E2M1, 4},
-    {"e2m3", ElementKind::E2M3, 6}, {"e3m2", ElementKind::E3M2, 6}, {"e4m3fn", ElementKind::E4M3FN, 8},
-    {"e5m2", ElementKind::E5M2, 8},
-};
-
-const Element& parse_element(const std::string& name) {
-    std::string names;
-    for (const Element& element : kElements) {
-        if (name == element.name) return element;
-        names += (names.empty() ? "" : ", ") + std::string(element.name);
-    }
-    throw nb::value_error(("element: expected one of " + names + ", found " + name).c_str());
-}
-
-EncodingRule parse_encoding_rule(const std::string& rule) {
-    if (rule == "round_add") return EncodingRule::RoundAdd;
-    if (rule == "add_round") return EncodingRule::AddRound;
-    if (rule == "subtract") return EncodingRule::Subtract;
-    throw nb::value_error(("rule: expected round_add, add_round or subtract, found " + rule).c_str());
-}
-
-DecodingRule parse_decoding_rule(const std::string& rule) {
-    if (rule == "zero") return DecodingRule::Zero;
-    if (rule == "bias") return DecodingRule::Bias;
-    throw nb::value_error(("rule: expected zero or bias, found " + rule).c_str());
-}
-
-int checked_bits(int bits) {
-    if (bits >= 2 && bits <= 8) return bits;
-    throw nb::value_error(("bits: expected 2 to 8, found " + std::to_string(bits)).c_str());
-}
-
-int64_t checked_group(int64_t group) {
-    if (group >= 1) return group;
-    throw nb::value_error(("group: expected at least 1 column, found " + std::to_string(group)).c_str());
-}
-
-// A group wider than the row is the row; the kernels may then multiply without overflow.
-int64_t least_group(int64_t group, int64_t cols) { return group < cols ? group : cols; }
-
-// Raw weights, and how their columns are grouped.
-struct GroupedWeights {
-    const Dtype dtype;
-    const Array src;
-    const int64_t rows, cols, group, groups;
-
-    GroupedWeights(nb::handle source, const std::string& dtype_name, int64_t width)
-        : dtype(parse_dtype(dtype_name)),
-          src(source, "src", raw_item(dtype), 2, kRead),
-          rows(src.size(0)),
-          cols(src.size(1)),
-          group(least_group(checked_group(width), cols)),
-          groups(group < 1 ? 0 : (cols - 1) / group + 1) {
-        src.expect_filled();
-    }
-
-    Weights weights() const { return {src.data<void>(), dtype, rows, cols}; }
-};
 
 // What round-to-nearest reads and writes.
 struct RtnArrays {
@@ -119,9 +49,9 @@ struct RtnArrays {
 };
 
 // One instruction set. Codes, scales and zeros are checked against [rows, cols] and [rows, ceil(cols / group)].
-class NativeSet {
+class NativeSet : public SearchSet {
 public:
-    explicit NativeSet(const Table* table) : table_(table) {}
+    explicit NativeSet(const Table* table) : SearchSet(table) {}
 
     const char* name() const { return table_->name; }
 
@@ -386,8 +316,6 @@ private:
         q.offsets = offsets.data<float>();
         return q;
     }
-
-    const Table* table_;
 };
 
 nb::list native_sets() {
@@ -443,5 +371,15 @@ NB_MODULE(_native, m) {
              nb::arg("scales"), nb::arg("offsets"), nb::arg("group"), nb::arg("rule"), nb::arg("stats"))
         .def("narrow_columns", &NativeSet::narrow_columns, nb::arg("src"), nb::arg("out"), nb::arg("row0"))
         .def("sum_errors", &NativeSet::sum_errors, nb::arg("stats"))
+        .def("search_int", &NativeSet::search_int, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"), nb::arg("group"),
+             nb::arg("importance").none(), nb::arg("objective"), nb::arg("factors"), nb::arg("signs"),
+             nb::arg("sweeps"), nb::arg("scale"), nb::arg("least"), nb::arg("scales"), nb::arg("losses"))
+        .def("search_affine", &NativeSet::search_affine, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"),
+             nb::arg("group"), nb::arg("importance").none(), nb::arg("objective"), nb::arg("factors"), nb::arg("rule"),
+             nb::arg("sweeps"), nb::arg("scale"), nb::arg("least"), nb::arg("scales"), nb::arg("offsets"),
+             nb::arg("losses"))
+        .def("search_ladder", &NativeSet::search_ladder, nb::arg("src"), nb::arg("dtype"), nb::arg("element"),
+             nb::arg("group"), nb::arg("importance").none(), nb::arg("objective"), nb::arg("ladder"), nb::arg("first"),
+             nb::arg("last"), nb::arg("chosen"), nb::arg("losses"))
         .def("checksum", &NativeSet::checksum, nb::arg("data"));
 }

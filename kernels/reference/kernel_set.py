@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardq.kernels.contract import Bytes, RawWeights
+from shardq.kernels.contract import DECODING_RULES, OBJECTIVES, SCALE_FORMATS, SIGNS, Bytes, RawWeights
+from shardq.kernels.reference import search_affine, search_integers, search_ladders
 from shardq.kernels.reference.arrays import checked_bits, filled, group_count, group_values, shaped
 from shardq.kernels.reference.elements import (
+    FLOATS,
     checked_element,
     decoded,
     decoded_affine,
@@ -19,6 +21,16 @@ from shardq.kernels.reference.elements import (
 )
 from shardq.kernels.reference.floats import group_extremes, narrowed, widened
 from shardq.kernels.reference.integers import dequantized, error_figures, round_to_nearest
+from shardq.kernels.reference.searches import (
+    LADDER_RUNGS,
+    Groups,
+    checked,
+    checked_factors,
+    checked_importance,
+    checked_sweeps,
+    row_losses,
+    weighed,
+)
 from shardq.kernels.reference.streams import WORD_BITS, digest, packed, unpacked
 
 
@@ -273,6 +285,106 @@ class ReferenceSet:
         squares, weights = (math.fsum(stats[:, i].tolist()) for i in range(2))
         return squares, weights, float(torch.from_numpy(stats.copy())[:, 2].amax())
 
+    def search_int(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        factors: NDArray[np.float32],
+        signs: str,
+        sweeps: int,
+        scale: str,
+        least: float,
+        scales: NDArray[np.float32],
+        losses: NDArray[np.float64],
+    ) -> None:
+        """See KernelSet.search_int."""
+        g = _weighed(src, dtype, group, importance, objective)
+        found = search_integers.search(
+            g,
+            group_values("scales", scales, src, group),
+            checked_bits(bits),
+            checked_factors(factors),
+            checked("signs", signs, SIGNS),
+            checked_sweeps(sweeps),
+            checked("scale", scale, SCALE_FORMATS),
+            least,
+        )
+        scales[...] = found.scales.numpy()
+        shaped("losses", losses, np.float64, (src.shape[0], 2))[...] = row_losses(found.before, found.after)
+
+    def search_affine(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        factors: NDArray[np.float32],
+        rule: str,
+        sweeps: int,
+        scale: str,
+        least: float,
+        scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        losses: NDArray[np.float64],
+    ) -> None:
+        """See KernelSet.search_affine."""
+        g = _weighed(src, dtype, group, importance, objective)
+        steps, places = group_values("scales", scales, src, group), group_values("offsets", offsets, src, group)
+        found = search_affine.search(
+            g,
+            search_affine.Line(steps, places),
+            checked_bits(bits),
+            checked_factors(factors),
+            checked("rule", rule, DECODING_RULES),
+            checked_sweeps(sweeps),
+            checked("scale", scale, SCALE_FORMATS),
+            least,
+        )
+        scales[...], offsets[...] = found.line.scale.numpy(), found.line.low.numpy()
+        shaped("losses", losses, np.float64, (src.shape[0], 2))[...] = row_losses(found.before, found.after)
+
+    def search_ladder(
+        self,
+        src: RawWeights,
+        dtype: str,
+        element: str,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        ladder: NDArray[np.float32],
+        first: NDArray[np.uint8],
+        last: NDArray[np.uint8],
+        chosen: NDArray[np.uint8],
+        losses: NDArray[np.float64],
+    ) -> None:
+        """See KernelSet.search_ladder."""
+        g = _weighed(src, dtype, group, importance, objective)
+        if element not in FLOATS:
+            raise ValueError(f"element: expected one of {', '.join(FLOATS)}, found {element}")
+        if ladder.dtype != np.float32 or ladder.shape != (LADDER_RUNGS,):
+            raise ValueError(f"ladder: expected {LADDER_RUNGS} float32 numbers, found {ladder.dtype} {ladder.shape}")
+        if not (np.isfinite(ladder).all() and (ladder >= 0).all()):
+            raise ValueError("ladder: expected finite numbers from 0 up")
+        shape = (src.shape[0], group_count(src.shape[1], group))
+        named = {"first": first, "last": last, "chosen": chosen}
+        codes = (torch.from_numpy(shaped(n, x, np.uint8, shape).astype(np.int64)) for n, x in named.items())
+        found = search_ladders.search(g, element, torch.from_numpy(ladder.copy()), *codes)
+        chosen[...] = found.chosen.numpy()
+        shaped("losses", losses, np.float64, (src.shape[0], 2))[...] = row_losses(found.before, found.after)
+
     def checksum(self, data: Bytes) -> int:
         """See KernelSet.checksum."""
         return digest(np.frombuffer(data, np.uint8))
+
+
+def _weighed(src: RawWeights, dtype: str, group: int, importance: NDArray[np.float32] | None, objective: str) -> Groups:
+    """Groups of raw weights under an objective."""
+    w = widened(src, dtype)
+    weights = checked_importance(importance, w.shape[1])
+    return weighed(w, group, weights, checked("objective", objective, OBJECTIVES))

@@ -40,18 +40,28 @@ def quantize_mlx(
     group = scheme.group_columns(source.shape[1])
     b = buffers
     bad = kernels.group_absmax(source, dtype, group, b.high)
+    scales_of_mlx(b, dtype, scheme, kernels)
+    encode_mlx(source, dtype, group, scheme, b, kernels)
+    kernels.error_scaled(source, dtype, scheme.element, b.codes, b.scales, group, stats)
+    return Quantized(b.codes, b.scales, None), bad
+
+
+def scales_of_mlx(b: Buffers, dtype: str, scheme: Scheme, kernels: "KernelSet") -> None:
+    """Scales of small floats from the largest magnitudes of groups in `b.high`."""
     if scheme.scale == "e8m0":
         shared_scales(b.high, scheme, dtype, b.scales)
         b.scales[b.high == 0] = 1  # where the byte 127 stands for a group of zeros
     else:
         _round_to_e4m3(b.high, scheme, b, kernels)
+
+
+def encode_mlx(source: NDArray[Any], dtype: str, group: int, scheme: Scheme, b: Buffers, kernels: "KernelSet") -> None:
+    """Codes of small floats under `b.scales`."""
     if scheme.element == "e2m1":
         _encode_e2m1(source, dtype, group, b, kernels)
     else:
         kernels.encode_scaled(source, dtype, scheme.element, group, b.scales, b.codes)
         b.codes[source.view(_PATTERNS[source.itemsize]) == 1 << (8 * source.itemsize - 1)] = NEGATIVE_ZERO_E4M3
-    kernels.error_scaled(source, dtype, scheme.element, b.codes, b.scales, group, stats)
-    return Quantized(b.codes, b.scales, None), bad
 
 
 def _quantize_affine(
@@ -66,21 +76,33 @@ def _quantize_affine(
     """Codes of weight = scale * code + bias. Scales are negative where the largest magnitude is positive."""
     group = scheme.group_columns(source.shape[1])
     bad = kernels.group_range(source, dtype, group, b.low, b.high)
+    finite = affine_lines(b, scheme.bits)
+    kernels.encode_affine(source, dtype, scheme.bits, group, b.scales, b.low, "subtract", b.codes)
+    round_lines(b, stored)
+    bad += int((finite & ~(np.isfinite(b.scales) & np.isfinite(b.low))).sum())
+    kernels.error_affine(source, dtype, b.codes, b.scales, b.low, group, "bias", stats)
+    return Quantized(b.codes, b.scales, None, biases=b.low), bad
+
+
+def affine_lines(b: Buffers, bits: int) -> NDArray[np.bool_]:
+    """Scales, and biases in `b.low`, from the extremes of groups in `b.low` and `b.high`, before they are rounded.
+    Returns which groups are finite."""
     finite = np.isfinite(b.low) & np.isfinite(b.high)
     low, high = np.where(finite, b.low, 0), np.where(finite, b.high, 0)
-    with np.errstate(over="ignore", invalid="ignore"):  # a range beyond fp32 counts as a bad group below
-        step = np.maximum((high - low) / np.float32((1 << scheme.bits) - 1), SMALLEST_STEP)
+    with np.errstate(over="ignore", invalid="ignore"):  # a range beyond fp32 counts as a bad group
+        step = np.maximum((high - low) / np.float32((1 << bits) - 1), SMALLEST_STEP)
         falling = np.abs(low) <= np.abs(high)
         edge = np.where(falling, high, low)
         levels = np.rint(edge / np.where(falling, -step, step))
         np.copyto(b.scales, np.where(falling, -step, step))
         np.divide(edge, levels, out=b.scales, where=levels != 0)
         np.copyto(b.low, np.where(levels != 0, edge, np.float32(0)))
-    kernels.encode_affine(source, dtype, scheme.bits, group, b.scales, b.low, "subtract", b.codes)
+    return finite
+
+
+def round_lines(b: Buffers, stored: str) -> None:
+    """Scales and biases as they are stored."""
     b.scales[:], b.low[:] = round_to(b.scales, STORED[stored]), round_to(b.low, STORED[stored])
-    bad += int((finite & ~(np.isfinite(b.scales) & np.isfinite(b.low))).sum())
-    kernels.error_affine(source, dtype, b.codes, b.scales, b.low, group, "bias", stats)
-    return Quantized(b.codes, b.scales, None, biases=b.low), bad
 
 
 def _round_to_e4m3(absmax: NDArray[np.float32], scheme: Scheme, b: Buffers, kernels: "KernelSet") -> None:

@@ -11,7 +11,11 @@ from shardq.quantizers.mlx import quantize_mlx
 from shardq.quantizers.native_fp8 import sign_zeros
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.scales import range_scales, shared_scales
+from shardq.quantizers.search_floats import search_powers, search_small_floats
+from shardq.quantizers.search_integers import search_asymmetric, search_biases, search_symmetric
+from shardq.quantizers.search_job import SearchJob
 from shardq.schemes import Scheme
+from shardq.search import Search, kind_of
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
@@ -26,12 +30,17 @@ def quantize_rows(
     kernels: "KernelSet",
     amax: float | None = None,
     stored: str | None = None,
+    search: Search | None = None,
+    importance: NDArray[np.float32] | None = None,
+    losses: NDArray[np.float64] | None = None,
 ) -> tuple[Quantized, int]:
     """Quantize [rows, columns] weights (uint16 bit views for BF16 and F16, float32 for F32) into `buffers`, and measure
     the result into `stats` [rows, 3]: sum of squared errors, sum of squared weights, largest error of each row.
 
     `amax`: the largest |w| of all that the scheme's `reach` names; None where that is the group. `stored`: the type
-    that the weight has in the result, for scales of that type, where it is not `dtype`.
+    that the weight has in the result, for scales of that type, where it is not `dtype`. `search`: how better scales are
+    found; `importance` [columns], fp32, finite and from 0 up: how much an error counts there then (None: 1), and
+    `losses` [rows, 2] get the errors so weighed, under round-to-nearest's scales and under those chosen.
     `source` begins with a row that is a multiple of the scheme's `group_rows`. Returns the result, which lies in the
     buffers, and the number of groups that hold NaN or infinity or whose scale overflows the scale format; such groups
     have no meaning and must not be written.
@@ -41,6 +50,10 @@ def quantize_rows(
     rows, columns = source.shape
     group = scheme.group_columns(columns)
     b = buffers.first(rows)
+    if search is not None:
+        sums = np.empty((rows, 2)) if losses is None else losses
+        job = SearchJob(source, dtype, stored or dtype, scheme, search, importance, b, sums, kernels)
+        return search_rows(job, stats, amax)
     if scheme.numbers == "mlx":
         return quantize_mlx(source, dtype, stored or dtype, scheme, b, stats, kernels)
     if scheme.numbers == "auto_round" and scheme.format.is_integer:
@@ -67,6 +80,20 @@ def quantize_rows(
     kernels.encode_affine(source, dtype, scheme.bits, group, b.scales, b.low, "add_round", b.codes)
     kernels.error_affine(source, dtype, b.codes, b.scales, b.low, group, "zero", stats)
     return Quantized(b.codes, b.scales, b.zeros), bad
+
+
+def search_rows(job: SearchJob, stats: NDArray[np.float64], amax: float | None) -> tuple[Quantized, int]:
+    """`quantize_rows` with a search. ValueError where the scheme has nothing to search."""
+    kind = kind_of(job.scheme)
+    if kind == "symmetric":
+        return search_symmetric(job, stats)
+    if kind == "asymmetric":
+        return (search_biases if job.scheme.numbers == "mlx" else search_asymmetric)(job, stats)
+    if kind == "powers":
+        return search_powers(job, stats)
+    if kind == "small_floats":
+        return search_small_floats(job, stats, amax)
+    raise ValueError(f"{job.scheme.name}: its scales leave nothing to search")
 
 
 def measure_rows(

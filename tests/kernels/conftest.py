@@ -71,6 +71,30 @@ def make_weights() -> MakeWeights:
 
 
 @pytest.fixture(scope="session")
+def make_importance() -> Callable[[int, str, int], NDArray[np.float32] | None]:
+    """make(seed, kind, cols): what errors in columns count. huge: over sixty powers of ten."""
+
+    def make(seed: int, kind: str, cols: int) -> NDArray[np.float32] | None:
+        rng = np.random.default_rng(seed)
+        if kind == "none":
+            return None
+        if kind in ("equal", "all_zero"):
+            return np.full(cols, 0.37 if kind == "equal" else 0.0, np.float32)
+        if kind == "huge":
+            return (10.0 ** rng.uniform(-30, 30, cols)).astype(np.float32)
+        e = (rng.standard_normal(cols) ** 2).astype(np.float32)
+        return np.where(rng.random(cols) < 0.3, np.float32(0), e) if kind == "zeros" else e
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def without_nan() -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """The array with one NaN for all: which NaN a result is, is not specified."""
+    return lambda x: np.where(np.isnan(x), x.dtype.type(np.nan), x)
+
+
+@pytest.fixture(scope="session")
 def same_bits() -> Callable[[NDArray[Any], NDArray[Any]], None]:
     """Asserts equality of bytes, not of values: -0 is not 0 and each NaN is itself."""
 

@@ -1,0 +1,94 @@
+// The Python face of the searches. Part of module.cpp.
+#pragma once
+
+#include "arguments.h"
+
+namespace {
+
+// What all searches read and write, but for what they search.
+struct Searched {
+    const GroupedWeights w;
+    const Importance importance;
+    const shardq::Weighing weighing;
+    const Array losses;
+
+    Searched(nb::handle source, const std::string& dtype, int64_t group, nb::handle weights,
+             const std::string& objective, nb::handle sums)
+        : w(source, dtype, group),
+          importance(weights, w.cols),
+          weighing{importance.data(), parse_objective(objective)},
+          losses(sums, "losses", kF64, 2, kWrite) {
+        losses.expect(w.rows, 2);
+    }
+
+    void expect_groups(const Array& values) const { values.expect(w.rows, w.groups); }
+};
+
+// The searches of one instruction set.
+class SearchSet {
+public:
+    explicit SearchSet(const shardq::Table* table) : table_(table) {}
+
+    void search_int(nb::handle src, const std::string& dtype, int bits, int64_t group, nb::handle importance,
+                    const std::string& objective, nb::handle factors, const std::string& signs, int sweeps,
+                    const std::string& scale, float least, nb::handle scales, nb::handle losses) const {
+        const int width = checked_bits(bits);
+        const Searched a(src, dtype, group, importance, objective, losses);
+        const Factors list(factors);
+        const Array steps(scales, "scales", kF32, 2, kWrite);
+        a.expect_groups(steps);
+        const shardq::IntSearch search{width,        a.w.group,          a.weighing,
+                                       list.data(),  list.count(),       parse_signs(signs),
+                                       checked_sweeps(sweeps), parse_scale_format(scale), least};
+        const nb::gil_scoped_release unlocked;
+        table_->search_int(a.w.weights(), search, steps.data<float>(), a.losses.data<double>());
+    }
+
+    void search_affine(nb::handle src, const std::string& dtype, int bits, int64_t group, nb::handle importance,
+                       const std::string& objective, nb::handle factors, const std::string& rule, int sweeps,
+                       const std::string& scale, float least, nb::handle scales, nb::handle offsets,
+                       nb::handle losses) const {
+        const int width = checked_bits(bits);
+        const Searched a(src, dtype, group, importance, objective, losses);
+        const Factors list(factors);
+        const Array steps(scales, "scales", kF32, 2, kWrite), places(offsets, "offsets", kF32, 2, kWrite);
+        a.expect_groups(steps);
+        a.expect_groups(places);
+        const shardq::AffineSearch search{width,        a.w.group,          a.weighing,
+                                          list.data(),  list.count(),       parse_decoding_rule(rule),
+                                          checked_sweeps(sweeps), parse_scale_format(scale), least};
+        const nb::gil_scoped_release unlocked;
+        table_->search_affine(a.w.weights(), search, steps.data<float>(), places.data<float>(),
+                              a.losses.data<double>());
+    }
+
+    void search_ladder(nb::handle src, const std::string& dtype, const std::string& element, int64_t group,
+                       nb::handle importance, const std::string& objective, nb::handle ladder, nb::handle first,
+                       nb::handle last, nb::handle chosen, nb::handle losses) const {
+        const Element& type = parse_element(element);
+        if (type.kind == ElementKind::Int) {
+            throw nb::value_error(("element: expected a float, found " + element).c_str());
+        }
+        const Searched a(src, dtype, group, importance, objective, losses);
+        const Array rungs(ladder, "ladder", kF32, 1, kRead);
+        const Array low(first, "first", kU8, 2, kRead), high(last, "last", kU8, 2, kRead);
+        const Array best(chosen, "chosen", kU8, 2, kWrite);
+        if (rungs.size(0) != 256) rungs.fail("expected 256 numbers, found " + std::to_string(rungs.size(0)));
+        for (int i = 0; i < 256; i++) {
+            const float each = rungs.data<float>()[i];
+            if (!(each >= 0.0f && each <= kMostReal)) rungs.fail("expected finite numbers from 0 up");
+        }
+        a.expect_groups(low);
+        a.expect_groups(high);
+        a.expect_groups(best);
+        const shardq::LadderSearch search{a.w.group, a.weighing, rungs.data<float>(), low.data<uint8_t>(),
+                                          high.data<uint8_t>()};
+        const nb::gil_scoped_release unlocked;
+        table_->search_ladder(a.w.weights(), type, search, best.data<uint8_t>(), a.losses.data<double>());
+    }
+
+protected:
+    const shardq::Table* table_;
+};
+
+}  // namespace

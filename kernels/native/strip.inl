@@ -1,0 +1,152 @@
+// Some rows of one group with the weights of their errors, turned so that a column is a vector. Part of bodies.inl.
+//
+// Searches go over a group several times. Up to kChunk columns lie turned in the first-level cache; wider groups are
+// read, and turned, chunk by chunk each time. Sums over a group are fp32: over the columns of a chunk in order, then
+// over the chunks.
+
+constexpr int kChunk = 128;  // columns
+
+struct alignas(64) Strip {
+    float w[kChunk * kStrip];   // weights
+    float e[kChunk * kStrip];   // what a squared error counts
+    float ew[kChunk * kStrip];  // their product
+};
+
+// A group in some rows: `lanes` of them are there, the others repeat the last.
+template <class T>
+struct GroupRows {
+    const typename T::Raw* src;  // first row's first column of the group
+    int64_t stride, cols;
+    int lanes;
+    const float* importance;  // of the group's columns, or null: 1
+    Objective objective;
+    Reals mean;  // of w * w, where the objective asks for it
+    bool weighs;  // whether chunks come with e and ew
+    int64_t in_strip;  // the chunk that the strip holds, or -1
+
+    int64_t chunks() const { return ceil_div(cols, kChunk); }
+};
+
+template <class T>
+inline void turn_columns(const GroupRows<T>& g, int64_t at, int64_t cols, float* SHARDQ_RESTRICT out) {
+    unsigned char* bytes = reinterpret_cast<unsigned char*>(out);
+    for (int lane = 0; lane < kStrip; lane++) {
+        const auto* SHARDQ_RESTRICT row = g.src + g.stride * (lane < g.lanes ? lane : g.lanes - 1) + at;
+        for (int64_t j = 0; j < cols; j++) {
+            const uint32_t raw = row[j];
+            std::memcpy(bytes + 4 * (j * kStrip + lane), &raw, sizeof raw);
+        }
+    }
+    for (int64_t i = 0; i < cols * kStrip; i++) {
+        uint32_t raw;
+        std::memcpy(&raw, bytes + 4 * i, sizeof raw);
+        raw = T::widen_bits(raw);
+        std::memcpy(bytes + 4 * i, &raw, sizeof raw);
+    }
+}
+
+// e is the column's importance times 1, w^2, or sqrt(mean w^2 + w^2).
+template <Objective kObjective>
+inline void weigh_columns(const float* importance, Reals mean, int64_t cols, Strip& s) {
+    for (int64_t j = 0; j < cols; j++) {
+        const Reals w = load_lanes(s.w + j * kStrip);
+        Reals e = all_lanes(importance == nullptr ? 1.0f : importance[j]);
+        if constexpr (kObjective == Objective::Square) e = e * (w * w);
+        if constexpr (kObjective == Objective::Root) e = e * root_lanes(mean + w * w);
+        store_lanes(s.e + j * kStrip, e);
+        store_lanes(s.ew + j * kStrip, e * w);
+    }
+}
+
+template <class T>
+inline void weigh_chunk(const GroupRows<T>& g, int64_t at, int64_t cols, Strip& s) {
+    const float* importance = g.importance == nullptr ? nullptr : g.importance + at;
+    if (g.objective == Objective::Square) return weigh_columns<Objective::Square>(importance, g.mean, cols, s);
+    if (g.objective == Objective::Root) return weigh_columns<Objective::Root>(importance, g.mean, cols, s);
+    weigh_columns<Objective::None>(importance, g.mean, cols, s);
+}
+
+// Makes sure that the strip holds a chunk. Returns its columns.
+template <class T>
+inline int64_t take_chunk(GroupRows<T>& g, int64_t chunk, Strip& s) {
+    const int64_t at = chunk * kChunk, cols = least(kChunk, g.cols - at);
+    if (g.in_strip == chunk) return cols;
+    turn_columns<T>(g, at, cols, s.w);
+    if (g.weighs) weigh_chunk<T>(g, at, cols, s);
+    g.in_strip = chunk;
+    return cols;
+}
+
+// The largest w and the largest -w of a group.
+struct Extremes {
+    Reals high, low;
+};
+
+// Neither is below `least`; NaN is passed over. Finds the mean of squares too: from then on chunks come with e and ew.
+template <class T>
+inline Extremes find_strip_extremes(GroupRows<T>& g, float least, Strip& s) {
+    Extremes found = {all_lanes(least), all_lanes(least)};
+    Reals squares = {};
+    for (int64_t chunk = 0; chunk < g.chunks(); chunk++) {
+        const int64_t cols = take_chunk<T>(g, chunk, s);
+        Reals sum = {};
+        for (int64_t j = 0; j < cols; j++) {
+            const Reals w = load_lanes(s.w + j * kStrip);
+            found.high = larger_of(found.high, w);
+            found.low = larger_of(found.low, -w);
+            sum += w * w;
+        }
+        squares += sum;
+    }
+    g.mean = squares / static_cast<float>(g.cols);
+    g.weighs = true;
+    if (g.chunks() > 1) {
+        g.in_strip = -1;
+    } else {
+        weigh_chunk<T>(g, 0, g.cols, s);
+    }
+    return found;
+}
+
+// What a search does with the rows of a group: fn(group, lanes, strip), `first` the index of (first row, group) among
+// all groups. Groups are inside, so that the rows' bytes are read from left to right.
+template <class T, class Function>
+inline void for_group_rows(const Weights& w, int64_t group, const Weighing& weighing, const Function& fn) {
+    const int64_t groups = ceil_div(w.cols, group);
+    const auto* src = static_cast<const typename T::Raw*>(w.data);
+    Strip s;
+    for (int64_t row = 0; row < w.rows; row += kStrip) {
+        const int lanes = static_cast<int>(least(kStrip, w.rows - row));
+        for (int64_t k = 0; k < groups; k++) {
+            const int64_t at = k * group;
+            const float* importance = weighing.importance == nullptr ? nullptr : weighing.importance + at;
+            GroupRows<T> g = {src + row * w.cols + at, w.cols, least(group, w.cols - at), lanes, importance,
+                              weighing.objective,      {},     false, -1};
+            fn(g, row, k, s);
+        }
+    }
+}
+
+// A value per group of each of the rows; the lanes that are not there repeat the last.
+inline Reals load_groups(const float* values, int64_t row, int64_t k, int64_t groups, int lanes) {
+    alignas(64) float each[kStrip];
+    for (int i = 0; i < kStrip; i++) each[i] = values[(row + (i < lanes ? i : lanes - 1)) * groups + k];
+    return load_lanes(each);
+}
+
+inline void store_groups(float* values, int64_t row, int64_t k, int64_t groups, int lanes, Reals x) {
+    alignas(64) float each[kStrip];
+    store_lanes(each, x);
+    for (int i = 0; i < lanes; i++) values[(row + i) * groups + k] = each[i];
+}
+
+// Weighted errors of a group's rows, before the search and after it, to the rows' sums.
+inline void add_losses(double* losses, int64_t row, int lanes, Reals before, Reals after) {
+    alignas(64) float first[kStrip], last[kStrip];
+    store_lanes(first, before);
+    store_lanes(last, after);
+    for (int i = 0; i < lanes; i++) {
+        losses[2 * (row + i)] += static_cast<double>(first[i]);
+        losses[2 * (row + i) + 1] += static_cast<double>(last[i]);
+    }
+}

@@ -1,0 +1,96 @@
+"""Integers and affine codes whose scales are searched, not taken from the extremes alone: round-to-nearest's numbers
+first, better ones where there are, and codes by true division under what is stored."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardq.quantizers.mlx import affine_lines, round_lines
+from shardq.quantizers.quantized import Quantized
+from shardq.quantizers.scales import range_scales, shared_scales
+from shardq.quantizers.search_job import SearchJob
+
+LEAST: Final = float(np.float32(np.float16(1e-5)))  # scale that auto-round stores
+TINY: Final = float(np.finfo(np.float32).tiny)
+
+
+def search_symmetric(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized, int]:
+    """`rtn.quantize_rows` for symmetric integers."""
+    b, scheme, kernels = job.buffers, job.scheme, job.kernels
+    of_auto_round = scheme.numbers == "auto_round"
+    if of_auto_round:
+        bad = kernels.rtn_int(job.source, job.dtype, scheme.bits, job.group, True, b.codes, b.scales, b.zeros)
+    else:
+        bad = kernels.group_absmax(job.source, job.dtype, job.group, b.high)
+        bad += shared_scales(b.high, scheme, job.dtype, b.scales, None, job.stored)
+    kernels.search_int(
+        job.source,
+        job.dtype,
+        scheme.bits,
+        job.group,
+        job.importance,
+        job.search.objective,
+        job.factors(logarithmic=True),
+        job.search.signs,
+        job.search.sweeps,
+        job.scale_format,
+        LEAST if of_auto_round else TINY,
+        b.scales,
+        job.losses,
+    )
+    kernels.encode_scaled(job.source, job.dtype, scheme.element, job.group, b.scales, b.codes)
+    kernels.error_scaled(job.source, job.dtype, scheme.element, b.codes, b.scales, job.group, stats)
+    return Quantized(b.codes, b.scales, b.zeros if of_auto_round else None), bad
+
+
+def search_asymmetric(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized, int]:
+    """`rtn.quantize_rows` for integers with zero points."""
+    b, scheme, kernels = job.buffers, job.scheme, job.kernels
+    of_auto_round = scheme.numbers == "auto_round"
+    if of_auto_round:
+        bad = kernels.rtn_int(job.source, job.dtype, scheme.bits, job.group, False, b.codes, b.scales, b.zeros)
+    else:
+        bad = kernels.group_range(job.source, job.dtype, job.group, b.low, b.high)
+        bad += range_scales(b.low, b.high, scheme, job.stored, b.scales, b.zeros)
+    np.copyto(b.low, b.zeros)
+    _search_lines(job, "zero", LEAST if of_auto_round else TINY)
+    np.copyto(b.zeros, b.low, casting="unsafe")
+    rule = "round_add" if of_auto_round else "add_round"
+    kernels.encode_affine(job.source, job.dtype, scheme.bits, job.group, b.scales, b.low, rule, b.codes)
+    kernels.error_affine(job.source, job.dtype, b.codes, b.scales, b.low, job.group, "zero", stats)
+    return Quantized(b.codes, b.scales, b.zeros), bad
+
+
+def search_biases(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized, int]:
+    """`rtn.quantize_rows` for affine codes of MLX. Codes are those of the stored scales and biases, where MLX takes
+    them before these are rounded; so no group is worse than MLX's, searched or not."""
+    b, scheme, kernels = job.buffers, job.scheme, job.kernels
+    bad = kernels.group_range(job.source, job.dtype, job.group, b.low, b.high)
+    finite = affine_lines(b, scheme.bits)
+    round_lines(b, job.stored)
+    _search_lines(job, "bias", TINY)
+    bad += int((finite & ~(np.isfinite(b.scales) & np.isfinite(b.low))).sum())
+    kernels.encode_affine(job.source, job.dtype, scheme.bits, job.group, b.scales, b.low, "subtract", b.codes)
+    kernels.error_affine(job.source, job.dtype, b.codes, b.scales, b.low, job.group, "bias", stats)
+    return Quantized(b.codes, b.scales, None, biases=b.low), bad
+
+
+def _search_lines(job: SearchJob, rule: str, least: float) -> None:
+    """Better scales, and zero points or biases in `low`."""
+    job.kernels.search_affine(
+        job.source,
+        job.dtype,
+        job.scheme.bits,
+        job.group,
+        job.importance,
+        job.search.objective,
+        job.factors(logarithmic=False),
+        rule,
+        job.search.sweeps,
+        job.scale_format,
+        least,
+        job.buffers.scales,
+        job.buffers.low,
+        job.losses,
+    )
