@@ -6,6 +6,7 @@ from typing import Final
 
 from shardq.errors import (
     BadGroupSize,
+    BadImportance,
     BadOption,
     CheckpointIncomplete,
     CorruptShard,
@@ -38,6 +39,7 @@ RECIPE: Final[Errors] = (
     NothingToQuantize,
     FusedGroupSplit,
     TargetRefuses,
+    BadImportance,
     UnknownTensor,
     UnsupportedSource,
 )

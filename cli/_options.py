@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
+from shardq.errors import BadOption
+
 if TYPE_CHECKING:
     from shardq.patterns import Dialect
     from shardq.policy import Policy
-    from shardq.recipe import Decode, Mtp, Ragged, Recipe
+    from shardq.recipe import Decode, Mtp, Ragged, Recipe, SearchMode
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -87,10 +89,15 @@ def recipe_options(function: F) -> F:
             "repeated.",
         ),
         click.option(
-            "--rtn", is_flag=True, expose_value=False,
-            help="Plain round-to-nearest, without a search for better scales: the only method so far, so this changes "
-            "nothing.",
+            "--search", metavar="none|auto|auto-round",
+            help="Look for better scales than round-to-nearest has: auto wherever that never loses, auto-round by that "
+            "tool's own rule. Default: auto with --importance, else none.",
         ),
+        click.option(
+            "--importance", metavar="FILE", type=click.Path(dir_okay=False),
+            help="How much an error counts in each input column: shardq's statistics, or an imatrix of llama.cpp.",
+        ),
+        click.option("--rtn", is_flag=True, help="Plain round-to-nearest: the same as --search none."),
     )  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -101,11 +108,17 @@ def build_recipes(
     schemes: Sequence[str], layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None,
     layer_config: str | None, ignore: Sequence[str], include: Sequence[str], ignore_dialect: str, quant_lm_head: bool,
     ragged: str, targets: Sequence[str] = (), policy: str = "all", mtp: str = "keep", quant_nontext: bool = False,
-    decode: str = "exact", requantize: bool = False,
+    decode: str = "exact", requantize: bool = False, search: str | None = None, importance: str | None = None,
+    rtn: bool = False,
 ) -> "list[Recipe]":  # fmt: skip
     """A Recipe for each scheme in each layout. Raises what make_recipe does, which checks all words."""
+    from shardq.importance import load_importance
     from shardq.recipe import make_recipe
 
+    if rtn and search not in {None, "none"}:
+        raise BadOption(f"--rtn is --search none, and --search {search} is given, too: take one of them back")
+    search = "none" if rtn else search
+    weighed = load_importance(importance) if importance else None
     layouts = [x.strip() for x in layout.split(",")] if layout else [None]
     return [
         make_recipe(
@@ -126,6 +139,8 @@ def build_recipes(
             quant_nontext=quant_nontext,
             decode=cast("Decode", decode),
             requantize=requantize,
+            search=cast("SearchMode | None", search),
+            importance=weighed,
         )
         for scheme in schemes or (DEFAULT_SCHEME,)
         for each in layouts

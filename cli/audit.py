@@ -39,12 +39,15 @@ ERRORS = (*SOURCE, ChecksumMismatch, DiskFull, KernelUnavailable, VerifyFailed, 
     help="Bytes to read of both sides, headers included. Of tensors that are too large for it a block is compared.",
 )  # fmt: skip
 @click.option("--statement", type=click.Path(dir_okay=False, path_type=Path), help="Write the statement to this file.")
+@click.option(
+    "--importance", metavar="FILE", type=click.Path(dir_okay=False), help="That the output was made with, if any."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be read, and read headers only.")
 @output_options
 @click.pass_obj
 def audit(
     console: Console, result: str, source: str | None, subfolder: str | None, sample: int, seed: int | None,
-    max_traffic: str, statement: Path | None, dry_run: bool,
+    max_traffic: str, statement: Path | None, importance: str | None, dry_run: bool,
 ) -> None:  # fmt: skip
     """Derive random tensors of a finished output again from its source, and compare the bytes.
 
@@ -62,6 +65,7 @@ def audit(
         seed=seed,
         max_traffic_bytes=None if max_traffic.lower() == "none" else parse_size(max_traffic, "--max-traffic"),
         dry_run=dry_run,
+        importance=importance,
     )
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     document = {**make_statement(done), "checked_at": now}

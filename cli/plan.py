@@ -34,7 +34,8 @@ def plan(
     layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None, layer_config: str | None,
     ignore: tuple[str, ...], include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str,
     targets: tuple[str, ...], policy: str, mtp: str, quant_nontext: bool,
-    decode: str, requantize: bool,
+    decode: str, requantize: bool, search: str | None, importance: str | None,
+    rtn: bool,
 ) -> None:  # fmt: skip
     """Say what `quantize` would do with SOURCE, from headers alone.
 
@@ -46,6 +47,7 @@ def plan(
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
         ragged, targets, policy, mtp, quant_nontext, decode, requantize,
+        search, importance, rtn,
     )  # fmt: skip
     if (source is None) == (headers is None) or (headers and subfolder):
         raise BadOption("give either SOURCE, perhaps with --subfolder, or --headers DIR")

@@ -27,7 +27,8 @@ def quantize(
     console: Console, source: str, schemes: tuple[str, ...], layout: str | None, bits: int | None,
     group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
     include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
-    policy: str, mtp: str, quant_nontext: bool, decode: str, requantize: bool,
+    policy: str, mtp: str, quant_nontext: bool, decode: str, requantize: bool, search: str | None,
+    importance: str | None, rtn: bool,
 ) -> None:  # fmt: skip
     """Quantize SOURCE into a folder, or with several schemes or layouts into several, from one read.
 
@@ -38,5 +39,6 @@ def quantize(
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
         ragged, targets, policy, mtp, quant_nontext, decode, requantize,
+        search, importance, rtn,
     )  # fmt: skip
     run_recipes(console, source, recipes, targets)

@@ -12,6 +12,7 @@ from shardq.arena import Arena, reserve
 from shardq.audit_magnitude import measure_rows, take
 from shardq.audit_plan import Check, Span, lines, span, split
 from shardq.audit_subjects import Derived
+from shardq.importance_vectors import read_vector, weights_of
 from shardq.kernels import KernelSet
 from shardq.layouts.base import Layout
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
@@ -190,7 +191,10 @@ def _derive(
     else:
         arena.reset(reserve(*buffer_shapes(rows, s.columns, s.scheme)))
         buffers = take_buffers(arena, rows, s.columns, s.scheme)
-        part, bad = quantize_rows(weights, dtype, s.scheme, buffers, stats, kernels, amax, s.dtype)
+        importance = None if s.importance is None else weights_of(read_vector(s.importance))
+        part, bad = quantize_rows(
+            weights, dtype, s.scheme, buffers, stats, kernels, amax, s.dtype, s.search, importance
+        )
         if bad:
             return _unfit(s.name, s.shard)
     arrays: dict[str, NDArray[Any]] = {}

@@ -9,14 +9,18 @@ from typing import Any, Final
 from shardq.carry import Goal, needs_largest
 from shardq.checkpoint import TensorRef
 from shardq.dequantize.base import Encoded
-from shardq.errors import UnknownScheme, VerifyFailed
+from shardq.errors import BadOption, UnknownScheme, VerifyFailed
 from shardq.files.safetensors import Header, HeaderTensor
 from shardq.formats import STORAGE, WEIGHT_DTYPES
+from shardq.importance import Importance, match
+from shardq.importance_vectors import VectorRef
 from shardq.layouts.base import Layout, OutSpec, unit_rows
 from shardq.outputs import Output, target_of
 from shardq.reach import find_reaches
 from shardq.recorded import goal_of, is_as_recorded
 from shardq.schemes import Scheme, parse_name
+from shardq.search import Search
+from shardq.searching import read_search
 from shardq.untied import embedding_as
 from shardq.weights import is_turned
 
@@ -71,6 +75,8 @@ class Subject:
     encoded: tuple[Encoded, ...] = ()  # how rows are made where they are not there as they are; of a stack that is kept
     # each slice, with a tensor of `outputs` for each
     goal: Goal | None = None  # where its codes are carried; None: they are made anew
+    search: Search | None = None  # by which its scales were found
+    importance: VectorRef | None = None  # how much an error counted in each column
 
     @property
     def is_strided(self) -> bool:
@@ -136,8 +142,11 @@ def ledger_reaches(output: Output, source: Weights) -> dict[str, tuple[str, ...]
     return find_reaches(quantized, output.config)
 
 
-def make_subject(name: str, reach: Iterable[str], output: Output, source: Weights, result: Headers) -> Subject:
-    """Put together what is known of a tensor; `reach` as of `ledger_reaches`. Raises NoSubjectError."""
+def make_subject(
+    name: str, reach: Iterable[str], output: Output, source: Weights, result: Headers, importance: Importance | None
+) -> Subject:
+    """Put together what is known of a tensor; `reach` as of `ledger_reaches`, `importance` that of the run. Raises
+    NoSubjectError, BadImportance."""
     entry = output.ledger["tensors"][name]
     t = _find_source(name, output, source)
     scheme = _scheme(_matrix(t), output) if entry["outcome"] == "quantized" else None
@@ -163,7 +172,20 @@ def make_subject(name: str, reach: Iterable[str], output: Output, source: Weight
         reach=tuple(_matrix(_find_source(n, output, source), measured=True) for n in reach),
         encoded=t.encoded,
         goal=goal_of(t, entry, output.layout),
+        search=_search(name, entry),
+        importance=match(importance, {t.module: (rows, columns)})[t.module] if importance and _weighed(entry) else None,
     )
+
+
+def _search(name: str, entry: Mapping[str, Any]) -> Search | None:
+    try:
+        return read_search(entry["search"]) if "search" in entry else None
+    except (TypeError, BadOption) as e:
+        raise NoSubjectError(f"{name} has a search in the ledger that is none: {e}") from e
+
+
+def _weighed(entry: Mapping[str, Any]) -> bool:
+    return bool(entry.get("weighed"))
 
 
 def sources_of(names: Iterable[str], output: Output, source: Headers) -> dict[str, TensorRef]:

@@ -19,6 +19,7 @@ from shardq.audit_subjects import NoSubjectError, Subject, choose_names, ledger_
 from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.errors import BadOption, CheckpointIncomplete, UnsupportedSource, VerifyFailed
 from shardq.headers import read_checkpoint, read_headers
+from shardq.importance import Importance
 from shardq.kernels import KernelSet, load
 from shardq.ledger import LEDGER
 from shardq.outputs import Output, identity_sha256, read_output
@@ -42,6 +43,7 @@ class Question:
     seed: int | None  # None: from the fingerprint
     max_traffic_bytes: int | None  # of records, headers and weights together; None: no limit
     dry_run: bool
+    importance: Importance | None = None  # that the result was made with
 
 
 def audit_result(result: Source, where: str, source: str | None, subfolder: str | None, question: Question) -> Audit:
@@ -69,7 +71,8 @@ def audit_output(output: Output, result: Meter, source: Meter, question: Questio
     problems = list(_check_records(output))
     names = choose_names(_check_entries(output), question.sample, seed)
     _check_listing(output, source)
-    subjects, odd = _make_subjects(names, output, result, source)
+    _check_importance(output, question.importance)
+    subjects, odd = _make_subjects(names, output, result, source, question.importance)
     problems += odd
     headers = Traffic(0, source.read_bytes, result.read_bytes, result.requests + source.requests)
     checks = plan_checks(subjects, _rest(question.max_traffic_bytes, headers.total_bytes), seed)
@@ -164,6 +167,15 @@ def _check_listing(output: Output, source: Source) -> None:
             )
 
 
+def _check_importance(output: Output, given: Importance | None) -> None:
+    """The file of importance is that of the run. Raises BadOption."""
+    made, found = output.identity.get("recipe.importance"), given and given.sha256
+    if made != found:
+        raise BadOption(
+            f"{output.where} was made with importance {made or 'none'} (sha256): --importance gives {found or 'none'}"
+        )
+
+
 def _check_header(name: str, sha256: str | None, output: Output, source: Source) -> None:
     recorded = {shard[0]: shard[3] for shard in output.identity["source.shards"]}
     if recorded.get(name) != sha256:
@@ -174,7 +186,7 @@ def _check_header(name: str, sha256: str | None, output: Output, source: Source)
 
 
 def _make_subjects(
-    names: Sequence[str], output: Output, result: Source, source: Source
+    names: Sequence[str], output: Output, result: Source, source: Source, importance: Importance | None
 ) -> tuple[list[Subject], list[str]]:
     """The chosen tensors, and what is odd about those that cannot be audited, and about the ledger."""
     weights, problems = _all_weights(output, source) if source_of(output.ledger) else ({}, [])
@@ -187,7 +199,7 @@ def _make_subjects(
     subjects: list[Subject] = []
     for name in names:
         try:
-            subjects.append(make_subject(name, reaches.get(name, ()), output, weights, of_result))
+            subjects.append(make_subject(name, reaches.get(name, ()), output, weights, of_result, importance))
         except NoSubjectError as e:
             problems.append(str(e))
     return subjects, problems

@@ -111,7 +111,9 @@ def _options(r: Recipe) -> list[str]:
         words.append("--requantize")
     if r.decode != "exact":
         words += ["--decode", r.decode]
-    return [*words, "--rtn"]
+    if r.importance:
+        words += ["--importance", r.importance.label]
+    return [*words, "--search", r.search]
 
 
 def _layer_config(r: Recipe) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shardq.destinations.base import StoredFile
 from shardq.journal import Journal
@@ -176,9 +177,10 @@ class Lane:
             self.uploader.submit(path, StoredFile(name, size_bytes, sha256))
 
     def _journal_task(self, done: Done) -> None:
-        amax = {} if done.amax is None else {"amax": done.amax}
+        more: dict[str, Any] = {} if done.amax is None else {"amax": done.amax}
+        more |= {} if done.losses is None else {"losses": list(done.losses)}
         self._journal.append(
             {"event": "task", "id": done.id, "checksum": done.checksum, "sse": done.squared_error,
-             "ssw": done.squared_weight, "max": done.max_error, **amax},
+             "ssw": done.squared_weight, "max": done.max_error, **more},
             durable=False,
         )  # fmt: skip

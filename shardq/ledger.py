@@ -11,6 +11,7 @@ import zstandard
 
 from shardq.decide import Decision
 from shardq.plans import Plan, output_names
+from shardq.searching import describe_search
 from shardq.tasks import Done, QuantizeTask
 from shardq.weights import kept_shape
 
@@ -65,19 +66,28 @@ def tensor_errors(plan: Plan, done: Mapping[int, Done]) -> dict[str, Errors]:
     return {name: merge(parts) for name, parts in slabs.items()}
 
 
-def make_ledger(plan: Plan, errors: Mapping[str, Errors]) -> dict[str, Any]:
+def tensor_losses(plan: Plan, done: Mapping[int, Done]) -> dict[str, tuple[float, float]]:
+    """Weighed errors of each weight whose scales were searched: under round-to-nearest's, and under those chosen."""
+    slabs: dict[str, list[tuple[float, float]]] = {}
+    for task in plan.tasks:
+        if isinstance(task, QuantizeTask) and (losses := done[task.id].losses) is not None:
+            slabs.setdefault(task.tensor, []).append(losses)
+    return {name: (math.fsum(x for x, _ in parts), math.fsum(y for _, y in parts)) for name, parts in slabs.items()}
+
+
+def make_ledger(plan: Plan, errors: Mapping[str, Errors], losses: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     """The ledger as plain values; equal for equal plans and outputs."""
     return {
         "format": 1,
         "fingerprint": plan.fingerprint,
-        "tensors": {d.tensor.name: _entry(plan, d, errors.get(d.tensor.name)) for d in plan.decisions},
+        "tensors": {d.tensor.name: _entry(plan, d, errors.get(d.tensor.name), losses) for d in plan.decisions},
         "source": {
             name: {"outcome": a.fate, "into": a.into, "reason": a.reason} for name, a in plan.weights.absorbed.items()
         },
     }
 
 
-def _entry(plan: Plan, d: Decision, errors: Errors | None) -> dict[str, Any]:
+def _entry(plan: Plan, d: Decision, errors: Errors | None, losses: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     t = d.tensor
     entry: dict[str, Any] = {
         "outcome": DECODED if d.action == "copy" and t.encoded else OUTCOMES[d.action],
@@ -93,6 +103,10 @@ def _entry(plan: Plan, d: Decision, errors: Errors | None) -> dict[str, Any]:
         entry["place"] = {"module": place.module, "index": place.index, "count": place.count}
     if d.carried:
         entry["carried"] = True
+    if search := plan.searches.searches.get(t.name):
+        entry |= {"search": describe_search(search), "weighed": t.name in plan.searches.vectors}
+    if t.name in losses:
+        entry["losses"] = list(losses[t.name])  # under round-to-nearest's scales, and under those chosen
     if d.scheme and errors:
         entry |= {
             "scheme": d.scheme.name,

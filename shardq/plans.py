@@ -23,6 +23,7 @@ from shardq.reach import find_reaches
 from shardq.recipe import Recipe
 from shardq.roles import Role
 from shardq.schemes import Scheme
+from shardq.searching import Searches, find_searches
 from shardq.tasks import CopyTask, Piece, QuantizeTask, Target, Task
 from shardq.version import NUMERICS, VERSION
 from shardq.weights import Weights, find_weights, is_turned, kept_shape
@@ -53,6 +54,7 @@ class Plan:
     places: Mapping[str, Place]  # modules whose tensors are slices of stacks
     reaches: Mapping[str, tuple[str, ...]]  # quantized tensor -> those whose largest magnitudes it needs; see Scheme
     goals: Mapping[str, Goal]  # tensor whose codes are carried -> how
+    searches: Searches
 
     @property
     def layout(self) -> Layout:
@@ -133,14 +135,15 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     places = {m: weights.places[m] for m in modules if m in weights.places}
     places |= layout.places(modules, checkpoint.config)
     if any(t.shape is None for t in weights.tensors.values()):
-        return Plan(checkpoint, recipe, weights, decisions, (), (), places, {}, {})
+        return Plan(checkpoint, recipe, weights, decisions, (), (), places, {}, {}, Searches({}, {}))
     goals = {d.tensor.name: d.goal for d in decisions if d.goal}
     reaches = find_reaches(_reaching(decisions, goals), checkpoint.config)
     written = [d for d in decisions if d.action != "drop"]
     homes = _homes(written, places)
     files = _files(checkpoint, weights, written, layout, places, homes, reaches)
-    tasks = _tasks(checkpoint, recipe, written, places, homes, files, goals)
-    plan = Plan(checkpoint, recipe, weights, decisions, files, tasks, places, reaches, goals)
+    searches = find_searches(decisions, recipe)
+    tasks = _tasks(checkpoint, recipe, written, places, homes, files, searches)
+    plan = Plan(checkpoint, recipe, weights, decisions, files, tasks, places, reaches, goals, searches)
     layout.config_block(recipe.scheme, plan.choices(), VERSION)  # refuses what no configuration can say
     if lost := [f.name for f in files if not fnmatchcase(f.name, layout.file_names)]:
         raise LayoutRefuses(
@@ -245,7 +248,7 @@ def _tasks(
     places: Mapping[str, Place],
     homes: Mapping[str, str],
     files: Sequence[OutputFile],
-    goals: Mapping[str, Goal],
+    searches: Searches,
 ) -> tuple[Task, ...]:
     """All tasks: those of the cut, shard by shard."""
     by_name = {d.tensor.name: d for d in decisions}
@@ -263,7 +266,7 @@ def _tasks(
                 tasks.append(CopyTask(number, shard, shard, pieces))
             else:
                 file = by_file[_file_of(d, places, homes)]
-                tasks.append(_quantize_task(number, unit[0], d, file, recipe, places, goals.get(d.tensor.name)))
+                tasks.append(_quantize_task(number, unit[0], d, file, recipe, places, searches))
     return tuple(tasks)
 
 
@@ -279,7 +282,7 @@ def _quantize_task(
     file: OutputFile,
     recipe: Recipe,
     places: Mapping[str, Place],
-    to: Goal | None,
+    searches: Searches,
 ) -> QuantizeTask:
     t, layout = d.tensor, find_layout(recipe.layout)
     assert t.dtype is not None
@@ -302,7 +305,9 @@ def _quantize_task(
         encoded=e,
         span_bytes=part.size_bytes if e else 0,
         rounds=e is not None and (recipe.decode == "rounded" or e.kind == PLAIN),
-        goal=to,
+        goal=d.goal,
+        search=searches.searches.get(t.name),
+        importance=searches.vectors.get(t.name),
         turned=d.scheme is None and is_turned(t),
     )  # fmt: skip
 

@@ -5,10 +5,12 @@ What only decides how fast or where (workers, memory caps, folders) is not here 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from shardq.errors import BadOption
 from shardq.formats import WEIGHT_DTYPES
+from shardq.importance import Importance, load_importance
 from shardq.layouts import PLAIN_LAYOUT, default_layout, find_layout
 from shardq.patterns import Dialect, LayerRule, Pattern, parse_layer_config, parse_pattern
 from shardq.policy import Policy
@@ -18,6 +20,7 @@ CONVERTED = "converted"  # the preset of what has the source's own schemes
 Ragged = Literal["refuse", "keep", "shrink"]
 Mtp = Literal["keep", "quantize", "drop"]
 Decode = Literal["exact", "rounded"]
+SearchMode = Literal["none", "auto", "auto-round"]
 Purpose = Literal["quantize", "convert", "dequantize"]
 
 
@@ -38,6 +41,8 @@ class Recipe:
     policy: Policy = "all"  # which Linear layers of the text model are quantized
     mtp: Mtp = "keep"  # what becomes of multi-token prediction layers
     quant_nontext: bool = False  # Linear layers of vision, audio and projector parts are quantized too
+    search: SearchMode = "none"  # for better scales than round-to-nearest has
+    importance: Importance | None = None  # how much an error counts in each input column
     purpose: Purpose = "quantize"  # convert: codes of the source into another layout, and its scheme is the commonest;
     # dequantize: everything is kept, and nothing stays encoded
     requantize: bool = False  # codes that a source has already are made anew; of `convert` those that may not fit
@@ -69,6 +74,8 @@ class Recipe:
             "mtp": self.mtp,
             "quant_nontext": self.quant_nontext,
             "decode": self.decode,
+            "search": self.search,
+            "importance": self.importance and self.importance.sha256,
             "purpose": self.purpose,
             "requantize": self.requantize,
             "symmetric": self.symmetric,
@@ -95,10 +102,14 @@ def make_recipe(
     quant_nontext: bool = False,
     decode: Decode = "exact",
     requantize: bool = False,
+    search: SearchMode | None = None,
+    importance: str | Path | Importance | None = None,
 ) -> Recipe:
     """A Recipe from the words that the command line and scripts use.
 
-    `scheme` may carry its layout, as in "W4A16@gptq". Raises BadOption, UnknownScheme, BadGroupSize, LayoutRefuses.
+    `scheme` may carry its layout, as in "W4A16@gptq". `importance` is a file of statistics, or what it holds; with it
+    `search` is "auto" unless it is given, else "none". Raises BadOption, UnknownScheme, BadGroupSize, LayoutRefuses,
+    and for the file BadImportance, SourceUnreadable.
     """
     scheme_name, _, layout_name = scheme.partition("@")
     if layout and layout_name and find_layout(layout) is not find_layout(layout_name):
@@ -110,9 +121,13 @@ def make_recipe(
         ("--policy", policy, Policy),
         ("--mtp", mtp, Mtp),
         ("--decode", decode, Decode),
+        ("--search", search or "none", SearchMode),
     ):
         if word not in get_args(words):
             raise BadOption(f"{option} {word!r}: expected one of {', '.join(get_args(words))}")
+    weighed = load_importance(importance) if isinstance(importance, str | Path) else importance
+    if weighed and search == "none":
+        raise BadOption("--importance weighs a search, and --search none wants none: take one of them back")
     chosen = find_layout(layout or layout_name or default_layout(preset.scheme))
     return Recipe(
         preset=preset.name,
@@ -130,6 +145,8 @@ def make_recipe(
         quant_nontext=quant_nontext,
         decode=decode,
         requantize=requantize,
+        search=search or ("auto" if weighed else "none"),
+        importance=weighed,
     )
 
 
@@ -182,7 +199,6 @@ def _scheme_dict(scheme: Scheme) -> dict[str, Any]:
         "group_size": scheme.group_size,
         "symmetric": scheme.symmetric,
         "scale": scheme.scale,
-        "search": scheme.search,
         "numbers": scheme.numbers,
         "group_rows": scheme.group_rows,
         "exponent": scheme.exponent,

@@ -87,7 +87,6 @@ class Scheme:
     group_size: int  # columns that share a scale; WHOLE_ROW for the whole row
     symmetric: bool  # False: a zero point for each group
     scale: str = "fp16"  # the format a scale is rounded to before codes are taken: a key of ELEMENTS, or WEIGHT_TYPE
-    search: Literal["none"] = "none"  # how the scale is chosen: "none" is plain round-to-nearest on min and max
     numbers: Numbers = "auto_round"  # whose arithmetic; the layout decides
     group_rows: int = 1  # rows that share a scale
     exponent: Exponent = ""  # how a scale that is a power of two is rounded; empty where scales are none

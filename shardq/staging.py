@@ -214,7 +214,8 @@ class Staging:
         uploaded: set[str] = set()
         for e in events:
             if e["event"] == "task":
-                tasks[e["id"]] = Done(e["id"], e["checksum"], e["sse"], e["ssw"], e["max"], True, e.get("amax"))
+                losses = (e["losses"][0], e["losses"][1]) if "losses" in e else None
+                tasks[e["id"]] = Done(e["id"], e["checksum"], e["sse"], e["ssw"], e["max"], True, e.get("amax"), losses)
             elif e["event"] == "sealed":
                 sealed[e["file"]] = (e["sha256"], e["size"])
                 uploaded.discard(e["file"])

@@ -12,6 +12,8 @@ from shardq.schemes import Scheme
 if TYPE_CHECKING:
     from shardq.carry import Goal
     from shardq.dequantize.base import Encoded
+    from shardq.importance_vectors import VectorRef
+    from shardq.search import Search
 
 TILE_BYTES = 1 << 20  # source bytes held at once: fits a core's second-level cache with its codes
 SLAB_BYTES = 64 << 20  # source bytes of the largest task; fixed, so that plans do not depend on the machine
@@ -57,6 +59,8 @@ class QuantizeTask:
     rounds: bool = False  # decoded rows are rounded to `dtype` first
     turned: bool = False  # written as columns: only of what is not quantized
     goal: "Goal | None" = None  # codes are carried there as they are, not made anew
+    search: "Search | None" = None  # for better scales
+    importance: "VectorRef | None" = None  # how much an error counts in each column
 
     @property
     def shards(self) -> frozenset[str]:
@@ -154,6 +158,7 @@ class Done:
     max_error: float  # largest |weight - dequantized|; 0 for a copy
     reused: bool  # the bytes were there already
     amax: float | None = None  # that of the task: with another one the bytes would be others
+    losses: tuple[float, float] | None = None  # of a search: weighed errors under round-to-nearest's scales, and now
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +216,8 @@ class Bundle:
 
     @property
     def tile_rows(self) -> int:
-        """Rows quantized at once: a multiple of 32 and of the rows that share a scale, as make about TILE_BYTES; decoded
-        rows count as 16 bits, for which what is done once for each tile weighs more than a cache that is left."""
+        """Rows quantized at once: a multiple of 32 and of the rows that share a scale, as make about TILE_BYTES.
+        Decoded rows count as 16 bits: what is done once for each tile weighs more than a cache that is left."""
         tasks = self.quantize_tasks
         unit = math.lcm(32, *(t.scheme.group_rows for t in tasks if t.scheme))
         row_bytes = tasks[0].row_bytes // (2 if tasks[0].encoded else 1)
@@ -230,7 +235,9 @@ class Bundle:
         first = tasks[0]
         tile = min(self.tile_rows, first.end_row - first.row)
         groups = sum(t.scheme.groups(t.columns) for t in tasks if t.scheme)
-        figures = 2 * 24 * (first.end_row - first.row) * len(tasks)  # of each row: as quantized, and as read back
+        figures = (
+            (2 * 24 + 16) * (first.end_row - first.row) * len(tasks)
+        )  # of each row: as quantized, as read back, and of a search
         own = figures + sum(t.output_bytes for t in tasks) + tile * (40 * groups + first.columns * len(tasks))
         wide = READ_BACK_BYTES * tile * first.columns if any(t.reads_back for t in tasks) else 0
         own += first.decoding_bytes(tile)

@@ -22,12 +22,14 @@ from shardq.descriptors import Descriptors
 from shardq.errors import CorruptShard, KernelUnavailable, NonFiniteWeight, NotExact
 from shardq.files.atomic import pread_exact, pwrite_all, writing
 from shardq.files.writeback import start_writeback
+from shardq.importance_vectors import VectorCache, VectorRef
 from shardq.kernels import KernelChoiceError, KernelSet, load
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, OutSpec
 from shardq.quantizers.buffers import Buffers, buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows, quantize_rows
 from shardq.schemes import Scheme
+from shardq.search import Search
 from shardq.source_bytes import SourceBytes
 from shardq.tasks import (
     TILE_BYTES,
@@ -52,7 +54,8 @@ TARGET_ARRAYS: Final[Mapping[str, type]] = {  # patterns where numpy has no such
 }  # fmt: skip
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the output file
-Way = tuple[Scheme, float | None]  # what decides codes: the scheme, and the magnitude that it reaches for
+# What decides codes: the scheme, the magnitude that it reaches for, how scales are searched, and what errors count.
+Way = tuple[Scheme, float | None, Search | None, VectorRef | None]
 Report = BundleDone | Surveyed | Sealed
 
 
@@ -86,6 +89,7 @@ class Rows:
 
     buffers: Buffers
     stats: NDArray[np.float64]  # [rows of the slab, 3]
+    losses: NDArray[np.float64] | None = None  # of a search [rows of the slab, 2]
 
 
 def start(workplace: Workplace) -> Callable[[object], Report]:
@@ -106,6 +110,7 @@ class Worker:
         self._place = workplace
         self._kernels = kernels
         self._arena = Arena()
+        self._vectors = VectorCache()
         self._source = SourceBytes(workplace)
         self._parts = Descriptors(os.O_RDWR)
 
@@ -164,7 +169,9 @@ class Worker:
             figures = (0.0, 0.0, 0.0) if making.stats is None else self._kernels.sum_errors(making.stats)
             yield (
                 making.member.lane,
-                Done(making.task.id, self._checksum(making.out), *figures, False, making.task.amax),
+                Done(
+                    making.task.id, self._checksum(making.out), *figures, False, making.task.amax, _losses(making, ways)
+                ),
             )
 
     def _tiles(
@@ -193,12 +200,14 @@ class Worker:
         """Quantize some rows once for each way, and pack the result for each output."""
         count, dtype = len(tile.rows), tile.dtype
         there = slice(tile.row, tile.row + count)
-        for (scheme, amax), room in ways.items():
-            takers = [m for m in makings if _way(m.task) == (scheme, amax)]
+        for way, room in ways.items():
+            scheme, amax, search, ref = way
+            takers = [m for m in makings if _way(m.task) == way]
             task = takers[0].task
             part, bad = quantize_rows(
-                tile.rows, dtype, scheme, room.buffers, room.stats[there], self._kernels, amax, task.dtype
-            )
+                tile.rows, dtype, scheme, room.buffers, room.stats[there], self._kernels, amax, task.dtype, search,
+                None if ref is None else self._vectors.get(ref), None if room.losses is None else room.losses[there],
+            )  # fmt: skip
             if bad:
                 raise self._non_finite(task, scheme, tile)
             for m in takers:
@@ -242,18 +251,23 @@ class Worker:
         """All arrays of a slab, from the arena: room for a tile, for codes, for figures, for the outputs."""
         tasks = bundle.quantize_tasks
         first, slab_rows = tasks[0], tasks[0].end_row - tasks[0].row
-        room_shape, stats_shape = (rows * first.row_bytes,), (slab_rows, 3)
+        room_shape, stats_shape, losses_shape = (rows * first.row_bytes,), (slab_rows, 3), (slab_rows, 2)
         works = {way: buffer_shapes(rows, first.columns, way[0]) for t in tasks if (way := _way(t))}
         specs = [_specs(t) for t in tasks]
         slabs = [_slab_shapes(t, s) for t, s in zip(tasks, specs, strict=True)]
         own = [t.reads_back or t.goal is not None for t in tasks]
         figures = [(stats_shape, np.float64)] * (len(works) + sum(own))
+        figures += [(losses_shape, np.float64)] * sum(way[2] is not None for way in works)
         wanted = [(room_shape, np.uint8), *figures, *(shape for work in works.values() for shape in work)]
         self._arena.reset(reserve(*wanted, *(shape for slab in slabs for shape in slab.values())))
         take = self._arena.take
         room = take(room_shape, np.uint8)
         ways = {
-            way: Rows(take_buffers(self._arena, rows, first.columns, way[0]), take(stats_shape, np.float64))
+            way: Rows(
+                take_buffers(self._arena, rows, first.columns, way[0]),
+                take(stats_shape, np.float64),
+                take(losses_shape, np.float64) if way[2] else None,
+            )
             for way in works
         }
         quantizing = (m for m in bundle.members if isinstance(m.task, QuantizeTask))
@@ -421,7 +435,14 @@ def write_values(specs: Iterable[OutSpec], out: Mapping[str, NDArray[Any]]) -> N
 
 def _way(task: QuantizeTask) -> Way | None:
     """None for what is only decoded, or carried."""
-    return None if task.scheme is None or task.goal else (task.scheme, task.amax)
+    return None if task.scheme is None or task.goal else (task.scheme, task.amax, task.search, task.importance)
+
+
+def _losses(making: Making, ways: Mapping[Way, Rows]) -> tuple[float, float] | None:
+    """Sums over the rows of a slab, exactly rounded."""
+    way = _way(making.task)
+    found = ways[way].losses if way else None
+    return None if found is None else (math.fsum(found[:, 0].tolist()), math.fsum(found[:, 1].tolist()))
 
 
 def _specs(task: QuantizeTask) -> tuple[OutSpec, ...]:

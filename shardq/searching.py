@@ -1,0 +1,86 @@
+"""Which weights get searched scales, by which search, and with whose importance: decided before a weight is read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from shardq.errors import BadOption
+from shardq.importance import Importance, allows_both_signs, doubts, match, stand_ins
+from shardq.importance_vectors import VectorRef
+from shardq.recipe import Recipe
+from shardq.roles import Role
+from shardq.search import AUTO_ROUND, Search, default_search, kind_of
+
+if TYPE_CHECKING:
+    from shardq.decide import Decision
+    from shardq.schemes import Scheme
+
+# What a search gains without importance (reference quality.md, sections 1 and 5): powers of two and 8-bit scales of
+# four-bit floats never lose against round-to-nearest; integers do, in decoders, whatever weights their errors.
+WITHOUT_IMPORTANCE: Final = frozenset({"powers", "small_floats"})
+
+
+@dataclass(frozen=True, slots=True)
+class Searches:
+    """By tensor; one that is not named has round-to-nearest's own scales."""
+
+    searches: Mapping[str, Search]
+    vectors: Mapping[str, VectorRef]  # of those whose errors are weighed
+    notes: tuple[str, ...] = ()  # what is odd about the importance
+
+
+def find_searches(decisions: Sequence["Decision"], recipe: Recipe) -> Searches:
+    """The searches of all weights that get new codes.
+
+    Raises BadImportance with the modules that the file lacks, BadOption for a rule that a scheme does not have.
+    """
+    if recipe.search == "none":
+        return Searches({}, {})
+    wanted = {d.tensor.name: d for d in decisions if d.scheme and not d.carried}
+    given = recipe.importance
+    vectors, notes = _match(wanted, given) if given else ({}, ())
+    searches = {}
+    for name, d in wanted.items():
+        assert d.scheme is not None
+        search = _choose(d.scheme, recipe, given if name in vectors else None)
+        if search is not None:
+            searches[name] = search
+    if given:
+        bits = {d.scheme.bits for n, d in wanted.items() if n in searches and d.scheme}
+        notes += tuple(note for b in sorted(bits) for note in doubts(given.provenance, b))
+    return Searches(searches, {n: v for n, v in vectors.items() if n in searches}, notes)
+
+
+def describe_search(search: Search) -> dict[str, Any]:
+    """Plain values, which `read_search` reads."""
+    return asdict(search)
+
+
+def read_search(values: Mapping[str, Any]) -> Search:
+    """The inverse of `describe_search`. Raises TypeError, BadOption."""
+    return Search(**values)
+
+
+def _match(wanted: Mapping[str, "Decision"], given: Importance) -> tuple[dict[str, VectorRef], tuple[str, ...]]:
+    modules: dict[str, tuple[int, int]] = {}
+    for d in wanted.values():
+        shape = d.tensor.shape
+        if d.role is Role.EMBEDDING or shape is None or d.scheme is None or kind_of(d.scheme) is None:
+            continue  # an embedding has no input; elsewhere there is nothing to search
+        modules[d.tensor.module] = shape[0], shape[1]
+    found = match(given, modules)
+    return {n: found[d.tensor.module] for n, d in wanted.items() if d.tensor.module in found}, stand_ins(found)
+
+
+def _choose(scheme: "Scheme", recipe: Recipe, given: Importance | None) -> Search | None:
+    kind = kind_of(scheme)
+    if recipe.search == "auto-round":
+        if kind != "symmetric":
+            raise BadOption(f"--search auto-round is for symmetric integers in groups, and {scheme.name} has none")
+        return AUTO_ROUND
+    if kind is None or (given is None and kind not in WITHOUT_IMPORTANCE):
+        return None
+    found = default_search(scheme, weighted=given is not None)
+    if found and given and kind == "symmetric" and allows_both_signs(given.provenance, scheme.bits):
+        return replace(found, signs="both")
+    return found
