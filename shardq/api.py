@@ -145,7 +145,8 @@ def audit(
 
     `result`: a folder or "org/name[@revision]". `source` (and a `subfolder` of it): what it was made of, by default the
     repo that its records name. No more than `max_traffic_bytes` are read of both, None: no limit; of large tensors
-    blocks are compared then. `importance`: the file that it was made with. `seed` chooses the tensors, by default the fingerprint does. `dry_run` only plans.
+    blocks are compared then. `importance`: the file that it was made with. `seed` chooses the tensors, by default the
+    fingerprint does. `dry_run` only plans.
     Differences are among the problems of the Audit; raises BadOption and VerifyFailed when it cannot be made.
     """
     from shardq.auditing import Question, audit_result  # brings numpy
