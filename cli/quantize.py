@@ -1,12 +1,15 @@
 """`shardq quantize`"""
 
+from pathlib import Path
+
 import click
 
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console
 from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
+from shardq.cli._mixture import SUFFIX, check_mixture, mixture_options, write_mixture
 from shardq.cli._options import build_recipes, recipe_options
-from shardq.cli._run import RUN, run_options, run_recipes
+from shardq.cli._run import RUN, run_options, run_recipes, take_run_words
 from shardq.errors import NotExact
 
 EXAMPLES = (
@@ -20,6 +23,7 @@ EXAMPLES = (
 @click.command("quantize", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, NotExact)))
 @click.argument("source")
 @recipe_options
+@mixture_options
 @run_options
 @output_options
 @click.pass_obj
@@ -28,7 +32,7 @@ def quantize(
     group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
     include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
     policy: str, mtp: str, quant_nontext: bool, decode: str, requantize: bool, search: str | None,
-    importance: str | None, rtn: bool,
+    importance: str | None, rtn: bool, target_bits: float | None, options: str | None, ignore_scale_bits: bool,
 ) -> None:  # fmt: skip
     """Quantize SOURCE into a folder, or with several schemes or layouts into several, from one read.
 
@@ -36,6 +40,17 @@ def quantize(
     NVFP4, INT4, GPTQ, AWQ, bitsandbytes, MLX). The same command resumes a run that was stopped, and a finished one
     answers that it is done. The output folder is complete or has no config.json.
     """
+    schemes = check_mixture(target_bits, options, ignore_scale_bits, schemes, layout)
+    if target_bits is not None and options:
+        words = take_run_words()
+        (base,) = build_recipes(
+            schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect,
+            quant_lm_head, ragged, targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn,
+        )  # fmt: skip
+        path = words.output_dir or Path(f"{Path(source).name.partition('@')[0]}-{base.scheme_name}")
+        path = path.with_name(path.name + SUFFIX)
+        write_mixture(console, source, words.subfolder, base, options, target_bits, ignore_scale_bits, path)
+        layer_config = str(path)
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
         ragged, targets, policy, mtp, quant_nontext, decode, requantize,

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from shardq.api import audit, inspect, plan, plan_headers, quantize, quantize_many, verify
+    from shardq.api import audit, inspect, mix, plan, plan_headers, quantize, quantize_many, verify
     from shardq.audit_statement import Audit
     from shardq.errors import ShardqError
     from shardq.inspection import Inspection
@@ -40,6 +40,7 @@ _HOMES: Final = {
     "convert_recipe": "shardq.recipe",
     "dequantize_recipe": "shardq.recipe",
     "inspect": "shardq.api",
+    "mix": "shardq.api",
     "make_recipe": "shardq.recipe",
     "plan": "shardq.api",
     "plan_headers": "shardq.api",
@@ -64,6 +65,7 @@ __all__ = [
     "dequantize_recipe",
     "inspect",
     "make_recipe",
+    "mix",
     "plan",
     "plan_headers",
     "quantize",

@@ -19,6 +19,7 @@ from shardq.sources import open_source
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
     from shardq.inspection import Inspection
+    from shardq.mixing import Mixed
     from shardq.sources.hub_xet import XetOptions
     from shardq.verification import Verification
 
@@ -157,6 +158,26 @@ def audit(
     question = Question(sample, seed, max_traffic_bytes, dry_run, weighed)
     named = None if source is None else str(source)
     return audit_result(open_result(str(result)), str(result), named, subfolder, question)
+
+
+def mix(
+    source: str | Path,
+    recipe: str | Recipe = "W4A16",
+    *,
+    options: str,
+    target_bits: float,
+    ignore_scale_bits: bool = False,
+    subfolder: str | None = None,
+) -> "Mixed":
+    """The mixture of `options` ("W2A16G64,W4A16,W8A16") that does the least harm with `target_bits` for each weight.
+
+    Each group of modules that a server runs as one, and all experts of a layer, get one of them; scores are taken from
+    sampled rows of the source, with the recipe's importance. The result's `text` is a layer config for `make_recipe`.
+    Raises BadOption for a target that the options cannot reach, and what planning raises.
+    """
+    from shardq.mixing import mix as mix_source
+
+    return mix_source(open_source(str(source), subfolder), _recipe(recipe), options, target_bits, ignore_scale_bits)
 
 
 def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection":

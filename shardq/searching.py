@@ -42,7 +42,7 @@ def find_searches(decisions: Sequence["Decision"], recipe: Recipe) -> Searches:
     searches = {}
     for name, d in wanted.items():
         assert d.scheme is not None
-        search = _choose(d.scheme, recipe, given if name in vectors else None)
+        search = choose_search(d.scheme, recipe, given if name in vectors else None)
         if search is not None:
             searches[name] = search
     if given:
@@ -72,8 +72,11 @@ def _match(wanted: Mapping[str, "Decision"], given: Importance) -> tuple[dict[st
     return {n: found[d.tensor.module] for n, d in wanted.items() if d.tensor.module in found}, stand_ins(found)
 
 
-def _choose(scheme: "Scheme", recipe: Recipe, given: Importance | None) -> Search | None:
+def choose_search(scheme: "Scheme", recipe: Recipe, given: Importance | None) -> Search | None:
+    """The search of a scheme, with importance or without; None for round-to-nearest. Raises BadOption."""
     kind = kind_of(scheme)
+    if recipe.search == "none":
+        return None
     if recipe.search == "auto-round":
         if kind != "symmetric":
             raise BadOption(f"--search auto-round is for symmetric integers in groups, and {scheme.name} has none")
