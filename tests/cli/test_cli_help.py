@@ -27,7 +27,18 @@ def error_classes(base: type[errors.ShardqError] = errors.ShardqError) -> set[ty
 
 
 def test_commands_are_those_of_this_version() -> None:
-    assert NAMES == ["audit", "convert", "dequantize", "formats", "inspect", "kernels", "plan", "quantize", "schemes", "verify"]
+    assert NAMES == [
+        "audit",
+        "convert",
+        "dequantize",
+        "formats",
+        "inspect",
+        "kernels",
+        "plan",
+        "quantize",
+        "schemes",
+        "verify",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
