@@ -1,4 +1,4 @@
-"""The search of auto-round 0.16.1 for scales of symmetric integers, in the arithmetic of torch on a CPU, as formulas."""
+"""The search of auto-round 0.16.1 for scales of symmetric integers, in the arithmetic of torch, as formulas."""
 
 import math
 from collections.abc import Callable, Sequence
