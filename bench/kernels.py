@@ -1,4 +1,5 @@
-"""Speed of every kernel on every instruction set: python bench/kernels.py [--json] [--schemes] [--rows N] [--cols N].
+"""Speed of every kernel on every instruction set: python bench/kernels.py [--json] [--schemes | --searches] [--rows N]
+[--cols N].
 
 CPU-seconds of one thread per GB of bf16 weights, best of the repeats, on a tile that fits a level-2 cache. The kernel
 sets take turns, and memcpy with them: on a shared machine only ratios inside one run mean anything.
@@ -18,8 +19,10 @@ from shardq.layouts import find_layout
 from shardq.quantizers.buffers import Buffers, buffer_shapes
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import parse_scheme
+from shardq.search import AUTO_ROUND, Search, default_search
 
 GB = 1e9
+BYTES_PER_WEIGHT = 2
 LARGEST = {"e2m1": 6.0, "e4m3fn": 448.0, "int8": 127.5}
 FP4 = "NVFP4A16"  # the scheme that reaches farthest
 SCHEMES = (  # as --scheme takes them; the quantizer as a worker calls it
@@ -36,6 +39,20 @@ SCHEMES = (  # as --scheme takes them; the quantizer as a worker calls it
     "MXFP8@compressed-tensors",
     "MXINT4@auto_round",
     f"{FP4}@compressed-tensors",
+    "NVFP4_E5M3@auto_round",
+)
+SEARCHED = (  # with importance, and the search that is best for each
+    "W2A16G32@auto_round",
+    "W3A16@auto_round",
+    "W4A16@auto_round",
+    "W4A16@compressed-tensors",
+    "W8A8@compressed-tensors",
+    "W4A16_ASYM@auto_round",
+    "4BIT@mlx",
+    "MXFP4@compressed-tensors",
+    "MXFP8@compressed-tensors",
+    "NVFP4A16@compressed-tensors",
+    "NVFP4A16@mlx",
     "NVFP4_E5M3@auto_round",
 )
 CALLS_PER_TURN = 4  # the first brings the tile into the cache
@@ -63,6 +80,11 @@ class Timing:
     cpu_s_per_gb: float  # of bf16 source weights
     gb_per_s: float  # the inverse
     memcpy_ratio: float  # time over that of memcpy of the bf16 tile
+
+    @property
+    def ns_per_weight(self) -> float:
+        """The same for one weight, as searches are told."""
+        return self.cpu_s_per_gb * BYTES_PER_WEIGHT
 
 
 def group_cases(kernels: KernelSet, src: np.ndarray, group: int) -> list[Case]:
@@ -139,6 +161,29 @@ def scheme_case(kernels: KernelSet, src: np.ndarray, words: str) -> Case:
     stats = np.zeros((src.shape[0], 3))
     amax = None if scheme.reach == "group" else AMAX
     return Case(words, kernels.name, lambda: quantize_rows(src, "BF16", scheme, buffers, stats, kernels, amax))
+
+
+def search_case(kernels: KernelSet, src: np.ndarray, words: str, search: Search | None = None) -> Case:
+    """Everything that quantizing a tile with searched scales needs; the scheme's best search unless told."""
+    name, _, layout = words.partition("@")
+    scheme = find_layout(layout).settle(parse_scheme(name).scheme)
+    buffers = Buffers(*(np.zeros(shape, kind) for shape, kind in buffer_shapes(*src.shape, scheme)))
+    stats = np.zeros((src.shape[0], 3))
+    importance = (np.random.default_rng(1).standard_normal(src.shape[1]) ** 2 + 1e-4).astype(np.float32)
+    amax = None if scheme.reach == "group" else AMAX
+    chosen = search or default_search(scheme, weighted=True)
+    label = f"{words} {search.rule if search else 'search'}"
+    return Case(
+        label,
+        kernels.name,
+        lambda: quantize_rows(src, "BF16", scheme, buffers, stats, kernels, amax, search=chosen, importance=importance),
+    )
+
+
+def search_cases(kernels: KernelSet, src: np.ndarray) -> list[Case]:
+    """Schemes with searched scales."""
+    grid = search_case(kernels, src, "W4A16@auto_round", AUTO_ROUND)
+    return [*(search_case(kernels, src, words) for words in SEARCHED), grid]
 
 
 def packing_cases(kernels: KernelSet, src: np.ndarray, bits: int) -> list[Case]:
@@ -232,14 +277,19 @@ def measure(cases: list[Case], size_gb: float, repeats: int) -> list[Timing]:
     ]
 
 
+def text_of(timing: Timing) -> str:
+    """What a cell of the table holds."""
+    return f"{timing.cpu_s_per_gb:.4f} ({timing.memcpy_ratio:.1f}) {timing.ns_per_weight:6.2f}"
+
+
 def table(timings: list[Timing]) -> str:
     """One line per kernel, one column pair per set."""
     names = list(dict.fromkeys(t.set_name for t in timings))
-    lines = [f"{'CPU-s per GB (x memcpy)':32}" + "".join(f"{name:>18}" for name in names)]
+    lines = [f"{'CPU-s per GB (x memcpy) ns/weight':36}" + "".join(f"{name:>26}" for name in names)]
     for kernel in dict.fromkeys(t.kernel for t in timings):
         found = {t.set_name: t for t in timings if t.kernel == kernel}
-        texts = (f"{found[n].cpu_s_per_gb:.4f} ({found[n].memcpy_ratio:.1f})" if n in found else "" for n in names)
-        lines.append(f"{kernel:32}" + "".join(f"{text:>18}" for text in texts))
+        texts = (text_of(found[n]) if n in found else "" for n in names)
+        lines.append(f"{kernel:36}" + "".join(f"{text:>26}" for text in texts))
     return "\n".join(lines)
 
 
@@ -250,6 +300,7 @@ def record(timing: Timing) -> dict[str, str | float]:
         "set": timing.set_name,
         "cpu_s_per_gb": timing.cpu_s_per_gb,
         "gb_per_s": timing.gb_per_s,
+        "ns_per_weight": timing.ns_per_weight,
         "memcpy_ratio": timing.memcpy_ratio,
     }
 
@@ -261,6 +312,7 @@ def main() -> None:
     parser.add_argument("--cols", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--schemes", action="store_true", help="whole schemes only")
+    parser.add_argument("--searches", action="store_true", help="whole schemes with searched scales only")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     options = parser.parse_args()
     weights = (np.random.default_rng(0).standard_normal((options.rows, options.cols)) * 0.02).astype(np.float32)
@@ -270,9 +322,11 @@ def main() -> None:
     for row in sets():
         if row.usable and row.name != "reference":
             kernels = load(row.name)
+            searches = search_cases(kernels, src)
             schemes = [scheme_case(kernels, src, words) for words in SCHEMES]
-            cases += schemes if options.schemes else native_cases(kernels, src, out) + schemes
-    cases += [] if options.schemes else reference_cases(src)
+            some = searches if options.searches else schemes + searches
+            cases += some if options.schemes or options.searches else native_cases(kernels, src, out) + some
+    cases += [] if options.schemes or options.searches else reference_cases(src)
     timings = measure(cases, src.nbytes / GB, options.repeats)
     if options.json:
         print(json.dumps({"rows": options.rows, "cols": options.cols, "timings": [record(t) for t in timings]}))

@@ -169,6 +169,18 @@ class NativeSet:
         chosen: NDArray[np.uint8],
         losses: NDArray[np.float64],
     ) -> None: ...
+    def search_grid(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        factors: NDArray[np.float32],
+        scales: NDArray[np.float32],
+        codes: NDArray[np.uint8],
+        losses: NDArray[np.float64],
+    ) -> int: ...
     def checksum(self, data: Bytes) -> int: ...
 
 def native_sets() -> list[tuple[NativeSet, bool, str]]: ...

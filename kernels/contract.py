@@ -417,6 +417,39 @@ class KernelSet(Protocol):
         """
         ...
 
+    def search_grid(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        factors: NDArray[np.float32],
+        scales: NDArray[np.float32],
+        codes: NDArray[np.uint8],
+        losses: NDArray[np.float64],
+    ) -> int:
+        """Scales [rows, G] and codes [rows, cols] of symmetric integers of src [rows, cols] as auto-round 0.16.1 finds
+        them (quant_tensor_opt_rtn_sym), bit for bit as torch computes that on one thread of an x86 CPU.
+
+        Every operation but on errors is rounded to the weights' own type, t(); h = 2^(bits-1); 1/x is t(1 / x), and 0
+        for an |x| below 1e-30, 1e-5 in fp16. m is the first weight of largest magnitude.
+            for each factor c [K], K from 1 to 256: r = t(-c * (1/m)); s = 1/r; q = RNE(t(r * w)) from -h to h - 1;
+                the error is sum e * d^2, d = t(t(s * q) - w), e the column's importance (None: 1), in fp32
+            the first s, or the first with an error below all before; then s = min(s, -f) if s < 0, else max(s, f), with
+            f = t(1e-5); code = RNE(t(w / s)) from -h to h - 1, plus h
+
+        The errors of a group, zeros behind a short last one, are added as torch adds them where it has AVX2: from the
+        first on eight at a time, each eight to one of four sums in turn, which every 2^p steps, p = max(4, a quarter of
+        the bits of their number), move up one of four levels; then the levels, the eights that are left over, the four
+        sums, the numbers behind the last eight in order, and the eight sums in order. Groups below 8 columns: one at a
+        time.
+        Returns the number of bad groups: those that hold NaN or infinity; each gets the scale f and the codes h.
+        losses [rows, 2]: the errors of all groups of a row, in order, in double: with the first factor, and with the
+        best. Of importance that is 0 auto-round makes something else; it is used as it is here.
+        """
+        ...
+
     def checksum(self, data: Bytes) -> int:
         """A 64-bit digest of bytes [n], n >= 0, against torn and misplaced writes; not cryptographic.
 

@@ -42,6 +42,7 @@ using namespace shardq;
 #include "strip.inl"
 
 #include "search_affine.inl"
+#include "search_grid.inl"
 #include "search_int.inl"
 #include "search_ladder.inl"
 
@@ -54,7 +55,7 @@ const Table SHARDQ_SET_TABLE = {
     SHARDQ_SET_NAME, widen,          group_minmax,  rtn_int,       rtn_error_int, pack_bits,     unpack_bits,
     transpose_u32,   pack_columns,   split_words,   dequantize_int, error_int,    group_absmax,  group_range,   encode_scaled,
     encode_affine,   decode_scaled,  decode_affine, error_scaled,  error_affine,  narrow_columns, sum_errors,
-    search_int,      search_affine,  search_ladder, checksum,
+    search_int,      search_affine,  search_ladder, search_grid,   checksum,
 };
 
 }  // namespace shardq

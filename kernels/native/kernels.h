@@ -103,6 +103,15 @@ struct LadderSearch {
     const uint8_t *first, *last;  // [rows, groups]
 };
 
+// The search of auto-round; factors [factor_count] of the inverse scale, the first is round-to-nearest's own.
+struct GridSearch {
+    int bits;  // 2..8
+    int64_t group;
+    Weighing weighing;
+    const float* factors;
+    int64_t factor_count;
+};
+
 struct Table {
     const char* name;
     void (*widen)(const Weights& src, float* out);
@@ -136,6 +145,8 @@ struct Table {
                           double* losses);
     void (*search_ladder)(const Weights& src, const Element& element, const LadderSearch& search, uint8_t* chosen,
                           double* losses);
+    int64_t (*search_grid)(const Weights& src, const GridSearch& search, float* scales, uint8_t* codes,
+                           double* losses);
     uint64_t (*checksum)(const uint8_t* data, int64_t size_bytes);
 };
 

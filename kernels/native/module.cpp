@@ -381,5 +381,8 @@ NB_MODULE(_native, m) {
         .def("search_ladder", &NativeSet::search_ladder, nb::arg("src"), nb::arg("dtype"), nb::arg("element"),
              nb::arg("group"), nb::arg("importance").none(), nb::arg("objective"), nb::arg("ladder"), nb::arg("first"),
              nb::arg("last"), nb::arg("chosen"), nb::arg("losses"))
+        .def("search_grid", &NativeSet::search_grid, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"),
+             nb::arg("group"), nb::arg("importance").none(), nb::arg("factors"), nb::arg("scales"), nb::arg("codes"),
+             nb::arg("losses"))
         .def("checksum", &NativeSet::checksum, nb::arg("data"));
 }

@@ -87,6 +87,20 @@ public:
         table_->search_ladder(a.w.weights(), type, search, best.data<uint8_t>(), a.losses.data<double>());
     }
 
+    int64_t search_grid(nb::handle src, const std::string& dtype, int bits, int64_t group, nb::handle importance,
+                        nb::handle factors, nb::handle scales, nb::handle codes, nb::handle losses) const {
+        const int width = checked_bits(bits);
+        const Searched a(src, dtype, group, importance, "none", losses);
+        const Factors list(factors);
+        const Array steps(scales, "scales", kF32, 2, kWrite), levels(codes, "codes", kU8, 2, kWrite);
+        a.expect_groups(steps);
+        levels.expect(a.w.rows, a.w.cols);
+        const shardq::GridSearch search{width, a.w.group, a.weighing, list.data(), list.count()};
+        const nb::gil_scoped_release unlocked;
+        return table_->search_grid(a.w.weights(), search, steps.data<float>(), levels.data<uint8_t>(),
+                                   a.losses.data<double>());
+    }
+
 protected:
     const shardq::Table* table_;
 };

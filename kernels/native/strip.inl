@@ -27,21 +27,55 @@ struct GroupRows {
     int64_t chunks() const { return ceil_div(cols, kChunk); }
 };
 
+// A square of kStrip rows and columns is turned by perfect shuffles, as in transpose.inl.
+constexpr int kSquare = kStrip * kStrip;
+
+inline void shuffle_square(const uint32_t* SHARDQ_RESTRICT src, uint32_t* SHARDQ_RESTRICT out) {
+    for (int i = 0; i < kSquare / 2; i++) {
+        out[2 * i] = src[i];
+        out[2 * i + 1] = src[i + kSquare / 2];
+    }
+}
+
+// Leaves the square in one of the two; returns it.
+inline const uint32_t* turn_square(uint32_t* a, uint32_t* b) {
+    for (int width = kStrip; width > 1; width /= 2) {
+        shuffle_square(a, b);
+        uint32_t* const last = a;
+        a = b;
+        b = last;
+    }
+    return a;
+}
+
+// kStrip raw weights of a row, as 32-bit words. Said with vectors: compilers rather gather a column from all rows.
+inline void load_words(const uint32_t* from, uint32_t* to) { std::memcpy(to, from, kStrip * sizeof *to); }
+
+inline void load_words(const uint16_t* from, uint32_t* to) {
+#if defined(__GNUC__)
+    typedef uint16_t Halves __attribute__((vector_size(2 * kStrip)));
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    const Ints words = __builtin_convertvector(halves, Ints);
+    std::memcpy(to, &words, sizeof words);
+#else
+    for (int i = 0; i < kStrip; i++) to[i] = from[i];
+#endif
+}
+
 template <class T>
 inline void turn_columns(const GroupRows<T>& g, int64_t at, int64_t cols, float* SHARDQ_RESTRICT out) {
-    unsigned char* bytes = reinterpret_cast<unsigned char*>(out);
-    for (int lane = 0; lane < kStrip; lane++) {
-        const auto* SHARDQ_RESTRICT row = g.src + g.stride * (lane < g.lanes ? lane : g.lanes - 1) + at;
-        for (int64_t j = 0; j < cols; j++) {
-            const uint32_t raw = row[j];
-            std::memcpy(bytes + 4 * (j * kStrip + lane), &raw, sizeof raw);
-        }
+    const typename T::Raw* rows[kStrip];
+    for (int lane = 0; lane < kStrip; lane++) rows[lane] = g.src + g.stride * (lane < g.lanes ? lane : g.lanes - 1) + at;
+    alignas(64) uint32_t a[kSquare], b[kSquare];
+    int64_t j = 0;
+    for (; j + kStrip <= cols; j += kStrip) {
+        for (int lane = 0; lane < kStrip; lane++) load_words(rows[lane] + j, a + lane * kStrip);
+        const uint32_t* turned = turn_square(a, b);
+        for (int i = 0; i < kSquare; i++) out[j * kStrip + i] = float_of_bits(T::widen_bits(turned[i]));
     }
-    for (int64_t i = 0; i < cols * kStrip; i++) {
-        uint32_t raw;
-        std::memcpy(&raw, bytes + 4 * i, sizeof raw);
-        raw = T::widen_bits(raw);
-        std::memcpy(bytes + 4 * i, &raw, sizeof raw);
+    for (; j < cols; j++) {
+        for (int lane = 0; lane < kStrip; lane++) out[j * kStrip + lane] = widen_value<T>(rows[lane][j]);
     }
 }
 

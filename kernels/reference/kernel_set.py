@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from shardq.kernels.contract import DECODING_RULES, OBJECTIVES, SCALE_FORMATS, SIGNS, Bytes, RawWeights
-from shardq.kernels.reference import search_affine, search_integers, search_ladders
+from shardq.kernels.reference import search_affine, search_grids, search_integers, search_ladders
 from shardq.kernels.reference.arrays import checked_bits, filled, group_count, group_values, shaped
 from shardq.kernels.reference.elements import (
     FLOATS,
@@ -377,6 +377,27 @@ class ReferenceSet:
         found = search_ladders.search(g, element, torch.from_numpy(ladder.copy()), *codes)
         chosen[...] = found.chosen.numpy()
         shaped("losses", losses, np.float64, (src.shape[0], 2))[...] = row_losses(found.before, found.after)
+
+    def search_grid(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        factors: NDArray[np.float32],
+        scales: NDArray[np.float32],
+        codes: NDArray[np.uint8],
+        losses: NDArray[np.float64],
+    ) -> int:
+        """See KernelSet.search_grid."""
+        g = _weighed(src, dtype, group, importance, "none")
+        rows, cols = src.shape
+        found = search_grids.search(g, dtype, checked_bits(bits), checked_factors(factors))
+        shaped("scales", scales, np.float32, (rows, group_count(cols, group)))[...] = found.scales.numpy()
+        shaped("codes", codes, np.uint8, (rows, cols))[...] = found.codes.flatten(1)[:, :cols].numpy()
+        shaped("losses", losses, np.float64, (rows, 2))[...] = row_losses(found.before, found.after)
+        return int(found.bad.sum())
 
     def checksum(self, data: Bytes) -> int:
         """See KernelSet.checksum."""

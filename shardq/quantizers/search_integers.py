@@ -8,15 +8,43 @@ from numpy.typing import NDArray
 
 from shardq.quantizers.mlx import affine_lines, round_lines
 from shardq.quantizers.quantized import Quantized
-from shardq.quantizers.scales import range_scales, shared_scales
+from shardq.quantizers.scales import range_scales, round_to, shared_scales
 from shardq.quantizers.search_job import SearchJob
 
 LEAST: Final = float(np.float32(np.float16(1e-5)))  # scale that auto-round stores
 TINY: Final = float(np.finfo(np.float32).tiny)
 
 
+def auto_round_factors(bits: int) -> NDArray[np.float32]:
+    """What auto-round 0.16.1's search_scales divides a group's leading weight by, in its order: 2^(bits-1) first, then
+    200 steps of 0.75 hundredths of it to both sides, or 180 of 0.01 at 2 bits."""
+    most = 1 << (bits - 1)
+    reach, step = (90, 0.01) if bits == 2 else (100, most * 0.75 / 200 * 2)
+    return np.array([most, *(most - step * i for i in range(-reach, reach + 1) if i)], np.float32)
+
+
+def search_like_auto_round(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized, int]:
+    """`rtn.quantize_rows` for symmetric integers by auto-round's own search: the winning candidate is stored as it is,
+    rounded once more, with the codes that it has in the weights' own type. Losses are of scales before they are stored.
+    """
+    b, scheme, kernels = job.buffers, job.scheme, job.kernels
+    factors = auto_round_factors(scheme.bits)
+    bad = kernels.search_grid(
+        job.source, job.dtype, scheme.bits, job.group, job.importance, factors, b.scales, b.codes, job.losses
+    )
+    b.scales[:] = round_to(b.scales, job.scale_format)
+    bad += int((~np.isfinite(b.scales)).sum())
+    kernels.error_scaled(job.source, job.dtype, scheme.element, b.codes, b.scales, job.group, stats)
+    if scheme.numbers != "auto_round":
+        return Quantized(b.codes, b.scales, None), bad
+    b.zeros[:] = 1 << (scheme.bits - 1)
+    return Quantized(b.codes, b.scales, b.zeros), bad
+
+
 def search_symmetric(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized, int]:
     """`rtn.quantize_rows` for symmetric integers."""
+    if job.search.rule == "auto_round":
+        return search_like_auto_round(job, stats)
     b, scheme, kernels = job.buffers, job.scheme, job.kernels
     of_auto_round = scheme.numbers == "auto_round"
     if of_auto_round:

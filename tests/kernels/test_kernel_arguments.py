@@ -38,6 +38,37 @@ def affine(kernels: KernelSet, bits: int, rule: str, offsets: NDArray[np.float32
     kernels.encode_affine(u16(1, 4), "F16", bits, 2, f32(1, 2), offsets, rule, u8(1, 4))
 
 
+ONE = np.ones(1, np.float32)
+
+
+def search(
+    kernels: KernelSet, *, bits: int = 4, group: int = 2, importance: Any = None, objective: str = "none",
+    factors: Any = ONE, signs: str = "range", sweeps: int = 1, scale: str = "fp16", scales: Any = None,
+    losses: Any = None,
+) -> None:  # fmt: skip
+    steps, sums = f32(1, 2) if scales is None else scales, f64(1, 2) if losses is None else losses
+    kernels.search_int(
+        u16(1, 4), "F16", bits, group, importance, objective, factors, signs, sweeps, scale, 0.0, steps, sums
+    )
+
+
+def lines(kernels: KernelSet, rule: str, offsets: NDArray[np.float32]) -> None:
+    kernels.search_affine(
+        u16(1, 4), "F16", 4, 2, None, "none", ONE, rule, 1, "fp16", 0.0, f32(1, 2), offsets, f64(1, 2)
+    )
+
+
+def ladder(kernels: KernelSet, element: str, rungs: NDArray[np.float32], *codes: NDArray[np.uint8]) -> None:
+    first, last, chosen = codes or (u8(1, 2),) * 3
+    kernels.search_ladder(
+        u16(1, 4), "F16", element, 2, None, "none", rungs, first, last, chosen.copy(), f64(1, 2)
+    )  # fmt: skip
+
+
+def grid(kernels: KernelSet, bits: int, codes: NDArray[np.uint8]) -> int:
+    return kernels.search_grid(u16(1, 4), "F16", bits, 2, None, ONE, f32(1, 2), codes, f64(1, 2))
+
+
 WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
     "widen shape": ("out", lambda k: k.widen(u16(2, 3), "BF16", f32(3, 2))),
     "widen dtype name": ("dtype", lambda k: k.widen(u16(2, 3), "F64", f32(2, 3))),
@@ -86,6 +117,29 @@ WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
     "encode scales": ("scales", lambda k: k.encode_scaled(u16(1, 4), "F16", "int4", 2, f32(2, 1), u8(1, 4))),
     "encode codes": ("codes", lambda k: k.encode_scaled(u16(1, 4), "F16", "int4", 2, f32(1, 2), u8(1, 5))),
     "encode group": ("group", lambda k: k.encode_scaled(u16(1, 4), "F16", "int4", 0, f32(1, 2), u8(1, 4))),
+    "search bits": ("bits", lambda k: search(k, bits=9)),
+    "search group": ("group", lambda k: search(k, group=0)),
+    "search importance": ("importance", lambda k: search(k, importance=np.ones(3, np.float32))),
+    "search importance below 0": ("importance", lambda k: search(k, importance=np.full(4, -1, np.float32))),
+    "search importance NaN": ("importance", lambda k: search(k, importance=np.full(4, np.nan, np.float32))),
+    "search objective": ("objective", lambda k: search(k, objective="cube")),
+    "search no factors": ("factors", lambda k: search(k, factors=np.ones(0, np.float32))),
+    "search factors": ("factors", lambda k: search(k, factors=np.ones(257, np.float32))),
+    "search factor 0": ("factors", lambda k: search(k, factors=np.zeros(2, np.float32))),
+    "search signs": ("signs", lambda k: search(k, signs="negative")),
+    "search sweeps": ("sweeps", lambda k: search(k, sweeps=65)),
+    "search scale": ("scale", lambda k: search(k, scale="e8m0")),
+    "search scales": ("scales", lambda k: search(k, scales=f32(1, 3))),
+    "search losses": ("losses", lambda k: search(k, losses=f64(1, 3))),
+    "lines rule": ("rule", lambda k: lines(k, "subtract", f32(1, 2))),
+    "lines offsets": ("offsets", lambda k: lines(k, "bias", f32(1, 1))),
+    "ladder element": ("element", lambda k: ladder(k, "int4", np.ones(256, np.float32))),
+    "ladder size": ("ladder", lambda k: ladder(k, "e2m1", np.ones(255, np.float32))),
+    "ladder below 0": ("ladder", lambda k: ladder(k, "e2m1", np.full(256, -1, np.float32))),
+    "ladder first": ("first", lambda k: ladder(k, "e2m1", np.ones(256, np.float32), u8(1, 1), u8(1, 2), u8(1, 2))),
+    "ladder chosen": ("chosen", lambda k: ladder(k, "e2m1", np.ones(256, np.float32), u8(1, 2), u8(1, 2), u8(2, 2))),
+    "grid bits": ("bits", lambda k: grid(k, 1, u8(1, 4))),
+    "grid codes": ("codes", lambda k: grid(k, 4, u8(1, 5))),
     "affine rule": ("rule", lambda k: affine(k, 4, "zero", f32(1, 2))),
     "affine bits": ("bits", lambda k: affine(k, 9, "subtract", f32(1, 2))),
     "affine offsets": ("offsets", lambda k: affine(k, 4, "subtract", f32(1, 1))),
