@@ -55,7 +55,7 @@ def _levels(x: torch.Tensor) -> torch.Tensor:
     steps = x.shape[2]
     power = max(LEAST_POWER, math.ceil(math.log2(steps)) // LEVELS if steps > 1 else 0)
     mask = (1 << power) - 1
-    levels = [torch.zeros_like(x[:, :, :1]).sum(2) for _ in range(LEVELS)] if steps else []
+    levels: list[torch.Tensor] = [torch.zeros_like(x[:, :, :1]).sum(2) for _ in range(LEVELS)] if steps else []
     if not steps:
         return torch.zeros(*x.shape[:2], *x.shape[3:])
     for step, each in enumerate(x.unbind(2), 1):
@@ -68,8 +68,8 @@ def _levels(x: torch.Tensor) -> torch.Tensor:
             if step & mask << level * power:
                 break
     total = levels[0]
-    for level in levels[1:]:
-        total = total + level
+    for more in levels[1:]:
+        total = total + more
     return total
 
 

@@ -136,7 +136,7 @@ from shardq.cli.group import commands
 commands({command!r}, standalone_mode=False)
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     document, peak_kib = found.stdout.splitlines()
     assert json.loads(document)["counts"]["quantized_modules"] == 33_368
     assert int(peak_kib) * 1024 < 600 * 1000**2
