@@ -19,6 +19,7 @@ def describe_result(result: "Result") -> dict[str, Any]:
         "counts": {"quantized": result.quantized, "copied": result.copied, "dropped": result.dropped},
         "bytes": {"source": result.source_bytes, "output": result.output_bytes},
         "errors": errors,
+        "unusual": [{"tensor": name, "relative": relative} for name, relative in result.unusual],
         "pushed": {"to": result.pushed_to, "commit": result.pushed_commit} if result.pushed_to else None,
         "warnings": list(result.warnings),
         "seconds": result.seconds,
@@ -38,6 +39,7 @@ def print_result(result: "Result") -> None:
         ),
         ("bytes", f"{show_bytes(result.source_bytes)} -> {show_bytes(result.output_bytes)}"),
         ("error", "" if e is None else f"{e.relative:.4f} of the weights' norm, at most {e.max_error:.4g}"),
+        ("look at", ", ".join(f"{name} ({relative:.3f})" for name, relative in result.unusual)),
         ("time", f"{result.seconds:.1f} s"),
     ]
     print_pairs(pairs)

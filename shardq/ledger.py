@@ -3,6 +3,7 @@ source has encoded or stacked stand under names of their own; what they are made
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,8 @@ from shardq.tasks import Done, QuantizeTask
 from shardq.weights import kept_shape
 
 LEDGER: Final = "shardq-ledger.json.zst"
+UNUSUAL: Final = 2.0  # times the median
+WORST: Final = 5
 DECODED: Final = "decoded"  # kept, and encoded in the source
 OUTCOMES: Final = {
     "quantize": "quantized",
@@ -43,6 +46,14 @@ class Errors:
         """Root of squared error over squared weight; 0 for all-zero weights."""
         return math.sqrt(self.squared_error / self.squared_weight) if self.squared_weight else 0.0
 
+    @property
+    def sqnr_db(self) -> float | None:
+        """Signal to noise in decibels, 10 log10(squared weight / squared error); None where there is no noise, or no
+        signal."""
+        if not self.squared_error or not self.squared_weight:
+            return None
+        return 10 * math.log10(self.squared_weight / self.squared_error)
+
 
 def merge(parts: Iterable[Errors]) -> Errors:
     """Errors over several tensors or slabs; sums are exactly rounded, so their order does not matter."""
@@ -64,6 +75,22 @@ def tensor_errors(plan: Plan, done: Mapping[int, Done]) -> dict[str, Errors]:
             weights = (task.end_row - task.row) * task.columns
             slabs.setdefault(task.tensor, []).append(Errors(d.squared_error, d.squared_weight, d.max_error, weights))
     return {name: merge(parts) for name, parts in slabs.items()}
+
+
+def stand_out(plan: Plan, errors: Mapping[str, Errors]) -> tuple[tuple[str, float], ...]:
+    """Weights that are hurt more than twice as much as is usual under their scheme, and their relative errors; the
+    worst first, at most WORST."""
+    by_scheme: dict[str, list[tuple[float, str]]] = {}
+    for d in plan.decisions:
+        if d.scheme and not d.carried and d.tensor.name in errors:
+            by_scheme.setdefault(d.scheme.name, []).append((errors[d.tensor.name].relative, d.tensor.name))
+    found = [
+        (relative, name)
+        for rows in by_scheme.values()
+        for relative, name in rows
+        if relative > UNUSUAL * statistics.median(x for x, _ in rows)
+    ]
+    return tuple((name, relative) for relative, name in sorted(found, key=lambda x: (-x[0], x[1]))[:WORST])
 
 
 def tensor_losses(plan: Plan, done: Mapping[int, Done]) -> dict[str, tuple[float, float]]:
@@ -114,6 +141,7 @@ def _entry(plan: Plan, d: Decision, errors: Errors | None, losses: Mapping[str, 
             "squared_weight": errors.squared_weight,
             "max_error": errors.max_error,
             "relative_error": errors.relative,
+            "sqnr_db": errors.sqnr_db,
         }
     return entry
 

@@ -7,6 +7,7 @@ so that no half-done folder loads.
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,21 @@ from shardq.destinations.base import Destination, StoredFile
 from shardq.files.atomic import sync_folder, sync_way, write_atomic, writing
 from shardq.final_config import final_config
 from shardq.lane import Finished
-from shardq.ledger import LEDGER, Errors, encode_ledger, make_ledger, merge, tensor_errors, tensor_losses
+from shardq.ledger import LEDGER, Errors, encode_ledger, make_ledger, merge, stand_out, tensor_errors, tensor_losses
 from shardq.plans import Plan
 from shardq.side_files import select_side_files
 from shardq.sources.base import Source
 from shardq.staging import CONFIG, PROVENANCE, Staging
 from shardq.version import VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What came of an output."""
+
+    errors: Errors  # over all quantized weights
+    unusual: tuple[tuple[str, float], ...]  # see ledger.stand_out
+    commit: str | None  # of the destination
 
 
 def publish(
@@ -31,9 +41,9 @@ def publish(
     finished: Finished,
     destination: Destination | None,
     keep_local: bool,
-) -> tuple[Errors, str | None]:
+) -> "Published":
     """Write what is missing, commit everything to the destination if there is one, and move everything into place
-    unless it is to be there only. Return the error over all quantized weights, and the commit.
+    unless it is to be there only.
 
     May be repeated after a crash.
     """
@@ -56,7 +66,7 @@ def publish(
         commit = destination.commit(files, extra, f"{plan.recipe.preset} of {plan.checkpoint.label}")
         if not keep_local:
             staging.abandon()
-            return total, commit
+            return Published(total, stand_out(plan, errors), commit)
     for name, data in extra.items():
         write_atomic(staging.ready / name, data)
     order = (*finished.sealed, *extra)
@@ -69,7 +79,7 @@ def publish(
     with writing(staging.out):
         sync_folder(staging.out)
     staging.remove()
-    return total, commit
+    return Published(total, stand_out(plan, errors), commit)
 
 
 def _side_files(plan: Plan, source: Source) -> Mapping[str, bytes]:

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from shardq.onepass import OnePass
 from shardq.pipeline import Pipeline, source_paths
 from shardq.plans import Plan, make_plan
 from shardq.progress import Report
-from shardq.publish import is_complete, publish, recorded_identity
+from shardq.publish import Published, is_complete, publish, recorded_identity
 from shardq.push import check_push, prepare_push, push_folder, still_stored
 from shardq.recipe import Recipe
 from shardq.signals import StopFlag, raise_on_signal
@@ -57,6 +57,7 @@ class Result:
     warnings: tuple[str, ...]  # what is odd but harmless about the checkpoint
     pushed_to: str | None = None  # the destination, None without one
     pushed_commit: str | None = None
+    unusual: tuple[tuple[str, float], ...] = ()  # weights hurt more than others of their scheme, with relative errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,9 @@ def quantize_all(
             left[number] = p
     if left:
         made = _run(tuple(left.values()), source, limits, network, restart, report)
-        for (number, p), (errors, commit) in zip(left.items(), made, strict=True):
-            results[number] = _result(p.plan, p.order.out, False, errors, began, p.order.destination, commit)
+        for (number, p), got in zip(left.items(), made, strict=True):
+            result = _result(p.plan, p.order.out, False, got.errors, began, p.order.destination, got.commit)
+            results[number] = replace(result, unusual=got.unusual)
     return tuple(results[number] for number in range(len(orders)))
 
 
@@ -197,7 +199,7 @@ def _clear(staging: Staging, plan: Plan) -> None:
 
 def _run(
     todo: Sequence[Prepared], source: Source, limits: Limits, network: bool, restart: bool, report: Report
-) -> list[tuple[Errors, str | None]]:
+) -> list[Published]:
     """Everything that these still need, from where an earlier run stopped; errors, and commit if pushed, of each."""
     work = OnePass(tuple(p.plan for p in todo))
     memory = limits.share_memory(work, source.remote, network)
