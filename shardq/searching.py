@@ -84,6 +84,8 @@ def choose_search(scheme: "Scheme", recipe: Recipe, given: Importance | None) ->
     if kind is None or (given is None and kind not in WITHOUT_IMPORTANCE):
         return None
     found = default_search(scheme, weighted=given is not None)
+    if found and kind == "symmetric" and scheme.numbers == "compressed_tensors":
+        return replace(found, signs="positive")  # its own library writes no others, so that loaders may count on it
     if found and given and kind == "symmetric" and allows_both_signs(given.provenance, scheme.bits):
         return replace(found, signs="both")
     return found

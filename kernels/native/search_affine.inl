@@ -154,7 +154,8 @@ inline void try_ranges(GroupRows<T>& g, const Extremes& range, const float* fact
     measure_lines<T, kRule, kCount, false>(g, top, s, lines, errors);
     for (int k = 0; k < kCount; k++) {
         const Reals size = magnitude_lanes(lines[k].scale), place = magnitude_lanes(lines[k].low);
-        const Reals error = (size >= search.least) & (size < infinity) & (place < infinity) ? errors[k] : infinity;
+        const Reals error =
+            ((size >= search.least) & (size < infinity) & (place < infinity)) ? errors[k] : infinity;
         best.line.scale = error < best.error ? lines[k].scale : best.line.scale;
         best.line.low = error < best.error ? lines[k].low : best.line.low;
         best.error = error < best.error ? error : best.error;

@@ -45,8 +45,8 @@ def sums_of_torch(x: torch.Tensor) -> torch.Tensor:
     if wide == 1:
         return total[..., 0]
     found = torch.zeros(x.shape[:2])
-    for last in (*x[..., vectors * wide :].unbind(2), *total.unbind(2)):
-        found = found + last
+    for number in (*x[..., vectors * wide :].unbind(2), *total.unbind(2)):
+        found = found + number
     return found
 
 
@@ -58,14 +58,14 @@ def _levels(x: torch.Tensor) -> torch.Tensor:
     levels: list[torch.Tensor] = [torch.zeros_like(x[:, :, :1]).sum(2) for _ in range(LEVELS)] if steps else []
     if not steps:
         return torch.zeros(*x.shape[:2], *x.shape[3:])
-    for step, each in enumerate(x.unbind(2), 1):
+    for step, each in enumerate(x.unbind(2), start=1):
         levels[0] = levels[0] + each
         if step & mask:
             continue
-        for level in range(1, LEVELS):
-            levels[level] = levels[level] + levels[level - 1]
-            levels[level - 1] = torch.zeros_like(levels[0])
-            if step & mask << level * power:
+        for i in range(1, LEVELS):
+            levels[i] = levels[i] + levels[i - 1]
+            levels[i - 1] = torch.zeros_like(levels[0])
+            if step & mask << i * power:
                 break
     total = levels[0]
     for more in levels[1:]:
