@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from shardq.carry import Goal
 from shardq.checkpoint import Checkpoint, TensorRef
+from shardq.errors import BadOption
 from shardq.plans import Plan
 from shardq.tasks import SPAN_BYTES, Bundle, Member
 
@@ -22,6 +23,17 @@ class OnePass:
     """The plans of a run. All are of the same checkpoint, and so have the same cut."""
 
     plans: tuple[Plan, ...]
+
+    def __post_init__(self) -> None:
+        """Raises BadOption for outputs of other weights: where one keeps a stack of experts that another splits."""
+        first, *others = self.plans
+        for plan in others:
+            if plan.weights.tensors.keys() != first.weights.tensors.keys():
+                name = min(plan.weights.tensors.keys() ^ first.weights.tensors.keys())
+                raise BadOption(
+                    f"{name} is a weight of its own for some outputs only, as with --ignore of a stack of experts: "
+                    "make those in a run of their own"
+                )
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -11,7 +11,7 @@ import pytest
 
 import shardq
 from shardq import Limits, make_recipe
-from shardq.errors import NonFiniteWeight, UnsupportedSource
+from shardq.errors import BadOption, NonFiniteWeight, UnsupportedSource
 from shardq.ledger import LEDGER, decode_ledger
 
 with pytest.MonkeyPatch.context() as patch:
@@ -186,6 +186,13 @@ def test_stacks_can_be_kept_whole(tmp_path: Path) -> None:
     assert any(n.startswith("model.layers.1.mlp.experts.0.gate_proj.weight_packed") for n in made)
     config = json.loads((tmp_path / "made" / "config.json").read_text())["quantization_config"]
     assert any("model.layers.0.mlp.experts" in n for n in config["ignore"])
+
+
+def test_outputs_of_one_read_split_the_same_stacks(tmp_path: Path) -> None:
+    source = sources.write_source(CASES["gpt_oss_bf16"], tmp_path / "source")
+    recipes = [make_recipe("W4A16", **W4), make_recipe("W8A16", **W4, ignore=["model.layers.0.mlp.experts"])]
+    with pytest.raises(BadOption, match="a weight of its own for some outputs only"):
+        shardq.quantize_many(source, recipes, output_dir=tmp_path / "many", limits=ONE)
 
 
 def test_a_scale_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
