@@ -68,7 +68,7 @@ class Search:
 # 107 % of the least weighted error that 256 candidates of both signs find. The finer the codes, the nearer to 1.
 SYMMETRIC: Final[Mapping[int, Search]] = MappingProxyType(
     {
-        2: Search(0.45, 2.8, 13, 2),
+        2: Search(0.45, 2.8, 13, 2, "both"),
         3: Search(0.6, 2.0, 11, 2),
         4: Search(0.6, 2.0, 9, 2),
         5: Search(0.8, 1.4, 9, 2),
@@ -107,9 +107,7 @@ def default_search(scheme: "Scheme", weighted: bool) -> Search | None:
     kind = kind_of(scheme)
     if kind is None:
         return None
-    if kind in ("symmetric", "asymmetric"):
-        found = (SYMMETRIC if kind == "symmetric" else ASYMMETRIC)[scheme.bits]
-        return found if weighted else replace(found, objective="root")
-    if kind == "powers":
-        return POWERS if weighted else replace(POWERS, objective="square")
-    return SMALL_FLOATS
+    if kind == "small_floats":
+        return SMALL_FLOATS
+    found = POWERS if kind == "powers" else (SYMMETRIC if kind == "symmetric" else ASYMMETRIC)[scheme.bits]
+    return found if weighted else replace(found, objective="root")

