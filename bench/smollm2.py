@@ -2,7 +2,7 @@
 
 The file's weights lie on 16 levels for every 32 columns, and to quantize them again would not be honest. Each is moved
 by up to half a step of its own block, so that they fill the range from which they were rounded.
-Source of the method: quality.md, section 4. Weights: Apache-2.0.
+The weights are under Apache-2.0.
 """
 
 import json
