@@ -234,7 +234,12 @@ class Worker:
     def _carry(self, tile: Tile, making: Making) -> None:
         """Rows with the codes that they have."""
         task, to = making.task, making.task.goal
-        assert task.encoded and task.scheme and to and tile.parts and tile.wide is not None and making.stats is not None  # noqa: PT018
+        assert task.encoded
+        assert task.scheme
+        assert to
+        assert tile.parts
+        assert tile.wide is not None
+        assert making.stats is not None
         row, count = task.row + tile.row, len(tile.rows)
         part = carry_rows(task.encoded, tile.parts, row, row + count, to, self._kernels, task.amax)
         making.layout.pack(part, tile.row, making.out, task.scheme, self._kernels)
