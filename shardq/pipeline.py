@@ -266,25 +266,27 @@ class Pipeline:
 
     def _believe(self, shard: Shard) -> bool:
         """A streamed shard was right: record what was made of it, but for what waits for the shards that it borrows of.
-        False when something went wrong all the same."""
+        False when something went wrong all the same, or may have."""
         error, bundle = self._suspect.get(shard.name, (None, None))
         if error and bundle and self._has_read_right(bundle):
             self._error = self._error or error
             return False
         if names := self._survey.contradicted(shard.name):
-            self._error = self._error or ChecksumMismatch(
-                f"{self._source.label}, shard {shard.name}: {names[0]} has another largest magnitude than when it was "
-                "read ahead; try another network, and run the same command again"
-            )
-            return False
-        measured = {
-            n: value
-            for n, value in self._survey.measured(shard.name).items()
-            if not self._proofs.are_open((shard.name,), {s.name for s in self._shards_of(n)})
-        }
+            certain = [n for n in names if not self._borrows(shard, n)]
+            if certain:
+                self._error = self._error or ChecksumMismatch(
+                    f"{self._source.label}, shard {shard.name}: {certain[0]} has another largest magnitude than when "
+                    "it was read ahead; try another network, and run the same command again"
+                )
+            return False  # else what it borrows may be at fault: known when that is
+        measured = {n: v for n, v in self._survey.measured(shard.name).items() if not self._borrows(shard, n)}
         for lane in self._lanes:  # only now: what was made of wrong bytes must never be found in the journal
             lane.journal_shard(shard.name, measured, self._has_read_right)
         return True
+
+    def _borrows(self, shard: Shard, tensor: str) -> bool:
+        """True while what a shard borrows for a tensor is not known to be right."""
+        return self._proofs.are_open((shard.name,), {s.name for s in self._shards_of(tensor)})
 
     def _do_again(self, shard: Shard) -> None:
         """Forget what was made of a shard that came wrong."""

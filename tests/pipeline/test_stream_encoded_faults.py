@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from shardq.errors import ChecksumMismatch, NonFiniteWeight
 from shardq.lender import Lender
 from shardq.loans import Digest, Loan
 from shardq.needs import lent_bytes
+from shardq.sources.hub import HubReader
+from shardq.survey import Survey
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
@@ -50,6 +53,35 @@ def test_flipped_bit_in_what_is_lent_is_found_and_the_next_run_is_right(
     assert sealed.items() <= expected.items()
     streams.run(model.open(), out, scheme="NVFP4A16")
     assert streams.shards(out) == expected
+
+
+def test_wrong_loan_is_named_even_if_its_donor_passes_last(
+    make_model: MakeModel, tmp_path: Path, short_spans: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A largest magnitude that the wrong scale changed is noticed first then, and is not what went wrong."""
+    folder = streams.write(tmp_path, "fp8_block", "donor_cycle")
+    loan = streams.loans_of(folder)[-1]
+    wrong, seen = loan.ranges[-1], threading.Event()
+    streams.Flip(monkeypatch, loan, wrong.end - 1, 0x7F)
+    read_into, contradicted = HubReader.read_into, Survey.contradicted
+    donor_bytes = (folder / loan.donor).stat().st_size
+
+    def read(reader: HubReader, begin: int, out: memoryview) -> None:
+        if reader._file.name == loan.donor and begin + out.nbytes == donor_bytes:  # its end: only streaming reads that
+            seen.wait(30)
+        read_into(reader, begin, out)
+
+    def note(survey: Survey, shard: str) -> list[str]:
+        found = contradicted(survey, shard)
+        if shard == loan.home and found:
+            seen.set()
+        return found
+
+    monkeypatch.setattr(HubReader, "read_into", read)
+    monkeypatch.setattr(Survey, "contradicted", note)
+    with pytest.raises(ChecksumMismatch, match=re.escape(f"shard {loan.donor}: {wrong.tensor} ")):
+        streams.run(make_model(folder).open(), tmp_path / "out", scheme="NVFP4A16")
+    assert seen.is_set()
 
 
 @pytest.mark.parametrize("place", [*streams.PLACES])
