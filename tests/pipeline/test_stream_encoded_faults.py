@@ -3,7 +3,6 @@
 import importlib
 import re
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,13 @@ import pytest
 
 import shardq
 from shardq import Progress
-from shardq.checkpoint import TensorRef
+from shardq.checkpoint import Shard, TensorRef
 from shardq.errors import ChecksumMismatch, NonFiniteWeight
 from shardq.lender import Lender
 from shardq.loans import Digest, Loan
 from shardq.needs import lent_bytes
-from shardq.sources.hub import HubReader
-from shardq.survey import Survey
+from shardq.pipeline import Pipeline
+from shardq.streamer import Passed
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
@@ -61,27 +60,29 @@ def test_wrong_loan_is_named_even_if_its_donor_passes_last(
     """A largest magnitude that the wrong scale changed is noticed first then, and is not what went wrong."""
     folder = streams.write(tmp_path, "fp8_block", "donor_cycle")
     loan = streams.loans_of(folder)[-1]
-    wrong, seen = loan.ranges[-1], threading.Event()
+    wrong, held, seen = loan.ranges[-1], list[Passed](), list[str]()
     streams.Flip(monkeypatch, loan, wrong.end - 1, 0x7F)
-    read_into, contradicted = HubReader.read_into, Survey.contradicted
-    donor_bytes = (folder / loan.donor).stat().st_size
+    on_passed, believe = Pipeline._on_passed, Pipeline._believe
 
-    def read(reader: HubReader, begin: int, out: memoryview) -> None:
-        if reader._file.name == loan.donor and begin + out.nbytes == donor_bytes:  # its end: only streaming reads that
-            seen.wait(30)
-        read_into(reader, begin, out)
+    def hold(pipeline: Pipeline, passed: Passed) -> None:
+        if passed.shard.name == loan.donor and not seen:
+            held.append(passed)
+        else:
+            on_passed(pipeline, passed)
 
-    def note(survey: Survey, shard: str) -> list[str]:
-        found = contradicted(survey, shard)
-        if shard == loan.home and found:
-            seen.set()
-        return found
+    def note(pipeline: Pipeline, shard: Shard) -> bool:
+        is_right = believe(pipeline, shard)
+        if shard.name == loan.home and not seen:
+            seen.extend(pipeline._survey.contradicted(shard.name))
+            for passed in held if seen else ():
+                on_passed(pipeline, passed)
+        return is_right
 
-    monkeypatch.setattr(HubReader, "read_into", read)
-    monkeypatch.setattr(Survey, "contradicted", note)
+    monkeypatch.setattr(Pipeline, "_on_passed", hold)
+    monkeypatch.setattr(Pipeline, "_believe", note)
     with pytest.raises(ChecksumMismatch, match=re.escape(f"shard {loan.donor}: {wrong.tensor} ")):
         streams.run(make_model(folder).open(), tmp_path / "out", scheme="NVFP4A16")
-    assert seen.is_set()
+    assert seen
 
 
 @pytest.mark.parametrize("place", [*streams.PLACES])
