@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from shardq.errors import (
+    BadFold,
     BadGroupSize,
     BadImportance,
     BadOption,
@@ -40,6 +41,7 @@ RECIPE: Final[Errors] = (
     FusedGroupSplit,
     TargetRefuses,
     BadImportance,
+    BadFold,
     UnknownTensor,
     UnsupportedSource,
 )

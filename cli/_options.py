@@ -8,6 +8,7 @@ import click
 from shardq.errors import BadOption
 
 if TYPE_CHECKING:
+    from shardq.fold import Fold
     from shardq.patterns import Dialect
     from shardq.policy import Policy
     from shardq.recipe import Decode, Mtp, Ragged, Recipe, SearchMode
@@ -97,6 +98,11 @@ def recipe_options(function: F) -> F:
             "--importance", metavar="FILE", type=click.Path(dir_okay=False),
             help="How much an error counts in each input column: shardq's statistics, or an imatrix of llama.cpp.",
         ),
+        click.option(
+            "--fold", metavar="auto|FILE",
+            help="Move scales between neighbours first, which changes nothing of what the model computes: as a file "
+            "says, or as is best for these weights (auto: they are read once more; makes the file).",
+        ),
         click.option("--rtn", is_flag=True, help="Plain round-to-nearest: the same as --search none."),
     )  # fmt: skip
     for option in reversed(options):
@@ -109,9 +115,10 @@ def build_recipes(
     layer_config: str | None, ignore: Sequence[str], include: Sequence[str], ignore_dialect: str, quant_lm_head: bool,
     ragged: str, targets: Sequence[str] = (), policy: str = "all", mtp: str = "keep", quant_nontext: bool = False,
     decode: str = "exact", requantize: bool = False, search: str | None = None, importance: str | None = None,
-    rtn: bool = False,
+    rtn: bool = False, fold: "str | Fold | None" = None,
 ) -> "list[Recipe]":  # fmt: skip
     """A Recipe for each scheme in each layout. Raises what make_recipe does, which checks all words."""
+    from shardq.fold import read_fold
     from shardq.importance import load_importance
     from shardq.recipe import make_recipe
 
@@ -119,6 +126,7 @@ def build_recipes(
         raise BadOption(f"--rtn is --search none, and --search {search} is given, too: take one of them back")
     search = "none" if rtn else search
     weighed = load_importance(importance) if importance else None
+    moved = read_fold(fold) if isinstance(fold, str) else fold
     layouts = [x.strip() for x in layout.split(",")] if layout else [None]
     return [
         make_recipe(
@@ -141,6 +149,7 @@ def build_recipes(
             requantize=requantize,
             search=cast("SearchMode | None", search),
             importance=weighed,
+            fold=moved,
         )
         for scheme in schemes or (DEFAULT_SCHEME,)
         for each in layouts

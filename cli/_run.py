@@ -122,6 +122,12 @@ def take_run_words() -> RunWords:
     return RunWords(**click.get_current_context().meta[_KEY])
 
 
+def path_beside(source: str, recipe: "Recipe", suffix: str) -> Path:
+    """A file beside the output folder."""
+    path = take_run_words().output_dir or Path(f"{Path(source).name.partition('@')[0]}-{recipe.scheme_name}")
+    return path.with_name(path.name + suffix)
+
+
 def run_recipes(console: Console, source: str, recipes: "Sequence[Recipe]", targets: tuple[str, ...] = ()) -> None:
     """Make the outputs, or with --dry-run say what that would be."""
     from shardq import api

@@ -8,6 +8,7 @@ from shardq.cli._collector import collector_paused
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console
 from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
+from shardq.cli._fold import AUTO
 from shardq.cli._options import build_recipes, recipe_options
 from shardq.cli._plan_text import print_plans
 from shardq.errors import BadOption
@@ -35,7 +36,7 @@ def plan(
     ignore: tuple[str, ...], include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str,
     targets: tuple[str, ...], policy: str, mtp: str, quant_nontext: bool,
     decode: str, requantize: bool, search: str | None, importance: str | None,
-    rtn: bool,
+    fold: str | None, rtn: bool,
 ) -> None:  # fmt: skip
     """Say what `quantize` would do with SOURCE, from headers alone.
 
@@ -44,10 +45,12 @@ def plan(
     """
     from shardq import api
 
+    if fold == AUTO:
+        raise BadOption("--fold auto reads weights, and a plan reads none: give the file that `quantize` wrote, or none")
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
         ragged, targets, policy, mtp, quant_nontext, decode, requantize,
-        search, importance, rtn,
+        search, importance, rtn, fold,
     )  # fmt: skip
     if (source is None) == (headers is None) or (headers and subfolder):
         raise BadOption("give either SOURCE, perhaps with --subfolder, or --headers DIR")

@@ -1,15 +1,16 @@
 """`shardq quantize`"""
 
-from pathlib import Path
-
 import click
 
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console
 from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
-from shardq.cli._mixture import SUFFIX, check_mixture, mixture_options, write_mixture
+from shardq.cli._fold import AUTO, write_fold
+from shardq.cli._fold import SUFFIX as FOLD
+from shardq.cli._mixture import SUFFIX as MIXTURE
+from shardq.cli._mixture import check_mixture, mixture_options, write_mixture
 from shardq.cli._options import build_recipes, recipe_options
-from shardq.cli._run import RUN, run_options, run_recipes, take_run_words
+from shardq.cli._run import RUN, path_beside, run_options, run_recipes, take_run_words
 from shardq.errors import NotExact
 
 EXAMPLES = (
@@ -32,7 +33,7 @@ def quantize(
     group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
     include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
     policy: str, mtp: str, quant_nontext: bool, decode: str, requantize: bool, search: str | None,
-    importance: str | None, rtn: bool, target_bits: float | None, options: str | None, ignore_scale_bits: bool,
+    importance: str | None, fold: str | None, rtn: bool, target_bits: float | None, options: str | None, ignore_scale_bits: bool,
 ) -> None:  # fmt: skip
     """Quantize SOURCE into a folder, or with several schemes or layouts into several, from one read.
 
@@ -41,19 +42,27 @@ def quantize(
     answers that it is done. The output folder is complete or has no config.json.
     """
     schemes = check_mixture(target_bits, options, ignore_scale_bits, schemes, layout)
-    if target_bits is not None and options:
-        words = take_run_words()
-        (base,) = build_recipes(
+    subfolder = take_run_words().subfolder
+    if fold == AUTO:
+        base, *_ = build_recipes(
             schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect,
             quant_lm_head, ragged, targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn,
         )  # fmt: skip
-        path = words.output_dir or Path(f"{Path(source).name.partition('@')[0]}-{base.scheme_name}")
-        path = path.with_name(path.name + SUFFIX)
-        write_mixture(console, source, words.subfolder, base, options, target_bits, ignore_scale_bits, path)
+        path = path_beside(source, base, FOLD)
+        write_fold(console, source, subfolder, base, path)
+        fold = str(path)
+    if target_bits is not None and options:
+        (base,) = build_recipes(
+            schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect,
+            quant_lm_head, ragged, targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn,
+            fold,
+        )  # fmt: skip
+        path = path_beside(source, base, MIXTURE)
+        write_mixture(console, source, subfolder, base, options, target_bits, ignore_scale_bits, path)
         layer_config = str(path)
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
         ragged, targets, policy, mtp, quant_nontext, decode, requantize,
-        search, importance, rtn,
+        search, importance, rtn, fold,
     )  # fmt: skip
     run_recipes(console, source, recipes, targets)

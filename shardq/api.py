@@ -18,6 +18,7 @@ from shardq.sources import open_source
 
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
+    from shardq.folding import Found
     from shardq.inspection import Inspection
     from shardq.mixing import Mixed
     from shardq.sources.hub_xet import XetOptions
@@ -180,6 +181,17 @@ def mix(
     return mix_source(open_source(str(source), subfolder), _recipe(recipe), options, target_bits, ignore_scale_bits)
 
 
+def find_fold(source: str | Path, recipe: str | Recipe = "W4A16", *, subfolder: str | None = None) -> "Found":
+    """Scales that are better moved between neighbours before quantizing, so that the model computes the same with
+    weights of more equal sizes: for the `fold` of `make_recipe`. Reads rows of some weights.
+
+    Raises BadOption for a model whose layers are not known, and what planning raises.
+    """
+    from shardq.folding import find_fold as find
+
+    return find(open_source(str(source), subfolder), _recipe(recipe))
+
+
 def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection":
     """Roles, schemes, layout and bits per weight of a repo or folder, from headers alone."""
     from shardq.inspection import inspect_source
@@ -198,6 +210,8 @@ def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | 
         raise BadOption("--quant-lm-head for some outputs only: make those in a run of their own")
     if len({(r.purpose, r.decode, r.dtype) for r in recipes}) > 1:
         raise BadOption("outputs of one run read their source alike: give --decode for all of them, or make two runs")
+    if len({r.fold and r.fold.sha256 for r in recipes}) > 1:
+        raise BadOption("outputs of one run are of the same weights: give one --fold for all of them, or make two runs")
     name = label.rpartition("/")[2]
     if len(recipes) == 1:
         return [Order(recipes[0], Path(output_dir or f"{name}-{_short(recipes[0])}"))]

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
+from shardq.fold import FOLD
 from shardq.ledger import Errors
 from shardq.plans import Plan
 from shardq.recipe import Recipe, rule_values
@@ -113,6 +114,8 @@ def _options(r: Recipe) -> list[str]:
         words += ["--decode", r.decode]
     if r.importance:
         words += ["--importance", r.importance.label]
+    if r.fold:
+        words += ["--fold", FOLD]
     return [*words, "--search", r.search]
 
 

@@ -141,9 +141,9 @@ def common_scheme(tensors: Sequence[TensorRef], config: Mapping[str, Any] | None
 
 
 def matrix_of(t: TensorRef) -> Encoded | None:
-    """How a matrix is encoded; None for a stack, and for what is plain."""
+    """How a matrix is encoded; None for a stack, and for what is plain or has other numbers than its codes."""
     e = t.encoded[0] if len(t.encoded) == 1 else None
-    return None if e is None or e.kind == PLAIN or e.index is not None else e
+    return None if e is None or e.kind == PLAIN or e.index is not None or e.scaling else e
 
 
 def _carried(e: Encoded, own: Scheme, scheme: Scheme, layout: Layout) -> Carried:

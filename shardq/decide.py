@@ -140,13 +140,6 @@ def _also_wanted(
     )
 
 
-def _says_tied(config: Mapping[str, Any]) -> Any:
-    """What the config says of the head being the embedding, at the top or for the text model; None where it says
-    nothing."""
-    text = config.get("text_config")
-    return config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, Mapping) else None)
-
-
 def _decide_one(
     t: TensorRef,
     verdict: Verdict,

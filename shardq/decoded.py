@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from shardq.dequantize.base import Encoded, Part
 from shardq.dequantize.decoding import Ranges, decode_rows, narrow_parts, read_parts
+from shardq.errors import NotExact
 from shardq.kernels import KernelSet
 from shardq.layouts.stored import store
 
@@ -43,3 +44,18 @@ def round_rows(rows: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """fp32 rows as kernels take weights of a type: patterns of BF16 and F16, rounded half to even."""
     rounded = store(rows, np.dtype(ROUNDED[dtype]))
     return rounded if dtype == "F32" else rounded.view(np.uint16)
+
+
+def keep_rows(e: Encoded, rows: NDArray[np.float32], dtype: str, kernels: KernelSet) -> NDArray[Any]:
+    """Decoded rows as they are kept: rounded to a type. Raises NotExact where a fold by powers of two loses digits,
+    as only F16 can, whose exponents end early."""
+    rounded = round_rows(rows, dtype)
+    if e.scaling and e.scaling.is_exact and dtype == "F16" == e.dtype:
+        again = np.empty_like(rows)
+        kernels.widen(rounded, dtype, again)
+        if not np.array_equal(again, rows):
+            raise NotExact(
+                f"{e.name} in {e.parts[0].shard} is F16, and folded it has values below what F16 holds: expected none; "
+                "leave out --fold"
+            )
+    return rounded

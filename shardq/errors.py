@@ -71,6 +71,12 @@ class BadImportance(ShardqError):
     exit_code = 17
 
 
+class BadFold(ShardqError):
+    """A fold that is damaged, or of other modules than the checkpoint has."""
+
+    exit_code = 18
+
+
 # --- what the source holds ---------------------------------------------------------------------------------------
 
 

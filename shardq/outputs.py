@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import zstandard
 
-from shardq.errors import VerifyFailed
+from shardq.errors import BadFold, VerifyFailed
+from shardq.fold import FOLD, Fold, unpack_fold
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, Place
 from shardq.ledger import LEDGER, decode_ledger
@@ -31,6 +32,7 @@ class Output:
     provenance: Mapping[str, Any]
     ledger: Mapping[str, Any]
     config: Mapping[str, Any]
+    fold: Fold | None  # that its weights have
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -77,7 +79,23 @@ def read_output(source: Source, where: str) -> Output:
             f"{where} has no readable {PROVENANCE}, {LEDGER} and {CONFIG} ({e}): expected the output of "
             "`shardq quantize`"
         ) from e
-    return Output(source, where, files, provenance, ledger, config)
+    return Output(source, where, files, provenance, ledger, config, _read_fold(source, where, files, provenance))
+
+
+def _read_fold(
+    source: Source, where: str, files: Mapping[str, SourceFile], provenance: Mapping[str, Any]
+) -> Fold | None:
+    """The fold that an output records, if it has one. Raises VerifyFailed for another one, or none."""
+    recorded = provenance["identity"].get("recipe.fold")
+    if recorded is None:
+        return None
+    try:
+        fold = unpack_fold(_read(source, files, FOLD), FOLD)
+    except (LookupError, ValueError, BadFold) as e:
+        raise VerifyFailed(f"{where} was folded, and has no readable {FOLD} ({e}): get it again") from e
+    if fold.sha256 != recorded:
+        raise VerifyFailed(f"{where}: {FOLD} has sha256 {fold.sha256}, and {PROVENANCE} says {recorded}: get it again")
+    return fold
 
 
 def target_of(name: str, entry: Mapping[str, Any]) -> Place:

@@ -14,9 +14,10 @@ from shardq.checkpoint import Checkpoint
 from shardq.conversion import common_scheme
 from shardq.cut import ROWS, Part, cut_shard
 from shardq.decide import Decision, decide_weights
-from shardq.dequantize.plain import PLAIN
+from shardq.dequantize.plain import rounds
 from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
+from shardq.fold import check_kept
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, ModuleChoice, OutSpec, Place, unit_rows
 from shardq.reach import find_reaches
@@ -130,6 +131,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         common = common_scheme(tuple(weights.tensors.values()), checkpoint.config, recipe)
         recipe = replace(recipe, scheme=common or recipe.scheme)
     decisions = decide_weights(weights, checkpoint, recipe)
+    check_kept(decisions)
     layout = find_layout(recipe.layout)
     modules = [d.tensor.module for d in decisions if d.scheme]
     places = {m: weights.places[m] for m in modules if m in weights.places}
@@ -304,7 +306,7 @@ def _quantize_task(
         reads_back=reads_back,
         encoded=e,
         span_bytes=part.size_bytes if e else 0,
-        rounds=e is not None and (recipe.decode == "rounded" or e.kind == PLAIN),
+        rounds=e is not None and rounds(e, recipe.decode == "rounded"),
         goal=d.goal,
         search=searches.searches.get(t.name),
         importance=searches.vectors.get(t.name),

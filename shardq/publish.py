@@ -16,6 +16,7 @@ from shardq.config_json import dump
 from shardq.destinations.base import Destination, StoredFile
 from shardq.files.atomic import sync_folder, sync_way, write_atomic, writing
 from shardq.final_config import final_config
+from shardq.fold import FOLD, pack_fold
 from shardq.lane import Finished
 from shardq.ledger import LEDGER, Errors, encode_ledger, make_ledger, merge, stand_out, tensor_errors, tensor_losses
 from shardq.plans import Plan
@@ -51,6 +52,8 @@ def publish(
     total = merge(errors.values())
     extra = dict(_side_files(plan, source))
     extra[README] = make_card(plan, errors, total, read_source_card(plan, source)).encode()
+    if plan.recipe.fold:
+        extra[FOLD] = pack_fold(plan.recipe.fold)
     extra[LEDGER] = encode_ledger(make_ledger(plan, errors, tensor_losses(plan, finished.done)))
     block = plan.layout.config_block(plan.recipe.scheme, plan.choices(), VERSION)
     for name, content in plan.layout.config_files(block).items():

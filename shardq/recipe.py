@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from shardq.errors import BadOption
+from shardq.fold import Fold, read_fold
 from shardq.formats import WEIGHT_DTYPES
 from shardq.importance import Importance, load_importance
 from shardq.layouts import PLAIN_LAYOUT, default_layout, find_layout
@@ -43,6 +44,7 @@ class Recipe:
     quant_nontext: bool = False  # Linear layers of vision, audio and projector parts are quantized too
     search: SearchMode = "none"  # for better scales than round-to-nearest has
     importance: Importance | None = None  # how much an error counts in each input column
+    fold: Fold | None = None  # scales that are moved between neighbours first
     purpose: Purpose = "quantize"  # convert: codes of the source into another layout, and its scheme is the commonest;
     # dequantize: everything is kept, and nothing stays encoded
     requantize: bool = False  # codes that a source has already are made anew; of `convert` those that may not fit
@@ -76,6 +78,7 @@ class Recipe:
             "decode": self.decode,
             "search": self.search,
             "importance": self.importance and self.importance.sha256,
+            "fold": self.fold and self.fold.sha256,
             "purpose": self.purpose,
             "requantize": self.requantize,
             "symmetric": self.symmetric,
@@ -104,6 +107,7 @@ def make_recipe(
     requantize: bool = False,
     search: SearchMode | None = None,
     importance: str | Path | Importance | None = None,
+    fold: str | Path | Fold | None = None,
 ) -> Recipe:
     """A Recipe from the words that the command line and scripts use.
 
@@ -147,6 +151,7 @@ def make_recipe(
         requantize=requantize,
         search=search or ("auto" if weighed else "none"),
         importance=weighed,
+        fold=read_fold(fold) if isinstance(fold, str | Path) else fold,
     )
 
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from shardq.carry import Goal
 from shardq.carry_codes import carry_rows, largest_scale
 from shardq.checkpoint import TensorRef
-from shardq.decoded import round_rows
+from shardq.decoded import keep_rows, round_rows
 from shardq.dequantize.base import Encoded, Part
 from shardq.dequantize.decoding import Ranges, decode_rows, read_parts
-from shardq.dequantize.plain import PLAIN
+from shardq.dequantize.plain import rounds
 from shardq.dequantize.values import ARRAYS
 from shardq.errors import CorruptShard, NonFiniteWeight, NotExact
 from shardq.formats import STORAGE
@@ -55,7 +55,7 @@ class SourceRows:
         assert t.dtype is not None
         assert t.shape is not None
         self._t, self._e, self._dtype, self._columns = t, e, t.dtype, e.columns if e else t.shape[1]
-        self._rounds = e is not None and goal is None and (rounded or e.kind == PLAIN)
+        self._rounds = e is not None and goal is None and rounds(e, rounded)
         self._goal = goal
         self._source, self._kernels = source, kernels
         self._asked = columns or (0, self._columns)
@@ -77,7 +77,7 @@ class SourceRows:
     def kept(self, row: int, end_row: int) -> NDArray[Any]:
         """Decoded rows as they are written where they are kept. Raises as `taken`."""
         assert self._e is not None
-        return round_rows(self._decoded(self._e, row, end_row), self._dtype)
+        return keep_rows(self._e, self._decoded(self._e, row, end_row), self._dtype, self._kernels)
 
     def carried(self, row: int, end_row: int, largest: float | None) -> Quantized:
         """Rows with the codes that they have; `largest` as of `carry_rows`. Raises as `taken`."""

@@ -9,6 +9,7 @@ from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.dequantize import Encoded, Found, find_encoded
 from shardq.dequantize.plain import plain_slices
 from shardq.errors import UnsupportedSource
+from shardq.fold import Fold, fold_tensors
 from shardq.layouts.base import Place
 from shardq.recipe import Recipe
 from shardq.roles import Role, assign_roles, prediction_tensors
@@ -57,7 +58,7 @@ def find_weights(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
     """The weights of a checkpoint, in its order. Stacks that the recipe keeps stay whole.
 
     Raises UnsupportedSource for codes without scales and the reverse, for shapes that do not go together, for sources
-    that have no reader, and for stacks that cannot be told apart.
+    that have no reader, and for stacks that cannot be told apart; BadFold.
     """
     tensors, absorbed = _decode(checkpoint, recipe.dtype)
     if recipe.purpose == "dequantize":
@@ -73,16 +74,21 @@ def find_weights(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
         wanted = verdicts[t.name].role is Role.EXPERT_STACK and not ignored and t.name not in dropped
         return wanted and (recipe.purpose == "quantize" or bool(t.encoded))
 
-    return _split_stacks(checkpoint, tensors, absorbed, is_split)
+    return _folded(_split_stacks(checkpoint, tensors, absorbed, is_split), checkpoint, recipe.fold)
 
 
-def recorded_weights(checkpoint: Checkpoint, kept: Container[str], dtype: str | None) -> Weights:
+def recorded_weights(checkpoint: Checkpoint, kept: Container[str], dtype: str | None, fold: Fold | None) -> Weights:
     """The weights that an output was made of: stacks were split that are not among the tensors `kept`, which its ledger
     names, and a tied head has weights if it is; `dtype` is that of its recipe. Raises as find_weights."""
     tensors, absorbed = _decode(checkpoint, dtype)
     if (head := untied_head(tensors, checkpoint.config)) and head.name in kept:
         tensors[head.name] = head
-    return _split_stacks(checkpoint, tensors, absorbed, lambda t: len(t.shape or ()) == 3 and t.name not in kept)
+    made = _split_stacks(checkpoint, tensors, absorbed, lambda t: len(t.shape or ()) == 3 and t.name not in kept)
+    return _folded(made, checkpoint, fold)
+
+
+def _folded(weights: Weights, checkpoint: Checkpoint, fold: Fold | None) -> Weights:
+    return weights if fold is None else replace(weights, tensors=fold_tensors(weights.tensors, checkpoint, fold))
 
 
 def taken_parts(recipe: Recipe) -> frozenset[Role]:

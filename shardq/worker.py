@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
 from shardq.carry_codes import carry_rows, largest_scale
-from shardq.decoded import DecodedRows, round_rows
+from shardq.decoded import DecodedRows, keep_rows, round_rows
 from shardq.descriptors import Descriptors
 from shardq.errors import CorruptShard, KernelUnavailable, NonFiniteWeight, NotExact
 from shardq.files.atomic import pread_exact, pwrite_all, writing
@@ -224,7 +224,11 @@ class Worker:
     def _keep(self, tile: Tile, making: Making) -> None:
         """Rows as they were decoded, in the type that the weight has."""
         out = making.out[making.specs[0].suffix]
-        kept = tile.rows if tile.dtype == making.task.dtype else round_rows(tile.rows, making.task.dtype)
+        task = making.task
+        assert task.encoded
+        assert tile.wide is not None
+        is_kept = tile.dtype == task.dtype and not task.encoded.scaling
+        kept = tile.rows if is_kept else keep_rows(task.encoded, tile.wide, task.dtype, self._kernels)
         kept = kept if kept.dtype == out.dtype else kept.view(out.dtype)
         if making.task.turned:
             out[:, tile.row : tile.row + len(kept)] = kept.T

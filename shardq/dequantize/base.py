@@ -83,6 +83,24 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaling:
+    """What decoded rows and columns are multiplied by, so that a neighbour can be divided by the same: a fold.
+
+    Powers of two, which change no digit of a float; `factors` instead for the columns where these cannot be.
+    """
+
+    rows: bytes = b""  # exponents, int8, one for each row; empty: none
+    columns: bytes = b""  # likewise for each column
+    factors: bytes = b""  # fp32, little-endian, one for each column, in place of `columns`
+    added: float = 0.0  # to weights before they are multiplied, and taken off again: norms that multiply by 1 + w
+
+    @property
+    def is_exact(self) -> bool:
+        """True if the result has the digits of what is decoded."""
+        return not self.factors and not self.added
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """One weight matrix [rows, columns], or one slice of a stack, that the source stores as codes."""
 
@@ -99,6 +117,7 @@ class Encoded:
     offset: float = 0.0  # what readers add to a decoded scale
     pick: tuple[int, int, int] | None = None  # stored rows that are its rows: start, stop, step; None: all
     transposed: bool = False  # stored as [columns, rows]
+    scaling: Scaling | None = None  # what its own rows and columns are multiplied by, after all the above
 
     def part(self, role: str) -> Part | None:
         """The part of this role, if it has one."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardq.dequantize.base import Coded, Encoded, Part
+from shardq.dequantize.base import Coded, Encoded, Part, Scaling
 from shardq.dequantize.kinds import KINDS
 from shardq.errors import NonFiniteWeight
 from shardq.kernels import KernelSet
@@ -58,8 +58,26 @@ def decode_rows(
         KINDS[e.kind].decode(e, parts, first, behind, stored, kernels)
     if step != 1:
         out[...] = stored[::step]
+    if e.scaling:
+        scale_rows(out, e.scaling, row)
     if checked and kernels.group_absmax(out, "F32", e.columns, np.empty((len(out), 1), np.float32)):
         raise _non_finite(e, out, row)
+
+
+def scale_rows(rows: NDArray[np.float32], by: Scaling, row: int) -> None:
+    """Multiply decoded rows of a matrix, the first of which is its `row`, in place. Each product is rounded once, and
+    powers of two round only below the smallest normal number; beyond fp32 it is infinite."""
+    with np.errstate(all="ignore"):
+        if by.added:
+            rows += np.float32(by.added)
+        if by.rows:
+            rows *= _powers(by.rows)[row : row + len(rows), None]
+        if by.factors:
+            rows *= np.frombuffer(by.factors, np.dtype("<f4"))
+        elif by.columns:
+            rows *= _powers(by.columns)
+        if by.added:
+            rows -= np.float32(by.added)
 
 
 def code_rows(
@@ -74,6 +92,10 @@ def code_rows(
         if not np.array_equal(groups[:, 0], in_order):
             return None
     return KINDS[e.kind].codes(e, parts, *e.stored_range(row, end_row), kernels)
+
+
+def _powers(exponents: bytes) -> NDArray[np.float32]:
+    return np.ldexp(np.float32(1), np.frombuffer(exponents, np.int8))
 
 
 def _non_finite(e: Encoded, out: NDArray[np.float32], row: int) -> NonFiniteWeight:

@@ -29,6 +29,21 @@ def plain_slices(t: TensorRef) -> tuple[Encoded, ...]:
     return tuple(made)
 
 
+def plain_rows(t: TensorRef) -> Encoded:
+    """A matrix of plain floats as rows, or a vector as a single column."""
+    assert t.shape is not None
+    assert t.dtype is not None
+    rows, columns = (*t.shape, 1)[:2]
+    part = Part("codes", t.name, t.shard, t.dtype, t.begin, rows, columns, 0)
+    return Encoded(t.name, PLAIN, None, rows, columns, t.dtype, (part,), PLAIN, (1, columns))
+
+
+def rounds(e: Encoded, rounded: bool) -> bool:
+    """True if rows are rounded to the type of their weight before they are quantized: as by --decode `rounded`, and
+    where that changes nothing, so that the codes are those of weights which are stored so (F16 has few exponents)."""
+    return rounded or (e.kind == PLAIN and (e.scaling is None or (e.scaling.is_exact and e.dtype != "F16")))
+
+
 @dataclass(frozen=True, slots=True)
 class PlainFloats:
     """Reader of plain floats; see the module."""
