@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shardq.carry import Goal
 from shardq.checkpoint import TensorRef
 from shardq.dequantize.base import Encoded
-from shardq.errors import UnsupportedSource
+from shardq.errors import BadFold, UnsupportedSource
 from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet, load
 from shardq.ledger import DECODED
@@ -36,7 +36,7 @@ def check_against_source(output: Output, source: Source, shards: Mapping[str, Ou
     checkpoint = read_checkpoint(source)
     try:
         weights = weights_of(output, checkpoint)
-    except UnsupportedSource as e:
+    except (UnsupportedSource, BadFold) as e:
         return [str(e)], 0
     problems = list(check_account(output.ledger, weights))
     compared = [n for n in ledger if n in weights.tensors]

@@ -17,7 +17,7 @@ from shardq.audit_plan import Check, plan_checks
 from shardq.audit_statement import Audit, Audited, Traffic
 from shardq.audit_subjects import NoSubjectError, Subject, choose_names, ledger_reaches, make_subject, sources_of
 from shardq.checkpoint import Checkpoint, TensorRef
-from shardq.errors import BadOption, CheckpointIncomplete, UnsupportedSource, VerifyFailed
+from shardq.errors import BadFold, BadOption, CheckpointIncomplete, UnsupportedSource, VerifyFailed
 from shardq.headers import read_checkpoint, read_headers
 from shardq.importance import Importance
 from shardq.kernels import KernelSet, load
@@ -189,7 +189,8 @@ def _make_subjects(
     names: Sequence[str], output: Output, result: Source, source: Source, importance: Importance | None
 ) -> tuple[list[Subject], list[str]]:
     """The chosen tensors, and what is odd about those that cannot be audited, and about the ledger."""
-    weights, problems = _all_weights(output, source) if source_of(output.ledger) else ({}, [])
+    is_made = bool(source_of(output.ledger)) or output.fold is not None
+    weights, problems = _all_weights(output, source) if is_made else ({}, [])
     reaches, entries = ledger_reaches(output, weights), output.ledger["tensors"]
     if not weights:
         weights = _some_weights(
@@ -219,15 +220,16 @@ def _some_weights(names: Iterable[str], output: Output, source: Source) -> dict[
 
 
 def _all_weights(output: Output, source: Source) -> tuple[dict[str, TensorRef], list[str]]:
-    """The weights of a source with codes or with stacks that were split, and what is odd about the ledger. All headers
-    are read: companions may be in any shard, and it takes a whole group of stacks to tell what they hold."""
+    """The weights of a source with codes, with stacks that were split, or with scales that were moved, and what is odd
+    about the ledger. All headers are read: companions and neighbours may be in any shard, and it takes a whole group of
+    stacks to tell what they hold."""
     checkpoint = read_checkpoint(source)
     for s in checkpoint.shards:
         _check_header(s.name, s.header_sha256, output, source)
     _check_config(checkpoint, output)
     try:
         weights = weights_of(output, checkpoint)
-    except UnsupportedSource as e:
+    except (UnsupportedSource, BadFold) as e:
         raise VerifyFailed(f"the ledger of {output.where} does not go with its source: {e}") from e
     return dict(weights.tensors), list(check_account(output.ledger, weights))
 

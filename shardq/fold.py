@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shardq.checkpoint import Checkpoint, TensorRef
-from shardq.dequantize.base import Scaling
+from shardq.dequantize.base import Encoded, Scaling
 from shardq.dequantize.plain import plain_rows
 from shardq.errors import BadFold, CorruptShard, UnknownDtype
 from shardq.files.atomic import reading, write_atomic
@@ -129,13 +129,17 @@ def fold_tensors(tensors: Mapping[str, TensorRef], checkpoint: Checkpoint, fold:
 
 
 def check_kept(decisions: "Iterable[Decision]") -> None:
-    """Raise BadFold where columns that are no powers of two would have to be kept in 16 bits."""
+    """Raise BadFold for a matrix that would be kept and cannot be folded to the last digit."""
     for d in decisions:
-        if d.scheme is None and any(e.scaling and e.scaling.factors for e in d.tensor.encoded):
+        if d.scheme is None and len(d.tensor.shape or ()) > 1 and any(_loses(e) for e in d.tensor.encoded):
             raise BadFold(
-                f"{d.tensor.name} is kept ({d.rule}), and its norm adds one, so that its columns cannot be folded "
-                "exactly: quantize it too, or leave out --fold"
+                f"{d.tensor.name} is kept ({d.rule}), and {'F16' if d.tensor.dtype == 'F16' else 'its norm adds one'}: "
+                "it cannot be folded exactly; quantize it too, or find a fold for this recipe with --fold auto"
             )
+
+
+def _loses(e: Encoded) -> bool:
+    return e.scaling is not None and (not e.scaling.is_exact or e.dtype == "F16")
 
 
 def _scalings(

@@ -5,7 +5,7 @@ columns drown them (reference quality.md, 5.4 and 6 E). Moved into the norm befo
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from shardq.checkpoint import TensorRef
 from shardq.column_scales import column_scales
+from shardq.decide import decide_weights
 from shardq.decoded import round_rows
 from shardq.dequantize.base import Scaling
 from shardq.dequantize.decoding import scale_rows
 from shardq.dequantize.plain import plain_rows
 from shardq.errors import BadFold, BadOption
 from shardq.fold import MAX_EXPONENT, Fold, power_of, source_digest
-from shardq.fold_sites import WEIGHT, NormSite, PairSite, find_sites
+from shardq.fold_sites import WEIGHT, NormSite, PairSite, Sites, find_sites
 from shardq.fused import model_types
 from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet, load
@@ -53,8 +54,11 @@ def find_fold(source: Source, recipe: Recipe, threads: int | None = None) -> Fou
     and reading raise.
     """
     checkpoint = read_checkpoint(source)
-    tensors = find_weights(checkpoint, replace(recipe, fold=None)).tensors
-    sites = find_sites(tensors, checkpoint.config)
+    recipe = replace(recipe, fold=None)
+    weights = find_weights(checkpoint, recipe)
+    tensors = weights.tensors
+    kept = {d.tensor.name for d in decide_weights(weights, checkpoint, recipe) if d.scheme is None}
+    sites = _exact(find_sites(tensors, checkpoint.config), tensors, kept)
     if not sites.norms and not sites.pairs:
         types = ", ".join(sorted(model_types(checkpoint.config))) or "none"
         why = f": {sites.left[0]}" if sites.left else f" (its model types: {types})"
@@ -79,6 +83,23 @@ def find_fold(source: Source, recipe: Recipe, threads: int | None = None) -> Fou
         exponents[pair.rows.removesuffix(WEIGHT)] = _exponents(_shared(scales[pair.columns], pair, shape[0])).tobytes()
     fold = Fold(exponents, factors, source_digest(checkpoint))
     return Found(fold, len(sites.norms), len(sites.pairs), sites.left, sum(map(_read_bytes, refs)))
+
+
+def _exact(sites: Sites, tensors: Mapping[str, TensorRef], kept: Container[str]) -> Sites:
+    """Without those that would cost a matrix digits that is kept: behind norms that add something, and in F16."""
+    lost: dict[str, str] = {}
+    for s in sites.norms:
+        fed = next((n for n in (*s.of, *s.also) if n in kept and (s.adds or tensors[n].dtype == "F16")), None)
+        if fed:
+            lost[s.norm] = fed
+    for p in sites.pairs:
+        half = next((n for n in (p.rows, p.columns) if n in kept and tensors[n].dtype == "F16"), None)
+        if half:
+            lost[p.rows] = half
+    norms = tuple(s for s in sites.norms if s.norm not in lost)
+    pairs = tuple(p for p in sites.pairs if p.rows not in lost)
+    left = (f"{name}: {of} is kept and would not stay exact" for name, of in lost.items())
+    return Sites(norms, pairs, (*sites.left, *left))
 
 
 def sample_rows(rows: int) -> list[tuple[int, int]]:

@@ -1,0 +1,216 @@
+"""Folded runs: what they write is what the same run makes of a checkpoint that was folded beforehand, however they are
+cut; and all of it can be verified and audited."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import shardq
+from shardq import Limits, make_recipe
+from shardq.api import find_fold, make_orders
+from shardq.errors import BadFold, BadOption, NotExact, VerifyFailed
+from shardq.fold import FOLD, Fold, read_fold, write_fold
+from shardq.run import quantize_all
+from shardq.sources.demo import open_demo
+
+ONE: Final = Limits(parallel=1)
+SCHEMES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "W4A16": {}, "W4A16_ASYM@gptq_v2": {}, "NVFP4A16": {}, "FP8_DYNAMIC": {}, "W4A16@mlx": {"group_size": 64},
+    "W4A16@compressed-tensors": {"search": "auto"}, "MXFP4": {"search": "auto", "ignore": ["re:.*[qkv]_proj"]},
+}  # fmt: skip
+FED: Final = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("gate", "gate_proj", "up_proj", "shared_expert_gate"),
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo as a folder, with columns of other sizes, so that there is something to move."""
+    folder = tmp_path_factory.mktemp("demo")
+    for name, content in open_demo().contents.items():
+        (folder / name).write_bytes(content)
+    rng = torch.Generator().manual_seed(2)
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, value in tensors.items():
+            if value.ndim == 2 and ".layers." in name:
+                value.mul_(torch.exp2(1.5 * torch.randn(value.shape[1], generator=rng)).to(value.dtype))
+        save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fold(demo: Path) -> Fold:
+    found = find_fold(demo).fold
+    assert sum(any(x) for x in found.exponents.values()) == len(found.exponents) == 3 * 3 + 1 + 2 * 5
+    return found
+
+
+@pytest.fixture(scope="module")
+def folded(demo: Path, fold: Fold, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with its scales moved, by means that are this test's own."""
+    folder = tmp_path_factory.mktemp("folded")
+    exponents = {m: torch.from_numpy(np.frombuffer(x, np.int8).astype(np.float32)) for m, x in fold.exponents.items()}
+    powers = {m: torch.exp2(x) for m, x in exponents.items()}
+    for path in demo.iterdir():
+        if path.suffix != ".safetensors":
+            (folder / path.name).write_bytes(path.read_bytes())
+            continue
+        tensors = load_file(path)
+        for name, value in tensors.items():
+            module, _, leaf = name.rpartition(".")
+            layer, _, below = module.rpartition(".layers.")[2].partition(".")
+            for norm, fed in FED.items():
+                if below.endswith(fed) and leaf == "weight" and layer.isdigit():
+                    value.div_(powers[f"model.layers.{layer}.{norm}"].to(value.dtype))
+            if below.endswith("o_proj"):  # two query heads for each of two others
+                own = powers[f"model.layers.{layer}.self_attn.v_proj"].reshape(2, 1, 64)
+                value.div_(own.expand(2, 2, 64).reshape(-1).to(value.dtype))
+            if below.endswith("down_proj"):
+                value.div_(powers[module.replace("down_proj", "up_proj")].to(value.dtype))
+            if module in powers:
+                value.mul_(powers[module].to(value.dtype).reshape(-1, *[1] * (value.ndim - 1)))
+        save_file(tensors, folder / path.name, metadata={"format": "pt"})
+    return folder
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_folded_run_writes_what_a_folded_checkpoint_gives(
+    scheme: str, demo: Path, fold: Fold, folded: Path, tmp_path: Path
+) -> None:
+    options = SCHEMES[scheme]
+    shardq.quantize(demo, make_recipe(scheme, fold=fold, **options), output_dir=tmp_path / "out", limits=ONE)
+    shardq.quantize(folded, make_recipe(scheme, **options), output_dir=tmp_path / "expected", limits=ONE)
+    assert shards(tmp_path / "out") == shards(tmp_path / "expected")
+    found = shardq.verify(tmp_path / "out", deep=True, source=demo)
+    assert found.problems == ()
+    assert shardq.audit(tmp_path / "out", source=demo, sample=1000).problems == ()
+    assert shardq.verify(tmp_path / "out", source=folded).problems != ()
+
+
+@pytest.mark.parametrize("mode", ["file", "stream"])
+@pytest.mark.parametrize("scheme", ["W4A16", "NVFP4A16"])
+def test_the_same_by_any_way(
+    scheme: str, mode: str, demo: Path, fold: Fold, make_model: Callable[[Path], Any], short_spans: int, tmp_path: Path
+) -> None:
+    recipe = make_recipe(scheme, fold=fold)
+    del short_spans  # is set
+    shardq.quantize(demo, recipe, output_dir=tmp_path / "folder", limits=ONE)
+    limits = Limits(parallel=3, stream=mode == "stream")
+    source = make_model(demo).open()
+    order = make_orders([recipe], source.label, tmp_path / mode)
+    quantize_all(source, order, limits, restart=False, report=lambda _: None, check=lambda _: None)
+    assert shards(tmp_path / mode) == shards(tmp_path / "folder")
+
+
+def test_several_outputs_share_one_fold(demo: Path, fold: Fold, tmp_path: Path) -> None:
+    recipes = [make_recipe(s, fold=fold) for s in ("W4A16@gptq", "MXFP4")]
+    made = shardq.quantize_many(demo, recipes, output_dir=tmp_path, limits=ONE)
+    for recipe, result in zip(recipes, made, strict=True):
+        shardq.quantize(demo, recipe, output_dir=tmp_path / "alone" / recipe.layout, limits=ONE)
+        assert shards(Path(result.output)) == shards(tmp_path / "alone" / recipe.layout)
+    with pytest.raises(BadOption, match="one --fold for all"):
+        shardq.quantize_many(demo, [recipes[0], make_recipe("MXFP4")], output_dir=tmp_path, limits=ONE)
+
+
+def test_what_is_moved_is_recorded(demo: Path, fold: Fold, tmp_path: Path) -> None:
+    recipe = make_recipe("W4A16", fold=fold)
+    shardq.quantize(demo, recipe, output_dir=tmp_path / "out", limits=ONE)
+    kept = read_fold(tmp_path / "out" / FOLD)
+    assert kept.exponents == fold.exponents
+    record = json.loads((tmp_path / "out" / "shardq.json").read_text())
+    assert record["identity"]["recipe.fold"] == fold.sha256
+    assert f"--fold {FOLD}" in record["command"]
+    write_fold(tmp_path / "out" / FOLD, Fold({**fold.exponents, "model.layers.0.input_layernorm": bytes(256)}, {}, ""))
+    with pytest.raises(VerifyFailed, match="has sha256"):
+        shardq.verify(tmp_path / "out")
+    (tmp_path / "out" / FOLD).write_bytes(b"no frame")
+    with pytest.raises(VerifyFailed, match="no readable"):
+        shardq.audit(tmp_path / "out", source=demo)
+
+
+def test_a_wrong_bit_in_a_norm_is_found(demo: Path, fold: Fold, tmp_path: Path) -> None:
+    made = shardq.quantize(demo, make_recipe("W4A16", fold=fold), output_dir=tmp_path / "out", limits=ONE)
+    name = "model.layers.1.input_layernorm.weight"
+    path = next(p for p in sorted(Path(made.output).glob("*.safetensors")) if name in load_file(p))
+    tensors = load_file(path)
+    tensors[name][7] *= 2
+    save_file(tensors, path, metadata={"format": "pt"})
+    problems = shardq.verify(made.output, source=demo).problems
+    assert any(name in p for p in problems)
+    assert any(name in p for p in shardq.audit(made.output, source=demo, sample=1000).problems)
+
+
+def refused(demo: Path, fold: Fold, **options: Any) -> None:
+    shardq.plan(demo, make_recipe("W4A16", fold=fold, **options))
+
+
+def test_folds_that_do_not_fit_are_refused(demo: Path, fold: Fold) -> None:
+    own = dict(fold.exponents)
+    norm, rows = "model.layers.0.input_layernorm", "model.layers.0.mlp.up_proj"
+    for wrong, text in (
+        ({**own, norm: bytes(3)}, "expected 256 scales"),
+        ({**own, rows: bytes(511) + b"\x40"}, "expected 512 scales"),  # 2**64
+        ({**own, "model.layers.7.input_layernorm": bytes(256)}, "no place for"),
+        ({**own, "model.norm": bytes(256)}, "no place for"),
+    ):
+        with pytest.raises(BadFold, match=text):
+            refused(demo, Fold(wrong, {}, fold.source))
+    ones = np.ones(256, "<f4").tobytes()
+    with pytest.raises(BadFold, match="expected 256 scales, I8"):
+        refused(demo, Fold({}, {norm: ones}, fold.source))
+    with pytest.raises(BadFold, match="another checkpoint"):
+        refused(demo, Fold({}, {norm: ones}, "of another one"))
+
+
+def test_models_that_are_not_known_are_refused(demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
+    config = json.loads((demo / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of"}))
+    with pytest.raises(BadOption, match="unheard_of"):
+        find_fold(tmp_path)
+
+
+def test_half_precision_is_folded_where_it_keeps_its_digits(demo: Path, tmp_path: Path) -> None:
+    """Its exponents end early: what is quantized is taken in fp32, and what is kept is not folded."""
+    source = tmp_path / "source"
+    shutil.copytree(demo, source)
+    for path in source.glob("*.safetensors"):
+        half = {k: v.half() if v.dtype == torch.bfloat16 else v for k, v in load_file(path).items()}
+        save_file(half, path, metadata={"format": "pt"})
+    recipe = make_recipe("W4A16")
+    found = find_fold(source, recipe)
+    expected = [f"model.layers.{n}.post_attention_layernorm.weight" for n in (1, 2)]  # they feed gates, which are kept
+    assert [line.partition(":")[0] for line in found.left] == expected
+    recipe = make_recipe("W4A16", fold=found.fold)
+    shardq.quantize(source, recipe, output_dir=tmp_path / "out", limits=ONE)
+    assert shardq.verify(tmp_path / "out", deep=True, source=source).problems == ()
+    assert shardq.audit(tmp_path / "out", source=source, sample=1000).problems == ()
+    with pytest.raises(BadFold, match=r"_proj.weight is kept .*F16"):
+        shardq.plan(source, make_recipe("W4A16", fold=found.fold, ignore=["re:.*[qkv]_proj"]))
+
+
+def test_a_norm_of_half_precision_that_would_lose_digits_ends_the_run(demo: Path, fold: Fold, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(demo, source)
+    for path in source.glob("*.safetensors"):
+        half = {k: v.half() if v.ndim == 1 else v for k, v in load_file(path).items()}
+        for name, value in half.items():
+            if name.endswith("layernorm.weight"):
+                value[5] = 3 * 2.0**-24
+        save_file(half, path, metadata={"format": "pt"})
+    down = Fold({m: bytes([255] * len(x)) for m, x in fold.exponents.items()}, {}, fold.source)
+    with pytest.raises(NotExact, match="layernorm"):
+        shardq.quantize(source, make_recipe("W4A16", fold=down), output_dir=tmp_path / "out", limits=ONE)
