@@ -63,18 +63,18 @@ def find_fold(source: Source, recipe: Recipe, threads: int | None = None) -> Fou
         types = ", ".join(sorted(model_types(checkpoint.config))) or "none"
         why = f": {sites.left[0]}" if sites.left else f" (its model types: {types})"
         raise BadOption(f"--fold: nothing of {checkpoint.label} is known to stay the same{why}; leave it out")
-    kernels = load()
+    probe = Probe(source, load(), recipe.decode == "rounded")
     names = dict.fromkeys([*(n for s in sites.norms for n in s.of), *(p.columns for p in sites.pairs)])
     refs = [tensors[name] for name in names]
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        scales = dict(zip(names, pool.map(lambda t: _scales(t, source, kernels), refs), strict=True))
+        scales = dict(zip(names, pool.map(probe.scales, refs), strict=True))
     exponents: dict[str, bytes] = {}
     factors: dict[str, bytes] = {}
     for norm in sites.norms:
         powers = _exponents(np.mean([scales[name] for name in norm.of], axis=0))
         module = norm.norm.removesuffix(WEIGHT)
         if norm.adds:
-            factors[module] = _factors(norm, powers, tensors[norm.norm], source, kernels)
+            factors[module] = probe.factors(norm, powers, tensors[norm.norm])
         else:
             exponents[module] = powers.tobytes()
     for pair in sites.pairs:
@@ -110,29 +110,61 @@ def sample_rows(rows: int) -> list[tuple[int, int]]:
     return [(at, at + high) for at in (i * (rows - high) // (WINDOWS - 1) for i in range(WINDOWS))]
 
 
-def _scales(t: TensorRef, source: Source, kernels: KernelSet) -> NDArray[np.float64]:
-    """log2 of the scale of each column."""
-    assert t.shape is not None
-    wide = _rows(t, source, kernels, sample_rows(t.shape[0]))
-    if not np.isfinite(wide).all():
-        raise BadFold(f"{t.name} in {t.shard} holds NaN or infinity: expected finite weights; leave out --fold")
-    return column_scales(wide)
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Reads weights of a source."""
 
+    source: Source
+    kernels: KernelSet
+    rounded: bool  # decoded rows are rounded to the type of their weight
 
-def _rows(t: TensorRef, source: Source, kernels: KernelSet, windows: Iterable[tuple[int, int]]) -> NDArray[np.float32]:
-    assert t.shape is not None
-    e = t.encoded[0] if t.encoded else plain_rows(t) if len(t.shape) == 1 else None
-    reader = SourceRows(t, e, False, source, kernels)
-    parts = []
-    for row, end_row in windows:
-        try:
-            weights, dtype = reader.taken(row, end_row)
-        except NoRowsError as e:
-            raise BadFold(f"{t.name} in {t.shard} cannot be decoded ({e}): leave out --fold") from e
-        wide = np.empty(weights.shape, np.float32)
-        kernels.widen(weights, dtype, wide)
-        parts.append(wide)
-    return np.concatenate(parts)
+    def scales(self, t: TensorRef) -> NDArray[np.float64]:
+        """log2 of the scale of each column. Raises BadFold, and what reading raises."""
+        assert t.shape is not None
+        wide = self._rows(t, sample_rows(t.shape[0]))
+        if not np.isfinite(wide).all():
+            raise BadFold(f"{t.name} in {t.shard} holds NaN or infinity: expected finite weights; leave out --fold")
+        return column_scales(wide)
+
+    def factors(self, site: NormSite, powers: NDArray[np.int8], t: TensorRef) -> bytes:
+        """What columns behind a norm that adds something are multiplied by: as much less as what it multiplies by comes
+        out larger, which is rounded to the norm's type."""
+        assert t.dtype is not None
+        assert t.shape is not None
+        own = self._rows(t, [(0, t.shape[0])])
+        folded = self._factor(own, site.adds, powers, t.dtype)
+        plain = self._factor(own, site.adds, np.zeros_like(powers), t.dtype)
+        right = [power_of(g) == k for g, k in zip(folded.tolist(), powers.tolist(), strict=True)]
+        return np.where(right, folded, plain).astype("<f4").tobytes()
+
+    def _factor(
+        self, own: NDArray[np.float32], adds: float, powers: NDArray[np.int8], dtype: str
+    ) -> NDArray[np.float32]:
+        """1 where a norm multiplies by nothing."""
+        scaled, stored = own.copy(), np.empty_like(own)
+        scale_rows(scaled, Scaling(rows=powers.tobytes(), added=adds), 0)
+        self.kernels.widen(round_rows(scaled, dtype), dtype, stored)
+        before, behind = own[:, 0].astype(np.float64) + adds, stored[:, 0].astype(np.float64) + adds
+        usable = (before > 0) & (behind > 0) | (before < 0) & (behind < 0)
+        ratio: NDArray[np.float32] = np.divide(before, behind, out=np.ones_like(before), where=usable).astype(
+            np.float32
+        )
+        return ratio
+
+    def _rows(self, t: TensorRef, windows: Iterable[tuple[int, int]]) -> NDArray[np.float32]:
+        assert t.shape is not None
+        e = t.encoded[0] if t.encoded else plain_rows(t) if len(t.shape) == 1 else None
+        reader = SourceRows(t, e, self.rounded, self.source, self.kernels)
+        parts = []
+        for row, end_row in windows:
+            try:
+                weights, dtype = reader.taken(row, end_row)
+            except NoRowsError as error:
+                raise BadFold(f"{t.name} in {t.shard} cannot be decoded ({error}): leave out --fold") from error
+            wide = np.empty(weights.shape, np.float32)
+            self.kernels.widen(weights, dtype, wide)
+            parts.append(wide)
+        return np.concatenate(parts)
 
 
 def _shared(scales: NDArray[np.float64], pair: PairSite, rows: int) -> NDArray[np.float64]:
@@ -145,31 +177,6 @@ def _shared(scales: NDArray[np.float64], pair: PairSite, rows: int) -> NDArray[n
 
 def _exponents(scales: NDArray[np.float64]) -> NDArray[np.int8]:
     return np.clip(np.rint(scales), -MAX_EXPONENT, MAX_EXPONENT).astype(np.int8)
-
-
-def _factors(site: NormSite, powers: NDArray[np.int8], t: TensorRef, source: Source, kernels: KernelSet) -> bytes:
-    """What columns behind a norm that adds something are multiplied by: as much less as what it multiplies by comes out
-    larger, which is rounded to the norm's type."""
-    assert t.dtype is not None
-    assert t.shape is not None
-    own = _rows(t, source, kernels, [(0, t.shape[0])])
-    folded = _factor(own, site.adds, powers, t.dtype, kernels)
-    plain = _factor(own, site.adds, np.zeros_like(powers), t.dtype, kernels)
-    right = [power_of(g) == k for g, k in zip(folded.tolist(), powers.tolist(), strict=True)]
-    return np.where(right, folded, plain).astype("<f4").tobytes()
-
-
-def _factor(
-    own: NDArray[np.float32], adds: float, powers: NDArray[np.int8], dtype: str, kernels: KernelSet
-) -> NDArray[np.float32]:
-    """1 where a norm multiplies by nothing."""
-    scaled, stored = own.copy(), np.empty_like(own)
-    scale_rows(scaled, Scaling(rows=powers.tobytes(), added=adds), 0)
-    kernels.widen(round_rows(scaled, dtype), dtype, stored)
-    before, behind = own[:, 0].astype(np.float64) + adds, stored[:, 0].astype(np.float64) + adds
-    usable = (before > 0) & (behind > 0) | (before < 0) & (behind < 0)
-    ratio: NDArray[np.float32] = np.divide(before, behind, out=np.ones_like(before), where=usable).astype(np.float32)
-    return ratio
 
 
 def _read_bytes(t: TensorRef) -> int:

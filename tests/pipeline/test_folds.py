@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import shardq
-from shardq import Limits, make_recipe
+from shardq import Limits, dequantize_recipe, make_recipe
 from shardq.api import find_fold, make_orders
 from shardq.errors import BadFold, BadOption, NotExact, VerifyFailed
 from shardq.fold import FOLD, Fold, read_fold, write_fold
@@ -214,3 +214,24 @@ def test_a_norm_of_half_precision_that_would_lose_digits_ends_the_run(demo: Path
     down = Fold({m: bytes([255] * len(x)) for m, x in fold.exponents.items()}, {}, fold.source)
     with pytest.raises(NotExact, match="layernorm"):
         shardq.quantize(source, make_recipe("W4A16", fold=down), output_dir=tmp_path / "out", limits=ONE)
+
+
+def test_a_quantized_source_is_folded_as_what_it_stands_for(demo: Path, tmp_path: Path) -> None:
+    shardq.quantize(demo, "FP8_BLOCK@fp8", output_dir=tmp_path / "fp8", limits=ONE)
+    shardq.quantize(tmp_path / "fp8", dequantize_recipe(), output_dir=tmp_path / "plain", limits=ONE)
+    fold = find_fold(tmp_path / "plain").fold
+    assert find_fold(tmp_path / "fp8", make_recipe("W4A16", decode="rounded")).fold.exponents == fold.exponents
+    for name in ("fp8", "plain"):
+        recipe = make_recipe("W4A16", fold=fold, decode="rounded")
+        shardq.quantize(tmp_path / name, recipe, output_dir=tmp_path / f"{name}-out", limits=ONE)
+    assert shards(tmp_path / "fp8-out") == shards(tmp_path / "plain-out")
+    assert shardq.verify(tmp_path / "fp8-out", deep=True, source=tmp_path / "fp8").problems == ()
+
+
+def test_codes_are_not_carried_where_their_scales_were_moved(demo: Path, tmp_path: Path) -> None:
+    shardq.quantize(demo, "W4A16@gptq", output_dir=tmp_path / "gptq", limits=ONE)
+    fold = find_fold(tmp_path / "gptq").fold
+    plain = shardq.plan(tmp_path / "gptq", make_recipe("W4A16@gptq"))
+    moved = shardq.plan(tmp_path / "gptq", make_recipe("W4A16@gptq", fold=fold))
+    assert sum(d.carried for d in plain.decisions) > 40
+    assert [d.tensor.name for d in moved.decisions if d.carried] == []
