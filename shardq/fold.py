@@ -35,6 +35,8 @@ FOLD: Final = "shardq-fold.zst"  # in an output
 FORMAT: Final = "shardq-fold"
 MAX_BYTES: Final = 1 << 30
 MAX_EXPONENT: Final = 32
+POSSIBLE: Final = bytes(k & 0xFF for k in range(-MAX_EXPONENT, MAX_EXPONENT + 1))  # as int8 are stored
+NEGATED: Final = bytes(-k & 0xFF for k in range(256))
 LEAST: Final = 2.0 ** -(MAX_EXPONENT + 0.5)
 KINDS: Final = ("I8 exponents of two", "F32 above zero")  # of other modules, of norms that add something
 
@@ -189,15 +191,16 @@ def _of_pair(site: PairSite, fold: Fold, module: str, rows: int) -> Iterator[tup
     yield site.rows, Scaling(rows=powers)
     if site.bias:
         yield site.bias, Scaling(rows=powers)
-    yield site.columns, Scaling(columns=_negated(bytes(powers[row] for row in site.owners)))
+    above = powers if isinstance(site.owners, range) else bytes(powers[row] for row in site.owners)
+    yield site.columns, Scaling(columns=_negated(above))
 
 
 def _are_exponents(data: bytes, count: int) -> bool:
-    return len(data) == count and all(-MAX_EXPONENT <= k <= MAX_EXPONENT for k in array("b", data))
+    return len(data) == count and not data.translate(None, POSSIBLE)
 
 
 def _negated(exponents: bytes) -> bytes:
-    return array("b", (-k for k in array("b", exponents))).tobytes()
+    return exponents.translate(NEGATED)
 
 
 def _floats(data: bytes) -> tuple[float, ...]:
