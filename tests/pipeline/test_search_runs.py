@@ -81,17 +81,18 @@ def test_the_same_bytes_for_any_number_of_workers_and_outputs(importance: Path, 
         assert entries(alone) == entries(result.output)
 
 
-def test_without_importance_integers_are_left_to_round_to_nearest(tmp_path: Path) -> None:
-    """A search by the plain squared error makes decoders worse."""
+@pytest.mark.parametrize("scheme", ["W4A16", "W3A16_ASYM", "W5A16_ASYM"])
+def test_without_importance_integers_that_may_lose_are_left_to_round_to_nearest(scheme: str, tmp_path: Path) -> None:
+    """In decoders a search makes them worse."""
     plain, auto = tmp_path / "plain", tmp_path / "auto"
-    shardq.quantize("demo", make_recipe("W4A16"), output_dir=plain, limits=ONE)
-    shardq.quantize("demo", make_recipe("W4A16", search="auto"), output_dir=auto, limits=ONE)
+    shardq.quantize("demo", make_recipe(scheme), output_dir=plain, limits=ONE)
+    shardq.quantize("demo", make_recipe(scheme, search="auto"), output_dir=auto, limits=ONE)
     assert shards(plain) == shards(auto)
     assert not any("search" in e for e in entries(auto).values())
 
 
-@pytest.mark.parametrize("scheme", ["MXFP4", "NVFP4A16"])
-def test_without_importance_small_floats_are_searched(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["MXFP4", "NVFP4A16", "W4A16_ASYM", "W4A16G64@mlx"])
+def test_without_importance_what_never_loses_is_searched(scheme: str, tmp_path: Path) -> None:
     plain, auto = tmp_path / "plain", tmp_path / "auto"
     shardq.quantize("demo", make_recipe(scheme), output_dir=plain, limits=ONE)
     made = shardq.quantize("demo", make_recipe(scheme, search="auto"), output_dir=auto, limits=ONE)
