@@ -11,9 +11,10 @@ from shardq.checkpoint import TensorRef
 from shardq.dequantize.base import Encoded
 from shardq.errors import BadOption, UnknownScheme, VerifyFailed
 from shardq.files.safetensors import Header, HeaderTensor
+from shardq.fold_weights import folded_ref
 from shardq.formats import STORAGE, WEIGHT_DTYPES
 from shardq.importance import Importance, match
-from shardq.importance_vectors import VectorRef
+from shardq.importance_vectors import SizesRef, VectorRef
 from shardq.layouts.base import Layout, OutSpec, unit_rows
 from shardq.outputs import Output, target_of
 from shardq.reach import find_reaches
@@ -76,7 +77,7 @@ class Subject:
     # each slice, with a tensor of `outputs` for each
     goal: Goal | None = None  # where its codes are carried; None: they are made anew
     search: Search | None = None  # by which its scales were found
-    importance: VectorRef | None = None  # how much an error counted in each column
+    importance: VectorRef | SizesRef | None = None  # how much an error counted in each column
 
     @property
     def is_strided(self) -> bool:
@@ -143,10 +144,11 @@ def ledger_reaches(output: Output, source: Weights) -> dict[str, tuple[str, ...]
 
 
 def make_subject(
-    name: str, reach: Iterable[str], output: Output, source: Weights, result: Headers, importance: Importance | None
-) -> Subject:
-    """Put together what is known of a tensor; `reach` as of `ledger_reaches`, `importance` that of the run. Raises
-    NoSubjectError, BadImportance."""
+    name: str, reach: Iterable[str], output: Output, source: Weights, result: Headers, importance: Importance | None,
+    sizes: Mapping[str, SizesRef],
+) -> Subject:  # fmt: skip
+    """Put together what is known of a tensor; `reach` as of `ledger_reaches`, `importance` that of the run, or `sizes`
+    of its fold. Raises NoSubjectError, BadImportance."""
     entry = output.ledger["tensors"][name]
     t = _find_source(name, output, source)
     scheme = _scheme(_matrix(t), output) if entry["outcome"] == "quantized" else None
@@ -173,8 +175,16 @@ def make_subject(
         encoded=t.encoded,
         goal=goal_of(t, entry, output.layout),
         search=_search(name, entry),
-        importance=match(importance, {t.module: (rows, columns)})[t.module] if importance and _weighed(entry) else None,
+        importance=_importance(t, (rows, columns), importance, sizes) if _weighed(entry) else None,
     )
+
+
+def _importance(
+    t: TensorRef, shape: tuple[int, int], given: Importance | None, sizes: Mapping[str, SizesRef]
+) -> VectorRef | SizesRef | None:
+    """Of a tensor whose errors were weighed. Raises BadImportance."""
+    ref = match(given, {t.module: shape})[t.module] if given else sizes.get(t.name)
+    return ref and folded_ref(ref, t)
 
 
 def _search(name: str, entry: Mapping[str, Any]) -> Search | None:

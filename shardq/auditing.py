@@ -29,6 +29,7 @@ from shardq.sources.base import Source
 from shardq.staging import PROVENANCE
 from shardq.unpack import check_figures
 from shardq.version import NUMERICS
+from shardq.weights import Weights
 
 READERS: Final = 4  # tensors that are read side by side, to hide the network's delays
 READERS_BYTES: Final = 64 << 20  # a larger tensor is read alone: each is held in memory
@@ -190,7 +191,8 @@ def _make_subjects(
 ) -> tuple[list[Subject], list[str]]:
     """The chosen tensors, and what is odd about those that cannot be audited, and about the ledger."""
     is_made = bool(source_of(output.ledger)) or output.fold is not None
-    weights, problems = _all_weights(output, source) if is_made else ({}, [])
+    made, problems = _all_weights(output, source) if is_made else (None, [])
+    weights = dict(made.tensors) if made else {}
     reaches, entries = ledger_reaches(output, weights), output.ledger["tensors"]
     if not weights:
         weights = _some_weights(
@@ -198,9 +200,10 @@ def _make_subjects(
         )
     of_result = read_headers(result, [output.files[n] for n in dict.fromkeys(entries[n]["file"] for n in names)])
     subjects: list[Subject] = []
+    sizes = made.importance if made else {}
     for name in names:
         try:
-            subjects.append(make_subject(name, reaches.get(name, ()), output, weights, of_result, importance))
+            subjects.append(make_subject(name, reaches.get(name, ()), output, weights, of_result, importance, sizes))
         except NoSubjectError as e:
             problems.append(str(e))
     return subjects, problems
@@ -219,7 +222,7 @@ def _some_weights(names: Iterable[str], output: Output, source: Source) -> dict[
     return sources_of(names, output, headers)
 
 
-def _all_weights(output: Output, source: Source) -> tuple[dict[str, TensorRef], list[str]]:
+def _all_weights(output: Output, source: Source) -> tuple[Weights, list[str]]:
     """The weights of a source with codes, with stacks that were split, or with scales that were moved, and what is odd
     about the ledger. All headers are read: companions and neighbours may be in any shard, and it takes a whole group of
     stacks to tell what they hold."""
@@ -231,7 +234,7 @@ def _all_weights(output: Output, source: Source) -> tuple[dict[str, TensorRef], 
         weights = weights_of(output, checkpoint)
     except (UnsupportedSource, BadFold) as e:
         raise VerifyFailed(f"the ledger of {output.where} does not go with its source: {e}") from e
-    return dict(weights.tensors), list(check_account(output.ledger, weights))
+    return weights, list(check_account(output.ledger, weights))
 
 
 def _check_config(checkpoint: Checkpoint, output: Output) -> None:

@@ -5,7 +5,7 @@ columns drown them (reference quality.md, 5.4 and 6 E). Moved into the norm befo
 """
 
 import os
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.checkpoint import TensorRef
-from shardq.column_scales import column_scales
 from shardq.decide import decide_weights
 from shardq.decoded import round_rows
 from shardq.dequantize.base import Scaling
 from shardq.dequantize.decoding import scale_rows
 from shardq.dequantize.plain import plain_rows
 from shardq.errors import BadFold, BadOption
-from shardq.fold import MAX_EXPONENT, Fold, power_of, source_digest
+from shardq.fold import Fold, source_digest
 from shardq.fold_sites import WEIGHT, NormSite, PairSite, Sites, find_sites
+from shardq.fold_weights import power_of
 from shardq.fused import model_types
 from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet, load
@@ -31,8 +31,13 @@ from shardq.source_rows import NoRowsError, SourceRows
 from shardq.sources.base import Source
 from shardq.weights import find_weights
 
-SAMPLED_ROWS: Final = 2048  # of a matrix
-WINDOWS: Final = 8  # that a sample comes from
+SAMPLED_ROWS: Final = 1024  # of a matrix
+WINDOW_ROWS: Final = 128  # of them that are read at once
+MOST: Final = 127  # sixteenths of log2
+
+# What was measured best (bench/README.md): exponents of a fold up to 1 and errors weighed by the fourth power; for the
+# fewest levels no fold, and the square. By symmetric or not, and bits of a code.
+NO_FOLD: Final = frozenset({(True, 2), (True, 3), (False, 2)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +72,21 @@ def find_fold(source: Source, recipe: Recipe, threads: int | None = None) -> Fou
     names = dict.fromkeys([*(n for s in sites.norms for n in s.of), *(p.columns for p in sites.pairs)])
     refs = [tensors[name] for name in names]
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        scales = dict(zip(names, pool.map(probe.scales, refs), strict=True))
-    exponents: dict[str, bytes] = {}
-    factors: dict[str, bytes] = {}
-    for norm in sites.norms:
-        powers = _exponents(np.mean([scales[name] for name in norm.of], axis=0))
-        module = norm.norm.removesuffix(WEIGHT)
-        if norm.adds:
-            factors[module] = probe.factors(norm, powers, tensors[norm.norm])
-        else:
-            exponents[module] = powers.tobytes()
+        found = dict(zip(names, pool.map(probe.sizes, refs), strict=True))
+    sizes = {s.norm: _centred(np.mean([found[name] for name in s.of], axis=0)) for s in sites.norms}
     for pair in sites.pairs:
-        shape = tensors[pair.rows].shape
-        assert shape
-        exponents[pair.rows.removesuffix(WEIGHT)] = _exponents(_shared(scales[pair.columns], pair, shape[0])).tobytes()
-    fold = Fold(exponents, factors, source_digest(checkpoint))
+        sizes[pair.rows] = _shared(found[pair.columns], pair, tensors[pair.rows])
+    scheme = recipe.scheme
+    most = 0 if scheme.format.is_integer and (scheme.symmetric, scheme.bits) in NO_FOLD else 1
+    exponents = {name: np.clip(np.rint(own), -most, most).astype(np.int8) for name, own in sizes.items()}
+    added = {s.norm: probe.factors(s, exponents.pop(s.norm), tensors[s.norm]) for s in sites.norms if s.adds}
+    fold = Fold(
+        {name.removesuffix(WEIGHT): x.tobytes() for name, x in exponents.items() if x.any()},
+        {name.removesuffix(WEIGHT): x for name, x in added.items() if most},
+        {name.removesuffix(WEIGHT): _sixteenths(own).tobytes() for name, own in sizes.items()},
+        4 if most else 2,
+        source_digest(checkpoint),
+    )
     return Found(fold, len(sites.norms), len(sites.pairs), sites.left, sum(map(_read_bytes, refs)))
 
 
@@ -103,11 +108,12 @@ def _exact(sites: Sites, tensors: Mapping[str, TensorRef], kept: Container[str])
 
 
 def sample_rows(rows: int) -> list[tuple[int, int]]:
-    """Windows of rows, evenly spread; all rows where these are few."""
+    """Windows of rows, evenly spread where these are many."""
     if rows <= SAMPLED_ROWS:
-        return [(0, rows)]
-    high = SAMPLED_ROWS // WINDOWS
-    return [(at, at + high) for at in (i * (rows - high) // (WINDOWS - 1) for i in range(WINDOWS))]
+        return [(at, min(rows, at + WINDOW_ROWS)) for at in range(0, rows, WINDOW_ROWS)]
+    windows = SAMPLED_ROWS // WINDOW_ROWS
+    starts = (i * (rows - WINDOW_ROWS) // (windows - 1) for i in range(windows))
+    return [(at, at + WINDOW_ROWS) for at in starts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +124,25 @@ class Probe:
     kernels: KernelSet
     rounded: bool  # decoded rows are rounded to the type of their weight
 
-    def scales(self, t: TensorRef) -> NDArray[np.float64]:
-        """log2 of the scale of each column. Raises BadFold, and what reading raises."""
+    def sizes(self, t: TensorRef) -> NDArray[np.float64]:
+        """log2 of how large each column is: the mean magnitude once that of each row is 1; 0 for a column of zeros.
+        Raises BadFold, and what reading raises."""
         assert t.shape is not None
-        wide = self._rows(t, sample_rows(t.shape[0]))
-        if not np.isfinite(wide).all():
-            raise BadFold(f"{t.name} in {t.shard} holds NaN or infinity: expected finite weights; leave out --fold")
-        return column_scales(wide)
+        total = np.zeros(t.shape[1])
+        for wide in self._rows(t, sample_rows(t.shape[0])):
+            magnitudes = np.abs(wide)
+            means = magnitudes.mean(axis=1, keepdims=True, dtype=np.float64)
+            if not np.isfinite(means).all():
+                raise BadFold(f"{t.name} in {t.shard} holds NaN or infinity: expected finite weights; leave out --fold")
+            total += np.sum(magnitudes / np.where(means > 0, means, 1), axis=0)
+        return np.log2(total, out=np.zeros_like(total), where=total > 0)
 
     def factors(self, site: NormSite, powers: NDArray[np.int8], t: TensorRef) -> bytes:
         """What columns behind a norm that adds something are multiplied by: as much less as what it multiplies by comes
         out larger, which is rounded to the norm's type."""
         assert t.dtype is not None
         assert t.shape is not None
-        own = self._rows(t, [(0, t.shape[0])])
+        own = np.concatenate(list(self._rows(t, [(0, t.shape[0])])))
         folded = self._factor(own, site.adds, powers, t.dtype)
         plain = self._factor(own, site.adds, np.zeros_like(powers), t.dtype)
         right = [power_of(g) == k for g, k in zip(folded.tolist(), powers.tolist(), strict=True)]
@@ -151,11 +162,10 @@ class Probe:
         )
         return ratio
 
-    def _rows(self, t: TensorRef, windows: Iterable[tuple[int, int]]) -> NDArray[np.float32]:
+    def _rows(self, t: TensorRef, windows: Iterable[tuple[int, int]]) -> Iterator[NDArray[np.float32]]:
         assert t.shape is not None
         e = t.encoded[0] if t.encoded else plain_rows(t) if len(t.shape) == 1 else None
         reader = SourceRows(t, e, self.rounded, self.source, self.kernels)
-        parts = []
         for row, end_row in windows:
             try:
                 weights, dtype = reader.taken(row, end_row)
@@ -163,20 +173,26 @@ class Probe:
                 raise BadFold(f"{t.name} in {t.shard} cannot be decoded ({error}): leave out --fold") from error
             wide = np.empty(weights.shape, np.float32)
             self.kernels.widen(weights, dtype, wide)
-            parts.append(wide)
-        return np.concatenate(parts)
+            yield wide
 
 
-def _shared(scales: NDArray[np.float64], pair: PairSite, rows: int) -> NDArray[np.float64]:
-    """Of each row the mean of its columns, in exponents: the geometric one of their sizes; 0 without any."""
+def _shared(sizes: NDArray[np.float64], pair: PairSite, t: TensorRef) -> NDArray[np.float64]:
+    """Of each row of `t` the mean of its columns, in logarithms, above or below the median; 0 without any column."""
+    assert t.shape
     owners = np.asarray(pair.owners)
-    counts = np.bincount(owners, minlength=rows)
-    sums = np.bincount(owners, weights=scales, minlength=rows)
-    return sums / np.maximum(counts, 1)
+    counts = np.bincount(owners, minlength=t.shape[0])
+    shared, some = np.zeros(t.shape[0]), counts > 0
+    shared[some] = _centred(np.bincount(owners, weights=sizes, minlength=t.shape[0])[some] / counts[some])
+    return shared
 
 
-def _exponents(scales: NDArray[np.float64]) -> NDArray[np.int8]:
-    return np.clip(np.rint(scales), -MAX_EXPONENT, MAX_EXPONENT).astype(np.int8)
+def _centred(sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Above or below their median."""
+    return sizes - np.median(sizes)
+
+
+def _sixteenths(sizes: NDArray[np.float64]) -> NDArray[np.int8]:
+    return np.clip(np.rint(16 * sizes), -MOST, MOST).astype(np.int8)
 
 
 def _read_bytes(t: TensorRef) -> int:

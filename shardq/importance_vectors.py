@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FLOOR: Final = 1e-4  # of the mean: reference quality.md, 6 D
 CACHED_VECTORS: Final = 8
+SIXTEENTHS: Final = tuple(2.0 ** (i / 16) for i in range(16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,37 @@ class VectorRef:
     columns: int  # F32, little-endian
     divisor: float = 1.0
     slices: int = 1  # vectors that follow each other and are summed first; 0: nothing is known, all columns are equal
+    powers: bytes = b""  # int8 exponents of two that inputs were multiplied by since, one a column; empty: none
 
 
-def read_vector(ref: VectorRef) -> "NDArray[np.float32]":
+@dataclass(frozen=True, slots=True)
+class SizesRef:
+    """Importance without data: by how large columns are, as a fold says."""
+
+    sizes: bytes  # int8, sixteenths of log2, one a column
+    power: int  # an error counts 2**(-power * size / 16)
+    powers: bytes = b""  # as of VectorRef
+
+
+def read_vector(ref: VectorRef | SizesRef) -> "NDArray[np.float32]":
     """The vector as it is: F32 [columns], mean x_j**2; ones where nothing is known.
 
     One read for a vector; a mean of slices is summed in double precision, slice by slice. Raises BadImportance when
     the file is another than the one that was checked, SourceUnreadable.
     """
+    import numpy as np
+
+    powers = np.frombuffer(ref.powers, np.int8).astype(np.int32) if ref.powers else np.int32(0)
+    if isinstance(ref, SizesRef):
+        sixteenths = 32 * powers - ref.power * np.frombuffer(ref.sizes, np.int8).astype(np.int32)
+        made: NDArray[np.float32] = np.ldexp(np.array(SIXTEENTHS, np.float32)[sixteenths & 15], sixteenths >> 4)
+        return made
+    with np.errstate(over="ignore"):
+        moved: NDArray[np.float32] = np.ldexp(_stored(ref), 2 * powers)
+    return np.minimum(moved, np.finfo(np.float32).max)
+
+
+def _stored(ref: VectorRef) -> "NDArray[np.float32]":
     import numpy as np
 
     if ref.slices == 0:
@@ -103,9 +127,9 @@ class VectorCache:
 
     def __init__(self, limit: int = CACHED_VECTORS) -> None:
         self._limit = limit
-        self._held: OrderedDict[VectorRef, NDArray[np.float32]] = OrderedDict()
+        self._held: OrderedDict[VectorRef | SizesRef, NDArray[np.float32]] = OrderedDict()
 
-    def get(self, ref: VectorRef) -> "NDArray[np.float32]":
+    def get(self, ref: VectorRef | SizesRef) -> "NDArray[np.float32]":
         """`weights_of` the vector, read-only. Raises as `read_vector`."""
         held = self._held.pop(ref, None)
         if held is None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from shardq.decide import Decision, decide_weights
 from shardq.errors import BadOption
 from shardq.headers import read_checkpoint
-from shardq.importance import match
 from shardq.layouts import find_layout
 from shardq.mixture import Item, Mixture, Option, choose
 from shardq.mixture_file import (
@@ -19,10 +18,10 @@ from shardq.mixture_file import (
     parse_options,
 )
 from shardq.recipe import Recipe
-from shardq.searching import choose_search
+from shardq.searching import choose_search, find_vectors
 from shardq.sensitivity import weigh_modules
 from shardq.sources.base import Source
-from shardq.weights import find_weights
+from shardq.weights import Weights, find_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,8 @@ def mix(
     free = {m.module for g in groups if not g.fixed for m in g.matrices}
     if not free:
         raise BadOption("--target-bits: the layer config leaves no module to choose for")
-    damages, sampled_bytes = _score(source, recipe, decisions, free, offered, threads or os.cpu_count() or 1)
+    threads = threads or os.cpu_count() or 1
+    damages, sampled_bytes = _score(source, recipe, decisions, weights, free, offered, threads)
     items = make_items(groups, offered, damages, layout, recipe.scheme, ignore_scale_bits)
     mixture = choose(items, target_bits)
     text = layer_config_text(items, mixture, checkpoint.label, target_bits, not ignore_scale_bits, find_kept(decisions))
@@ -71,6 +71,7 @@ def _score(
     source: Source,
     recipe: Recipe,
     decisions: tuple[Decision, ...],
+    weights: Weights,
     free: set[str],
     offered: tuple[Option, ...],
     threads: int,
@@ -78,13 +79,18 @@ def _score(
     from shardq.scoring import Candidate, Subject, count_sampled, score_all  # brings numpy
 
     wanted = [d for d in decisions if d.tensor.module in free and d.scheme]
-    shapes = {d.tensor.module: d.tensor.shape for d in wanted}
-    modules = {m: (s[0], s[1]) for m, s in shapes.items() if s}
-    vectors = match(recipe.importance, modules) if recipe.importance else {}
-    candidates = tuple(
-        Candidate(o.scheme, choose_search(o.scheme, recipe, recipe.importance) if o.scheme else None) for o in offered
-    )
+    vectors, _ = find_vectors(wanted, recipe.importance, weights.importance)
+    candidates = {
+        weighed: tuple(
+            Candidate(o.scheme, choose_search(o.scheme, recipe, recipe.importance, weighed) if o.scheme else None)
+            for o in offered
+        )
+        for weighed in (False, True)
+    }
     factors = weigh_modules(d.tensor.module for d in decisions)
-    subjects = [Subject(d.tensor, candidates, vectors.get(m := d.tensor.module), factors[m]) for d in wanted]
+    subjects = [
+        Subject(d.tensor, candidates[(n := d.tensor.name) in vectors], vectors.get(n), factors[d.tensor.module])
+        for d in wanted
+    ]
     harms = score_all(subjects, source, recipe.decode == "rounded", threads)
     return dict(harms), count_sampled(d.tensor for d in wanted)

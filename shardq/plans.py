@@ -17,7 +17,7 @@ from shardq.decide import Decision, decide_weights
 from shardq.dequantize.plain import rounds
 from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
-from shardq.fold import check_kept
+from shardq.fold_weights import check_kept
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, ModuleChoice, OutSpec, Place, unit_rows
 from shardq.reach import find_reaches
@@ -143,7 +143,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     written = [d for d in decisions if d.action != "drop"]
     homes = _homes(written, places)
     files = _files(checkpoint, weights, written, layout, places, homes, reaches)
-    searches = find_searches(decisions, recipe)
+    searches = find_searches(decisions, recipe, weights.importance)
     tasks = _tasks(checkpoint, recipe, written, places, homes, files, searches)
     plan = Plan(checkpoint, recipe, weights, decisions, files, tasks, places, reaches, goals, searches)
     layout.config_block(recipe.scheme, plan.choices(), VERSION)  # refuses what no configuration can say

@@ -111,9 +111,9 @@ def make_recipe(
 ) -> Recipe:
     """A Recipe from the words that the command line and scripts use.
 
-    `scheme` may carry its layout, as in "W4A16@gptq". `importance` is a file of statistics, or what it holds; with it
-    `search` is "auto" unless it is given, else "none". Raises BadOption, UnknownScheme, BadGroupSize, LayoutRefuses,
-    and for the file BadImportance, SourceUnreadable.
+    `scheme` may carry its layout, as in "W4A16@gptq". `importance` is a file of statistics, `fold` one of moved scales, or
+    what it holds; with either `search` is "auto" unless it is given, else "none". Raises BadOption, UnknownScheme,
+    BadGroupSize, LayoutRefuses, and for the files BadImportance, BadFold, SourceUnreadable.
     """
     scheme_name, _, layout_name = scheme.partition("@")
     if layout and layout_name and find_layout(layout) is not find_layout(layout_name):
@@ -129,6 +129,7 @@ def make_recipe(
     ):
         if word not in get_args(words):
             raise BadOption(f"{option} {word!r}: expected one of {', '.join(get_args(words))}")
+    moved = read_fold(fold) if isinstance(fold, str | Path) else fold
     weighed = load_importance(importance) if isinstance(importance, str | Path) else importance
     if weighed and search == "none":
         raise BadOption("--importance weighs a search, and --search none wants none: take one of them back")
@@ -149,9 +150,9 @@ def make_recipe(
         quant_nontext=quant_nontext,
         decode=decode,
         requantize=requantize,
-        search=search or ("auto" if weighed else "none"),
+        search=search or ("auto" if weighed or moved else "none"),
         importance=weighed,
-        fold=read_fold(fold) if isinstance(fold, str | Path) else fold,
+        fold=moved,
     )
 
 

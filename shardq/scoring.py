@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from shardq.arena import Arena, reserve
 from shardq.checkpoint import TensorRef
 from shardq.errors import BadOption
-from shardq.importance_vectors import VectorRef, read_vector, weights_of
+from shardq.importance_vectors import SizesRef, VectorRef, read_vector, weights_of
 from shardq.kernels import KernelSet, load
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.decode import decode_rows
@@ -53,7 +53,7 @@ class Subject:
 
     tensor: TensorRef
     candidates: tuple[Candidate, ...]
-    importance: VectorRef | None
+    importance: VectorRef | SizesRef | None
     sensitivity: float = 1.0  # what its harm is multiplied by
 
 

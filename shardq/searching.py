@@ -6,8 +6,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.errors import BadOption
+from shardq.fold_weights import folded_ref
 from shardq.importance import Importance, allows_both_signs, doubts, match, stand_ins
-from shardq.importance_vectors import VectorRef
+from shardq.importance_vectors import SizesRef, VectorRef
 from shardq.recipe import Recipe
 from shardq.roles import Role
 from shardq.search import AUTO_ROUND, Kind, Search, default_search, kind_of
@@ -29,12 +30,14 @@ class Searches:
     """By tensor; one that is not named has round-to-nearest's own scales."""
 
     searches: Mapping[str, Search]
-    vectors: Mapping[str, VectorRef]  # of those whose errors are weighed
+    vectors: Mapping[str, VectorRef | SizesRef]  # of those whose errors are weighed
     notes: tuple[str, ...] = ()  # what is odd about the importance
 
 
-def find_searches(decisions: Sequence["Decision"], recipe: Recipe) -> Searches:
-    """The searches of all weights that get new codes.
+def find_searches(
+    decisions: Sequence["Decision"], recipe: Recipe, sizes: Mapping[str, SizesRef] = MappingProxyType({})
+) -> Searches:
+    """The searches of all weights that get new codes. `sizes`: importance of some without data.
 
     Raises BadImportance with the modules that the file lacks, BadOption for a rule that a scheme does not have.
     """
@@ -42,11 +45,11 @@ def find_searches(decisions: Sequence["Decision"], recipe: Recipe) -> Searches:
         return Searches({}, {})
     wanted = {d.tensor.name: d for d in decisions if d.scheme and not d.carried}
     given = recipe.importance
-    vectors, notes = _match(wanted, given) if given else ({}, ())
+    vectors, notes = find_vectors(list(wanted.values()), given, sizes)
     searches = {}
     for name, d in wanted.items():
         assert d.scheme is not None
-        search = choose_search(d.scheme, recipe, given if name in vectors else None)
+        search = choose_search(d.scheme, recipe, given if name in vectors else None, name in vectors)
         if search is not None:
             searches[name] = search
     if given:
@@ -65,19 +68,29 @@ def read_search(values: Mapping[str, Any]) -> Search:
     return Search(**values)
 
 
-def _match(wanted: Mapping[str, "Decision"], given: Importance) -> tuple[dict[str, VectorRef], tuple[str, ...]]:
+def find_vectors(
+    wanted: Sequence["Decision"], given: Importance | None, sizes: Mapping[str, SizesRef]
+) -> tuple[dict[str, VectorRef | SizesRef], tuple[str, ...]]:
+    """Importance of weights by name, and what is odd about it: that of a file, or without one what sizes say. Raises
+    BadImportance."""
+    if given is None:
+        return {n: folded_ref(sizes[n], d.tensor) for d in wanted if (n := d.tensor.name) in sizes}, ()
     modules: dict[str, tuple[int, int]] = {}
-    for d in wanted.values():
+    for d in wanted:
         shape = d.tensor.shape
         if d.role is Role.EMBEDDING or shape is None or d.scheme is None or kind_of(d.scheme) is None:
             continue  # an embedding has no input; elsewhere there is nothing to search
         modules[d.tensor.module] = shape[0], shape[1]
     found = match(given, modules)
-    return {n: found[d.tensor.module] for n, d in wanted.items() if d.tensor.module in found}, stand_ins(found)
+    mine = {d.tensor.name: folded_ref(found[m], d.tensor) for d in wanted if (m := d.tensor.module) in found}
+    return mine, stand_ins(found)
 
 
-def choose_search(scheme: "Scheme", recipe: Recipe, given: Importance | None) -> Search | None:
-    """The search of a scheme, with importance or without; None for round-to-nearest. Raises BadOption."""
+def choose_search(
+    scheme: "Scheme", recipe: Recipe, given: Importance | None, weighed: bool | None = None
+) -> Search | None:
+    """The search of a scheme: with importance from a file, or if it is `weighed` all the same, or without; None for
+    round-to-nearest. Raises BadOption."""
     kind = kind_of(scheme)
     if recipe.search == "none":
         return None
@@ -85,7 +98,8 @@ def choose_search(scheme: "Scheme", recipe: Recipe, given: Importance | None) ->
         if kind != "symmetric":
             raise BadOption(f"--search auto-round is for symmetric integers in groups, and {scheme.name} has none")
         return AUTO_ROUND
-    if kind is None or (given is None and scheme.bits not in WITHOUT_IMPORTANCE[kind]):
+    weighed = given is not None if weighed is None else weighed
+    if kind is None or (not weighed and scheme.bits not in WITHOUT_IMPORTANCE[kind]):
         return None
     found = default_search(scheme, weighted=given is not None)
     if found and kind == "symmetric" and scheme.numbers == "compressed_tensors":

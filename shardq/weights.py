@@ -2,14 +2,16 @@
 with a matrix for each expert in place of the stacks that are quantized. Headers alone decide."""
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.dequantize import Encoded, Found, find_encoded
 from shardq.dequantize.plain import plain_slices
 from shardq.errors import UnsupportedSource
-from shardq.fold import Fold, fold_tensors
+from shardq.fold import Fold
+from shardq.fold_weights import fold_weights
+from shardq.importance_vectors import SizesRef
 from shardq.layouts.base import Place
 from shardq.recipe import Recipe
 from shardq.roles import Role, assign_roles, prediction_tensors
@@ -39,6 +41,7 @@ class Weights:
     absorbed: Mapping[str, Absorbed]
     places: Mapping[str, Place]  # modules that go back into a stack, as its readers want
     stacks: tuple[ExpertStack, ...] = ()  # those of the source that were split
+    importance: Mapping[str, SizesRef] = field(default_factory=dict)  # of weights, as a fold has it
 
     @property
     def were_encoded(self) -> bool:
@@ -88,7 +91,10 @@ def recorded_weights(checkpoint: Checkpoint, kept: Container[str], dtype: str | 
 
 
 def _folded(weights: Weights, checkpoint: Checkpoint, fold: Fold | None) -> Weights:
-    return weights if fold is None else replace(weights, tensors=fold_tensors(weights.tensors, checkpoint, fold))
+    if fold is None:
+        return weights
+    made = fold_weights(weights.tensors, checkpoint, fold)
+    return replace(weights, tensors=made.tensors, importance=made.importance)
 
 
 def taken_parts(recipe: Recipe) -> frozenset[Role]:

@@ -97,7 +97,7 @@ def random_fold(folder: Path) -> Fold:
     for pair in sites.pairs:  # keys of latent heads have no columns
         drawn[pair.rows][np.setdiff1d(np.arange(len(drawn[pair.rows])), pair.owners)] = 0
     exponents = {name.removesuffix(WEIGHT): values.tobytes() for name, values in drawn.items()}
-    return Fold(exponents, {}, source_digest(checkpoint))
+    return Fold(exponents, {}, {}, 1, source_digest(checkpoint))
 
 
 def fold_model(folder: Path, out: Path, fold: Fold) -> Path:

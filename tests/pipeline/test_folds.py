@@ -4,6 +4,7 @@ cut; and all of it can be verified and audited."""
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from shardq.sources.demo import open_demo
 ONE: Final = Limits(parallel=1)
 SCHEMES: Final[Mapping[str, Mapping[str, Any]]] = {
     "W4A16": {}, "W4A16_ASYM@gptq_v2": {}, "NVFP4A16": {}, "FP8_DYNAMIC": {}, "W4A16@mlx": {"group_size": 64},
-    "W4A16@compressed-tensors": {"search": "auto"}, "MXFP4": {"search": "auto", "ignore": ["re:.*[qkv]_proj"]},
+    "W4A16@compressed-tensors": {}, "MXFP4": {"ignore": ["re:.*[qkv]_proj"]},
 }  # fmt: skip
 FED: Final = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -50,7 +51,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fold(demo: Path) -> Fold:
     found = find_fold(demo).fold
-    assert sum(any(x) for x in found.exponents.values()) == len(found.exponents) == 3 * 3 + 1 + 2 * 5
+    assert len(found.exponents) == len(found.sizes) == 3 * 3 + 1 + 2 * 5
+    assert all(set(x) == {0, 1, 255} for x in found.exponents.values())  # one step at most
     return found
 
 
@@ -91,7 +93,8 @@ def test_a_folded_run_writes_what_a_folded_checkpoint_gives(
     scheme: str, demo: Path, fold: Fold, folded: Path, tmp_path: Path
 ) -> None:
     options = SCHEMES[scheme]
-    shardq.quantize(demo, make_recipe(scheme, fold=fold, **options), output_dir=tmp_path / "out", limits=ONE)
+    recipe = make_recipe(scheme, fold=fold, search="none", **options)
+    shardq.quantize(demo, recipe, output_dir=tmp_path / "out", limits=ONE)
     shardq.quantize(folded, make_recipe(scheme, **options), output_dir=tmp_path / "expected", limits=ONE)
     assert shards(tmp_path / "out") == shards(tmp_path / "expected")
     found = shardq.verify(tmp_path / "out", deep=True, source=demo)
@@ -133,7 +136,7 @@ def test_what_is_moved_is_recorded(demo: Path, fold: Fold, tmp_path: Path) -> No
     record = json.loads((tmp_path / "out" / "shardq.json").read_text())
     assert record["identity"]["recipe.fold"] == fold.sha256
     assert f"--fold {FOLD}" in record["command"]
-    write_fold(tmp_path / "out" / FOLD, Fold({**fold.exponents, "model.layers.0.input_layernorm": bytes(256)}, {}, ""))
+    write_fold(tmp_path / "out" / FOLD, replace(fold, power=3))
     with pytest.raises(VerifyFailed, match="has sha256"):
         shardq.verify(tmp_path / "out")
     (tmp_path / "out" / FOLD).write_bytes(b"no frame")
@@ -167,12 +170,14 @@ def test_folds_that_do_not_fit_are_refused(demo: Path, fold: Fold) -> None:
         ({**own, "model.norm": bytes(256)}, "no place for"),
     ):
         with pytest.raises(BadFold, match=text):
-            refused(demo, Fold(wrong, {}, fold.source))
+            refused(demo, replace(fold, exponents=wrong))
     ones = np.ones(256, "<f4").tobytes()
     with pytest.raises(BadFold, match="expected 256 scales, I8"):
-        refused(demo, Fold({}, {norm: ones}, fold.source))
+        refused(demo, replace(fold, factors={norm: ones}))
     with pytest.raises(BadFold, match="another checkpoint"):
-        refused(demo, Fold({}, {norm: ones}, "of another one"))
+        refused(demo, replace(fold, factors={norm: ones}, source="of another one"))
+    with pytest.raises(BadFold, match="expected 256 sizes, found 3"):
+        refused(demo, replace(fold, sizes={norm: bytes(3)}))
 
 
 def test_models_that_are_not_known_are_refused(demo: Path, tmp_path: Path) -> None:
@@ -211,7 +216,7 @@ def test_a_norm_of_half_precision_that_would_lose_digits_ends_the_run(demo: Path
             if name.endswith("layernorm.weight"):
                 value[5] = 3 * 2.0**-24
         save_file(half, path, metadata={"format": "pt"})
-    down = Fold({m: bytes([255] * len(x)) for m, x in fold.exponents.items()}, {}, fold.source)
+    down = replace(fold, exponents={m: bytes([255] * len(x)) for m, x in fold.exponents.items()})
     with pytest.raises(NotExact, match="layernorm"):
         shardq.quantize(source, make_recipe("W4A16", fold=down), output_dir=tmp_path / "out", limits=ONE)
 
