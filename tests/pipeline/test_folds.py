@@ -18,6 +18,9 @@ from shardq import Limits, dequantize_recipe, make_recipe
 from shardq.api import find_fold, make_orders
 from shardq.errors import BadFold, BadOption, NotExact, VerifyFailed
 from shardq.fold import FOLD, Fold, read_fold, write_fold
+from shardq.importance_files import Provenance, write_importance
+from shardq.importance_vectors import SizesRef, read_vector
+from shardq.ledger import LEDGER, decode_ledger
 from shardq.run import quantize_all
 from shardq.sources.demo import open_demo
 
@@ -240,3 +243,49 @@ def test_codes_are_not_carried_where_their_scales_were_moved(demo: Path, tmp_pat
     moved = shardq.plan(tmp_path / "gptq", make_recipe("W4A16@gptq", fold=fold))
     assert sum(d.carried for d in plain.decisions) > 40
     assert [d.tensor.name for d in moved.decisions if d.carried] == []
+
+
+def test_a_file_of_importance_counts_for_inputs_as_they_come_out(
+    demo: Path, fold: Fold, folded: Path, tmp_path: Path
+) -> None:
+    """Inputs of columns that were divided are as much larger: what a file says of them is of the model as it was."""
+    rng = np.random.default_rng(4)
+    modules = {d.tensor.module: d.tensor.shape for d in shardq.plan(demo).decisions if d.scheme}
+    vectors = {m: rng.lognormal(0, 2, shape[1]).astype(np.float32) for m, shape in modules.items() if shape}
+    moved = {
+        d.tensor.module: d.tensor for d in shardq.plan(demo, make_recipe("W4A16", fold=fold)).decisions if d.scheme
+    }
+    after = {}
+    for module, vector in vectors.items():
+        (e,) = moved[module].encoded
+        assert e.scaling
+        after[module] = np.ldexp(vector, -2 * np.frombuffer(e.scaling.columns, np.int8).astype(np.int32))
+    for name, content in (("before", vectors), ("after", after)):
+        write_importance(tmp_path / name, content, Provenance("unknown", None, None, "demo", None, ""))
+    recipe = make_recipe("W4A16", fold=fold, importance=tmp_path / "before")
+    shardq.quantize(demo, recipe, output_dir=tmp_path / "out", limits=ONE)
+    expected = make_recipe("W4A16", importance=tmp_path / "after")
+    shardq.quantize(folded, expected, output_dir=tmp_path / "expected", limits=ONE)
+    assert shards(tmp_path / "out") == shards(tmp_path / "expected")
+    audited = shardq.audit(tmp_path / "out", source=demo, sample=1000, importance=tmp_path / "before")
+    assert audited.problems == ()
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "W2A16G32", "W4A16_ASYM@gptq_v2", "NVFP4A16", "MXFP4"])
+def test_sizes_of_columns_weigh_errors_without_data(scheme: str, demo: Path, tmp_path: Path) -> None:
+    fold = find_fold(demo, scheme).fold
+    assert any(any(x) for x in fold.exponents.values()) == (scheme != "W2A16G32")
+    shardq.quantize(demo, make_recipe(scheme, fold=fold), output_dir=tmp_path / "out", limits=ONE)
+    entries = decode_ledger((tmp_path / "out" / LEDGER).read_bytes())["tensors"]
+    searched = [e for e in entries.values() if e["outcome"] == "quantized"]
+    assert all(e["weighed"] for e in searched)
+    assert {e["search"]["objective"] for e in searched} == {"none" if scheme.startswith("NV") else "root"}
+    assert sum(e["losses"][1] for e in searched) < sum(e["losses"][0] for e in searched)
+    assert shardq.verify(tmp_path / "out", deep=True, source=demo).problems == ()
+    assert shardq.audit(tmp_path / "out", source=demo, sample=1000).problems == ()
+
+
+def test_what_sizes_count() -> None:
+    sizes, powers = bytes([0, 16, 240, 8, 127]), bytes([0, 1, 255, 0, 0])  # 240 is -16, 255 is -1
+    found = read_vector(SizesRef(sizes, 4, powers))
+    assert found.tolist() == [1, 2.0**-2, 2.0**2, 2.0**-2, np.float32(2.0 ** (-127 / 4))]
