@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
+from shardq.figures import FIGURES
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
 from shardq.layouts.base import ModuleChoice
@@ -39,7 +40,7 @@ def quantize(weight: torch.Tensor, dtype: str, scheme: Scheme, kernels: KernelSe
     arena = Arena()
     arena.reset(reserve(*buffer_shapes(ROWS, COLUMNS, scheme)))
     buffers = take_buffers(arena, ROWS, COLUMNS, scheme)
-    q, bad = quantize_rows(raw(weight), dtype, scheme, buffers, np.empty((ROWS, 3)), kernels)
+    q, bad = quantize_rows(raw(weight), dtype, scheme, buffers, np.empty((ROWS, FIGURES)), kernels)
     assert bad == 0
     return q
 
