@@ -78,7 +78,7 @@ def test_values_are_rounded_once_and_measured_as_they_are(
     assert np.isfinite(read.scales).all()
     assert read.scales.all()
     assert decode_rows(read, seen, kernels).tobytes() == expected.float().numpy().tobytes()
-    stats = np.empty((ROWS, 3))
+    stats = np.empty((ROWS, FIGURES))
     measure_rows(raw(weight), dtype, seen, read, stats, kernels)
     assert stats[:, 2].max() == (weight.float() - expected.float()).abs().max().item()
 
