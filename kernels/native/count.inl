@@ -58,22 +58,31 @@ inline bool is_zeroed(const Decoder& decoder, const typename T::Raw* SHARDQ_REST
     return weights != 0;
 }
 
-// Zeroed groups of a row. Values that are all zero come of equal codes (but for signs), unless the scale is so small
-// that products are rounded to zero: the first eight codes tell nearly all other groups.
+// Whether products with one of these scales may be rounded to zero.
+inline bool has_small(const float* SHARDQ_RESTRICT scales, int64_t count) {
+    int32_t least_bits = 0x7fffffff;
+    for (int64_t i = 0; i < count; i++) {
+        const int32_t bits = static_cast<int32_t>(bits_of_float(scales[i]) & 0x7fffffffu);
+        least_bits = bits < least_bits ? bits : least_bits;
+    }
+    return least_bits < 0x0d800000;  // 2^-100
+}
+
+// Zeroed groups of a row. Values that are all zero come of equal codes (but for signs), unless products are rounded to
+// zero: the first eight codes tell nearly all other groups.
 template <class T, class Decoder, class Zero>
 inline int64_t count_zeroed(const Decoder& decoder, const typename T::Raw* src, const uint8_t* codes, int64_t cols,
                             int64_t group, const float* scales, const Zero* zeros, uint8_t mask) {
-    constexpr uint32_t kSmall = 0x0d800000u;  // 2^-100
+    const bool is_telling = !has_small(scales, ceil_div(cols, group));
     const uint64_t masks = mask * 0x0101010101010101u;
     int64_t count = 0, k = 0;
     for (int64_t at = 0; at < cols; at += group, k++) {
         const int64_t width = least(group, cols - at);
-        if (width >= 8) {
+        if (is_telling & (width >= 8)) {
             uint64_t word;
             std::memcpy(&word, codes + at, sizeof word);
             word &= masks;
-            const bool equal = word == (word << 8 | word >> 56);
-            if (!equal && (bits_of_float(scales[k]) & 0x7fffffffu) >= kSmall) continue;
+            if (word != (word << 8 | word >> 56)) continue;
         }
         const float zero = Decoder::kHasZeros ? static_cast<float>(zeros[k]) : 0.0f;
         count += is_zeroed<T>(decoder, src + at, codes + at, width, scales[k], zero) ? 1 : 0;

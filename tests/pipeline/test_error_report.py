@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import shardq
 from shardq import Limits, make_recipe
-from shardq.cli._result_text import describe_result
+from shardq.cli._result_text import describe_result, print_result
 from shardq.files.safetensors import read_header
 from shardq.importance_files import Provenance, write_importance
 from shardq.importance_vectors import weights_of
@@ -101,7 +101,9 @@ def check(entry: Mapping[str, Any], wanted: Mapping[str, float | None]) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_figures_are_those_of_what_a_reader_gets(source: Path, tmp_path: Path, name: str) -> None:
+def test_figures_are_those_of_what_a_reader_gets(
+    source: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     words, options = SCHEMES[name]
     out = tmp_path / "out"
     made = shardq.quantize(source, make_recipe(words, **options), output_dir=out, limits=Limits(parallel=1))
@@ -129,6 +131,9 @@ def test_figures_are_those_of_what_a_reader_gets(source: Path, tmp_path: Path, n
     document = describe_result(made)
     assert document["errors"]["zeroed_groups"] == zeroed
     assert document["zeroed"] == ([{"tensor": SMALL, "groups": zeroed}] if zeroed else [])
+    print_result(made)
+    summary = capsys.readouterr().out
+    assert (f"{SMALL} ({zeroed} groups)" in " ".join(summary.split())) == (zeroed > 0)
     if name in ("int sym", "nvfp4"):  # whose scales go no lower
         assert zeroed == 12 * -(-found[SMALL]["shape"][1] // scheme.group_columns(found[SMALL]["shape"][1]))
     assert shardq.verify(out, deep=True, source=source).problems == ()
