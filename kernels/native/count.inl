@@ -73,19 +73,22 @@ inline bool has_small(const float* SHARDQ_RESTRICT scales, int64_t count) {
 template <class T, class Decoder, class Zero>
 inline int64_t count_zeroed(const Decoder& decoder, const typename T::Raw* src, const uint8_t* codes, int64_t cols,
                             int64_t group, const float* scales, const Zero* zeros, uint8_t mask) {
-    const bool is_telling = !has_small(scales, ceil_div(cols, group));
+    const bool is_telling = group >= 8 && !has_small(scales, ceil_div(cols, group));
+    const int64_t whole = is_telling ? cols / group : 0;
     const uint64_t masks = mask * 0x0101010101010101u;
-    int64_t count = 0, k = 0;
-    for (int64_t at = 0; at < cols; at += group, k++) {
-        const int64_t width = least(group, cols - at);
-        if (is_telling & (width >= 8)) {
-            uint64_t word;
-            std::memcpy(&word, codes + at, sizeof word);
-            word &= masks;
-            if (word != (word << 8 | word >> 56)) continue;
-        }
+    const auto check = [&](int64_t k) -> int64_t {
         const float zero = Decoder::kHasZeros ? static_cast<float>(zeros[k]) : 0.0f;
-        count += is_zeroed<T>(decoder, src + at, codes + at, width, scales[k], zero) ? 1 : 0;
+        const int64_t at = k * group, width = least(group, cols - at);
+        return is_zeroed<T>(decoder, src + at, codes + at, width, scales[k], zero) ? 1 : 0;
+    };
+    int64_t count = 0;
+    const uint8_t* from = codes;
+    for (int64_t k = 0; k < whole; k++, from += group) {
+        uint64_t word;
+        std::memcpy(&word, from, sizeof word);
+        word &= masks;
+        if (word == (word << 8 | word >> 56)) count += check(k);
     }
+    for (int64_t k = whole; k * group < cols; k++) count += check(k);
     return count;
 }
