@@ -55,22 +55,23 @@ class Errors:
     @property
     def sqnr_db(self) -> float | None:
         """Signal to noise in decibels, 10 log10(squared weight / squared error); None where there is no noise, or no
-        signal."""
+        signal, or one of them is beyond numbers."""
         f = self.figures
-        if not f.squared_error or not f.squared_weight:
+        if not f.squared_error or not f.squared_weight or not math.isfinite(f.squared_error + f.squared_weight):
             return None
         return 10 * math.log10(f.squared_weight / f.squared_error)
 
     @property
     def cosine(self) -> float | None:
-        """Of the angle between the weights and what they dequantize to, -1 to 1; None where either are all zero.
+        """Of the angle between the weights and what they dequantize to, -1 to 1; None where either are all zero, or
+        their sums are beyond numbers.
 
         From sums over errors e = w - q: w*q = w*w - w*e and q*q = w*w - 2 w*e + e*e, which lose nothing where the error
         is small; of a q that is nearly nothing (below 1e-3 of w) only a few digits are left.
         """
         f = self.figures
         dequantized = f.squared_weight - 2 * f.error_product + f.squared_error
-        if not f.squared_weight or dequantized <= 0:
+        if not f.squared_weight or not 0 < dequantized < math.inf:
             return None
         product = f.squared_weight - f.error_product
         return max(-1.0, min(1.0, product / math.sqrt(f.squared_weight * dequantized)))
