@@ -14,6 +14,7 @@ from itertools import cycle
 
 import numpy as np
 
+from shardq.figures import FIGURES
 from shardq.kernels import KernelSet, load, sets
 from shardq.layouts import find_layout
 from shardq.quantizers.buffers import Buffers, buffer_shapes
@@ -93,7 +94,7 @@ def group_cases(kernels: KernelSet, src: np.ndarray, group: int) -> list[Case]:
     shape = (rows, -(-cols // group))
     codes, zeros = np.zeros(src.shape, np.uint8), np.zeros(shape, np.uint8)
     scales, low, high = np.zeros((3, *shape), np.float32)
-    x, stats = np.zeros(src.shape, np.float32), np.zeros((rows, 3))
+    x, stats = np.zeros(src.shape, np.float32), np.zeros((rows, FIGURES))
     kernels.rtn_int(src, "BF16", 4, group, False, codes, scales, zeros)
     kernels.widen(src, "BF16", x)
     steps = np.zeros((shape[1], rows), np.uint16)
@@ -104,7 +105,7 @@ def group_cases(kernels: KernelSet, src: np.ndarray, group: int) -> list[Case]:
         "narrow_columns": lambda: kernels.narrow_columns(scales, steps, 0),
         "sum_errors": lambda: kernels.sum_errors(stats),
         "dequantize_int": lambda: kernels.dequantize_int(codes, scales, zeros, group, x),
-        "error_int": lambda: kernels.error_int(src, "BF16", codes, scales, zeros, group, stats),
+        "error_int": lambda: kernels.error_int(src, "BF16", 4, codes, scales, zeros, group, stats),
         "rtn_error_int sym": lambda: kernels.rtn_error_int(src, "BF16", 4, group, True, codes, scales, zeros, stats),
         "rtn_error_int asym": lambda: kernels.rtn_error_int(src, "BF16", 4, group, False, codes, scales, zeros, stats),
     }
@@ -121,7 +122,7 @@ def scaled_cases(kernels: KernelSet, src: np.ndarray, element: str, group: int, 
     """The kernels of symmetric elements."""
     shape = (src.shape[0], -(-src.shape[1] // group))
     most, codes = np.zeros(shape, np.float32), np.zeros(src.shape, np.uint8)
-    values, stats = np.zeros(src.shape, np.float32), np.zeros((src.shape[0], 3))
+    values, stats = np.zeros(src.shape, np.float32), np.zeros((src.shape[0], FIGURES))
     kernels.group_absmax(src, "BF16", group, most)
     scales = scales_of(most, element, powers)
     calls: dict[str, Call] = {
@@ -137,7 +138,7 @@ def affine_cases(kernels: KernelSet, src: np.ndarray, group: int) -> list[Case]:
     """The kernels of affine codes, 4 bit."""
     shape = (src.shape[0], -(-src.shape[1] // group))
     low, high = np.zeros((2, *shape), np.float32)
-    codes, stats = np.zeros(src.shape, np.uint8), np.zeros((src.shape[0], 3))
+    codes, stats = np.zeros(src.shape, np.uint8), np.zeros((src.shape[0], FIGURES))
     kernels.group_range(src, "BF16", group, low, high)
     scales = (high - low) / np.float32(15)
     zeros = np.rint(-low / scales)
@@ -147,8 +148,8 @@ def affine_cases(kernels: KernelSet, src: np.ndarray, group: int) -> list[Case]:
         "round_add": lambda: kernels.encode_affine(src, "BF16", 4, group, scales, zeros, "round_add", codes),
         "add_round": lambda: kernels.encode_affine(src, "BF16", 4, group, scales, zeros, "add_round", codes),
         "subtract": lambda: kernels.encode_affine(src, "BF16", 4, group, scales, low, "subtract", codes),
-        "error zero": lambda: kernels.error_affine(src, "BF16", codes, scales, zeros, group, "zero", stats),
-        "error bias": lambda: kernels.error_affine(src, "BF16", codes, scales, low, group, "bias", stats),
+        "error zero": lambda: kernels.error_affine(src, "BF16", 4, codes, scales, zeros, group, "zero", stats),
+        "error bias": lambda: kernels.error_affine(src, "BF16", 4, codes, scales, low, group, "bias", stats),
     }
     return [Case(f"{name} g{group}", kernels.name, call) for name, call in calls.items()]
 
@@ -158,7 +159,7 @@ def scheme_case(kernels: KernelSet, src: np.ndarray, words: str) -> Case:
     name, _, layout = words.partition("@")
     scheme = find_layout(layout).settle(parse_scheme(name).scheme)
     buffers = Buffers(*(np.zeros(shape, kind) for shape, kind in buffer_shapes(*src.shape, scheme)))
-    stats = np.zeros((src.shape[0], 3))
+    stats = np.zeros((src.shape[0], FIGURES))
     amax = None if scheme.reach == "group" else AMAX
     return Case(words, kernels.name, lambda: quantize_rows(src, "BF16", scheme, buffers, stats, kernels, amax))
 
@@ -168,7 +169,7 @@ def search_case(kernels: KernelSet, src: np.ndarray, words: str, search: Search 
     name, _, layout = words.partition("@")
     scheme = find_layout(layout).settle(parse_scheme(name).scheme)
     buffers = Buffers(*(np.zeros(shape, kind) for shape, kind in buffer_shapes(*src.shape, scheme)))
-    stats = np.zeros((src.shape[0], 3))
+    stats = np.zeros((src.shape[0], FIGURES))
     importance = (np.random.default_rng(1).standard_normal(src.shape[1]) ** 2 + 1e-4).astype(np.float32)
     amax = None if scheme.reach == "group" else AMAX
     chosen = search or default_search(scheme, weighted=True)

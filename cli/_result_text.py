@@ -11,7 +11,17 @@ if TYPE_CHECKING:
 def describe_result(result: "Result") -> dict[str, Any]:
     """The document of `quantize --json`; no error figures when the folder was complete already."""
     e = result.errors
-    errors = None if e is None else {"relative": e.relative, "mse": e.mse, "max": e.max_error, "weights": e.weights}
+    errors = e and {
+        "relative": e.relative,
+        "weighted_relative": e.weighted_relative,
+        "mse": e.mse,
+        "max": e.max_error,
+        "sqnr_db": e.sqnr_db,
+        "cosine": e.cosine,
+        "saturated_share": e.saturated_share,
+        "zeroed_groups": e.figures.zeroed_groups,
+        "weights": e.weights,
+    }
     return {
         "output": str(result.output),
         "fingerprint": result.fingerprint,
@@ -20,6 +30,7 @@ def describe_result(result: "Result") -> dict[str, Any]:
         "bytes": {"source": result.source_bytes, "output": result.output_bytes},
         "errors": errors,
         "unusual": [{"tensor": name, "relative": relative} for name, relative in result.unusual],
+        "zeroed": [{"tensor": name, "groups": groups} for name, groups in result.zeroed],
         "pushed": {"to": result.pushed_to, "commit": result.pushed_commit} if result.pushed_to else None,
         "warnings": list(result.warnings),
         "seconds": result.seconds,
@@ -40,6 +51,7 @@ def print_result(result: "Result") -> None:
         ("bytes", f"{show_bytes(result.source_bytes)} -> {show_bytes(result.output_bytes)}"),
         ("error", "" if e is None else f"{e.relative:.4f} of the weights' norm, at most {e.max_error:.4g}"),
         ("look at", ", ".join(f"{name} ({relative:.3f})" for name, relative in result.unusual)),
+        ("zeroed", ", ".join(f"{name} ({groups} groups)" for name, groups in result.zeroed)),
         ("time", f"{result.seconds:.1f} s"),
     ]
     print_pairs(pairs)

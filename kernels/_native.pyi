@@ -52,6 +52,7 @@ class NativeSet:
         self,
         src: RawWeights,
         dtype: str,
+        bits: int,
         codes: NDArray[np.uint8],
         scales: NDArray[np.float32],
         zeros: NDArray[np.uint8],
@@ -113,6 +114,7 @@ class NativeSet:
         self,
         src: RawWeights,
         dtype: str,
+        bits: int,
         codes: NDArray[np.uint8],
         scales: NDArray[np.float32],
         offsets: NDArray[np.float32],
@@ -121,7 +123,16 @@ class NativeSet:
         stats: NDArray[np.float64],
     ) -> None: ...
     def narrow_columns(self, src: NDArray[np.float32], out: NDArray[np.uint16], row0: int) -> None: ...
-    def sum_errors(self, stats: NDArray[np.float64]) -> tuple[float, float, float]: ...
+    def sum_errors(self, stats: NDArray[np.float64]) -> tuple[float, float, float, float, float, float]: ...
+    def weigh_squares(
+        self,
+        src: RawWeights,
+        dtype: str,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        out: NDArray[np.float64],
+    ) -> None: ...
     def search_int(
         self,
         src: RawWeights,

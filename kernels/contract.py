@@ -23,6 +23,8 @@ SIGNS: Final[tuple[Signs, ...]] = get_args(Signs)
 ScaleFormat = Literal["fp16", "bf16", "fp32"]
 SCALE_FORMATS: Final[tuple[ScaleFormat, ...]] = get_args(ScaleFormat)
 
+FIGURES: Final = 6  # of each row: what error_int writes
+
 RawWeights = NDArray[np.uint16] | NDArray[np.float32]  # uint16 patterns for BF16 and F16, float32 for F32
 Bytes = NDArray[np.uint8] | bytes | bytearray | memoryview
 
@@ -109,7 +111,7 @@ class KernelSet(Protocol):
         zeros: NDArray[np.uint8],
         stats: NDArray[np.float64],
     ) -> int:
-        """rtn_int, then error_int on its codes: equal codes, scales, zeros, stats [rows, 3] and count, in one pass.
+        """rtn_int, then error_int on its codes: equal codes, scales, zeros, stats [rows, 6] and count, in one pass.
 
         A bad group decodes to zeros, so its weights are its differences: one NaN or infinity shows in its row's stats.
         """
@@ -161,19 +163,24 @@ class KernelSet(Protocol):
         self,
         src: RawWeights,
         dtype: str,
+        bits: int,
         codes: NDArray[np.uint8],
         scales: NDArray[np.float32],
         zeros: NDArray[np.uint8],
         group: int,
         stats: NDArray[np.float64],
     ) -> None:
-        """Per row: sum of (w - q)^2, sum of w^2, largest |w - q|, with q from dequantize_int; stats [rows, 3].
+        """Figures of each row, to stats [rows, 6], with q from dequantize_int.
 
-        Differences are fp32. Sums run over blocks of 128 columns, padded with zeros: the fp32 squares of columns 2i and
-        2i + 1 are added, then of the 64 sums i + 32 to i, then i + 16 to i; the 16 sums go to 16 doubles, block by
+            sum of (w - q)^2, sum of w^2, largest |w - q|, sum of w * (w - q)
+            codes at an end of their range: 0, and 2^bits - 1 or above
+            zeroed groups: all q are 0, and some w is not (a NaN is not)
+
+        Differences are fp32. Sums run over blocks of 128 columns, padded with zeros: the fp32 products of columns 2i
+        and 2i + 1 are added, then of the 64 sums i + 32 to i, then i + 16 to i; the 16 sums go to 16 doubles, block by
         block, which are added in halves (i + 8 to i, and so on) at the end of the row. Blocks do not depend on the
-        group. A NaN among the differences makes the first and the third figure NaN; fp32 squares beyond 3.4e38 make a
-        sum infinite.
+        group. A NaN among the differences makes the first, the third and the fourth figure NaN; fp32 products beyond
+        3.4e38 make a sum infinite, or NaN where they have both signs.
         """
         ...
 
@@ -281,13 +288,16 @@ class KernelSet(Protocol):
         group: int,
         stats: NDArray[np.float64],
     ) -> None:
-        """The figures of error_int, to stats [rows, 3], with q from decode_scaled."""
+        """The figures of error_int, to stats [rows, 6], with q from decode_scaled. At an end of its range is a float's
+        code of largest magnitude, either sign, and one of infinity or NaN.
+        """
         ...
 
     def error_affine(
         self,
         src: RawWeights,
         dtype: str,
+        bits: int,
         codes: NDArray[np.uint8],
         scales: NDArray[np.float32],
         offsets: NDArray[np.float32],
@@ -295,7 +305,7 @@ class KernelSet(Protocol):
         rule: str,
         stats: NDArray[np.float64],
     ) -> None:
-        """The figures of error_int, to stats [rows, 3], with q from decode_affine."""
+        """The figures of error_int, to stats [rows, 6], with q from decode_affine."""
         ...
 
     def narrow_columns(self, src: NDArray[np.float32], out: NDArray[np.uint16], row0: int) -> None:
@@ -305,12 +315,25 @@ class KernelSet(Protocol):
         """
         ...
 
-    def sum_errors(self, stats: NDArray[np.float64]) -> tuple[float, float, float]:
-        """The figures of error_int over all rows of stats [rows, 3], no entry negative: both sums and the largest.
+    def sum_errors(self, stats: NDArray[np.float64]) -> tuple[float, float, float, float, float, float]:
+        """The figures of error_int over all rows of stats [rows, 6], none negative but the fourth.
 
-        The sums are rounded once, as those of math.fsum, so that they do not depend on how rows were cut; a sum beyond
+        Sums are rounded once, as those of math.fsum, so that they do not depend on how rows were cut; a sum beyond
         double is infinite. A NaN makes its figure NaN.
         """
+        ...
+
+    def weigh_squares(
+        self,
+        src: RawWeights,
+        dtype: str,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        out: NDArray[np.float64],
+    ) -> None:
+        """Per row of src [rows, cols] what its weights count where errors count as in search_int: the sum of (e * w) *
+        w, to out [rows]; sums as those of losses there. NaN or infinite where a group's is."""
         ...
 
     def search_int(

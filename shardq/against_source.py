@@ -12,6 +12,7 @@ from shardq.carry import Goal
 from shardq.checkpoint import TensorRef
 from shardq.dequantize.base import Encoded
 from shardq.errors import BadFold, UnsupportedSource
+from shardq.figures import FIGURES
 from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet, load
 from shardq.ledger import DECODED
@@ -76,14 +77,14 @@ class Against:
             layout = self.output.layout
             scheme = layout.settle(parse_name(entry["scheme"]))
             q = read_module(shard, target_of(t.name, entry), layout, scheme, self.kernels)
-            yield from check_figures(t.name, entry, self._measure(t, entry, q, layout.unpacks_to(scheme)))
+            seen = layout.unpacks_to(scheme)
+            yield from check_figures(t.name, entry, self._measure(t, entry, q, seen), has_codes=seen == scheme)
 
     def _measure(self, t: TensorRef, entry: Mapping[str, Any], q: Quantized, scheme: Scheme) -> NDArray[np.float64]:
-        """Figures of each row of `q` against the source's weights, with the same kernel as the worker: sum of squared
-        errors, sum of squared weights, largest error."""
+        """Figures of each row of `q` against the source's weights, with the same kernel as the worker."""
         goal = goal_of(t, entry, self.output.layout)
         rows = self._rows(t, t.encoded[0] if t.encoded else None, goal)
-        stats = np.empty((len(q.codes), 3), np.float64)
+        stats = np.empty((len(q.codes), FIGURES), np.float64)
         for part in _windows(*q.codes.shape):
             weights, dtype = rows.taken(part.start, part.stop)
             measure_rows(weights, dtype, scheme, q.rows(part), stats[part], self.kernels)

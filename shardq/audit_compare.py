@@ -12,6 +12,7 @@ from shardq.arena import Arena, reserve
 from shardq.audit_magnitude import measure_rows, take
 from shardq.audit_plan import Check, Span, lines, span, split
 from shardq.audit_subjects import Derived
+from shardq.figures import COUNTS, FIGURES
 from shardq.importance_vectors import read_vector, weights_of
 from shardq.kernels import KernelSet
 from shardq.layouts.base import Layout
@@ -96,7 +97,7 @@ def _compare_quantized(
     amax = _magnitude(check, runs, layout, kernels, magnitudes)
     if isinstance(amax, str):
         return Compared(0, amax, None)
-    stats = np.empty((cut.end_row - cut.row, 3), np.float64)
+    stats = np.empty((cut.end_row - cut.row, FIGURES), np.float64)
     arena = Arena()
     compared = 0
     e, columns = s.encoded[0] if s.encoded else None, (cut.column, cut.end_column)
@@ -207,7 +208,9 @@ def _derive(
     write_values([d.spec for d in s.outputs], arrays)
     layout.pack(part, 0, arrays, s.scheme, kernels)
     if (seen := layout.unpacks_to(s.scheme)) != s.scheme:  # figures are of what is written
+        counts = stats[:, COUNTS].copy()
         measure_errors(weights, dtype, seen, layout.unpack(arrays, s.scheme, kernels), stats, kernels)
+        stats[:, COUNTS] = counts  # there are no codes any more
     return arrays
 
 

@@ -17,7 +17,9 @@ Events, by the key "event". The pipeline writes and reads them; this module know
     | start   | identity                     | yes     | what the run was asked to make; always the first           |
     | stamps  | modified                     | yes     | when each shard of a source folder was last changed, in ns |
     | fetched | shard, sha256                | no      | a source shard is staged and its content was verified      |
-    | task    | id, checksum, sse, ssw, max  | no      | a task's output bytes are written, perhaps not yet to disk |
+    | task    | id, checksum, sse, ssw, max, | no      | a task's output bytes are written, perhaps not yet to disk |
+    |         | swe, ends, zeroed            |         | figures.Figures                                            |
+    |         | and losses                   |         | figures.Losses, where scales were searched                 |
     |         | and amax                     |         | the largest magnitude that its scales were taken from      |
     | amax    | tensor, value                | no      | a tensor's largest magnitude, from verified bytes          |
     | lent    | to, shard, sha256            | no      | what one shard borrows of another, from verified bytes     |

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shardq.destinations.base import StoredFile
+from shardq.figures import write_figures
 from shardq.journal import Journal
 from shardq.loans import Digest, Pair
 from shardq.plans import OutputFile, Plan
@@ -178,9 +179,5 @@ class Lane:
 
     def _journal_task(self, done: Done) -> None:
         more: dict[str, Any] = {} if done.amax is None else {"amax": done.amax}
-        more |= {} if done.losses is None else {"losses": list(done.losses)}
-        self._journal.append(
-            {"event": "task", "id": done.id, "checksum": done.checksum, "sse": done.squared_error,
-             "ssw": done.squared_weight, "max": done.max_error, **more},
-            durable=False,
-        )  # fmt: skip
+        more |= write_figures(done.figures, done.losses)
+        self._journal.append({"event": "task", "id": done.id, "checksum": done.checksum, **more}, durable=False)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import zstandard
 
 from shardq.decide import Decision
+from shardq.figures import Figures, Losses, merge_figures, merge_losses
 from shardq.plans import Plan, output_names
 from shardq.searching import describe_search
 from shardq.tasks import Done, QuantizeTask
@@ -31,38 +32,91 @@ OUTCOMES: Final = {
 class Errors:
     """How far dequantized weights are from their source, over one tensor or many."""
 
-    squared_error: float  # sum of (weight - dequantized)**2
-    squared_weight: float  # sum of weight**2
-    max_error: float  # largest |weight - dequantized|
+    figures: Figures
     weights: int
+    losses: Losses | None = None  # where scales were searched
+
+    @property
+    def max_error(self) -> float:
+        """Largest |weight - dequantized|."""
+        return self.figures.max_error
 
     @property
     def mse(self) -> float:
         """Mean squared error; 0 for no weights."""
-        return self.squared_error / self.weights if self.weights else 0.0
+        return self.figures.squared_error / self.weights if self.weights else 0.0
 
     @property
     def relative(self) -> float:
         """Root of squared error over squared weight; 0 for all-zero weights."""
-        return math.sqrt(self.squared_error / self.squared_weight) if self.squared_weight else 0.0
+        f = self.figures
+        return math.sqrt(f.squared_error / f.squared_weight) if f.squared_weight else 0.0
 
     @property
     def sqnr_db(self) -> float | None:
         """Signal to noise in decibels, 10 log10(squared weight / squared error); None where there is no noise, or no
-        signal."""
-        if not self.squared_error or not self.squared_weight:
+        signal, or one of them is beyond numbers."""
+        f = self.figures
+        if not f.squared_error or not f.squared_weight or not math.isfinite(f.squared_error + f.squared_weight):
             return None
-        return 10 * math.log10(self.squared_weight / self.squared_error)
+        return 10 * math.log10(f.squared_weight / f.squared_error)
+
+    @property
+    def cosine(self) -> float | None:
+        """Of the angle between the weights and what they dequantize to, -1 to 1; None where either are all zero, or
+        their sums are beyond numbers.
+
+        From sums over errors e = w - q: w*q = w*w - w*e and q*q = w*w - 2 w*e + e*e, which lose nothing where the error
+        is small; of a q that is nearly nothing (below 1e-3 of w) only a few digits are left.
+        """
+        f = self.figures
+        dequantized = f.squared_weight - 2 * f.error_product + f.squared_error
+        if not f.squared_weight or not 0 < dequantized < math.inf:
+            return None
+        product = f.squared_weight - f.error_product
+        return max(-1.0, min(1.0, product / math.sqrt(f.squared_weight * dequantized)))
+
+    @property
+    def saturated_share(self) -> float:
+        """Share of weights whose code is at an end of its range; 0 for no weights."""
+        return self.figures.saturated / self.weights if self.weights else 0.0
+
+    @property
+    def weighted_relative(self) -> float | None:
+        """As `relative`, with errors and weights weighed as the search weighed them; None without a search, and where
+        nothing counts."""
+        x = self.losses
+        return math.sqrt(x.after / x.energy) if x and x.energy else None
+
+    def describe(self) -> dict[str, Any]:
+        """The figures that a ledger's entry has, and that anyone with the source can measure again."""
+        f = self.figures
+        return {
+            "squared_error": f.squared_error,
+            "squared_weight": f.squared_weight,
+            "max_error": f.max_error,
+            "relative_error": self.relative,
+            "sqnr_db": self.sqnr_db,
+            "cosine": self.cosine,
+            "saturated_share": self.saturated_share,
+            "zeroed_groups": f.zeroed_groups,
+        }
+
+
+SUMMED: Final = frozenset({"squared_error", "squared_weight", "relative_error", "sqnr_db", "cosine"})  # keys of
+# `describe` that come of rounded sums
+COUNTED: Final = frozenset({"saturated_share", "zeroed_groups"})  # and of codes
 
 
 def merge(parts: Iterable[Errors]) -> Errors:
-    """Errors over several tensors or slabs; sums are exactly rounded, so their order does not matter."""
-    all_parts = tuple(parts)
+    """Errors over several tensors or slabs; sums are exactly rounded, so their order does not matter. Losses only where
+    all have them."""
+    found = tuple(parts)
+    losses = [p.losses for p in found if p.losses]
     return Errors(
-        math.fsum(p.squared_error for p in all_parts),
-        math.fsum(p.squared_weight for p in all_parts),
-        max((p.max_error for p in all_parts), default=0.0),
-        sum(p.weights for p in all_parts),
+        merge_figures(p.figures for p in found),
+        sum(p.weights for p in found),
+        merge_losses(losses) if losses and len(losses) == len(found) else None,
     )
 
 
@@ -73,7 +127,7 @@ def tensor_errors(plan: Plan, done: Mapping[int, Done]) -> dict[str, Errors]:
         if isinstance(task, QuantizeTask) and task.scheme:
             d = done[task.id]
             weights = (task.end_row - task.row) * task.columns
-            slabs.setdefault(task.tensor, []).append(Errors(d.squared_error, d.squared_weight, d.max_error, weights))
+            slabs.setdefault(task.tensor, []).append(Errors(d.figures, weights, d.losses))
     return {name: merge(parts) for name, parts in slabs.items()}
 
 
@@ -93,28 +147,25 @@ def stand_out(plan: Plan, errors: Mapping[str, Errors]) -> tuple[tuple[str, floa
     return tuple((name, relative) for relative, name in sorted(found, key=lambda x: (-x[0], x[1]))[:WORST])
 
 
-def tensor_losses(plan: Plan, done: Mapping[int, Done]) -> dict[str, tuple[float, float]]:
-    """Weighed errors of each weight whose scales were searched: under round-to-nearest's, and under those chosen."""
-    slabs: dict[str, list[tuple[float, float]]] = {}
-    for task in plan.tasks:
-        if isinstance(task, QuantizeTask) and (losses := done[task.id].losses) is not None:
-            slabs.setdefault(task.tensor, []).append(losses)
-    return {name: (math.fsum(x for x, _ in parts), math.fsum(y for _, y in parts)) for name, parts in slabs.items()}
+def damaged(errors: Mapping[str, Errors]) -> tuple[tuple[str, int], ...]:
+    """Weights of which groups are left with nothing but zeros, and how many; the most first, at most WORST."""
+    found = [(e.figures.zeroed_groups, name) for name, e in errors.items() if e.figures.zeroed_groups]
+    return tuple((name, count) for count, name in sorted(found, key=lambda x: (-x[0], x[1]))[:WORST])
 
 
-def make_ledger(plan: Plan, errors: Mapping[str, Errors], losses: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+def make_ledger(plan: Plan, errors: Mapping[str, Errors]) -> dict[str, Any]:
     """The ledger as plain values; equal for equal plans and outputs."""
     return {
         "format": 1,
         "fingerprint": plan.fingerprint,
-        "tensors": {d.tensor.name: _entry(plan, d, errors.get(d.tensor.name), losses) for d in plan.decisions},
+        "tensors": {d.tensor.name: _entry(plan, d, errors.get(d.tensor.name)) for d in plan.decisions},
         "source": {
             name: {"outcome": a.fate, "into": a.into, "reason": a.reason} for name, a in plan.weights.absorbed.items()
         },
     }
 
 
-def _entry(plan: Plan, d: Decision, errors: Errors | None, losses: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+def _entry(plan: Plan, d: Decision, errors: Errors | None) -> dict[str, Any]:
     t = d.tensor
     entry: dict[str, Any] = {
         "outcome": DECODED if d.action == "copy" and t.encoded else OUTCOMES[d.action],
@@ -132,17 +183,11 @@ def _entry(plan: Plan, d: Decision, errors: Errors | None, losses: Mapping[str, 
         entry["carried"] = True
     if search := plan.searches.searches.get(t.name):
         entry |= {"search": describe_search(search), "weighed": t.name in plan.searches.vectors}
-    if t.name in losses:
-        entry["losses"] = list(losses[t.name])  # under round-to-nearest's scales, and under those chosen
+    if errors and (losses := errors.losses):
+        entry["losses"] = [losses.before, losses.after]  # under round-to-nearest's scales, and under those chosen
+        entry["weighted_relative_error"] = errors.weighted_relative
     if d.scheme and errors:
-        entry |= {
-            "scheme": d.scheme.name,
-            "squared_error": errors.squared_error,
-            "squared_weight": errors.squared_weight,
-            "max_error": errors.max_error,
-            "relative_error": errors.relative,
-            "sqnr_db": errors.sqnr_db,
-        }
+        entry |= {"scheme": d.scheme.name, **errors.describe()}
     return entry
 
 

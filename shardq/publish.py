@@ -18,7 +18,7 @@ from shardq.files.atomic import sync_folder, sync_way, write_atomic, writing
 from shardq.final_config import final_config
 from shardq.fold import FOLD, pack_fold
 from shardq.lane import Finished
-from shardq.ledger import LEDGER, Errors, encode_ledger, make_ledger, merge, stand_out, tensor_errors, tensor_losses
+from shardq.ledger import LEDGER, Errors, damaged, encode_ledger, make_ledger, merge, stand_out, tensor_errors
 from shardq.plans import Plan
 from shardq.side_files import select_side_files
 from shardq.sources.base import Source
@@ -32,6 +32,7 @@ class Published:
 
     errors: Errors  # over all quantized weights
     unusual: tuple[tuple[str, float], ...]  # see ledger.stand_out
+    zeroed: tuple[tuple[str, int], ...]  # see ledger.damaged
     commit: str | None  # of the destination
 
 
@@ -54,7 +55,7 @@ def publish(
     extra[README] = make_card(plan, errors, total, read_source_card(plan, source)).encode()
     if plan.recipe.fold:
         extra[FOLD] = pack_fold(plan.recipe.fold)
-    extra[LEDGER] = encode_ledger(make_ledger(plan, errors, tensor_losses(plan, finished.done)))
+    extra[LEDGER] = encode_ledger(make_ledger(plan, errors))
     block = plan.layout.config_block(plan.recipe.scheme, plan.choices(), VERSION)
     for name, content in plan.layout.config_files(block).items():
         extra[name] = dump(content)
@@ -69,7 +70,7 @@ def publish(
         commit = destination.commit(files, extra, f"{plan.recipe.preset} of {plan.checkpoint.label}")
         if not keep_local:
             staging.abandon()
-            return Published(total, stand_out(plan, errors), commit)
+            return Published(total, stand_out(plan, errors), damaged(errors), commit)
     for name, data in extra.items():
         write_atomic(staging.ready / name, data)
     order = (*finished.sealed, *extra)
@@ -82,7 +83,7 @@ def publish(
     with writing(staging.out):
         sync_folder(staging.out)
     staging.remove()
-    return Published(total, stand_out(plan, errors), commit)
+    return Published(total, stand_out(plan, errors), damaged(errors), commit)
 
 
 def _side_files(plan: Plan, source: Source) -> Mapping[str, bytes]:
@@ -96,7 +97,14 @@ def _provenance(plan: Plan, finished: Finished, total: Errors, others: Iterable[
         "fingerprint": plan.fingerprint,
         "command": make_command(plan),
         "identity": plan.identity(),
-        "errors": {"relative": total.relative, "max": total.max_error, "weights": total.weights},
+        "errors": {
+            "relative": total.relative,
+            "max": total.max_error,
+            "weights": total.weights,
+            "cosine": total.cosine,
+            "saturated_share": total.saturated_share,
+            "zeroed_groups": total.figures.zeroed_groups,
+        },
         "files": {name: {"sha256": sha, "size": size} for name, (sha, size) in sorted(finished.sealed.items())},
         "others": sorted(others),  # every other file that is written
     }

@@ -111,8 +111,8 @@ def make_recipe(
 ) -> Recipe:
     """A Recipe from the words that the command line and scripts use.
 
-    `scheme` may carry its layout, as in "W4A16@gptq". `importance` is a file of statistics, `fold` one of moved scales, or
-    what it holds; with either `search` is "auto" unless it is given, else "none". Raises BadOption, UnknownScheme,
+    `scheme` may carry its layout, as in "W4A16@gptq". `importance` is a file of statistics, `fold` one of moved scales,
+    or what they hold; with either `search` is "auto" unless it is given, else "none". Raises BadOption, UnknownScheme,
     BadGroupSize, LayoutRefuses, and for the files BadImportance, BadFold, SourceUnreadable.
     """
     scheme_name, _, layout_name = scheme.partition("@")

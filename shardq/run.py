@@ -58,6 +58,7 @@ class Result:
     pushed_to: str | None = None  # the destination, None without one
     pushed_commit: str | None = None
     unusual: tuple[tuple[str, float], ...] = ()  # weights hurt more than others of their scheme, with relative errors
+    zeroed: tuple[tuple[str, int], ...] = ()  # weights of which groups are left with nothing but zeros, and how many
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def quantize_all(
         made = _run(tuple(left.values()), source, limits, network, restart, report)
         for (number, p), got in zip(left.items(), made, strict=True):
             result = _result(p.plan, p.order.out, False, got.errors, began, p.order.destination, got.commit)
-            results[number] = replace(result, unusual=got.unusual)
+            results[number] = replace(result, unusual=got.unusual, zeroed=got.zeroed)
     return tuple(results[number] for number in range(len(orders)))
 
 

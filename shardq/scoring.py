@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from shardq.arena import Arena, reserve
 from shardq.checkpoint import TensorRef
 from shardq.errors import BadOption
+from shardq.figures import FIGURES
 from shardq.importance_vectors import SizesRef, VectorRef, read_vector, weights_of
 from shardq.kernels import KernelSet, load
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
@@ -119,7 +120,7 @@ def _harm(
     arena = Arena()
     arena.reset(reserve(*buffer_shapes(rows, columns, c.scheme)))
     buffers = take_buffers(arena, rows, columns, c.scheme)
-    stats = np.empty((rows, 3))
+    stats = np.empty((rows, FIGURES))
     weighed = importance if c.search else None
     part, bad = quantize_rows(weights, dtype, c.scheme, buffers, stats, kernels, None, stored, c.search, weighed)
     return np.zeros(len(counts)) if bad else _weigh(wide - decode_rows(part, c.scheme, kernels), counts)

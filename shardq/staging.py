@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from shardq.errors import OutputOccupied, RecipeChanged
+from shardq.figures import read_figures
 from shardq.files.atomic import preallocate, pwrite_all, sync_folder, sync_way, writing
 from shardq.journal import Journal
 from shardq.plans import OutputFile, Plan
@@ -214,8 +215,9 @@ class Staging:
         uploaded: set[str] = set()
         for e in events:
             if e["event"] == "task":
-                losses = (e["losses"][0], e["losses"][1]) if "losses" in e else None
-                tasks[e["id"]] = Done(e["id"], e["checksum"], e["sse"], e["ssw"], e["max"], True, e.get("amax"), losses)
+                if (measured := read_figures(e)) is not None:  # else it is done again, and so is its file
+                    figures, losses = measured
+                    tasks[e["id"]] = Done(e["id"], e["checksum"], figures, True, e.get("amax"), losses)
             elif e["event"] == "sealed":
                 sealed[e["file"]] = (e["sha256"], e["size"])
                 uploaded.discard(e["file"])
@@ -231,7 +233,8 @@ class Staging:
                 sealed = {f: v for f, v in sealed.items() if changed.isdisjoint(shards_of[f])}
                 amax = {n: v for n, v in amax.items() if changed.isdisjoint(plan.weights.shards_of(n))}
                 modified |= e["modified"]
-        sealed = {f: v for f, v in sealed.items() if f in uploaded or self._intact(f, v[1])}
+        unmade = {t.file for t in plan.tasks if t.id not in tasks}
+        sealed = {f: v for f, v in sealed.items() if f not in unmade and (f in uploaded or self._intact(f, v[1]))}
         for path in (p for p in self.ready.rglob("*") if p.is_file()):  # renamed, but the journal line was lost
             name = path.relative_to(self.ready).as_posix()
             if name not in sealed:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from shardq.figures import FIGURES, WEIGHED, Figures, Losses
 from shardq.formats import STORAGE
 from shardq.logs import LogConfig
 from shardq.schemes import Scheme
@@ -153,12 +154,10 @@ class Done:
 
     id: int
     checksum: int  # kernels.checksum of the written bytes, arrays in target order
-    squared_error: float  # sum of (weight - dequantized)**2; 0 for a copy
-    squared_weight: float  # sum of weight**2; 0 for a copy
-    max_error: float  # largest |weight - dequantized|; 0 for a copy
+    figures: Figures  # all 0 for a copy
     reused: bool  # the bytes were there already
     amax: float | None = None  # that of the task: with another one the bytes would be others
-    losses: tuple[float, float] | None = None  # of a search: weighed errors under round-to-nearest's scales, and now
+    losses: Losses | None = None  # of a search
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +234,8 @@ class Bundle:
         first = tasks[0]
         tile = min(self.tile_rows, first.end_row - first.row)
         groups = sum(t.scheme.groups(t.columns) for t in tasks if t.scheme)
-        figures = (
-            (2 * 24 + 16) * (first.end_row - first.row) * len(tasks)
-        )  # of each row: as quantized, as read back, and of a search
+        numbers = 2 * FIGURES + WEIGHED  # of each row: as quantized, as read back, and of a search
+        figures = 8 * numbers * (first.end_row - first.row) * len(tasks)
         own = figures + sum(t.output_bytes for t in tasks) + tile * (40 * groups + first.columns * len(tasks))
         wide = READ_BACK_BYTES * tile * first.columns if any(t.reads_back for t in tasks) else 0
         own += first.decoding_bytes(tile)

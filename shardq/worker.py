@@ -20,6 +20,7 @@ from shardq.carry_codes import carry_rows, largest_scale
 from shardq.decoded import DecodedRows, keep_rows, round_rows
 from shardq.descriptors import Descriptors
 from shardq.errors import CorruptShard, KernelUnavailable, NonFiniteWeight, NotExact
+from shardq.figures import COUNTS, FIGURES, WEIGHED, Figures, Losses, sum_figures, sum_losses
 from shardq.files.atomic import pread_exact, pwrite_all, writing
 from shardq.files.writeback import start_writeback
 from shardq.importance_vectors import SizesRef, VectorCache, VectorRef
@@ -68,7 +69,7 @@ class Making:
     layout: Layout
     specs: tuple[OutSpec, ...]
     out: dict[str, NDArray[Any]]  # suffix -> the slab's array
-    stats: NDArray[np.float64] | None  # figures of each row [rows of the slab, 3]; those of its `Rows` where codes are
+    stats: NDArray[np.float64] | None  # figures of each row [rows of the slab, 6]; those of its `Rows` where codes are
     # kept, none of what is only decoded
 
 
@@ -88,8 +89,8 @@ class Rows:
     """Room for codes, which all outputs that want the same share, and the figures of each row of a slab."""
 
     buffers: Buffers
-    stats: NDArray[np.float64]  # [rows of the slab, 3]
-    losses: NDArray[np.float64] | None = None  # of a search [rows of the slab, 2]
+    stats: NDArray[np.float64]  # [rows of the slab, 6]
+    losses: NDArray[np.float64] | None = None  # of a search [rows of the slab, 3]
 
 
 def start(workplace: Workplace) -> Callable[[object], Report]:
@@ -166,13 +167,10 @@ class Worker:
             yield m.lane, _copied(m.task.id, sums[m.lane])
         for making in makings:
             self._write(making)
-            figures = (0.0, 0.0, 0.0) if making.stats is None else self._kernels.sum_errors(making.stats)
-            yield (
-                making.member.lane,
-                Done(
-                    making.task.id, self._checksum(making.out), *figures, False, making.task.amax, _losses(making, ways)
-                ),
-            )
+            task, losses = making.task, _losses(making, ways)
+            figures = Figures() if making.stats is None else sum_figures(making.stats, self._kernels)
+            done = Done(task.id, self._checksum(making.out), figures, False, task.amax, losses)
+            yield making.member.lane, done
 
     def _tiles(
         self, task: QuantizeTask | SurveyTask, rows: int, room: NDArray[np.uint8], checked: bool
@@ -214,7 +212,9 @@ class Worker:
                 m.layout.pack(part, tile.row, m.out, scheme, self._kernels)
                 if m.task.reads_back and m.stats is not None:  # such layouts have the weight's rows first
                     read = m.layout.unpack({k: v[there] for k, v in m.out.items()}, scheme, self._kernels)
-                    measure_rows(tile.rows, dtype, m.layout.unpacks_to(scheme), read, m.stats[there], self._kernels)
+                    stats = m.stats[there]
+                    measure_rows(tile.rows, dtype, m.layout.unpacks_to(scheme), read, stats, self._kernels)
+                    stats[:, COUNTS] = room.stats[there, COUNTS]  # there are no codes any more
         for m in makings:
             if m.task.scheme is None:
                 self._keep(tile, m)
@@ -260,7 +260,7 @@ class Worker:
         """All arrays of a slab, from the arena: room for a tile, for codes, for figures, for the outputs."""
         tasks = bundle.quantize_tasks
         first, slab_rows = tasks[0], tasks[0].end_row - tasks[0].row
-        room_shape, stats_shape, losses_shape = (rows * first.row_bytes,), (slab_rows, 3), (slab_rows, 2)
+        room_shape, stats_shape, losses_shape = (rows * first.row_bytes,), (slab_rows, FIGURES), (slab_rows, WEIGHED)
         works = {way: buffer_shapes(rows, first.columns, way[0]) for t in tasks if (way := _way(t))}
         specs = [_specs(t) for t in tasks]
         slabs = [_slab_shapes(t, s) for t, s in zip(tasks, specs, strict=True)]
@@ -447,11 +447,10 @@ def _way(task: QuantizeTask) -> Way | None:
     return None if task.scheme is None or task.goal else (task.scheme, task.amax, task.search, task.importance)
 
 
-def _losses(making: Making, ways: Mapping[Way, Rows]) -> tuple[float, float] | None:
-    """Sums over the rows of a slab, exactly rounded."""
+def _losses(making: Making, ways: Mapping[Way, Rows]) -> Losses | None:
     way = _way(making.task)
     found = ways[way].losses if way else None
-    return None if found is None else (math.fsum(found[:, 0].tolist()), math.fsum(found[:, 1].tolist()))
+    return None if found is None else sum_losses(found)
 
 
 def _specs(task: QuantizeTask) -> tuple[OutSpec, ...]:
@@ -466,7 +465,7 @@ def _slab_shapes(task: QuantizeTask, specs: Iterable[OutSpec]) -> dict[str, tupl
 
 
 def _copied(number: int, checksum: int) -> Done:
-    return Done(number, checksum, 0.0, 0.0, 0.0, False)
+    return Done(number, checksum, Figures(), False)
 
 
 def _fold(checksum: int, more: int) -> int:

@@ -23,6 +23,7 @@ using namespace shardq;
 
 #include "absmax.inl"
 #include "checksum.inl"
+#include "count.inl"
 #include "error.inl"
 #include "minmax.inl"
 #include "narrow.inl"
@@ -55,7 +56,8 @@ const Table SHARDQ_SET_TABLE = {
     SHARDQ_SET_NAME, widen,          group_minmax,  rtn_int,       rtn_error_int, pack_bits,     unpack_bits,
     transpose_u32,   pack_columns,   split_words,   dequantize_int, error_int,    group_absmax,  group_range,   encode_scaled,
     encode_affine,   decode_scaled,  decode_affine, error_scaled,  error_affine,  narrow_columns, sum_errors,
-    search_int,      search_affine,  search_ladder, search_grid,   checksum,
+    weigh_squares,   search_int,      search_affine,  search_ladder, search_grid,
+    checksum,
 };
 
 }  // namespace shardq

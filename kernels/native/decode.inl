@@ -81,27 +81,38 @@ inline void decode_rows(const Decoder& decoder, const GroupCodes& q, float* out)
 }
 
 template <class T, class Decoder>
-inline void error_rows_of(const Decoder& decoder, const Weights& w, const GroupCodes& q, double* stats) {
+inline void error_rows_of(const Decoder& decoder, const Weights& w, const GroupCodes& q, Ends ends, double* stats) {
     const auto* src = static_cast<const typename T::Raw*>(w.data);
     const int64_t groups = ceil_div(q.cols, q.group);
     Piece p;
     for (int64_t row = 0; row < w.rows; row++) {
+        const auto* from = src + row * w.cols;
+        const uint8_t* codes = q.codes + row * w.cols;
+        const float* scales = q.scales + row * groups;
+        const float* offsets = Decoder::kHasZeros ? q.offsets + row * groups : nullptr;
         RowSums sums = {};
         for (int64_t at = 0; at < w.cols; at += 2 * kPairs) {
-            const int64_t width = least(2 * kPairs, w.cols - at), first = row * groups + at / q.group;
-            spread_groups(p.scales, at, width, q.group, q.scales + first);
-            if constexpr (Decoder::kHasZeros) spread_groups(p.zeros, at, width, q.group, q.offsets + first);
-            add_piece<T>(decoder, src + row * w.cols + at, q.codes + row * w.cols + at, width, q.group, p, sums);
+            const int64_t width = least(2 * kPairs, w.cols - at), first = at / q.group;
+            spread_groups(p.scales, at, width, q.group, scales + first);
+            if constexpr (Decoder::kHasZeros) spread_groups(p.zeros, at, width, q.group, offsets + first);
+            add_piece<T>(decoder, from + at, codes + at, width, q.group, p, sums);
         }
-        sums.store(stats + row * 3);
+        sums.at_ends = count_ends(codes, w.cols, ends);
+        sums.zeroed = count_zeroed<T>(decoder, from, codes, w.cols, q.group, scales, offsets, ends.mask);
+        sums.store(stats + row * kFigures);
     }
 }
 
 template <class Decoder>
-inline void error_any(const Decoder& decoder, const Weights& w, const GroupCodes& q, double* stats) {
-    if (w.dtype == Dtype::BF16) return error_rows_of<Bf16>(decoder, w, q, stats);
-    if (w.dtype == Dtype::F16) return error_rows_of<F16>(decoder, w, q, stats);
-    return error_rows_of<F32>(decoder, w, q, stats);
+inline void error_any(const Decoder& decoder, const Weights& w, const GroupCodes& q, Ends ends, double* stats) {
+    if (w.dtype == Dtype::BF16) return error_rows_of<Bf16>(decoder, w, q, ends, stats);
+    if (w.dtype == Dtype::F16) return error_rows_of<F16>(decoder, w, q, ends, stats);
+    return error_rows_of<F32>(decoder, w, q, ends, stats);
+}
+
+template <class E>
+inline void error_float(const Weights& w, const GroupCodes& q, double* stats) {
+    error_any(FloatDecoder<E>{}, w, q, ends_of_float<E>(), stats);
 }
 
 void decode_scaled(const GroupCodes& q, const Element& element, float* out) {
@@ -123,17 +134,19 @@ void decode_affine(const GroupCodes& q, DecodingRule rule, float* out) {
 
 void error_scaled(const Weights& w, const GroupCodes& q, const Element& element, double* stats) {
     switch (element.kind) {
-        case ElementKind::Int: return error_any(LevelDecoder(element.bits), w, q, stats);
-        case ElementKind::E0M3: return error_any(FloatDecoder<E0M3>{}, w, q, stats);
-        case ElementKind::E2M1: return error_any(FloatDecoder<E2M1>{}, w, q, stats);
-        case ElementKind::E2M3: return error_any(FloatDecoder<E2M3>{}, w, q, stats);
-        case ElementKind::E3M2: return error_any(FloatDecoder<E3M2>{}, w, q, stats);
-        case ElementKind::E4M3FN: return error_any(FloatDecoder<E4M3FN>{}, w, q, stats);
-        case ElementKind::E5M2: return error_any(FloatDecoder<E5M2>{}, w, q, stats);
+        case ElementKind::Int:
+            return error_any(LevelDecoder(element.bits), w, q, ends_of_bits(element.bits), stats);
+        case ElementKind::E0M3: return error_float<E0M3>(w, q, stats);
+        case ElementKind::E2M1: return error_float<E2M1>(w, q, stats);
+        case ElementKind::E2M3: return error_float<E2M3>(w, q, stats);
+        case ElementKind::E3M2: return error_float<E3M2>(w, q, stats);
+        case ElementKind::E4M3FN: return error_float<E4M3FN>(w, q, stats);
+        case ElementKind::E5M2: return error_float<E5M2>(w, q, stats);
     }
 }
 
-void error_affine(const Weights& w, const GroupCodes& q, DecodingRule rule, double* stats) {
-    if (rule == DecodingRule::Zero) return error_any(AffineDecoder<DecodingRule::Zero>{}, w, q, stats);
-    error_any(AffineDecoder<DecodingRule::Bias>{}, w, q, stats);
+void error_affine(const Weights& w, const GroupCodes& q, int bits, DecodingRule rule, double* stats) {
+    const Ends ends = ends_of_bits(bits);
+    if (rule == DecodingRule::Zero) return error_any(AffineDecoder<DecodingRule::Zero>{}, w, q, ends, stats);
+    error_any(AffineDecoder<DecodingRule::Bias>{}, w, q, ends, stats);
 }

@@ -32,7 +32,7 @@ inline bool products_are_exact(const float* SHARDQ_RESTRICT scales, int64_t coun
 
 struct alignas(64) Piece {  // a vector that straddles cache lines costs twice
     Spread scales, zeros;
-    float squares[kPairs], weights[kPairs];  // sums of a pair's two squares
+    float squares[kPairs], weights[kPairs], products[kPairs];  // sums of a pair's two
 };
 
 template <bool kExact>
@@ -50,21 +50,26 @@ inline double add_lanes(double* lanes) {
 
 // The figures of a row so far.
 struct RowSums {
-    double squares[kLanes], weights[kLanes];
+    double squares[kLanes], weights[kLanes], products[kLanes];
     int32_t largest;  // bits of the largest |difference|, above those of infinity for a NaN
+    int64_t at_ends, zeroed;
 
     void store(double* stats) {
         stats[0] = add_lanes(squares);
         stats[1] = add_lanes(weights);
         stats[2] = static_cast<double>(float_of_bits(static_cast<uint32_t>(largest)));
+        stats[3] = add_lanes(products);
+        stats[4] = static_cast<double>(at_ends);
+        stats[5] = static_cast<double>(zeroed);
     }
 };
 
-// Sets one entry of squares and weights. Returns the larger of `largest` and the bits of both |differences|.
+// Sets one entry of squares, weights and products. Returns the larger of `largest` and the bits of both |differences|.
 inline int32_t add_pair(float even_weight, float odd_weight, float even, float odd, int32_t largest, float& square,
-                        float& weight) {
+                        float& weight, float& product) {
     square = even * even + odd * odd;
     weight = even_weight * even_weight + odd_weight * odd_weight;
+    product = even_weight * even + odd_weight * odd;
     const int32_t even_bits = static_cast<int32_t>(bits_of_float(even) & 0x7fffffffu);
     const int32_t odd_bits = static_cast<int32_t>(bits_of_float(odd) & 0x7fffffffu);
     const int32_t larger = even_bits > odd_bits ? even_bits : odd_bits;
@@ -75,12 +80,14 @@ inline int32_t add_pair(float even_weight, float odd_weight, float even, float o
 template <bool kExact>
 struct IntDecoder {
     static constexpr bool kHasZeros = true;
+
+    float value(int32_t code, float scale, float zero) const { return scale * (static_cast<float>(code) - zero); }
     float difference_of(float weight, int32_t code, float scale, float zero) const {
         return difference<kExact>(weight, static_cast<float>(code) - zero, scale);
     }
 };
 
-// Fills squares and weights of `pairs` pairs; returns as add_pair does.
+// Fills squares, weights and products of `pairs` pairs; returns as add_pair does.
 template <class T, class Decoder>
 inline int32_t add_pairs(const Decoder& decoder, const typename T::Raw* SHARDQ_RESTRICT src,
                          const uint8_t* SHARDQ_RESTRICT codes, int64_t pairs, int64_t group, int32_t largest,
@@ -91,6 +98,7 @@ inline int32_t add_pairs(const Decoder& decoder, const typename T::Raw* SHARDQ_R
     const float* odd_zeros = p.zeros.of_odd(group);
     float* SHARDQ_RESTRICT squares = p.squares;
     float* SHARDQ_RESTRICT weights = p.weights;
+    float* SHARDQ_RESTRICT products = p.products;
     const Decoder d = decoder;
     for (int64_t i = 0; i < pairs; i++) {
         const Pair<T> w = Pair<T>::load(src + 2 * i);
@@ -100,7 +108,7 @@ inline int32_t add_pairs(const Decoder& decoder, const typename T::Raw* SHARDQ_R
         const float odd_zero = Decoder::kHasZeros ? odd_zeros[i] : 0.0f;
         const float even = d.difference_of(w.even, both & 0xff, even_scales[i], even_zero);
         const float odd = d.difference_of(w.odd, both >> 8, odd_scales[i], odd_zero);
-        largest = add_pair(w.even, w.odd, even, odd, largest, squares[i], weights[i]);
+        largest = add_pair(w.even, w.odd, even, odd, largest, squares[i], weights[i], products[i]);
     }
     return largest;
 }
@@ -110,13 +118,14 @@ template <class T, class Decoder>
 inline int32_t add_rest(const Decoder& decoder, const typename T::Raw* src, const uint8_t* codes, int64_t width,
                         int32_t largest, Piece& p) {
     const int64_t pairs = width / 2, block_end = ceil_div(width, kBlock) * (kBlock / 2);
-    for (int64_t i = pairs; i < block_end; i++) p.squares[i] = p.weights[i] = 0.0f;
+    for (int64_t i = pairs; i < block_end; i++) p.squares[i] = p.weights[i] = p.products[i] = 0.0f;
     if (width % 2 == 0) return largest;
     const float weight = widen_value<T>(src[width - 1]);
     const float zero = Decoder::kHasZeros ? p.zeros.even[pairs] : 0.0f;
     const float last = decoder.difference_of(weight, codes[width - 1], p.scales.even[pairs], zero);
     p.squares[pairs] = last * last;
     p.weights[pairs] = weight * weight;
+    p.products[pairs] = weight * last;
     const int32_t bits = static_cast<int32_t>(bits_of_float(last) & 0x7fffffffu);
     return bits > largest ? bits : largest;
 }
@@ -144,6 +153,7 @@ inline void add_piece(const Decoder& decoder, const typename T::Raw* src, const 
     sums.largest = add_rest<T>(decoder, src, codes, width, sums.largest, p);
     add_blocks(p.squares, ceil_div(width, kBlock), sums.squares);
     add_blocks(p.weights, ceil_div(width, kBlock), sums.weights);
+    add_blocks(p.products, ceil_div(width, kBlock), sums.products);
 }
 
 // Columns `begin` to `end` of a row; `begin` is the first of a block, `end` is too or is the end of the row.
@@ -162,21 +172,35 @@ inline void add_columns(const typename T::Raw* src, const uint8_t* codes, const 
     }
 }
 
+// Of columns `begin`, the first of a group, to `end` of a row.
 template <class T>
-inline void error_rows(const Weights& w, const IntCodes& q, double* stats) {
+inline int64_t count_zeroed_int(const typename T::Raw* src, const uint8_t* codes, const float* scales,
+                                const uint8_t* zeros, int64_t begin, int64_t end, int64_t group) {
+    const int64_t first = begin / group;
+    return count_zeroed<T>(IntDecoder<false>{}, src + begin, codes + begin, end - begin, group, scales + first,
+                           zeros + first, 0xff);
+}
+
+template <class T>
+inline void error_rows(const Weights& w, const IntCodes& q, int bits, double* stats) {
     const int64_t groups = ceil_div(q.cols, q.group);
     const auto* src = static_cast<const typename T::Raw*>(w.data);
     Piece p;
     for (int64_t row = 0; row < w.rows; row++) {
-        const int64_t at = row * w.cols, first = row * groups;
+        const auto* from = src + row * w.cols;
+        const uint8_t* codes = q.codes + row * w.cols;
+        const float* scales = q.scales + row * groups;
+        const uint8_t* zeros = q.zeros + row * groups;
         RowSums sums = {};
-        add_columns<T>(src + at, q.codes + at, q.scales + first, q.zeros + first, 0, w.cols, q.group, p, sums);
-        sums.store(stats + row * 3);
+        add_columns<T>(from, codes, scales, zeros, 0, w.cols, q.group, p, sums);
+        sums.zeroed = count_zeroed_int<T>(from, codes, scales, zeros, 0, w.cols, q.group);
+        sums.at_ends = count_ends(codes, w.cols, ends_of_bits(bits));
+        sums.store(stats + row * kFigures);
     }
 }
 
-void error_int(const Weights& w, const IntCodes& q, double* stats) {
-    if (w.dtype == Dtype::BF16) return error_rows<Bf16>(w, q, stats);
-    if (w.dtype == Dtype::F16) return error_rows<F16>(w, q, stats);
-    return error_rows<F32>(w, q, stats);
+void error_int(const Weights& w, const IntCodes& q, int bits, double* stats) {
+    if (w.dtype == Dtype::BF16) return error_rows<Bf16>(w, q, bits, stats);
+    if (w.dtype == Dtype::F16) return error_rows<F16>(w, q, bits, stats);
+    return error_rows<F32>(w, q, bits, stats);
 }

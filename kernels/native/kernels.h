@@ -32,6 +32,8 @@ struct IntCodes {
     int64_t rows, cols, group;
 };
 
+constexpr int kFigures = 6;  // of each row: what an error kernel writes to stats
+
 struct IntScheme {
     int bits;  // 2..8
     int64_t group;
@@ -127,7 +129,7 @@ struct Table {
                          int64_t row0);
     void (*split_words)(const uint32_t* words, int64_t rows, int64_t cols, int bits, uint8_t* out);
     void (*dequantize_int)(const IntCodes& q, float* out);
-    void (*error_int)(const Weights& src, const IntCodes& q, double* stats);
+    void (*error_int)(const Weights& src, const IntCodes& q, int bits, double* stats);
     int64_t (*group_absmax)(const Weights& src, int64_t group, float* out);
     int64_t (*group_range)(const Weights& src, int64_t group, float* out_min, float* out_max);
     void (*encode_scaled)(const Weights& src, const Element& element, int64_t group, const float* scales,
@@ -137,9 +139,10 @@ struct Table {
     void (*decode_scaled)(const GroupCodes& q, const Element& element, float* out);
     void (*decode_affine)(const GroupCodes& q, DecodingRule rule, float* out);
     void (*error_scaled)(const Weights& src, const GroupCodes& q, const Element& element, double* stats);
-    void (*error_affine)(const Weights& src, const GroupCodes& q, DecodingRule rule, double* stats);
+    void (*error_affine)(const Weights& src, const GroupCodes& q, int bits, DecodingRule rule, double* stats);
     void (*narrow_columns)(const float* src, int64_t rows, int64_t cols, uint16_t* out, int64_t out_cols, int64_t row0);
     void (*sum_errors)(const double* stats, int64_t rows, double* out);
+    void (*weigh_squares)(const Weights& src, int64_t group, const Weighing& weighing, double* out);
     void (*search_int)(const Weights& src, const IntSearch& search, float* scales, double* losses);
     void (*search_affine)(const Weights& src, const AffineSearch& search, float* scales, float* offsets,
                           double* losses);

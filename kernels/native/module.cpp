@@ -88,7 +88,7 @@ public:
                           nb::handle codes, nb::handle scales, nb::handle zeros, nb::handle stats) const {
         const RtnArrays a(src, dtype, bits, group, symmetric, codes, scales, zeros);
         const Array result(stats, "stats", kF64, 2, kWrite);
-        result.expect(a.src.size(0), 3);
+        result.expect(a.src.size(0), shardq::kFigures);
         const nb::gil_scoped_release unlocked;
         return table_->rtn_error_int(a.weights(), a.scheme, a.codes.data<uint8_t>(), a.scales.data<float>(),
                                      a.zeros.data<uint8_t>(), result.data<double>());
@@ -152,17 +152,18 @@ public:
         table_->dequantize_int(q, result.data<float>());
     }
 
-    void error_int(nb::handle src, const std::string& dtype, nb::handle codes, nb::handle scales, nb::handle zeros,
-                   int64_t group, nb::handle stats) const {
+    void error_int(nb::handle src, const std::string& dtype, int bits, nb::handle codes, nb::handle scales,
+                   nb::handle zeros, int64_t group, nb::handle stats) const {
         const Dtype type = parse_dtype(dtype);
+        const int width = checked_bits(bits);
         const Array in(src, "src", raw_item(type), 2, kRead), levels(codes, "codes", kU8, 2, kRead);
         const Array steps(scales, "scales", kF32, 2, kRead), points(zeros, "zeros", kU8, 2, kRead);
         const Array result(stats, "stats", kF64, 2, kWrite);
         const IntCodes q = int_codes(levels, steps, points, group);
         in.expect(q.rows, q.cols);
-        result.expect(q.rows, 3);
+        result.expect(q.rows, shardq::kFigures);
         const nb::gil_scoped_release unlocked;
-        table_->error_int(Weights{in.data<void>(), type, q.rows, q.cols}, q, result.data<double>());
+        table_->error_int(Weights{in.data<void>(), type, q.rows, q.cols}, q, width, result.data<double>());
     }
 
     int64_t group_absmax(nb::handle src, const std::string& dtype, int64_t group, nb::handle out) const {
@@ -239,23 +240,24 @@ public:
         const Array steps(scales, "scales", kF32, 2, kRead), result(stats, "stats", kF64, 2, kWrite);
         const GroupCodes q = scaled_codes(levels, steps, group);
         in.expect(q.rows, q.cols);
-        result.expect(q.rows, 3);
+        result.expect(q.rows, shardq::kFigures);
         const nb::gil_scoped_release unlocked;
         table_->error_scaled(Weights{in.data<void>(), raw, q.rows, q.cols}, q, type, result.data<double>());
     }
 
-    void error_affine(nb::handle src, const std::string& dtype, nb::handle codes, nb::handle scales, nb::handle offsets,
-                      int64_t group, const std::string& rule, nb::handle stats) const {
+    void error_affine(nb::handle src, const std::string& dtype, int bits, nb::handle codes, nb::handle scales,
+                      nb::handle offsets, int64_t group, const std::string& rule, nb::handle stats) const {
         const DecodingRule how = parse_decoding_rule(rule);
+        const int width = checked_bits(bits);
         const Dtype raw = parse_dtype(dtype);
         const Array in(src, "src", raw_item(raw), 2, kRead), levels(codes, "codes", kU8, 2, kRead);
         const Array steps(scales, "scales", kF32, 2, kRead), places(offsets, "offsets", kF32, 2, kRead);
         const Array result(stats, "stats", kF64, 2, kWrite);
         const GroupCodes q = affine_codes(levels, steps, places, group);
         in.expect(q.rows, q.cols);
-        result.expect(q.rows, 3);
+        result.expect(q.rows, shardq::kFigures);
         const nb::gil_scoped_release unlocked;
-        table_->error_affine(Weights{in.data<void>(), raw, q.rows, q.cols}, q, how, result.data<double>());
+        table_->error_affine(Weights{in.data<void>(), raw, q.rows, q.cols}, q, width, how, result.data<double>());
     }
 
     void narrow_columns(nb::handle src, nb::handle out, int64_t row0) const {
@@ -269,13 +271,13 @@ public:
     nb::tuple sum_errors(nb::handle stats) const {
         const Array in(stats, "stats", kF64, 2, kRead);
         in.expect_filled();
-        in.expect(in.size(0), 3);
-        double sums[3];
+        in.expect(in.size(0), shardq::kFigures);
+        double sums[shardq::kFigures];
         {
             const nb::gil_scoped_release unlocked;
             table_->sum_errors(in.data<double>(), in.size(0), sums);
         }
-        return nb::make_tuple(sums[0], sums[1], sums[2]);
+        return nb::make_tuple(sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]);
     }
 
     uint64_t checksum(nb::handle data) const {
@@ -351,8 +353,8 @@ NB_MODULE(_native, m) {
         .def("split_words", &NativeSet::split_words, nb::arg("words"), nb::arg("bits"), nb::arg("out"))
         .def("dequantize_int", &NativeSet::dequantize_int, nb::arg("codes"), nb::arg("scales"), nb::arg("zeros"),
              nb::arg("group"), nb::arg("out"))
-        .def("error_int", &NativeSet::error_int, nb::arg("src"), nb::arg("dtype"), nb::arg("codes"), nb::arg("scales"),
-             nb::arg("zeros"), nb::arg("group"), nb::arg("stats"))
+        .def("error_int", &NativeSet::error_int, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"), nb::arg("codes"),
+             nb::arg("scales"), nb::arg("zeros"), nb::arg("group"), nb::arg("stats"))
         .def("group_absmax", &NativeSet::group_absmax, nb::arg("src"), nb::arg("dtype"), nb::arg("group"),
              nb::arg("out"))
         .def("group_range", &NativeSet::group_range, nb::arg("src"), nb::arg("dtype"), nb::arg("group"),
@@ -367,10 +369,12 @@ NB_MODULE(_native, m) {
              nb::arg("group"), nb::arg("rule"), nb::arg("out"))
         .def("error_scaled", &NativeSet::error_scaled, nb::arg("src"), nb::arg("dtype"), nb::arg("element"),
              nb::arg("codes"), nb::arg("scales"), nb::arg("group"), nb::arg("stats"))
-        .def("error_affine", &NativeSet::error_affine, nb::arg("src"), nb::arg("dtype"), nb::arg("codes"),
-             nb::arg("scales"), nb::arg("offsets"), nb::arg("group"), nb::arg("rule"), nb::arg("stats"))
+        .def("error_affine", &NativeSet::error_affine, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"),
+             nb::arg("codes"), nb::arg("scales"), nb::arg("offsets"), nb::arg("group"), nb::arg("rule"), nb::arg("stats"))
         .def("narrow_columns", &NativeSet::narrow_columns, nb::arg("src"), nb::arg("out"), nb::arg("row0"))
         .def("sum_errors", &NativeSet::sum_errors, nb::arg("stats"))
+        .def("weigh_squares", &NativeSet::weigh_squares, nb::arg("src"), nb::arg("dtype"), nb::arg("group"),
+             nb::arg("importance").none(), nb::arg("objective"), nb::arg("out"))
         .def("search_int", &NativeSet::search_int, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"), nb::arg("group"),
              nb::arg("importance").none(), nb::arg("objective"), nb::arg("factors"), nb::arg("signs"),
              nb::arg("sweeps"), nb::arg("scale"), nb::arg("least"), nb::arg("scales"), nb::arg("losses"))

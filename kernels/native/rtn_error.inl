@@ -17,10 +17,12 @@ struct alignas(64) Levels {
     int32_t plain[kBatch];
 };
 
+// Returns how many groups are left with nothing but zeros although a weight is none, by the codes of their extremes.
 template <class T>
-inline void find_levels(const GroupScales& g, int count, int bits, Levels& l) {
+inline int32_t find_levels(const GroupScales& g, int count, int bits, Levels& l) {
     constexpr uint32_t kLastBit = 1u << (24 - T::kSignificantBits), kFraction = 0x7fffffu;
     const float span = static_cast<float>(2 * ((1 << bits) - 1)), origin = 2.0f * kRound;
+    int32_t zeroed = 0;
     for (int i = 0; i < count; i++) {
         const float lowest = origin - static_cast<float>(2 * g.zero[i]), highest = lowest + span;
         const float one = bracketed(g.mx[i], g.below[i], g.above[i], kRound);
@@ -32,12 +34,17 @@ inline void find_levels(const GroupScales& g, int count, int bits, Levels& l) {
         l.plain[i] = (g.bad[i] == 0) & fits & fine;
         l.lowest[i] = g.bad[i] != 0 ? origin : lowest;
         l.highest[i] = g.bad[i] != 0 ? origin : highest;
+        const bool above = (one > origin) | (other > origin), below = (one < origin) | (other < origin);
+        const bool stays = (above & (highest > origin)) | (below & (lowest < origin));
+        const bool is_zero = (g.mx[i] == 0.0f) & (g.neg[i] == 0.0f);
+        zeroed += (g.bad[i] != 0) | (!stays & !is_zero) ? 1 : 0;
     }
+    return zeroed;
 }
 
-// A row's squares and weights, batch by batch, and its largest differences.
+// A row's squares, weights and products, batch by batch, and its largest differences.
 struct alignas(64) BatchError {
-    float squares[kSpan / 2], weights[kSpan / 2];
+    float squares[kSpan / 2], weights[kSpan / 2], products[kSpan / 2];
     int32_t largest[kBlock / 2];
 };
 
@@ -45,7 +52,8 @@ struct alignas(64) BatchError {
 template <class T, bool kPlain, int kWidth>
 inline void round_and_add(const typename T::Raw* SHARDQ_RESTRICT src, const GroupScales& g, const Levels& l, int64_t k,
                           uint8_t* SHARDQ_RESTRICT codes, float* SHARDQ_RESTRICT squares,
-                          float* SHARDQ_RESTRICT weights, int32_t* SHARDQ_RESTRICT largest) {
+                          float* SHARDQ_RESTRICT weights, float* SHARDQ_RESTRICT products,
+                          int32_t* SHARDQ_RESTRICT largest) {
     const float below = g.below[k], above = g.above[k], lowest = l.lowest[k], highest = l.highest[k];
     const float origin = kPlain ? kRound : 2.0f * kRound, unit = kPlain ? g.scale[k] : 0.5f * g.scale[k];
     const uint32_t zeros = static_cast<uint32_t>(g.zero[k]) * 0x0101u;  // the zero point under both codes of a pair
@@ -67,7 +75,8 @@ inline void round_and_add(const typename T::Raw* SHARDQ_RESTRICT src, const Grou
         std::memcpy(codes + 2 * i, &both, sizeof both);
         const float even_difference = difference<true>(w.even, even - origin, unit);
         const float odd_difference = difference<true>(w.odd, odd - origin, unit);
-        largest[i] = add_pair(w.even, w.odd, even_difference, odd_difference, largest[i], squares[i], weights[i]);
+        largest[i] = add_pair(w.even, w.odd, even_difference, odd_difference, largest[i], squares[i], weights[i],
+                              products[i]);
     }
 }
 
@@ -93,12 +102,12 @@ inline void round_and_add_span(const typename T::Raw* src, int64_t begin, int64_
     for (int i = 0; i < plain_count; i++) {
         const int64_t at = plain[i], column = begin + at, k = group_of<kWidth>(column, group);
         round_and_add<T, true, kWidth>(src + column, g, l, k, codes + column, e.squares + at / 2, e.weights + at / 2,
-                                       e.largest);
+                                       e.products + at / 2, e.largest);
     }
     for (int i = 0; i < other_count; i++) {
         const int64_t at = other[i], column = begin + at, k = group_of<kWidth>(column, group);
         round_and_add<T, false, kWidth>(src + column, g, l, k, codes + column, e.squares + at / 2, e.weights + at / 2,
-                                        e.largest);
+                                        e.products + at / 2, e.largest);
     }
 }
 
@@ -124,7 +133,7 @@ inline int64_t rtn_error_columns(const typename T::Raw* src, int64_t end, const 
         const int64_t cols = least(step, end - at), first = at / group;
         const int count = static_cast<int>(cols / group);
         bad += scale_batch<T, kSymmetric>(src + at, cols, scheme, count, g, scales + first, zeros + first);
-        find_levels<T>(g, count, scheme.bits, l);
+        sums.zeroed += find_levels<T>(g, count, scheme.bits, l);
         for (int64_t i = 0; i < cols; i += kSpan) {
             const int64_t width = least(kSpan, cols - i);
             if (group == 32) {
@@ -136,6 +145,7 @@ inline int64_t rtn_error_columns(const typename T::Raw* src, int64_t end, const 
             }
             add_blocks(e.squares, width / kBlock, sums.squares);
             add_blocks(e.weights, width / kBlock, sums.weights);
+            add_blocks(e.products, width / kBlock, sums.products);
         }
     }
     for (const int32_t each : e.largest) sums.largest = each > sums.largest ? each : sums.largest;
@@ -161,7 +171,9 @@ inline int64_t rtn_error_rows(const Weights& w, const IntScheme& scheme, uint8_t
         }
         bad += rtn_columns<T, kSymmetric>(from, end, w.cols, scheme, g, to, steps, points);
         add_columns<T>(from, to, steps, points, end, w.cols, scheme.group, p, sums);
-        sums.store(stats + row * 3);
+        if (end < w.cols) sums.zeroed += count_zeroed_int<T>(from, to, steps, points, end, w.cols, scheme.group);
+        sums.at_ends = count_ends(to, w.cols, ends_of_bits(scheme.bits));
+        sums.store(stats + row * kFigures);
     }
     return bad;
 }

@@ -29,6 +29,17 @@ class SearchSet {
 public:
     explicit SearchSet(const shardq::Table* table) : table_(table) {}
 
+    void weigh_squares(nb::handle src, const std::string& dtype, int64_t group, nb::handle importance,
+                       const std::string& objective, nb::handle out) const {
+        const GroupedWeights w(src, dtype, group);
+        const Importance weights(importance, w.cols);
+        const shardq::Weighing weighing{weights.data(), parse_objective(objective)};
+        const Array sums(out, "out", kF64, 1, kWrite);
+        if (sums.size(0) != w.rows) sums.fail("expected " + std::to_string(w.rows) + " numbers");
+        const nb::gil_scoped_release unlocked;
+        table_->weigh_squares(w.weights(), w.group, weighing, sums.data<double>());
+    }
+
     void search_int(nb::handle src, const std::string& dtype, int bits, int64_t group, nb::handle importance,
                     const std::string& objective, nb::handle factors, const std::string& signs, int sweeps,
                     const std::string& scale, float least, nb::handle scales, nb::handle losses) const {

@@ -184,3 +184,27 @@ inline void add_losses(double* losses, int64_t row, int lanes, Reals before, Rea
         losses[2 * (row + i) + 1] += static_cast<double>(last[i]);
     }
 }
+
+template <class T>
+inline void weigh_rows(const Weights& w, int64_t group, const Weighing& weighing, double* out) {
+    for (int64_t row = 0; row < w.rows; row++) out[row] = 0.0;
+    for_group_rows<T>(w, group, weighing, [&](GroupRows<T>& g, int64_t row, int64_t, Strip& s) {
+        find_strip_extremes<T>(g, 0.0f, s);
+        Reals squares = {};
+        for (int64_t chunk = 0; chunk < g.chunks(); chunk++) {
+            const int64_t cols = take_chunk<T>(g, chunk, s);
+            Reals sum = {};
+            for (int64_t j = 0; j < cols; j++) sum += load_lanes(s.ew + j * kStrip) * load_lanes(s.w + j * kStrip);
+            squares += sum;
+        }
+        alignas(64) float each[kStrip];
+        store_lanes(each, squares);
+        for (int i = 0; i < g.lanes; i++) out[row + i] += static_cast<double>(each[i]);
+    });
+}
+
+void weigh_squares(const Weights& w, int64_t group, const Weighing& weighing, double* out) {
+    if (w.dtype == Dtype::BF16) return weigh_rows<Bf16>(w, group, weighing, out);
+    if (w.dtype == Dtype::F16) return weigh_rows<F16>(w, group, weighing, out);
+    weigh_rows<F32>(w, group, weighing, out);
+}

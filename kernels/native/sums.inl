@@ -53,15 +53,21 @@ struct ExactSum {
 };
 
 void sum_errors(const double* stats, int64_t rows, double* out) {
-    ExactSum squares = {}, weights = {};
-    double largest = stats[2];
+    ExactSum squares = {}, weights = {}, products = {};
+    double largest = stats[2], at_ends = 0.0, zeroed = 0.0;
     for (int64_t row = 0; row < rows; row++) {
-        squares.add(stats[3 * row]);
-        weights.add(stats[3 * row + 1]);
-        const double each = stats[3 * row + 2];
-        largest = (each > largest) | (each != each) ? each : largest;
+        const double* each = stats + row * kFigures;
+        squares.add(each[0]);
+        weights.add(each[1]);
+        largest = (each[2] > largest) | (each[2] != each[2]) ? each[2] : largest;
+        products.add(each[3]);
+        at_ends += each[4];
+        zeroed += each[5];
     }
     out[0] = squares.rounded();
     out[1] = weights.rounded();
     out[2] = largest;
+    out[3] = products.rounded();
+    out[4] = at_ends;
+    out[5] = zeroed;
 }

@@ -7,6 +7,7 @@ import torch
 
 from shardq.kernels.contract import ELEMENTS
 from shardq.kernels.reference.arrays import grouped, per_column
+from shardq.kernels.reference.integers import number_ends
 
 ROUND = 1.5 * 2.0**23  # added and taken off, it rounds numbers below 2^22 half to even
 
@@ -103,6 +104,14 @@ def decoded(codes: torch.Tensor, element: str, scales: torch.Tensor, group: int)
     else:
         values = (codes - (1 << INTEGER_BITS[element] - 1)).float()
     return values * per_column(scales, group, codes.shape[1])
+
+
+def element_ends(codes: torch.Tensor, element: str) -> torch.Tensor:
+    """Which int32 codes are at an end of the element's range; infinity and NaN lie behind that of a float."""
+    if element in FLOATS:
+        f = FLOATS[element]
+        return (codes & (1 << f.sign_bit) - 1) >= f.largest_code
+    return number_ends(codes, INTEGER_BITS[element])
 
 
 def encoded_affine(

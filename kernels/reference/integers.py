@@ -66,10 +66,10 @@ def in_blocks(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(x, (0, missing)).reshape(x.shape[0], -1, BLOCK_COLUMNS)
 
 
-def sum_of_squares(x: torch.Tensor) -> torch.Tensor:
+def sum_of_products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Per row, float64 [rows], in the order that KernelSet.error_int fixes."""
-    squares = in_blocks(x).square()
-    lanes = squares[..., 0::2] + squares[..., 1::2]
+    products = in_blocks(x) * in_blocks(y)
+    lanes = products[..., 0::2] + products[..., 1::2]
     for half in (32, 16):
         lanes = lanes[..., :half] + lanes[..., half:]
     total = torch.zeros(x.shape[0], 16, dtype=torch.float64)
@@ -80,7 +80,26 @@ def sum_of_squares(x: torch.Tensor) -> torch.Tensor:
     return total[:, 0]
 
 
-def error_figures(w: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """float64 [rows, 3], as KernelSet.error_int says, of fp32 weights and what they decode to."""
+def zeroed_groups(w: torch.Tensor, values: torch.Tensor, group: int) -> torch.Tensor:
+    """Per row, how many groups have nothing but zeros among `values`, and something else among `w`; int64 [rows]."""
+    nothing, something = grouped(values, group, 0.0) == 0, grouped(w, group, 0.0) != 0
+    return (nothing.all(2) & something.any(2)).sum(1)
+
+
+def number_ends(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Which int32 codes are the first or the last of `bits` bits."""
+    return (codes == 0) | (codes >= (1 << bits) - 1)
+
+
+def error_figures(w: torch.Tensor, values: torch.Tensor, at_ends: torch.Tensor, group: int) -> torch.Tensor:
+    """float64 [rows, 6], as KernelSet.error_int says, of fp32 weights and what they decode to."""
     difference = w - values
-    return torch.stack((sum_of_squares(difference), sum_of_squares(w), difference.abs().amax(1).double()), 1)
+    figures = (
+        sum_of_products(difference, difference),
+        sum_of_products(w, w),
+        difference.abs().amax(1),
+        sum_of_products(w, difference),
+        at_ends.sum(1),
+        zeroed_groups(w, values, group),
+    )
+    return torch.stack([f.double() for f in figures], 1)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardq.kernels.contract import DECODING_RULES, OBJECTIVES, SCALE_FORMATS, SIGNS, Bytes, RawWeights
+from shardq.kernels.contract import DECODING_RULES, FIGURES, OBJECTIVES, SCALE_FORMATS, SIGNS, Bytes, RawWeights
 from shardq.kernels.reference import search_affine, search_grids, search_integers, search_ladders
 from shardq.kernels.reference.arrays import checked_bits, filled, group_count, group_values, shaped
 from shardq.kernels.reference.elements import (
@@ -15,12 +15,13 @@ from shardq.kernels.reference.elements import (
     checked_element,
     decoded,
     decoded_affine,
+    element_ends,
     encoded,
     encoded_affine,
     range_of_groups,
 )
 from shardq.kernels.reference.floats import group_extremes, narrowed, widened
-from shardq.kernels.reference.integers import dequantized, error_figures, round_to_nearest
+from shardq.kernels.reference.integers import dequantized, error_figures, number_ends, round_to_nearest
 from shardq.kernels.reference.searches import (
     LADDER_RUNGS,
     Groups,
@@ -90,7 +91,7 @@ class ReferenceSet:
     ) -> int:
         """See KernelSet.rtn_error_int."""
         bad = self.rtn_int(src, dtype, bits, group, symmetric, codes, scales, zeros)
-        self.error_int(src, dtype, codes, scales, zeros, group, stats)
+        self.error_int(src, dtype, bits, codes, scales, zeros, group, stats)
         return bad
 
     def pack_bits(self, codes: NDArray[np.uint8], bits: int, out: NDArray[np.uint32]) -> None:
@@ -147,6 +148,7 @@ class ReferenceSet:
         self,
         src: RawWeights,
         dtype: str,
+        bits: int,
         codes: NDArray[np.uint8],
         scales: NDArray[np.float32],
         zeros: NDArray[np.uint8],
@@ -156,8 +158,9 @@ class ReferenceSet:
         """See KernelSet.error_int."""
         w = widened(src, dtype)
         shaped("codes", codes, np.uint8, src.shape)
-        figures = error_figures(w, dequantized(codes, scales, zeros, group))
-        shaped("stats", stats, np.float64, (src.shape[0], 3))[...] = figures.numpy()
+        ends = number_ends(torch.from_numpy(codes.astype(np.int32)), checked_bits(bits))
+        figures = error_figures(w, dequantized(codes, scales, zeros, group), ends, group)
+        shaped("stats", stats, np.float64, (src.shape[0], FIGURES))[...] = figures.numpy()
 
     def group_absmax(self, src: RawWeights, dtype: str, group: int, out: NDArray[np.float32]) -> int:
         """See KernelSet.group_absmax."""
@@ -249,13 +252,15 @@ class ReferenceSet:
         values = np.empty(codes.shape, np.float32)
         self.decode_scaled(codes, element, scales, group, values)
         shaped("codes", codes, np.uint8, src.shape)
-        figures = error_figures(widened(src, dtype), torch.from_numpy(values))
-        shaped("stats", stats, np.float64, (src.shape[0], 3))[...] = figures.numpy()
+        ends = element_ends(torch.from_numpy(codes.astype(np.int32)), element)
+        figures = error_figures(widened(src, dtype), torch.from_numpy(values), ends, group)
+        shaped("stats", stats, np.float64, (src.shape[0], FIGURES))[...] = figures.numpy()
 
     def error_affine(
         self,
         src: RawWeights,
         dtype: str,
+        bits: int,
         codes: NDArray[np.uint8],
         scales: NDArray[np.float32],
         offsets: NDArray[np.float32],
@@ -267,8 +272,9 @@ class ReferenceSet:
         values = np.empty(codes.shape, np.float32)
         self.decode_affine(codes, scales, offsets, group, rule, values)
         shaped("codes", codes, np.uint8, src.shape)
-        figures = error_figures(widened(src, dtype), torch.from_numpy(values))
-        shaped("stats", stats, np.float64, (src.shape[0], 3))[...] = figures.numpy()
+        ends = number_ends(torch.from_numpy(codes.astype(np.int32)), checked_bits(bits))
+        figures = error_figures(widened(src, dtype), torch.from_numpy(values), ends, group)
+        shaped("stats", stats, np.float64, (src.shape[0], FIGURES))[...] = figures.numpy()
 
     def narrow_columns(self, src: NDArray[np.float32], out: NDArray[np.uint16], row0: int) -> None:
         """See KernelSet.narrow_columns."""
@@ -278,12 +284,28 @@ class ReferenceSet:
             raise ValueError(f"out: expected row0 {row0} + {rows} rows to fit in its {out.shape[1]} columns")
         out[:, row0 : row0 + rows] = narrowed(src).T.numpy().view(np.uint16)
 
-    def sum_errors(self, stats: NDArray[np.float64]) -> tuple[float, float, float]:
+    def sum_errors(self, stats: NDArray[np.float64]) -> tuple[float, float, float, float, float, float]:
         """See KernelSet.sum_errors."""
         rows = filled("stats", stats, np.float64).shape[0]
-        shaped("stats", stats, np.float64, (rows, 3))
-        squares, weights = (math.fsum(stats[:, i].tolist()) for i in range(2))
-        return squares, weights, float(torch.from_numpy(stats.copy())[:, 2].amax())
+        shaped("stats", stats, np.float64, (rows, FIGURES))
+        squares, weights, products, ends, zeroed = (math.fsum(stats[:, i].tolist()) for i in (0, 1, 3, 4, 5))
+        return squares, weights, float(torch.from_numpy(stats.copy())[:, 2].amax()), products, ends, zeroed
+
+    def weigh_squares(
+        self,
+        src: RawWeights,
+        dtype: str,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        objective: str,
+        out: NDArray[np.float64],
+    ) -> None:
+        """See KernelSet.weigh_squares."""
+        g = _weighed(src, dtype, group, importance, objective)
+        if out.dtype != np.float64 or out.shape != (src.shape[0],):
+            raise ValueError(f"out: expected {src.shape[0]} float64 numbers, found {out.dtype} {out.shape}")
+        squares = g.sum(g.e * g.w * g.w)
+        out[...] = row_losses(squares, squares)[:, 0]
 
     def search_int(
         self,

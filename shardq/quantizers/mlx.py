@@ -80,7 +80,7 @@ def _quantize_affine(
     kernels.encode_affine(source, dtype, scheme.bits, group, b.scales, b.low, "subtract", b.codes)
     round_lines(b, stored)
     bad += int((finite & ~(np.isfinite(b.scales) & np.isfinite(b.low))).sum())
-    kernels.error_affine(source, dtype, b.codes, b.scales, b.low, group, "bias", stats)
+    kernels.error_affine(source, dtype, scheme.bits, b.codes, b.scales, b.low, group, "bias", stats)
     return Quantized(b.codes, b.scales, None, biases=b.low), bad
 
 

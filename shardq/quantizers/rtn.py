@@ -35,12 +35,12 @@ def quantize_rows(
     losses: NDArray[np.float64] | None = None,
 ) -> tuple[Quantized, int]:
     """Quantize [rows, columns] weights (uint16 bit views for BF16 and F16, float32 for F32) into `buffers`, and measure
-    the result into `stats` [rows, 3]: sum of squared errors, sum of squared weights, largest error of each row.
+    the result into `stats` [rows, 6]: the `figures.Figures` of each row.
 
     `amax`: the largest |w| of all that the scheme's `reach` names; None where that is the group. `stored`: the type
     that the weight has in the result, for scales of that type, where it is not `dtype`. `search`: how better scales are
     found; `importance` [columns], fp32, finite and from 0 up: how much an error counts there then (None: 1), and
-    `losses` [rows, 2] get the errors so weighed, under round-to-nearest's scales and under those chosen.
+    `losses` [rows, 3] get the `figures.Losses` of each row.
     `source` begins with a row that is a multiple of the scheme's `group_rows`. Returns the result, which lies in the
     buffers, and the number of groups that hold NaN or infinity or whose scale overflows the scale format; such groups
     have no meaning and must not be written.
@@ -51,9 +51,11 @@ def quantize_rows(
     group = scheme.group_columns(columns)
     b = buffers.first(rows)
     if search is not None:
-        sums = np.empty((rows, 2)) if losses is None else losses
-        job = SearchJob(source, dtype, stored or dtype, scheme, search, importance, b, sums, kernels)
-        return search_rows(job, stats, amax)
+        job = SearchJob(source, dtype, stored or dtype, scheme, search, importance, b, np.empty((rows, 2)), kernels)
+        found = search_rows(job, stats, amax)
+        if losses is not None:
+            losses[:, :2], losses[:, 2] = job.losses, job.weigh()
+        return found
     if scheme.numbers == "mlx":
         return quantize_mlx(source, dtype, stored or dtype, scheme, b, stats, kernels)
     if scheme.numbers == "auto_round" and scheme.format.is_integer:
@@ -78,7 +80,7 @@ def quantize_rows(
     bad += range_scales(b.low, b.high, scheme, stored or dtype, b.scales, b.zeros)
     np.copyto(b.low, b.zeros)  # the kernels take whole numbers as fp32
     kernels.encode_affine(source, dtype, scheme.bits, group, b.scales, b.low, "add_round", b.codes)
-    kernels.error_affine(source, dtype, b.codes, b.scales, b.low, group, "zero", stats)
+    kernels.error_affine(source, dtype, scheme.bits, b.codes, b.scales, b.low, group, "zero", stats)
     return Quantized(b.codes, b.scales, b.zeros), bad
 
 
@@ -102,9 +104,9 @@ def measure_rows(
     """The figures of `quantize_rows` for rows that were read back."""
     group = scheme.group_columns(source.shape[1])
     if q.biases is not None:
-        kernels.error_affine(source, dtype, q.codes, q.scales, q.biases, group, "bias", stats)
+        kernels.error_affine(source, dtype, scheme.bits, q.codes, q.scales, q.biases, group, "bias", stats)
     elif not scheme.format.is_integer or q.zeros is None:
         steps = q.scales if q.global_scale is None else q.scales / np.float32(q.global_scale)
         kernels.error_scaled(source, dtype, scheme.element, q.codes, steps, group, stats)
     else:
-        kernels.error_int(source, dtype, q.codes, q.scales, q.zeros, group, stats)
+        kernels.error_int(source, dtype, scheme.bits, q.codes, q.scales, q.zeros, group, stats)

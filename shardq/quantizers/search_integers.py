@@ -86,7 +86,7 @@ def search_asymmetric(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quant
     np.copyto(b.zeros, b.low, casting="unsafe")
     rule = "round_add" if of_auto_round else "add_round"
     kernels.encode_affine(job.source, job.dtype, scheme.bits, job.group, b.scales, b.low, rule, b.codes)
-    kernels.error_affine(job.source, job.dtype, b.codes, b.scales, b.low, job.group, "zero", stats)
+    kernels.error_affine(job.source, job.dtype, scheme.bits, b.codes, b.scales, b.low, job.group, "zero", stats)
     return Quantized(b.codes, b.scales, b.zeros), bad
 
 
@@ -100,7 +100,7 @@ def search_biases(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized
     _search_lines(job, "bias", TINY)
     bad += int((finite & ~(np.isfinite(b.scales) & np.isfinite(b.low))).sum())
     kernels.encode_affine(job.source, job.dtype, scheme.bits, job.group, b.scales, b.low, "subtract", b.codes)
-    kernels.error_affine(job.source, job.dtype, b.codes, b.scales, b.low, job.group, "bias", stats)
+    kernels.error_affine(job.source, job.dtype, scheme.bits, b.codes, b.scales, b.low, job.group, "bias", stats)
     return Quantized(b.codes, b.scales, None, biases=b.low), bad
 
 

@@ -39,6 +39,13 @@ class SearchJob:
         """fp16, bf16 or fp32: what a scale is rounded to."""
         return STORED[self.stored] if self.scheme.scale == WEIGHT_TYPE else self.scheme.scale
 
+    def weigh(self) -> NDArray[np.float64]:
+        """What the weights of each row [rows] count, as `losses` counts their errors."""
+        sums = np.empty(len(self.source))
+        objective = "none" if self.search.rule == "auto_round" else self.search.objective
+        self.kernels.weigh_squares(self.source, self.dtype, self.group, self.importance, objective, sums)
+        return sums
+
     def factors(self, logarithmic: bool) -> NDArray[np.float32]:
         """The candidates."""
         return np.array(self.search.factors(logarithmic), np.float32)

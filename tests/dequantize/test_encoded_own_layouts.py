@@ -9,6 +9,7 @@ from shardq.arena import Arena, reserve
 from shardq.checkpoint import TensorRef
 from shardq.dequantize import Part, find_encoded
 from shardq.dequantize.decoding import Ranges, decode_rows, read_parts
+from shardq.figures import FIGURES
 from shardq.kernels import KernelSet
 from shardq.layouts import LAYOUTS
 from shardq.layouts.base import Layout, ModuleChoice
@@ -46,7 +47,7 @@ def write(layout: Layout, scheme: Scheme, kernels: KernelSet) -> dict[str, np.nd
     arena.reset(reserve(*buffer_shapes(ROWS, COLUMNS, scheme)))
     buffers = take_buffers(arena, ROWS, COLUMNS, scheme)
     amax = None if scheme.reach == "group" else float(np.abs(weight).max())
-    q, bad = quantize_rows(weight, "F32", scheme, buffers, np.empty((ROWS, 3)), kernels, amax)
+    q, bad = quantize_rows(weight, "F32", scheme, buffers, np.empty((ROWS, FIGURES)), kernels, amax)
     assert bad == 0
     specs = layout.outputs(scheme, "BF16", ROWS, COLUMNS)
     out = {s.suffix: np.empty(s.shape, TARGET_ARRAYS[s.dtype]) for s in specs}

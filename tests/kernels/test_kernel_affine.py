@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, KernelSet
-from shardq.kernels.contract import DECODING_RULES, ENCODING_RULES
+from shardq.kernels.contract import DECODING_RULES, ENCODING_RULES, FIGURES
 
 Check = Callable[[NDArray[Any], NDArray[Any]], None]
 Make = Callable[[int, str, int, int, str], NDArray[Any]]
@@ -78,11 +78,11 @@ def test_affine_kernels_equal_reference(
     steps, places = make_steps(seed, step_kind, (shape[0], -(-shape[1] // group)))
     codes = encoded(kernels, src, dtype, bits, group, steps, places, rule)
     same_bits(codes, encoded(reference, src, dtype, bits, group, steps, places, rule))
-    values, stats = np.empty((2, *shape), np.float32), np.full((2, shape[0], 3), -1.0)
+    values, stats = np.empty((2, *shape), np.float32), np.full((2, shape[0], FIGURES), -1.0)
     with np.errstate(all="ignore"):
         for i, each in enumerate((kernels, reference)):
             each.decode_affine(codes, steps, places, group, decoding, values[i])
-            each.error_affine(src, dtype, codes, steps, places, group, decoding, stats[i])
+            each.error_affine(src, dtype, bits, codes, steps, places, group, decoding, stats[i])
     same_bits(without_nan(values[0]), without_nan(values[1]))
     same_bits(without_nan(stats[0]), without_nan(stats[1]))
 

@@ -34,6 +34,14 @@ def both(kernels: KernelSet, bits: int, group: int, stats: NDArray[np.float64]) 
     return kernels.rtn_error_int(u16(1, 4), "F16", bits, group, True, u8(1, 4), f32(1, 2), u8(1, 2), stats)
 
 
+def error(kernels: KernelSet, bits: int, stats: NDArray[np.float64]) -> None:
+    kernels.error_int(f32(1, 4), "F32", bits, u8(1, 4), f32(1, 2), u8(1, 2), 2, stats)
+
+
+def affine_error(kernels: KernelSet, bits: int, rule: str) -> None:
+    kernels.error_affine(u16(1, 4), "F16", bits, u8(1, 4), f32(1, 2), f32(1, 2), 2, rule, f64(1, 6))
+
+
 def affine(kernels: KernelSet, bits: int, rule: str, offsets: NDArray[np.float32]) -> None:
     kernels.encode_affine(u16(1, 4), "F16", bits, 2, f32(1, 2), offsets, rule, u8(1, 4))
 
@@ -101,13 +109,16 @@ WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
     "narrow shape": ("out", lambda k: k.narrow_columns(f32(2, 3), u16(2, 3), 0)),
     "narrow row0": ("out", lambda k: k.narrow_columns(f32(2, 3), u16(3, 4), 3)),
     "narrow dtype": ("out", lambda k: k.narrow_columns(f32(2, 3), u32(3, 2), 0)),  # type: ignore[arg-type]
-    "sums shape": ("stats", lambda k: k.sum_errors(f64(3, 2))),
-    "sums nothing": ("stats", lambda k: k.sum_errors(f64(0, 3))),
+    "sums shape": ("stats", lambda k: k.sum_errors(f64(3, 5))),
+    "sums nothing": ("stats", lambda k: k.sum_errors(f64(0, 6))),
     "both bits": ("bits", lambda k: both(k, 1, 2, f64(1, 3))),
     "both group": ("group", lambda k: both(k, 4, 0, f64(1, 3))),
-    "both stats": ("stats", lambda k: both(k, 4, 2, f64(3, 1))),
+    "both stats": ("stats", lambda k: both(k, 4, 2, f64(6, 1))),
     "dequantize scales": ("scales", lambda k: k.dequantize_int(u8(1, 4), f32(1, 1), u8(1, 2), 2, f32(1, 4))),
-    "error stats": ("stats", lambda k: k.error_int(f32(1, 4), "F32", u8(1, 4), f32(1, 2), u8(1, 2), 2, f64(1, 2))),
+    "error stats": ("stats", lambda k: error(k, 4, f64(1, 5))),
+    "error bits": ("bits", lambda k: error(k, 9, f64(1, 6))),
+    "weighed sums": ("out", lambda k: k.weigh_squares(u16(1, 4), "F16", 2, None, "none", np.ones(2))),
+    "weighed objective": ("objective", lambda k: k.weigh_squares(u16(1, 4), "F16", 2, None, "sum", np.ones(1))),
     "absmax out": ("out", lambda k: k.group_absmax(u16(2, 5), "BF16", 2, f32(2, 2))),
     "absmax group": ("group", lambda k: k.group_absmax(u16(2, 5), "BF16", 0, f32(2, 5))),
     "absmax nothing": ("src", lambda k: k.group_absmax(u16(2, 0), "BF16", 2, f32(2, 1))),
@@ -148,9 +159,10 @@ WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
     "decode out": ("out", lambda k: k.decode_scaled(u8(1, 4), "e2m1", f32(1, 2), 2, f32(4, 1))),
     "decode rule": ("rule", lambda k: k.decode_affine(u8(1, 4), f32(1, 2), f32(1, 2), 2, "subtract", f32(1, 4))),
     "decode offsets": ("offsets", lambda k: k.decode_affine(u8(1, 4), f32(1, 2), f32(1, 3), 2, "bias", f32(1, 4))),
-    "scaled codes": ("codes", lambda k: k.error_scaled(u16(1, 4), "F16", "e2m1", u8(1, 0), f32(1, 2), 2, f64(1, 3))),
-    "scaled stats": ("stats", lambda k: k.error_scaled(u16(1, 4), "F16", "e2m1", u8(1, 4), f32(1, 2), 2, f64(1, 2))),
-    "affine sum": ("rule", lambda k: k.error_affine(u16(1, 4), "F16", u8(1, 4), *2 * [f32(1, 2)], 2, "", f64(1, 3))),
+    "scaled codes": ("codes", lambda k: k.error_scaled(u16(1, 4), "F16", "e2m1", u8(1, 0), f32(1, 2), 2, f64(1, 6))),
+    "scaled stats": ("stats", lambda k: k.error_scaled(u16(1, 4), "F16", "e2m1", u8(1, 4), f32(1, 2), 2, f64(1, 5))),
+    "affine sum": ("rule", lambda k: affine_error(k, 4, "")),
+    "affine width": ("bits", lambda k: affine_error(k, 1, "zero")),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, KernelSet
+from shardq.kernels.contract import FIGURES
 
 Check = Callable[[NDArray[Any], NDArray[Any]], None]
 Make = Callable[[int, str, int, int, str], NDArray[Any]]
@@ -23,9 +24,9 @@ def check_both_ways(
     rows, cols = src.shape
     shape = (2, rows, -(-cols // group))
     codes, zeros = np.full((2, rows, cols), 255, np.uint8), np.full(shape, 255, np.uint8)
-    scales, stats = np.full(shape, np.nan, np.float32), np.full((2, rows, 3), -1.0)
+    scales, stats = np.full(shape, np.nan, np.float32), np.full((2, rows, FIGURES), -1.0)
     bad = kernels.rtn_int(src, dtype, bits, group, symmetric, codes[0], scales[0], zeros[0])
-    kernels.error_int(src, dtype, codes[0], scales[0], zeros[0], group, stats[0])
+    kernels.error_int(src, dtype, bits, codes[0], scales[0], zeros[0], group, stats[0])
     found = kernels.rtn_error_int(src, dtype, bits, group, symmetric, codes[1], scales[1], zeros[1], stats[1])
     assert found == bad
     for each in (scales, zeros, codes):
@@ -122,11 +123,12 @@ def test_a_bad_group_shows_in_the_figures_of_its_row_alone(kernels: KernelSet, s
     src = (w.view(np.uint32) >> 16).astype(np.uint16)
     assert check_both_ways(kernels, src, "BF16", 4, 128, True, same_bits) == 1
     codes, scales, zeros = np.empty((3, 512), np.uint8), np.empty((3, 4), np.float32), np.empty((3, 4), np.uint8)
-    stats = np.empty((3, 3))
+    stats = np.empty((3, FIGURES))
     assert kernels.rtn_error_int(src, "BF16", 4, 128, True, codes, scales, zeros, stats) == 1
     assert not np.isfinite(stats[1, 0])
     assert np.isfinite(stats[[0, 2]]).all()
     assert (codes[1, 128:256] == 8).all()
+    assert stats[:, 5].tolist() == [0, 1, 0]
 
 
 @given(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, ELEMENTS, KernelSet
+from shardq.kernels.contract import FIGURES
 
 Check = Callable[[NDArray[Any], NDArray[Any]], None]
 Make = Callable[[int, str, int, int, str], NDArray[Any]]
@@ -86,7 +87,7 @@ def test_scaled_kernels_equal_reference(
     same_bits(codes, encoded(reference, src, dtype, element, group, scales))
     if seed % 2:
         codes = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-    values, stats = np.empty((2, *shape), np.float32), np.full((2, shape[0], 3), -1.0)
+    values, stats = np.empty((2, *shape), np.float32), np.full((2, shape[0], FIGURES), -1.0)
     with np.errstate(all="ignore"):
         for i, each in enumerate((kernels, reference)):
             each.decode_scaled(codes, element, scales, group, values[i])
@@ -177,7 +178,7 @@ def test_error_counts_a_weight_that_is_no_number(kernels: KernelSet) -> None:
     src = np.full((2, 200), 0.25, np.float32)
     src[1, 7] = np.nan
     scales = np.full((2, 1), 0.25, np.float32)
-    codes, stats = encoded(kernels, src, "F32", "e4m3fn", 200, scales), np.empty((2, 3))
+    codes, stats = encoded(kernels, src, "F32", "e4m3fn", 200, scales), np.empty((2, FIGURES))
     kernels.error_scaled(src, "F32", "e4m3fn", codes, scales, 200, stats)
-    assert stats[0].tolist() == [0, 200 * 0.0625, 0]
-    assert np.isnan(stats[1]).all()
+    assert stats[0].tolist() == [0, 200 * 0.0625, 0, 0, 0, 0]
+    assert np.isnan(stats[1, :4]).all()

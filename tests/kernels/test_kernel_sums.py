@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shardq.kernels import KernelSet
+from shardq.kernels.contract import FIGURES
 
 Check = Callable[[NDArray[Any], NDArray[Any]], None]
 DOUBLES = st.floats(0.0, 1e300, allow_subnormal=True)
+SIGNED = st.floats(-1e300, 1e300, allow_subnormal=True)
+COUNTS = st.integers(0, 2**40).map(float)
 
 
 @given(
@@ -61,11 +64,12 @@ def test_every_fp16_number_and_every_midpoint_is_rounded_half_to_even(kernels: K
             same_bits(found[0], values.astype(np.float16).view(np.uint16))
 
 
-@given(rows=st.lists(st.tuples(DOUBLES, DOUBLES, DOUBLES), min_size=1, max_size=60))
+@given(rows=st.lists(st.tuples(DOUBLES, DOUBLES, DOUBLES, SIGNED, COUNTS, COUNTS), min_size=1, max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_sums_are_those_of_fsum(kernels: KernelSet, rows: list[tuple[float, float, float]]) -> None:
+def test_sums_are_those_of_fsum(kernels: KernelSet, rows: list[tuple[float, ...]]) -> None:
     stats = np.array(rows, np.float64)
-    expected = (math.fsum(r[0] for r in rows), math.fsum(r[1] for r in rows), max(r[2] for r in rows))
+    sums = [math.fsum(r[i] for r in rows) for i in range(FIGURES)]
+    expected = (*sums[:2], max(r[2] for r in rows), *sums[3:])
     assert kernels.sum_errors(stats) == expected
     assert kernels.sum_errors(stats[::-1].copy()) == expected
 
@@ -73,26 +77,34 @@ def test_sums_are_those_of_fsum(kernels: KernelSet, rows: list[tuple[float, floa
 @pytest.mark.parametrize("seed", range(20))
 def test_sums_of_many_magnitudes_are_exact(kernels: KernelSet, reference: KernelSet, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    stats = rng.random((500, 3)) * 2.0 ** rng.integers(-1000, 900, (500, 3)).astype(np.float64)
+    stats = rng.random((500, FIGURES)) * 2.0 ** rng.integers(-1000, 900, (500, FIGURES)).astype(np.float64)
     stats[::7] = 2.0 ** rng.integers(-60, 60, stats[::7].shape).astype(np.float64)
+    stats[:, 3] *= rng.choice([-1.0, 1.0], 500)
+    stats[:, 4:] = rng.integers(0, 2**40, (500, 2))
     assert kernels.sum_errors(stats) == reference.sum_errors(stats)
 
 
 def test_halves_of_a_unit_are_rounded_by_what_lies_below(kernels: KernelSet) -> None:
     for smallest, expected in ((0.0, 1.0), (2.0**-200, 1.0 + 2.0**-52)):
-        stats = np.array([[1.0, 0.0, 0.0], [2.0**-53, 0.0, 0.0], [smallest, 0.0, 0.0]])
-        assert kernels.sum_errors(stats) == (expected, 0.0, 0.0)
+        stats = np.zeros((3, FIGURES))
+        stats[:, 0] = 1.0, 2.0**-53, smallest
+        assert kernels.sum_errors(stats) == (expected, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_a_sum_beyond_double_is_infinite(kernels: KernelSet) -> None:
-    stats = np.full((5000, 3), 1.7e308)
+    stats = np.full((5000, FIGURES), 1.7e308)
     stats[:, 1] = np.resize([1.0, 1.7e308, 2.0**-1074], 5000)
-    assert kernels.sum_errors(stats) == (math.inf, math.inf, 1.7e308)
+    stats[:, 3] *= -1
+    stats[:, 4:] = 1
+    assert kernels.sum_errors(stats) == (math.inf, math.inf, 1.7e308, -math.inf, 5000, 5000)
 
 
 def test_what_is_not_finite_stays_so(kernels: KernelSet) -> None:
-    stats = np.array([[1.0, np.inf, 1.0], [np.nan, 1.0, np.nan], [1.0, 1.0, 2.0]])
-    squares, weights, largest = kernels.sum_errors(stats)
+    stats = np.ones((3, FIGURES))
+    stats[:, :4] = [[1.0, np.inf, 1.0, np.nan], [np.nan, 1.0, np.nan, 1.0], [1.0, 1.0, 2.0, 1.0]]
+    squares, weights, largest, products, ends, zeroed = kernels.sum_errors(stats)
     assert math.isnan(squares)
     assert weights == math.inf
     assert math.isnan(largest)
+    assert math.isnan(products)
+    assert (ends, zeroed) == (3, 3)

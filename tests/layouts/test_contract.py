@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shardq.arena import Arena
 from shardq.errors import LayoutRefuses
+from shardq.figures import FIGURES
 from shardq.formats import ELEMENTS, STORAGE, WEIGHT_DTYPES
 from shardq.kernels import KernelSet, load
 from shardq.layouts import LAYOUTS, find_layout
@@ -183,7 +184,7 @@ def test_quantized_weights_of_each_dtype_read_back_near_what_they_were(
     kernels.widen(raw, dtype, weights)
     arena = Arena()
     arena.reset(1 << 20)
-    q, bad = quantize_rows(raw, dtype, scheme, take_buffers(arena, 64, 96, scheme), np.empty((64, 3)), kernels)
+    q, bad = quantize_rows(raw, dtype, scheme, take_buffers(arena, 64, 96, scheme), np.empty((64, FIGURES)), kernels)
     assert bad == 0
     packed = pack_whole(layout, scheme, q, dtype=dtype, tile=32)
     assert read_back(layout, scheme, packed, q, kernels, dtype)
@@ -402,7 +403,7 @@ def test_compressed_tensors_slabs_of_every_preset(
     arena.reset(1 << 22)
     buffers = take_buffers(arena, rows, 256, scheme)
     amax = None if scheme.reach == "group" else float(np.abs(values).max())
-    q, bad = quantize_rows(values, "F32", scheme, buffers, np.empty((rows, 3)), kernels, amax)
+    q, bad = quantize_rows(values, "F32", scheme, buffers, np.empty((rows, FIGURES)), kernels, amax)
     assert bad == 0
     unit = unit_rows(CT, scheme)
     one, other = (pack_whole(CT, scheme, q, dtype="F32", tile=t, slab=s) for t, s in ((1 << 20, 1 << 20), (unit, unit)))

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
+from shardq.figures import FIGURES
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
 from shardq.layouts.base import ModuleChoice
@@ -39,7 +40,7 @@ def quantize(weight: torch.Tensor, dtype: str, scheme: Scheme, kernels: KernelSe
     arena = Arena()
     arena.reset(reserve(*buffer_shapes(ROWS, COLUMNS, scheme)))
     buffers = take_buffers(arena, ROWS, COLUMNS, scheme)
-    q, bad = quantize_rows(raw(weight), dtype, scheme, buffers, np.empty((ROWS, 3)), kernels)
+    q, bad = quantize_rows(raw(weight), dtype, scheme, buffers, np.empty((ROWS, FIGURES)), kernels)
     assert bad == 0
     return q
 
@@ -77,7 +78,7 @@ def test_values_are_rounded_once_and_measured_as_they_are(
     assert np.isfinite(read.scales).all()
     assert read.scales.all()
     assert decode_rows(read, seen, kernels).tobytes() == expected.float().numpy().tobytes()
-    stats = np.empty((ROWS, 3))
+    stats = np.empty((ROWS, FIGURES))
     measure_rows(raw(weight), dtype, seen, read, stats, kernels)
     assert stats[:, 2].max() == (weight.float() - expected.float()).abs().max().item()
 

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from shardq.arena import Arena
+from shardq.figures import FIGURES
 from shardq.kernels import KernelSet
 from shardq.layouts import LAYOUTS, find_layout
 from shardq.layouts.base import Layout
@@ -45,7 +46,7 @@ def quantized_weight(scheme: Scheme, kernels: KernelSet) -> Quantized:
     rows, columns = weight.shape
     arena = Arena()
     arena.reset(1 << 20)
-    stats = np.empty((rows, 3))
+    stats = np.empty((rows, FIGURES))
     part, bad = quantize_rows(weight, "BF16", scheme, take_buffers(arena, rows, columns, scheme), stats, kernels)
     assert bad == 0
     assert part.zeros is not None

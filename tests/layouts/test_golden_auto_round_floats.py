@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
+from shardq.figures import FIGURES
 from shardq.files.safetensors import read_header
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
@@ -52,7 +53,7 @@ def quantize(dtype: str, weight: NDArray[Any], scheme: Scheme, kernels: KernelSe
     arena = Arena()
     arena.reset(reserve(*buffer_shapes(rows, columns, scheme)))
     q, bad = quantize_rows(
-        weight, dtype, scheme, take_buffers(arena, rows, columns, scheme), np.empty((rows, 3)), kernels
+        weight, dtype, scheme, take_buffers(arena, rows, columns, scheme), np.empty((rows, FIGURES)), kernels
     )
     assert bad == 0
     return Quantized(q.codes.copy(), q.scales.copy(), None)

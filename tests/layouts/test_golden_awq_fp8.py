@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
+from shardq.figures import FIGURES
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
 from shardq.layouts.base import ModuleChoice
@@ -58,7 +59,7 @@ def quantize(weight: NDArray[Any], scheme: Scheme, kernels: KernelSet) -> Quanti
     arena = Arena()
     arena.reset(reserve(*buffer_shapes(rows, columns, scheme)))
     buffers = take_buffers(arena, rows, columns, scheme)
-    q, bad = quantize_rows(np.ascontiguousarray(weight), "BF16", scheme, buffers, np.empty((rows, 3)), kernels)
+    q, bad = quantize_rows(np.ascontiguousarray(weight), "BF16", scheme, buffers, np.empty((rows, FIGURES)), kernels)
     assert bad == 0
     return Quantized(q.codes.copy(), q.scales.copy(), None if q.zeros is None else q.zeros.copy())
 

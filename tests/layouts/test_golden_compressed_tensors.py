@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from shardq.arena import Arena, reserve
+from shardq.figures import FIGURES
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
 from shardq.layouts.base import ModuleChoice
@@ -97,7 +98,9 @@ def quantize(
     arena = Arena()
     arena.reset(reserve(*buffer_shapes(rows, columns, scheme)))
     buffers = take_buffers(arena, rows, columns, scheme)
-    q, bad = quantize_rows(np.ascontiguousarray(weight), dtype, scheme, buffers, np.empty((rows, 3)), kernels, amax)
+    q, bad = quantize_rows(
+        np.ascontiguousarray(weight), dtype, scheme, buffers, np.empty((rows, FIGURES)), kernels, amax
+    )
     assert bad == 0
     zeros = None if q.zeros is None else q.zeros.copy()
     return Quantized(q.codes.copy(), q.scales.copy(), zeros, global_scale=q.global_scale)

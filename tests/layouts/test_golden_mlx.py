@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
 from shardq.decide import decide
+from shardq.figures import FIGURES
 from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
@@ -55,7 +56,7 @@ def quantize(dtype: str, weight: NDArray[Any], scheme: Scheme, kernels: KernelSe
     arena.reset(reserve(*buffer_shapes(*weight.shape, scheme)))
     buffers = take_buffers(arena, *weight.shape, scheme)
     weight = np.ascontiguousarray(weight.view(WEIGHT_ARRAYS[dtype]))
-    q, bad = quantize_rows(weight, dtype, scheme, buffers, np.empty((len(weight), 3)), kernels)
+    q, bad = quantize_rows(weight, dtype, scheme, buffers, np.empty((len(weight), FIGURES)), kernels)
     assert bad == 0, f"{bad} bad groups"
     biases = None if q.biases is None else q.biases.copy()
     return Quantized(q.codes.copy(), q.scales.copy(), None, biases)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
 from shardq.errors import LayoutRefuses
+from shardq.figures import FIGURES
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
 from shardq.layouts.base import ModuleChoice, Place
@@ -36,7 +37,7 @@ def quantize(
 ) -> tuple[Quantized, NDArray[np.float64], int]:
     arena = Arena()
     arena.reset(reserve(*buffer_shapes(*weights.shape, scheme)))
-    stats = np.empty((len(weights), 3))
+    stats = np.empty((len(weights), FIGURES))
     q, bad = quantize_rows(weights, dtype, scheme, take_buffers(arena, *weights.shape, scheme), stats, kernels)
     biases = None if q.biases is None else q.biases.copy()
     return Quantized(q.codes.copy(), q.scales.copy(), None, biases), stats, bad

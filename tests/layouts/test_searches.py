@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from shardq.errors import BadOption
+from shardq.figures import FIGURES, WEIGHED
 from shardq.kernels import KernelSet, load
 from shardq.layouts import find_layout
 from shardq.quantizers.buffers import Buffers, buffer_shapes
@@ -63,7 +64,7 @@ def quantized(
 ) -> tuple[Quantized, NDArray[np.float64], NDArray[np.float64], int]:
     """Result, stats, losses, bad groups; all arrays are the caller's."""
     buffers = Buffers(*(np.zeros(shape, kind) for shape, kind in buffer_shapes(*raw.shape, scheme)))
-    stats, losses = np.empty((len(raw), 3)), np.zeros((len(raw), 2))
+    stats, losses = np.empty((len(raw), FIGURES)), np.zeros((len(raw), WEIGHED))
     amax = None if scheme.reach == "group" else 0.9
     found, bad = quantize_rows(
         raw, "BF16", scheme, buffers, stats, kernels, amax, None, search, importance, losses

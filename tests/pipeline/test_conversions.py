@@ -64,7 +64,7 @@ def test_converted_weights_decode_to_the_same_numbers(case: str, layout: str, tm
         pytest.fail(str(e))
     assert made.quantized > 0
     assert made.errors is not None
-    assert made.errors.max_error == made.errors.squared_error == 0
+    assert made.errors.max_error == made.errors.figures.squared_error == 0
     assert all(e["carried"] for e in entries(tmp_path / "made").values() if e["outcome"] == "quantized")
     assert shardq.verify(tmp_path / "made").problems == ()
     if case != "gpt_oss":  # whose experts are stacks only before they are converted

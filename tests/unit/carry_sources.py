@@ -23,6 +23,7 @@ from shardq.checkpoint import TensorRef
 from shardq.dequantize import Encoded, Part, find_encoded
 from shardq.dequantize.decoding import Ranges, decode_rows, read_parts
 from shardq.dequantize.hints import Hints, read_hints
+from shardq.figures import FIGURES
 from shardq.kernels import load
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, ModuleChoice, unit_rows
@@ -128,7 +129,7 @@ def quantized(layout: Layout, scheme: Scheme, dtype: str = "F16") -> Source:
     arena.reset(reserve(*buffer_shapes(ROWS, COLUMNS, scheme)))
     amax = None if scheme.reach == "group" else float(np.abs(weight).max())
     q, bad = quantize_rows(
-        raw, dtype, scheme, take_buffers(arena, ROWS, COLUMNS, scheme), np.empty((ROWS, 3)), load(), amax
+        raw, dtype, scheme, take_buffers(arena, ROWS, COLUMNS, scheme), np.empty((ROWS, FIGURES)), load(), amax
     )
     assert bad == 0
     return written(layout, scheme, pack(layout, scheme, q, dtype), dtype)

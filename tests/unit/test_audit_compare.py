@@ -14,6 +14,7 @@ from shardq.audit_compare import compare
 from shardq.audit_plan import plan_checks, span
 from shardq.audit_subjects import Derived, Subject
 from shardq.checkpoint import TensorRef
+from shardq.figures import FIGURES
 from shardq.kernels import KernelSet, load
 from shardq.layouts import find_layout
 from shardq.layouts.auto_round import AutoRound
@@ -117,7 +118,7 @@ def test_taken_scale_has_to_be_one_of_the_weights_that_are_read(name: str) -> No
     weights = np.random.default_rng(3).standard_normal((ROWS, COLUMNS)).astype(np.float32)
     amax = 1.5 * float(np.abs(weights).max())  # of a partner
     out = {s.suffix: np.empty(s.shape, TARGET_ARRAYS[s.dtype]) for s in layout.outputs(scheme, "F32", ROWS, COLUMNS)}
-    arena, stats = Arena(), np.empty((ROWS, 3), np.float64)
+    arena, stats = Arena(), np.empty((ROWS, FIGURES), np.float64)
     arena.reset(reserve(*buffer_shapes(ROWS, COLUMNS, scheme)))
     buffers = take_buffers(arena, ROWS, COLUMNS, scheme)
     layout.pack(quantize_rows(weights, "F32", scheme, buffers, stats, kernels, amax)[0], 0, out, scheme, kernels)
