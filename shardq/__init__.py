@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from shardq.api import audit, inspect, mix, plan, plan_headers, quantize, quantize_many, verify
+    from shardq.api import audit, find_fold, inspect, mix, plan, plan_headers, quantize, quantize_many, verify
     from shardq.audit_statement import Audit
     from shardq.errors import ShardqError
     from shardq.inspection import Inspection
@@ -39,6 +39,7 @@ _HOMES: Final = {
     "audit": "shardq.api",
     "convert_recipe": "shardq.recipe",
     "dequantize_recipe": "shardq.recipe",
+    "find_fold": "shardq.api",
     "inspect": "shardq.api",
     "mix": "shardq.api",
     "make_recipe": "shardq.recipe",
@@ -63,6 +64,7 @@ __all__ = [
     "audit",
     "convert_recipe",
     "dequantize_recipe",
+    "find_fold",
     "inspect",
     "make_recipe",
     "mix",

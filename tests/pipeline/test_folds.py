@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import shardq
-from shardq import Limits, dequantize_recipe, make_recipe
-from shardq.api import find_fold, make_orders
+from shardq import Limits, dequantize_recipe, find_fold, make_recipe
+from shardq.api import make_orders
 from shardq.errors import BadFold, BadOption, NotExact, VerifyFailed
 from shardq.fold import FOLD, Fold, read_fold, write_fold
 from shardq.importance_files import Provenance, write_importance
