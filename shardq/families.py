@@ -254,7 +254,7 @@ def parse_families(text: str) -> Families:
         families=tuple(_family(row) for row in table["family"]),
         published=tuple(_policy(row) for row in table["published"]),
         fused=tuple(_fused(row) for row in table["fused"]),
-        folds=tuple(_fold(row) for row in table["fold"]),
+        folds=tuple(_fold(row) for row in table.get("fold", ())),
         sources=tuple(_source(row) for row in table["source"]),
         lone=MappingProxyType(table["lone"]),
         companion_roles=MappingProxyType(table.get("companion_roles", {})),

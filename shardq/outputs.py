@@ -32,7 +32,7 @@ class Output:
     provenance: Mapping[str, Any]
     ledger: Mapping[str, Any]
     config: Mapping[str, Any]
-    fold: Fold | None  # that its weights have
+    fold: Fold | None = None  # that its weights have
 
     @property
     def identity(self) -> Mapping[str, Any]:
