@@ -3,9 +3,9 @@
 The harm is the share of the output's energy that the error takes: sum(e * (w - q)^2) / sum(e * w^2), once with e the
 importance of the column and once with 1, whichever is larger: by importance alone a few columns with massive inputs,
 which a search spares, would hide what becomes of the others. A share, because every matrix feeds the next: a small
-v_proj does as much damage as a large up_proj that is hurt alike (reference quality.md, 5.4). To the power of 1.5,
-because twice the error does more than twice the damage: a few matrices at 2 bits ruin a model. Times what experience
-says of the module (sensitivity.py). Rows of giants are sampled, evenly; nothing is written.
+v_proj does as much damage as a large up_proj that is hurt alike (reference quality.md, 5.4). Squared, because twice
+the error does more than twice the damage: a few matrices at 2 bits ruin a model. Times what experience says of the
+module (sensitivity.py). Rows of giants are sampled, evenly; nothing is written.
 """
 
 import math
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SAMPLED_WEIGHTS: Final = 1 << 21  # of a matrix; a smaller one is scored whole
 WINDOWS: Final = 8  # that a sample comes from
 ROWS: Final = 128  # a window is a multiple: no scale that rows share is cut
-POWER: Final = 1.5  # of the share
+POWER: Final = 2.0  # of the share
 KEPT: Final = 0.0  # the harm of what is not quantized
 
 

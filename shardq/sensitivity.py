@@ -26,9 +26,9 @@ class Sensitivity:
 
 
 SENSITIVITIES: Final = (
-    Sensitivity(re.compile(r"(^|\.)(v_proj|value|wv)\Z"), 3.0),
+    Sensitivity(re.compile(r"(^|\.)(v_proj|value|wv)\Z"), 2.0),
     Sensitivity(re.compile(r"(^|\.)([qk]_proj|query|key|w[qk])\Z"), 0.5),
-    Sensitivity(re.compile(r"(^|\.)(mlp|ffn|feed_forward|block_sparse_moe)\."), 4.0, edges=True),
+    Sensitivity(re.compile(r"(^|\.)(mlp|ffn|feed_forward|block_sparse_moe)\."), 8.0, edges=True),
 )
 
 

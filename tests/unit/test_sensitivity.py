@@ -12,8 +12,8 @@ def names(layers: int, leaf: str, prefix: str = "model.layers") -> list[str]:
 @pytest.mark.parametrize(
     ("leaf", "factor"),
     [
-        ("self_attn.v_proj", 3.0),
-        ("attention.self.value", 3.0),
+        ("self_attn.v_proj", 2.0),
+        ("attention.self.value", 2.0),
         ("self_attn.q_proj", 0.5),
         ("self_attn.k_proj", 0.5),
         ("self_attn.o_proj", 1.0),
@@ -30,8 +30,8 @@ def test_attention_has_one_factor_in_all_layers(leaf: str, factor: float) -> Non
 )
 def test_feed_forward_counts_more_in_the_first_and_the_last_eighth(leaf: str) -> None:
     factors = weigh_modules(names(30, leaf))
-    assert [i for i, m in enumerate(names(30, leaf)) if factors[m] == 4.0] == [0, 1, 2, 27, 28, 29]
-    assert set(factors.values()) == {1.0, 4.0}
+    assert [i for i, m in enumerate(names(30, leaf)) if factors[m] == 8.0] == [0, 1, 2, 27, 28, 29]
+    assert set(factors.values()) == {1.0, 8.0}
 
 
 def test_layers_are_counted_for_each_part_of_a_model_alone() -> None:

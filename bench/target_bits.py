@@ -1,0 +1,131 @@
+"""What a mixture for a size is worth: KL of `--target-bits` beside uniform schemes of that size. See README.md here.
+
+    python bench/target_bits.py [--only CASE ...] [--work FOLDER] [--json FILE]
+
+The model, the text and the judge are those of quality.py, and so are the packages that it needs.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import torch
+from quality import IDS, RTN, Bench, Setting
+
+BELOW: Final = 0.005  # of a target that the average may stay below it
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A target, what may be mixed for it, and uniform schemes of about that size."""
+
+    target: float
+    layout: tuple[str, ...]
+    options: tuple[str, ...]
+    uniform: tuple[str, ...]  # by size, around the target
+    bar: float = 1.0  # largest ratio to KL of uniform quantization
+
+
+INTEGERS: Final = ("W2A16G64", "W3A16G64", "W4A16G64", "W8A16G64")
+AUTO_ROUND: Final = ("--format", "auto_round")
+SINGLE: Final = ("--target", "transformers")  # no server that runs q, k and v as one, so that they may differ
+MLX: Final = ("--format", "mlx", "--target", "mlx", "--ignore", "model.embed_tokens")
+# In MLX a uniform scheme has just the size of the target; elsewhere one lies on either side.
+CASES: Final[Mapping[str, Case]] = {
+    "fused 3.5": Case(3.5, AUTO_ROUND, INTEGERS, ("W3A16G64", "W4A16G64"), 0.8),
+    "single 3.5": Case(3.5, (*AUTO_ROUND, *SINGLE), INTEGERS, ("W3A16G64", "W4A16G64"), 0.8),
+    "MLX 3.5": Case(3.5, MLX, INTEGERS, ("W3A16G64",), 0.8),
+    "fused 4.5": Case(4.5, AUTO_ROUND, INTEGERS, ("W4A16G64", "W4A16G32")),
+    "MLX 4.5": Case(4.5, MLX, INTEGERS, ("W4A16G64",)),
+    "MX 5": Case(5.0, AUTO_ROUND, ("MXFP4", "MXFP8"), ("MXFP4", "MXFP8")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    case: str
+    scales: str
+    scheme: str
+    bits: float  # written for a weight of a Linear layer
+    kl: float
+    ratio: float | None  # to a uniform scheme of as many bits; of mixtures alone
+
+
+def compare(bench: Bench, name: str) -> list[Row]:
+    """Uniform schemes and the mixture, by round-to-nearest and with importance."""
+    case, rows = CASES[name], list[Row]()
+    ways = {
+        RTN: ("--search", "none"),
+        f"auto, {IDS} random ids": ("--search", "auto", "--importance", str(bench.ids[0])),
+    }
+    for scales, how in ways.items():
+        uniform = []
+        for scheme in case.uniform:
+            score = bench.run(Setting(("--scheme", scheme, *case.layout), packed=True), how)
+            uniform.append(Row(name, scales, scheme, score.bits, score.kl, None))
+            print(_line(uniform[-1]), flush=True)
+        mixed = ("--target-bits", str(case.target), "--options", ",".join(case.options), *case.layout)
+        score = bench.run(Setting(mixed, packed=True), how)
+        ratio = score.kl / expect(uniform, score.bits)
+        rows += [*uniform, Row(name, scales, "mixture", score.bits, score.kl, ratio)]
+        print(_line(rows[-1]), flush=True)
+    return rows
+
+
+def expect(uniform: Sequence[Row], bits: float) -> float:
+    """KL of a uniform scheme of so many bits: its logarithm is taken for a straight line between two sizes."""
+    for a, b in pairwise(uniform):
+        if a.bits <= bits <= b.bits:
+            share = (bits - a.bits) / (b.bits - a.bits)
+            return math.exp((1 - share) * math.log(a.kl) + share * math.log(b.kl))
+    return uniform[0].kl
+
+
+def judge_bars(rows: Sequence[Row]) -> list[str]:
+    """What misses: the bar, or the target's size."""
+    missed = []
+    for row in rows:
+        case = CASES[row.case]
+        if row.ratio is not None and row.ratio > case.bar:
+            missed.append(f"{row.case}, {row.scales}: {row.ratio:.3f}, expected {case.bar} or less")
+        if row.ratio is not None and not case.target * (1 - BELOW) <= row.bits <= case.target:
+            missed.append(
+                f"{row.case}, {row.scales}: {row.bits:.4f} bits, expected at most {BELOW:.1%} below the target"
+            )
+    return missed
+
+
+def _line(row: Row) -> str:
+    ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+    return f"| {row.case} | {row.scales} | {row.scheme} | {row.bits:.4f} | {row.kl:.3f} | {ratio} |"
+
+
+def main() -> None:
+    """Measure and print the table, and below it what misses its bar."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
+    parser.add_argument("--work", type=Path, help="keep the model and the importance here")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="shardq-bench-") as temporary:
+        work = args.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        bench = Bench(work)
+        print("| case | scales | scheme | bits | KL | x uniform |\n| --- | --- | --- | --- | --- | --- |", flush=True)
+        rows = [row for name in args.only for row in compare(bench, name)]
+    print("\n".join(["", *judge_bars(rows)]))
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()
