@@ -46,7 +46,7 @@ def plan(
     from shardq import api
 
     if fold == AUTO:
-        raise BadOption("--fold auto reads weights, and a plan reads none: give the file that `quantize` wrote, or none")
+        raise BadOption("--fold auto reads weights, and a plan reads none: give the file that `quantize` wrote")
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
         ragged, targets, policy, mtp, quant_nontext, decode, requantize,

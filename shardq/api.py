@@ -1,7 +1,7 @@
 """The functions that scripts call. They return typed values, print nothing, and raise ShardqError."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -181,15 +181,22 @@ def mix(
     return mix_source(open_source(str(source), subfolder), _recipe(recipe), options, target_bits, ignore_scale_bits)
 
 
-def find_fold(source: str | Path, recipe: str | Recipe = "W4A16", *, subfolder: str | None = None) -> "Found":
+def find_fold(
+    source: str | Path,
+    recipe: str | Recipe = "W4A16",
+    *,
+    subfolder: str | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> "Found":
     """Scales that are better moved between neighbours before quantizing, so that the model computes the same with
-    weights of more equal sizes: for the `fold` of `make_recipe`. Reads rows of some weights.
+    weights of more equal sizes: for the `fold` of `make_recipe`. Reads rows of some weights; `report` is called with
+    bytes done, and all.
 
     Raises BadOption for a model whose layers are not known, and what planning raises.
     """
     from shardq.folding import find_fold as find
 
-    return find(open_source(str(source), subfolder), _recipe(recipe))
+    return find(open_source(str(source), subfolder), _recipe(recipe), report=report)
 
 
 def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection":

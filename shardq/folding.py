@@ -1,11 +1,12 @@
 """Finds a fold: from rows of some weights, how much each column is smaller or larger than the others.
 
 A layer's widest input channels meet small columns of v_proj and up_proj, and in a group the large weights of other
-columns drown them (reference quality.md, 5.4 and 6 E). Moved into the norm before, all columns are of one size.
+columns drown them (reference quality.md, 5.4 and 6 E). A power of two moved into the norm before makes their sizes more
+alike; what is left of the difference tells what errors count.
 """
 
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
@@ -32,12 +33,18 @@ from shardq.sources.base import Source
 from shardq.weights import find_weights
 
 SAMPLED_ROWS: Final = 1024  # of a matrix
+EXPERTS: Final = ".experts."
+EXPERT_ROWS: Final = 256  # of one of them
 WINDOW_ROWS: Final = 128  # of them that are read at once
-MOST: Final = 127  # sixteenths of log2
+MOST: Final = 64  # sixteenths of log2: a column that is nearly dead must not outweigh all others
 
 # What was measured best (bench/README.md): exponents of a fold up to 1 and errors weighed by the fourth power; for the
-# fewest levels no fold, and the square. By symmetric or not, and bits of a code.
+# fewest levels, by symmetric or not and bits of a code, no fold and the square.
 NO_FOLD: Final = frozenset({(True, 2), (True, 3), (False, 2)})
+POWERS: Final = (2, 4)  # without and with exponents
+
+
+Told = Callable[[int, int], None]  # bytes done, and all
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +55,11 @@ class Found:
     norms: int
     pairs: int
     left: tuple[str, ...]  # layers that stay as they are, each with the reason
-    read_bytes: int  # of the source, roughly
 
 
-def find_fold(source: Source, recipe: Recipe, threads: int | None = None) -> Found:
-    """The fold of a checkpoint. The same for any number of threads. Memory: for each thread SAMPLED_ROWS of a matrix,
-    in fp32 three times.
+def find_fold(source: Source, recipe: Recipe, threads: int | None = None, report: Told | None = None) -> Found:
+    """The fold of a checkpoint. The same for any number of threads. Memory: for each thread WINDOW_ROWS of a matrix in
+    fp32 five times, and the codes of one whose rows are stored as columns. `report` is called with bytes done, and all.
 
     Raises BadOption for a model whose layers are not known, BadFold for weights that are not finite, and what planning
     and reading raise.
@@ -69,25 +75,40 @@ def find_fold(source: Source, recipe: Recipe, threads: int | None = None) -> Fou
         why = f": {sites.left[0]}" if sites.left else f" (its model types: {types})"
         raise BadOption(f"--fold: nothing of {checkpoint.label} is known to stay the same{why}; leave it out")
     probe = Probe(source, load(), recipe.decode == "rounded")
-    names = dict.fromkeys([*(n for s in sites.norms for n in s.of), *(p.columns for p in sites.pairs)])
-    refs = [tensors[name] for name in names]
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        found = dict(zip(names, pool.map(probe.sizes, refs), strict=True))
-    sizes = {s.norm: _centred(np.mean([found[name] for name in s.of], axis=0)) for s in sites.norms}
-    for pair in sites.pairs:
-        sizes[pair.rows] = _shared(found[pair.columns], pair, tensors[pair.rows])
-    scheme = recipe.scheme
-    most = 0 if scheme.format.is_integer and (scheme.symmetric, scheme.bits) in NO_FOLD else 1
+    sizes = _measure(sites, tensors, probe, threads or os.cpu_count() or 1, report)
+    most = 0 if recipe.scheme.format.is_integer and (recipe.scheme.symmetric, recipe.scheme.bits) in NO_FOLD else 1
     exponents = {name: np.clip(np.rint(own), -most, most).astype(np.int8) for name, own in sizes.items()}
     added = {s.norm: probe.factors(s, exponents.pop(s.norm), tensors[s.norm]) for s in sites.norms if s.adds}
     fold = Fold(
         {name.removesuffix(WEIGHT): x.tobytes() for name, x in exponents.items() if x.any()},
         {name.removesuffix(WEIGHT): x for name, x in added.items() if most},
         {name.removesuffix(WEIGHT): _sixteenths(own).tobytes() for name, own in sizes.items()},
-        4 if most else 2,
+        POWERS[most],
         source_digest(checkpoint),
     )
-    return Found(fold, len(sites.norms), len(sites.pairs), sites.left, sum(map(_read_bytes, refs)))
+    return Found(fold, len(sites.norms), len(sites.pairs), sites.left)
+
+
+def _measure(
+    sites: Sites,
+    tensors: Mapping[str, TensorRef],
+    probe: "Probe",
+    threads: int,
+    report: Told | None,
+) -> dict[str, NDArray[np.float64]]:
+    """Sizes of the columns behind each norm, and behind the rows of each pair; by the names of these."""
+    names = dict.fromkeys([*(n for s in sites.norms for n in s.of), *(p.columns for p in sites.pairs)])
+    refs = [tensors[name] for name in names]
+    found: dict[str, NDArray[np.float64]] = {}
+    done_bytes, all_bytes = 0, sum(map(_read_bytes, refs))
+    with ThreadPoolExecutor(threads) as pool:
+        for t, own in zip(refs, pool.map(probe.sizes, refs), strict=True):
+            found[t.name] = own
+            done_bytes += _read_bytes(t)
+            if report:
+                report(done_bytes, all_bytes)
+    of_norms = {s.norm: _centred(np.mean([found[name] for name in s.of], axis=0)) for s in sites.norms}
+    return of_norms | {p.rows: _shared(found[p.columns], p, tensors[p.rows]) for p in sites.pairs}
 
 
 def _exact(sites: Sites, tensors: Mapping[str, TensorRef], kept: Container[str]) -> Sites:
@@ -107,11 +128,13 @@ def _exact(sites: Sites, tensors: Mapping[str, TensorRef], kept: Container[str])
     return Sites(norms, pairs, (*sites.left, *left))
 
 
-def sample_rows(rows: int) -> list[tuple[int, int]]:
-    """Windows of rows, evenly spread where these are many."""
-    if rows <= SAMPLED_ROWS:
+def sample_rows(t: TensorRef) -> list[tuple[int, int]]:
+    """Windows of a matrix' rows, evenly spread where these are many."""
+    assert t.shape is not None
+    rows, most = t.shape[0], EXPERT_ROWS if EXPERTS in t.name else SAMPLED_ROWS
+    if rows <= most:
         return [(at, min(rows, at + WINDOW_ROWS)) for at in range(0, rows, WINDOW_ROWS)]
-    windows = SAMPLED_ROWS // WINDOW_ROWS
+    windows = most // WINDOW_ROWS
     starts = (i * (rows - WINDOW_ROWS) // (windows - 1) for i in range(windows))
     return [(at, at + WINDOW_ROWS) for at in starts]
 
@@ -125,17 +148,20 @@ class Probe:
     rounded: bool  # decoded rows are rounded to the type of their weight
 
     def sizes(self, t: TensorRef) -> NDArray[np.float64]:
-        """log2 of how large each column is: the mean magnitude once that of each row is 1; 0 for a column of zeros.
-        Raises BadFold, and what reading raises."""
+        """log2 of how large each column is, above or below the median: the mean magnitude once that of each row is 1; 0
+        for a column of zeros. Raises BadFold, and what reading raises."""
         assert t.shape is not None
         total = np.zeros(t.shape[1])
-        for wide in self._rows(t, sample_rows(t.shape[0])):
+        for wide in self._rows(t, sample_rows(t)):
             magnitudes = np.abs(wide)
             means = magnitudes.mean(axis=1, keepdims=True, dtype=np.float64)
             if not np.isfinite(means).all():
                 raise BadFold(f"{t.name} in {t.shard} holds NaN or infinity: expected finite weights; leave out --fold")
             total += np.sum(magnitudes / np.where(means > 0, means, 1), axis=0)
-        return np.log2(total, out=np.zeros_like(total), where=total > 0)
+        found, some = np.zeros_like(total), total > 0
+        if some.any():
+            found[some] = _centred(np.log2(total[some]))
+        return found
 
     def factors(self, site: NormSite, powers: NDArray[np.int8], t: TensorRef) -> bytes:
         """What columns behind a norm that adds something are multiplied by: as much less as what it multiplies by comes
@@ -157,10 +183,8 @@ class Probe:
         self.kernels.widen(round_rows(scaled, dtype), dtype, stored)
         before, behind = own[:, 0].astype(np.float64) + adds, stored[:, 0].astype(np.float64) + adds
         usable = (before > 0) & (behind > 0) | (before < 0) & (behind < 0)
-        ratio: NDArray[np.float32] = np.divide(before, behind, out=np.ones_like(before), where=usable).astype(
-            np.float32
-        )
-        return ratio
+        ratio = np.divide(before, behind, out=np.ones_like(before), where=usable)
+        return np.asarray(ratio, np.float32)
 
     def _rows(self, t: TensorRef, windows: Iterable[tuple[int, int]]) -> Iterator[NDArray[np.float32]]:
         assert t.shape is not None
@@ -197,5 +221,5 @@ def _sixteenths(sizes: NDArray[np.float64]) -> NDArray[np.int8]:
 
 def _read_bytes(t: TensorRef) -> int:
     assert t.shape is not None
-    rows = sum(end - row for row, end in sample_rows(t.shape[0]))
+    rows = sum(end - row for row, end in sample_rows(t))
     return t.size_bytes * rows // max(1, t.shape[0])

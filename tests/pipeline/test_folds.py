@@ -19,7 +19,7 @@ from shardq.api import make_orders
 from shardq.errors import BadFold, BadOption, NotExact, VerifyFailed
 from shardq.fold import FOLD, Fold, read_fold, write_fold
 from shardq.importance_files import Provenance, write_importance
-from shardq.importance_vectors import SizesRef, read_vector
+from shardq.importance_vectors import SizesRef, read_vector, weights_of
 from shardq.ledger import LEDGER, decode_ledger
 from shardq.run import quantize_all
 from shardq.sources.demo import open_demo
@@ -283,6 +283,26 @@ def test_sizes_of_columns_weigh_errors_without_data(scheme: str, demo: Path, tmp
     assert sum(e["losses"][1] for e in searched) < sum(e["losses"][0] for e in searched)
     assert shardq.verify(tmp_path / "out", deep=True, source=demo).problems == ()
     assert shardq.audit(tmp_path / "out", source=demo, sample=1000).problems == ()
+
+
+def test_dead_columns_do_not_outweigh_the_others(demo: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(demo, source)
+    for path in source.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, value in tensors.items():
+            if name.endswith("v_proj.weight"):
+                value[:, 3] = 0
+                value[:, 4] *= 1e-6
+        save_file(tensors, path, metadata={"format": "pt"})
+    fold, before = find_fold(source).fold, find_fold(demo).fold
+    for layer in range(3):
+        module = f"model.layers.{layer}.input_layernorm"
+        sizes = np.frombuffer(fold.sizes[module], np.int8).astype(int)
+        assert (sizes[3], sizes[4]) == (0, -64)
+        assert np.abs(sizes - np.frombuffer(before.sizes[module], np.int8))[5:].max() <= 2
+        vector = weights_of(read_vector(SizesRef(fold.sizes[module], 4)))
+        assert len(set(vector.tolist())) > 20
 
 
 def test_what_sizes_count() -> None:
