@@ -120,7 +120,7 @@ def test_a_model_whose_norms_add_one_computes_the_same_but_for_the_rounding_of_f
     import transformers
 
     source = make_model(name, tmp_path / "source", torch.bfloat16)
-    found = find_fold(open_source(str(source)), make_recipe("W8A16"))
+    found = find_fold(open_source(str(source)), make_recipe("W8A16@fake"))
     assert not found.left
     assert len(found.fold.factors) == found.norms == 4
     assert all(len(set(x)) > 1 for x in found.fold.factors.values())
@@ -138,7 +138,7 @@ def test_a_model_whose_norms_add_one_computes_the_same_but_for_the_rounding_of_f
 
 def test_kept_columns_behind_a_norm_that_adds_one_are_refused(tmp_path: Path) -> None:
     source = make_model("gemma", tmp_path / "source", torch.bfloat16)
-    fold = find_fold(open_source(str(source)), make_recipe("W8A16")).fold
+    fold = find_fold(open_source(str(source)), make_recipe("W8A16@fake")).fold
     with pytest.raises(BadFold, match=r"k_proj.weight is kept"):
         plan(source, make_recipe("W8A16@fake", fold=fold, ignore=("re:.*k_proj",)))
 
