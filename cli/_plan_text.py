@@ -76,6 +76,7 @@ def _summary(d: dict[str, Any]) -> list[tuple[str, str]]:
             "tensors",
             f"{counts['tensors']} in {counts['shards']} shards{stand}: {counts['quantized_modules']} quantized",
         ),
+        ("scales", d["scales"]["text"]),
         ("bytes", change),
         ("largest task", memory),
         *(_needs(d["needs"]) if d["needs"] else ()),

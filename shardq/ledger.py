@@ -20,7 +20,7 @@ from shardq.weights import kept_shape
 LEDGER: Final = "shardq-ledger.json.zst"
 UNUSUAL: Final = 2.0  # times the median
 WORST: Final = 5
-DECODED: Final = "decoded"  # kept, and encoded in the source
+DECODED: Final = "decoded"  # kept, and encoded in the source or folded
 OUTCOMES: Final = {
     "quantize": "quantized",
     "copy": "copied",

@@ -20,6 +20,7 @@ from shardq.fold import FOLD, pack_fold
 from shardq.lane import Finished
 from shardq.ledger import LEDGER, Errors, damaged, encode_ledger, make_ledger, merge, stand_out, tensor_errors
 from shardq.plans import Plan
+from shardq.scale_choice import choose_scales
 from shardq.side_files import select_side_files
 from shardq.sources.base import Source
 from shardq.staging import CONFIG, PROVENANCE, Staging
@@ -97,6 +98,7 @@ def _provenance(plan: Plan, finished: Finished, total: Errors, others: Iterable[
         "fingerprint": plan.fingerprint,
         "command": make_command(plan),
         "identity": plan.identity(),
+        "scales": choose_scales(plan).describe(),
         "errors": {
             "relative": total.relative,
             "max": total.max_error,

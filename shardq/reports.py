@@ -16,6 +16,7 @@ from shardq.needs import (
 )
 from shardq.onepass import OnePass
 from shardq.plans import Plan
+from shardq.scale_choice import choose_scales
 from shardq.serving.report import describe_serving
 from shardq.serving.served import served_of_plan
 from shardq.spans import largest_span_bytes
@@ -59,6 +60,7 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
         "needs": describe_needs(work) if work else None,
         "serving": describe_serving(served_of_plan(plan)) if work else None,
         "absorbed": _count_absorbed(plan),
+        "scales": choose_scales(plan).describe(),
         "warnings": list(c.warnings),
     }
     if tensors:

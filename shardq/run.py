@@ -31,6 +31,7 @@ from shardq.progress import Report
 from shardq.publish import Published, is_complete, publish, recorded_identity
 from shardq.push import check_push, prepare_push, push_folder, still_stored
 from shardq.recipe import Recipe
+from shardq.scale_choice import choose_scales
 from shardq.signals import StopFlag, raise_on_signal
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE, Staging, changed_message, check_folder
@@ -58,6 +59,7 @@ class Result:
     pushed_to: str | None = None  # the destination, None without one
     pushed_commit: str | None = None
     unusual: tuple[tuple[str, float], ...] = ()  # weights hurt more than others of their scheme, with relative errors
+    scales: str = ""  # how they were chosen, in a line; empty when already done
     zeroed: tuple[tuple[str, int], ...] = ()  # weights of which groups are left with nothing but zeros, and how many
 
 
@@ -339,6 +341,7 @@ def _result(
         errors=errors,
         seconds=time.perf_counter() - began,
         warnings=plan.checkpoint.warnings,
+        scales=choose_scales(plan).text,
         pushed_to=destination.label if destination else None,
         pushed_commit=commit,
     )

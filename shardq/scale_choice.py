@@ -1,0 +1,65 @@
+"""How the scales of an output are chosen, and why: for the summary, and for whoever reads `shardq.json` later."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from shardq.search import kind_of
+
+if TYPE_CHECKING:
+    from shardq.plans import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleChoice:
+    """Counts of matrices that get codes, but for carried ones."""
+
+    search: str  # as --search has it
+    quantized: int
+    searched: int
+    weighed: int  # of those, by importance
+    importance: str | None  # the file's name, or that it is the sizes of columns
+    folded: int  # weights and vectors whose scales were moved
+    left: dict[str, int]  # why others have round-to-nearest's scales -> how many
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values, `text` among them."""
+        return {**asdict(self), "text": self.text}
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        parts = [f"{n} by round-to-nearest ({reason})" for reason, n in self.left.items()]
+        if self.searched:
+            by = f", errors weighed by {self.importance}" if self.weighed else ""
+            by += f" in {self.weighed}" if 0 < self.weighed < self.searched else ""
+            parts.insert(0, f"{self.searched} searched{by}")
+        if self.folded:
+            parts.append(f"{self.folded} tensors folded")
+        return "; ".join(parts)
+
+
+def choose_scales(plan: "Plan") -> ScaleChoice:
+    """What a plan does. Raises nothing."""
+    recipe, searches = plan.recipe, plan.searches
+    wanted = [d for d in plan.decisions if d.scheme and not d.carried]
+    left: Counter[str] = Counter()
+    for d in wanted:
+        if d.tensor.name not in searches.searches:
+            assert d.scheme
+            nothing = kind_of(d.scheme) is None
+            left["nothing to search" if nothing else _why_not(recipe.search)] += 1
+    by = recipe.importance.label if recipe.importance else "the sizes of columns"
+    return ScaleChoice(
+        search=recipe.search,
+        quantized=len(wanted),
+        searched=len(searches.searches),
+        weighed=len(searches.vectors),
+        importance=by if searches.vectors else None,
+        folded=sum(any(e.scaling for e in d.tensor.encoded) for d in plan.decisions),
+        left=dict(left),
+    )
+
+
+def _why_not(search: str) -> str:
+    return "--search none" if search == "none" else "without importance a search would lose"
