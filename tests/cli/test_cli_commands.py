@@ -47,7 +47,8 @@ def test_quantize_prints_progress_and_summary_apart(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert [line.split()[:2] for line in result.stderr.splitlines()] == [["shard", f"{i}/3"] for i in (1, 2, 3)]
-    assert [line.split()[0] for line in result.stdout.splitlines()] == ["output", "modules", "bytes", "error", "time"]
+    summary = ["output", "modules", "bytes", "error", "scales", "time"]
+    assert [line.split()[0] for line in result.stdout.splitlines()] == summary
 
 
 def test_quantize_takes_the_spellings_of_other_tools(demo_folder: Path, tmp_path: Path, run_json: RunJson) -> None:
