@@ -71,7 +71,7 @@ def scale_rows(rows: NDArray[np.float32], by: Scaling, row: int) -> None:
         if by.added:
             rows += np.float32(by.added)
         if by.rows:
-            rows *= _powers(by.rows)[row : row + len(rows), None]
+            rows *= _powers(by.rows[row : row + len(rows)])[:, None]
         if by.factors:
             rows *= np.frombuffer(by.factors, np.dtype("<f4"))
         elif by.columns:
