@@ -1,5 +1,7 @@
 """`shardq quantize`"""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from shardq.cli._command import ShardqCommand, output_options
@@ -12,6 +14,9 @@ from shardq.cli._mixture import check_mixture, mixture_options, write_mixture
 from shardq.cli._options import build_recipes, recipe_options
 from shardq.cli._run import RUN, path_beside, run_options, run_recipes, take_run_words
 from shardq.errors import NotExact
+
+if TYPE_CHECKING:
+    from shardq.recipe import Recipe
 
 EXAMPLES = (
     "shardq quantize demo -o demo-W4A16",
@@ -44,26 +49,21 @@ def quantize(
     """
     schemes = check_mixture(target_bits, options, ignore_scale_bits, schemes, layout)
     subfolder = take_run_words().subfolder
-    if fold == AUTO:
-        base, *_ = build_recipes(
-            schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect,
-            quant_lm_head, ragged, targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn,
+
+    def build(rules: str | None, moved: str | None) -> "list[Recipe]":
+        return build_recipes(
+            schemes, layout, bits, group_size, symmetric, rules, ignore, include, ignore_dialect, quant_lm_head, ragged,
+            targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn, moved,
         )  # fmt: skip
+
+    if fold == AUTO:
+        base = build(layer_config, None)[0]
         path = path_beside(source, base, FOLD)
         write_fold(console, source, subfolder, base, path)
         fold = str(path)
     if target_bits is not None and options:
-        (base,) = build_recipes(
-            schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect,
-            quant_lm_head, ragged, targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn,
-            fold,
-        )  # fmt: skip
+        (base,) = build(layer_config, fold)
         path = path_beside(source, base, MIXTURE)
         write_mixture(console, source, subfolder, base, options, target_bits, ignore_scale_bits, path)
         layer_config = str(path)
-    recipes = build_recipes(
-        schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged, targets, policy, mtp, quant_nontext, decode, requantize,
-        search, importance, rtn, fold,
-    )  # fmt: skip
-    run_recipes(console, source, recipes, targets)
+    run_recipes(console, source, build(layer_config, fold), targets)
