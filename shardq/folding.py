@@ -35,7 +35,7 @@ from shardq.weights import find_weights
 SAMPLED_ROWS: Final = 1024  # of a matrix
 EXPERTS: Final = ".experts."
 EXPERT_ROWS: Final = 256  # of one of them
-WINDOW_ROWS: Final = 128  # of them that are read at once
+WINDOW_WEIGHTS: Final = 4 << 20  # that are read at once
 MOST: Final = 64  # sixteenths of log2: a column that is nearly dead must not outweigh all others
 
 # What was measured best (bench/README.md): exponents of a fold up to 1 and errors weighed by the fourth power; for the
@@ -58,8 +58,8 @@ class Found:
 
 
 def find_fold(source: Source, recipe: Recipe, threads: int | None = None, report: Told | None = None) -> Found:
-    """The fold of a checkpoint. The same for any number of threads. Memory: for each thread WINDOW_ROWS of a matrix in
-    fp32 five times, and the codes of one whose rows are stored as columns. `report` is called with bytes done, and all.
+    """The fold of a checkpoint. The same for any number of threads. Memory: for each thread WINDOW_WEIGHTS in fp32
+    twice, and the codes of a matrix whose rows are stored as columns. `report` is called with bytes done, and all.
 
     Raises BadOption for a model whose layers are not known, BadFold for weights that are not finite, and what planning
     and reading raise.
@@ -129,14 +129,16 @@ def _exact(sites: Sites, tensors: Mapping[str, TensorRef], kept: Container[str])
 
 
 def sample_rows(t: TensorRef) -> list[tuple[int, int]]:
-    """Windows of a matrix' rows, evenly spread where these are many."""
+    """Windows of a matrix' rows, evenly spread where these are many; each is one read."""
     assert t.shape is not None
-    rows, most = t.shape[0], EXPERT_ROWS if EXPERTS in t.name else SAMPLED_ROWS
-    if rows <= most:
-        return [(at, min(rows, at + WINDOW_ROWS)) for at in range(0, rows, WINDOW_ROWS)]
-    windows = most // WINDOW_ROWS
-    starts = (i * (rows - WINDOW_ROWS) // (windows - 1) for i in range(windows))
-    return [(at, at + WINDOW_ROWS) for at in starts]
+    rows, columns = t.shape
+    most, windows = (EXPERT_ROWS, 2) if EXPERTS in t.name else (SAMPLED_ROWS, 4)
+    spread = [(0, rows)]
+    if rows > most:
+        high = most // windows
+        spread = [(at, at + high) for at in (i * (rows - high) // (windows - 1) for i in range(windows))]
+    step = max(1, WINDOW_WEIGHTS // columns)
+    return [(at, min(end, at + step)) for begin, end in spread for at in range(begin, end, step)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +155,12 @@ class Probe:
         assert t.shape is not None
         total = np.zeros(t.shape[1])
         for wide in self._rows(t, sample_rows(t)):
-            magnitudes = np.abs(wide)
-            means = magnitudes.mean(axis=1, keepdims=True, dtype=np.float64)
+            np.abs(wide, out=wide)
+            means = wide.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
             if not np.isfinite(means).all():
                 raise BadFold(f"{t.name} in {t.shard} holds NaN or infinity: expected finite weights; leave out --fold")
-            total += np.sum(magnitudes / np.where(means > 0, means, 1), axis=0)
+            np.divide(wide, np.where(means > 0, means, np.float32(1)), out=wide)
+            total += wide.sum(axis=0, dtype=np.float64)
         found, some = np.zeros_like(total), total > 0
         if some.any():
             found[some] = _centred(np.log2(total[some]))
