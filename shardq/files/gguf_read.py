@@ -1,9 +1,9 @@
 """A parser of GGUF headers that trusts nothing.
 
 The rules are those of ggml 0.25.3's own reader (gguf.cpp), which takes only tensors in the order of the header, each at
-the first multiple of the alignment behind the one before. Stricter here: names and keys that are no UTF-8, booleans
-other than 0 and 1, a header over 128 MiB (`MAX_HEADER_BYTES`) and bytes behind the last tensor are refused. As there,
-the zeros behind the last tensor may be missing.
+the first multiple of the alignment behind the one before. Stricter here: names and keys that are no UTF-8, zeros in
+names, types that ggml.py does not have, booleans other than 0 and 1, a header over 128 MiB (`MAX_HEADER_BYTES`), and
+bytes behind the last tensor are refused. As there, the zeros behind the last tensor may be missing.
 """
 
 import os
@@ -164,8 +164,8 @@ def _infos(cursor: Cursor, count: int) -> Iterator[_Info]:
     for _ in range(count):
         name = cursor.text(cursor.whole(8, "length of a tensor's name"), MAX_NAME_BYTES, "name of a tensor")
         where = f"tensor {_brief(name)}"
-        if name in seen:
-            raise cursor.wrong(f"{where} is there twice")
+        if name in seen or "\0" in name:
+            raise cursor.wrong(f"{where} is there twice" if name in seen else f"{where} has a zero in its name")
         seen.add(name)
         dimensions = cursor.whole(4, f"dimensions of {where}")
         if dimensions > MAX_DIMENSIONS:

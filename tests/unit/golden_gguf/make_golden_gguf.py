@@ -21,6 +21,8 @@ def main(tool: str) -> None:
     for name, (pairs, specs) in CASES.items():
         written_by_gguf(gguf, HERE / f"{name}.gguf", pairs, specs)
     written_by_gguf(gguf, HERE / "converter.gguf", ALL_VALUES, SOME_TENSORS, split_max_size=SPLIT_BYTES)
+    types = {kind.name: [int(kind), *sizes] for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+    (HERE / "ggml_types.json").write_text(json.dumps(types, indent=1) + "\n")
     (HERE / "gguf_split.json").write_text(json.dumps(split(tool), indent=1) + "\n")
 
 
