@@ -13,7 +13,8 @@ from typing import Final, Literal
 
 from shardq.errors import BadImportance
 from shardq.files.atomic import reading
-from shardq.imatrix import GGUF_MAGIC, read_imatrix
+from shardq.files.gguf import MAGIC
+from shardq.imatrix import read_imatrix
 from shardq.imatrix_names import Wanted, find_wanted
 from shardq.importance_files import Entry, Provenance, find_entry, read_importance, short
 from shardq.importance_vectors import Stamp, VectorRef, read_span, take_stamp
@@ -51,7 +52,7 @@ def load_importance(path: str | os.PathLike[str]) -> Importance:
         try:
             stamp = take_stamp(fd, where)
             start = os.pread(fd, 9, 0)
-            own = start[:4] != GGUF_MAGIC and start[8:] == b"{"
+            own = start[:4] != MAGIC and start[8:] == b"{"
             provenance, entries = (read_importance if own else read_imatrix)(where, label)
             for entry, name in {e: n for n, e in entries.items()}.items():
                 _check_values(fd, label, name, entry)
