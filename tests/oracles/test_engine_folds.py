@@ -117,9 +117,9 @@ def test_a_model_computes_the_same_bits_after_a_fold(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n.startswith("gemma")])
 def test_a_model_whose_norms_add_one_computes_the_same_but_for_the_rounding_of_fp32(name: str, tmp_path: Path) -> None:
+    source = make_model(name, tmp_path / "source", torch.bfloat16)
     import transformers
 
-    source = make_model(name, tmp_path / "source", torch.bfloat16)
     found = find_fold(open_source(str(source)), make_recipe("W8A16@fake"))
     assert not found.left
     assert len(found.fold.factors) == found.norms == 4
