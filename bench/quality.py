@@ -67,6 +67,15 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "W3G128 asym": Setting(fake("W3A16", "--asym")),
     "W2G64 asym": Setting(fake("W2A16G64", "--asym")),
 }
+MORE: Final[Mapping[str, Setting]] = {  # only when they are asked for
+    **{f"W{bits}G128": Setting(fake("W4A16", "--bits", str(bits))) for bits in (5, 6, 8)},
+    **{f"W{bits}G128 asym": Setting(fake("W4A16", "--bits", str(bits), "--asym")) for bits in (5, 6, 8)},
+    **{f"MLX W{bits}G64": Setting((*MLX, "--bits", str(bits)), packed=True) for bits in (2, 3, 6, 8)},
+    "MXFP6": Setting(fake("MXFP6")),
+    "MXINT4": Setting(fake("MXINT4")),
+    "NVFP4_E5M3": Setting(fake("NVFP4_E5M3")),
+}
+ALL: Final[Mapping[str, Setting]] = {**SETTINGS, **MORE}
 RTN: Final = "RTN"
 FOLD: Final = "auto, fold"
 
@@ -145,8 +154,8 @@ class Bench:
     def measure(self, name: str) -> list[Row]:
         """All ways to quantize in one setting, round-to-nearest first."""
         rows: list[Row] = []
-        for contender, runs in self._contenders(SETTINGS[name].symmetric).items():
-            scores = [self.run(SETTINGS[name], options) for options in runs]
+        for contender, runs in self._contenders(ALL[name].symmetric).items():
+            scores = [self.run(ALL[name], options) for options in runs]
             base = rows[0].score.kl if rows else scores[0].kl
             mean = Score(*(statistics.fmean(figures) for figures in zip(*map(_figures, scores), strict=True)))
             ratios = [s.kl / base for s in scores]
@@ -213,7 +222,7 @@ def judge_bars(rows: Sequence[Row]) -> list[str]:
     """What misses: a bar with random ids or a fold, or `auto` above 1.02."""
     missed = []
     for row in rows:
-        setting = SETTINGS[row.setting]
+        setting = ALL[row.setting]
         bar = {f"auto, {IDS} random ids": setting.bar, FOLD: setting.fold_bar}.get(row.contender)
         limit = min(1.02, bar or 1.02)
         if row.contender.startswith("auto,") and row.ratio > limit:
@@ -224,7 +233,7 @@ def judge_bars(rows: Sequence[Row]) -> list[str]:
 def main() -> None:
     """Measure and print the table, and below it what misses its bar."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
+    parser.add_argument("--only", nargs="+", choices=ALL, default=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--work", type=Path, help="keep the model and the importance here")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -11,10 +11,10 @@ from shardq.checkpoint import TensorRef
 from shardq.dequantize.base import Encoded
 from shardq.errors import BadOption, UnknownScheme, VerifyFailed
 from shardq.files.safetensors import Header, HeaderTensor
-from shardq.fold_weights import folded_ref
+from shardq.fold_weights import weigh
 from shardq.formats import STORAGE, WEIGHT_DTYPES
 from shardq.importance import Importance, match
-from shardq.importance_vectors import SizesRef, VectorRef
+from shardq.importance_vectors import Ref, SizesRef
 from shardq.layouts.base import Layout, OutSpec, unit_rows
 from shardq.outputs import Output, target_of
 from shardq.reach import find_reaches
@@ -77,7 +77,7 @@ class Subject:
     # each slice, with a tensor of `outputs` for each
     goal: Goal | None = None  # where its codes are carried; None: they are made anew
     search: Search | None = None  # by which its scales were found
-    importance: VectorRef | SizesRef | None = None  # how much an error counted in each column
+    importance: Ref | None = None  # how much an error counted in each column
 
     @property
     def is_strided(self) -> bool:
@@ -181,10 +181,10 @@ def make_subject(
 
 def _importance(
     t: TensorRef, shape: tuple[int, int], given: Importance | None, sizes: Mapping[str, SizesRef]
-) -> VectorRef | SizesRef | None:
+) -> Ref | None:
     """Of a tensor whose errors were weighed. Raises BadImportance."""
-    ref = match(given, {t.module: shape})[t.module] if given else sizes.get(t.name)
-    return ref and folded_ref(ref, t)
+    data = match(given, {t.module: shape})[t.module] if given else None
+    return weigh(t, data, sizes.get(t.name))
 
 
 def _search(name: str, entry: Mapping[str, Any]) -> Search | None:

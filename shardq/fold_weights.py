@@ -13,7 +13,7 @@ from shardq.dequantize.plain import plain_rows
 from shardq.errors import BadFold
 from shardq.fold import Fold, source_digest
 from shardq.fold_sites import WEIGHT, NormSite, PairSite, find_sites
-from shardq.importance_vectors import SizesRef, VectorRef
+from shardq.importance_vectors import BothRef, Ref, SizesRef, VectorRef
 
 if TYPE_CHECKING:
     from shardq.decide import Decision
@@ -58,12 +58,17 @@ def fold_weights(tensors: Mapping[str, TensorRef], checkpoint: Checkpoint, fold:
     return Folded(made, importance)
 
 
-def folded_ref(ref: VectorRef | SizesRef, t: TensorRef) -> VectorRef | SizesRef:
-    """The importance of a matrix whose columns were divided by something: its inputs are as much larger."""
+def weigh(t: TensorRef, data: VectorRef | None, sizes: SizesRef | None) -> Ref | None:
+    """The importance of a matrix from what is known: data of the model as it was, sizes of columns, or both. Inputs of
+    columns that were divided by something are as much larger."""
     scaling = t.encoded[0].scaling if t.encoded else None
-    if scaling and scaling.factors:
-        return replace(ref, powers=_powers_of(scaling.factors))
-    return replace(ref, powers=_negated(scaling.columns)) if scaling and scaling.columns else ref
+    powers = b""
+    if scaling:
+        powers = _powers_of(scaling.factors) if scaling.factors else _negated(scaling.columns)
+    if data and sizes:
+        return BothRef(data, replace(sizes, powers=powers))
+    one = data or sizes
+    return replace(one, powers=powers) if one else None
 
 
 def check_kept(decisions: "Iterable[Decision]") -> None:

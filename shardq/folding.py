@@ -28,6 +28,7 @@ from shardq.fused import model_types
 from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet, load
 from shardq.recipe import Recipe
+from shardq.search import kind_of
 from shardq.source_rows import NoRowsError, SourceRows
 from shardq.sources.base import Source
 from shardq.weights import find_weights
@@ -37,11 +38,6 @@ EXPERTS: Final = ".experts."
 EXPERT_ROWS: Final = 256  # of one of them
 WINDOW_WEIGHTS: Final = 4 << 20  # that are read at once
 MOST: Final = 64  # sixteenths of log2: a column that is nearly dead must not outweigh all others
-
-# What was measured best (bench/README.md): exponents of a fold up to 1 and errors weighed by the fourth power; for the
-# fewest levels, by symmetric or not and bits of a code, no fold and the square.
-NO_FOLD: Final = frozenset({(True, 2), (True, 3), (False, 2)})
-POWERS: Final = (2, 4)  # without and with exponents
 
 
 Told = Callable[[int, int], None]  # bytes done, and all
@@ -76,17 +72,26 @@ def find_fold(source: Source, recipe: Recipe, threads: int | None = None, report
         raise BadOption(f"--fold: nothing of {checkpoint.label} is known to stay the same{why}; leave it out")
     probe = Probe(source, load(), recipe.decode == "rounded")
     sizes = _measure(sites, tensors, probe, threads or os.cpu_count() or 1, report)
-    most = 0 if recipe.scheme.format.is_integer and (recipe.scheme.symmetric, recipe.scheme.bits) in NO_FOLD else 1
+    most, power = _rule(recipe)
     exponents = {name: np.clip(np.rint(own), -most, most).astype(np.int8) for name, own in sizes.items()}
     added = {s.norm: probe.factors(s, exponents.pop(s.norm), tensors[s.norm]) for s in sites.norms if s.adds}
     fold = Fold(
         {name.removesuffix(WEIGHT): x.tobytes() for name, x in exponents.items() if x.any()},
         {name.removesuffix(WEIGHT): x for name, x in added.items() if most},
         {name.removesuffix(WEIGHT): _sixteenths(own).tobytes() for name, own in sizes.items()},
-        POWERS[most],
+        power,
         source_digest(checkpoint),
     )
     return Found(fold, len(sites.norms), len(sites.pairs), sites.left)
+
+
+def _rule(recipe: Recipe) -> tuple[int, int]:
+    """The largest exponent, and the power by which sizes count: what was measured best (bench/README.md). The fewest
+    levels are better off without a fold, unless there are data for those of 3 bits, too."""
+    scheme, has_data = recipe.scheme, recipe.importance is not None
+    if scheme.format.is_integer and (scheme.bits == 2 or (scheme.bits == 3 and scheme.symmetric and not has_data)):
+        return 0, 2
+    return 1, 2 if has_data and kind_of(scheme) == "small_floats" else 4
 
 
 def _measure(

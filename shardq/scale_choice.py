@@ -18,7 +18,7 @@ class ScaleChoice:
     quantized: int
     searched: int
     weighed: int  # of those, by importance
-    importance: str | None  # the file's name, or that it is the sizes of columns
+    importance: str | None  # the file's name, that it is the sizes of columns, or both
     folded: int  # weights and vectors whose scales were moved
     left: dict[str, int]  # why others have round-to-nearest's scales -> how many
 
@@ -49,7 +49,9 @@ def choose_scales(plan: "Plan") -> ScaleChoice:
             assert d.scheme
             nothing = kind_of(d.scheme) is None
             left["nothing to search" if nothing else _why_not(recipe.search)] += 1
-    by = recipe.importance.label if recipe.importance else "the sizes of columns"
+    sizes = "the sizes of columns" if plan.weights.importance else ""
+    label = recipe.importance.label if recipe.importance else ""
+    by = " and ".join(filter(None, (label, sizes)))
     return ScaleChoice(
         search=recipe.search,
         quantized=len(wanted),

@@ -21,7 +21,7 @@ from shardq.arena import Arena, reserve
 from shardq.checkpoint import TensorRef
 from shardq.errors import BadOption
 from shardq.figures import FIGURES
-from shardq.importance_vectors import SizesRef, VectorRef, read_vector, weights_of
+from shardq.importance_vectors import Ref, read_vector, weights_of
 from shardq.kernels import KernelSet, load
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.decode import decode_rows
@@ -54,7 +54,7 @@ class Subject:
 
     tensor: TensorRef
     candidates: tuple[Candidate, ...]
-    importance: VectorRef | SizesRef | None
+    importance: Ref | None
     sensitivity: float = 1.0  # what its harm is multiplied by
 
 

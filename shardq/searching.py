@@ -6,9 +6,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.errors import BadOption
-from shardq.fold_weights import folded_ref
+from shardq.fold_weights import weigh
 from shardq.importance import Importance, allows_both_signs, doubts, match, stand_ins
-from shardq.importance_vectors import SizesRef, VectorRef
+from shardq.importance_vectors import Ref, SizesRef
 from shardq.recipe import Recipe
 from shardq.roles import Role
 from shardq.search import AUTO_ROUND, Kind, Search, default_search, kind_of
@@ -30,7 +30,7 @@ class Searches:
     """By tensor; one that is not named has round-to-nearest's own scales."""
 
     searches: Mapping[str, Search]
-    vectors: Mapping[str, VectorRef | SizesRef]  # of those whose errors are weighed
+    vectors: Mapping[str, Ref]  # of those whose errors are weighed
     notes: tuple[str, ...] = ()  # what is odd about the importance
 
 
@@ -70,20 +70,18 @@ def read_search(values: Mapping[str, Any]) -> Search:
 
 def find_vectors(
     wanted: Sequence["Decision"], given: Importance | None, sizes: Mapping[str, SizesRef]
-) -> tuple[dict[str, VectorRef | SizesRef], tuple[str, ...]]:
-    """Importance of weights by name, and what is odd about it: that of a file, or without one what sizes say. Raises
+) -> tuple[dict[str, Ref], tuple[str, ...]]:
+    """Importance of weights by name, and what is odd about it: from a file, from sizes, or from both. Raises
     BadImportance."""
-    if given is None:
-        return {n: folded_ref(sizes[n], d.tensor) for d in wanted if (n := d.tensor.name) in sizes}, ()
     modules: dict[str, tuple[int, int]] = {}
     for d in wanted:
         shape = d.tensor.shape
         if d.role is Role.EMBEDDING or shape is None or d.scheme is None or kind_of(d.scheme) is None:
             continue  # an embedding has no input; elsewhere there is nothing to search
         modules[d.tensor.module] = shape[0], shape[1]
-    found = match(given, modules)
-    mine = {d.tensor.name: folded_ref(found[m], d.tensor) for d in wanted if (m := d.tensor.module) in found}
-    return mine, stand_ins(found)
+    found = match(given, modules) if given else {}
+    refs = ((t.name, weigh(t, found.get(t.module), sizes.get(t.name))) for t in (d.tensor for d in wanted))
+    return {name: ref for name, ref in refs if ref}, stand_ins(found)
 
 
 def choose_search(

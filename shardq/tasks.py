@@ -13,7 +13,7 @@ from shardq.schemes import Scheme
 if TYPE_CHECKING:
     from shardq.carry import Goal
     from shardq.dequantize.base import Encoded
-    from shardq.importance_vectors import SizesRef, VectorRef
+    from shardq.importance_vectors import Ref
     from shardq.search import Search
 
 TILE_BYTES = 1 << 20  # source bytes held at once: fits a core's second-level cache with its codes
@@ -61,7 +61,7 @@ class QuantizeTask:
     turned: bool = False  # written as columns: only of what is not quantized
     goal: "Goal | None" = None  # codes are carried there as they are, not made anew
     search: "Search | None" = None  # for better scales
-    importance: "VectorRef | SizesRef | None" = None  # how much an error counts in each column
+    importance: "Ref | None" = None  # how much an error counts in each column
 
     @property
     def shards(self) -> frozenset[str]:

@@ -23,7 +23,7 @@ from shardq.errors import CorruptShard, KernelUnavailable, NonFiniteWeight, NotE
 from shardq.figures import COUNTS, FIGURES, WEIGHED, Figures, Losses, sum_figures, sum_losses
 from shardq.files.atomic import pread_exact, pwrite_all, writing
 from shardq.files.writeback import start_writeback
-from shardq.importance_vectors import SizesRef, VectorCache, VectorRef
+from shardq.importance_vectors import Ref, VectorCache
 from shardq.kernels import KernelChoiceError, KernelSet, load
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, OutSpec
@@ -56,7 +56,7 @@ TARGET_ARRAYS: Final[Mapping[str, type]] = {  # patterns where numpy has no such
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the output file
 # What decides codes: the scheme, the magnitude that it reaches for, how scales are searched, and what errors count.
-Way = tuple[Scheme, float | None, Search | None, VectorRef | SizesRef | None]
+Way = tuple[Scheme, float | None, Search | None, Ref | None]
 Report = BundleDone | Surveyed | Sealed
 
 

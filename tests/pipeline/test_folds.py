@@ -249,6 +249,7 @@ def test_a_file_of_importance_counts_for_inputs_as_they_come_out(
     demo: Path, fold: Fold, folded: Path, tmp_path: Path
 ) -> None:
     """Inputs of columns that were divided are as much larger: what a file says of them is of the model as it was."""
+    fold = replace(fold, sizes={})
     rng = np.random.default_rng(4)
     modules = {d.tensor.module: d.tensor.shape for d in shardq.plan(demo).decisions if d.scheme}
     vectors = {m: rng.lognormal(0, 2, shape[1]).astype(np.float32) for m, shape in modules.items() if shape}
@@ -303,6 +304,46 @@ def test_dead_columns_do_not_outweigh_the_others(demo: Path, tmp_path: Path) -> 
         assert np.abs(sizes - np.frombuffer(before.sizes[module], np.int8))[5:].max() <= 2
         vector = weights_of(read_vector(SizesRef(fold.sizes[module], 4)))
         assert len(set(vector.tolist())) > 20
+
+
+def test_data_and_sizes_count_together(demo: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    modules = {d.tensor.module: d.tensor.shape for d in shardq.plan(demo).decisions if d.scheme}
+    vectors = {m: rng.lognormal(0, 3, shape[1]).astype(np.float32) for m, shape in modules.items() if shape}
+    path = tmp_path / "file"
+    write_importance(path, vectors, Provenance("unknown", None, None, "demo", None, ""))
+    recipe = make_recipe("W4A16", importance=path)
+    fold = find_fold(demo, recipe).fold
+    plan = shardq.plan(demo, replace(recipe, fold=fold))
+    norm, module = "model.layers.1.input_layernorm", "model.layers.1.self_attn.q_proj"
+    sizes, powers = (np.frombuffer(x[norm], np.int8).astype(float) for x in (fold.sizes, fold.exponents))
+    expected = np.sqrt(weights_of(vectors[module])) * 2.0 ** (-4 * sizes / 16 + 2 * powers)
+    found = read_vector(plan.searches.vectors[f"{module}.weight"])
+    assert np.abs(found / expected - 1).max() < 1e-6
+    assert {s.objective for s in plan.searches.searches.values()} == {"none"}
+    shardq.quantize(demo, plan.recipe, output_dir=tmp_path / "out", limits=ONE)
+    scales = json.loads((tmp_path / "out" / "shardq.json").read_text())["scales"]
+    assert scales["importance"] == "file and the sizes of columns"
+    assert shardq.audit(tmp_path / "out", source=demo, sample=1000, importance=path).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "with_data", "folds", "power"),
+    [("W4A16", False, True, 4), ("W4A16", True, True, 4), ("W3A16", False, False, 2), ("W3A16", True, True, 4),
+     ("W2A16G32", True, False, 2), ("NVFP4A16", False, True, 4), ("NVFP4A16", True, True, 2),
+     ("MXFP4", False, True, 4)],
+)  # fmt: skip
+def test_each_scheme_has_the_fold_that_measured_best(
+    scheme: str, with_data: bool, folds: bool, power: int, demo: Path, tmp_path: Path
+) -> None:
+    recipe = make_recipe(scheme)
+    if with_data:
+        modules = {d.tensor.module: d.tensor.shape for d in shardq.plan(demo, recipe).decisions if d.scheme}
+        ones = {m: np.ones(shape[1], np.float32) for m, shape in modules.items() if shape}
+        write_importance(tmp_path / "ones", ones, Provenance("unknown", None, None, "demo", None, ""))
+        recipe = make_recipe(scheme, importance=tmp_path / "ones")
+    fold = find_fold(demo, recipe).fold
+    assert (bool(fold.exponents), fold.power) == (folds, power)
 
 
 def test_what_sizes_count() -> None:
