@@ -61,7 +61,7 @@ def oracles(session: nox.Session) -> None:
     session.install("bitsandbytes==0.50.2")
     session.install("--no-deps", "nvidia-modelopt==0.47.0")  # the CPU's arithmetic alone; these are what it imports
     session.install("nvidia-ml-py", "omegaconf", "pulp", "pydantic", "regex", "requests", "rich", "scipy", "tqdm")
-    session.install("olah==0.5.4")
+    session.install("olah==0.5.4", "libgguf==0.2.2")
     session.run("pytest", "-m", "oracle", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from shardq.kernels.contract import Bytes, RawWeights
+from shardq.kernels.raw import Bytes, RawWeights
 
 __version__: str
 
@@ -192,6 +192,15 @@ class NativeSet:
         codes: NDArray[np.uint8],
         losses: NDArray[np.float64],
     ) -> int: ...
+    def quantize_blocks(
+        self,
+        src: RawWeights,
+        dtype: str,
+        block_type: str,
+        importance: NDArray[np.float32] | None,
+        out: NDArray[np.uint8],
+    ) -> int: ...
+    def dequantize_blocks(self, blocks: NDArray[np.uint8], block_type: str, out: NDArray[np.float32]) -> None: ...
     def checksum(self, data: Bytes) -> int: ...
 
 def native_sets() -> list[tuple[NativeSet, bool, str]]: ...

@@ -5,6 +5,9 @@ from typing import Final, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from shardq.kernels.contract_blocks import BlockKernels
+from shardq.kernels.raw import Bytes, RawWeights
+
 Dtype = Literal["BF16", "F16", "F32"]
 DTYPES: Final[tuple[Dtype, ...]] = ("BF16", "F16", "F32")
 
@@ -25,12 +28,8 @@ SCALE_FORMATS: Final[tuple[ScaleFormat, ...]] = get_args(ScaleFormat)
 
 FIGURES: Final = 6  # of each row: what error_int writes
 
-RawWeights = NDArray[np.uint16] | NDArray[np.float32]  # uint16 patterns for BF16 and F16, float32 for F32
-Bytes = NDArray[np.uint8] | bytes | bytearray | memoryview
-
-
-class KernelSet(Protocol):
-    """The kernels of one instruction set.
+class KernelSet(BlockKernels, Protocol):
+    """The kernels of one instruction set; those of ggml's blocks are in contract_blocks.py.
 
     Arrays are C-contiguous and have the shape and dtype given; the caller allocates outputs, which must not overlap
     inputs. TypeError for what is no array; ValueError, naming the argument, for a wrong dtype, shape, layout or number,

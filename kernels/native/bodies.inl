@@ -47,6 +47,22 @@ using namespace shardq;
 #include "search_int.inl"
 #include "search_ladder.inl"
 
+#include "blocks/tile.inl"
+
+#include "blocks/line.inl"
+#include "blocks/ray.inl"
+#include "blocks/scales.inl"
+
+#include "blocks/plain.inl"
+#include "blocks/small.inl"
+
+#include "blocks/k_blocks.inl"
+#include "blocks/iq4.inl"
+#include "blocks/important.inl"
+
+#include "blocks/dequantize.inl"
+#include "blocks/quantize.inl"
+
 }  // namespace
 
 namespace shardq {
@@ -56,7 +72,7 @@ const Table SHARDQ_SET_TABLE = {
     SHARDQ_SET_NAME, widen,          group_minmax,  rtn_int,       rtn_error_int, pack_bits,     unpack_bits,
     transpose_u32,   pack_columns,   split_words,   dequantize_int, error_int,    group_absmax,  group_range,   encode_scaled,
     encode_affine,   decode_scaled,  decode_affine, error_scaled,  error_affine,  narrow_columns, sum_errors,
-    weigh_squares,   search_int,      search_affine,  search_ladder, search_grid,
+    weigh_squares,   search_int,      search_affine,  search_ladder, search_grid,   quantize_blocks, dequantize_blocks,
     checksum,
 };
 

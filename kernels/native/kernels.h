@@ -2,12 +2,14 @@
 //
 // A body is a plain C++ loop in one of the *.inl files, compiled once per instruction set (isa/*.cpp). Every set
 // returns the same bits. Adding a kernel: one body, one line here, one in bodies.inl, one binding in module.cpp and
-// _native.pyi, one paragraph in contract.py, one function in reference/.
+// _native.pyi, one paragraph in contract.py (or contract_blocks.py), one function in reference/.
 //
 // All matrices are row-major and contiguous; sizes were checked by module.cpp. Inputs and outputs never overlap.
 #pragma once
 
 #include <cstdint>
+
+#include "blocks.h"
 
 #if !defined(_WIN32) && !defined(_WIN64)
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "shardq reads and writes little-endian streams in place");
@@ -150,6 +152,8 @@ struct Table {
                           double* losses);
     int64_t (*search_grid)(const Weights& src, const GridSearch& search, float* scales, uint8_t* codes,
                            double* losses);
+    int64_t (*quantize_blocks)(const Weights& src, const BlockFormat& format, const float* importance, uint8_t* out);
+    void (*dequantize_blocks)(const Blocks& blocks, const BlockFormat& format, float* out);
     uint64_t (*checksum)(const uint8_t* data, int64_t size_bytes);
 };
 

@@ -7,6 +7,7 @@
 
 #include "arguments.h"
 #include "array.h"
+#include "block_arguments.h"
 #include "dispatch.h"
 #include "searches.h"
 
@@ -280,6 +281,21 @@ public:
         return nb::make_tuple(sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]);
     }
 
+    int64_t quantize_blocks(nb::handle src, const std::string& dtype, const std::string& block_type,
+                            nb::handle importance, nb::handle out) const {
+        const Quantized a(src, dtype, block_type, importance, out);
+        const nb::gil_scoped_release unlocked;
+        const IeeeFloats standard;
+        return table_->quantize_blocks(a.weights(), a.format, a.importance.data(), a.out.data<uint8_t>());
+    }
+
+    void dequantize_blocks(nb::handle blocks, const std::string& block_type, nb::handle out) const {
+        const Dequantized a(blocks, block_type, out);
+        const nb::gil_scoped_release unlocked;
+        const IeeeFloats standard;
+        table_->dequantize_blocks(a.blocks(), a.format, a.out.data<float>());
+    }
+
     uint64_t checksum(nb::handle data) const {
         const Array in(data, "data", kU8, 1, kRead);
         const nb::gil_scoped_release unlocked;
@@ -388,5 +404,8 @@ NB_MODULE(_native, m) {
         .def("search_grid", &NativeSet::search_grid, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"),
              nb::arg("group"), nb::arg("importance").none(), nb::arg("factors"), nb::arg("scales"), nb::arg("codes"),
              nb::arg("losses"))
+        .def("quantize_blocks", &NativeSet::quantize_blocks, nb::arg("src"), nb::arg("dtype"), nb::arg("block_type"),
+             nb::arg("importance").none(), nb::arg("out"))
+        .def("dequantize_blocks", &NativeSet::dequantize_blocks, nb::arg("blocks"), nb::arg("block_type"), nb::arg("out"))
         .def("checksum", &NativeSet::checksum, nb::arg("data"));
 }

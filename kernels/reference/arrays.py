@@ -56,3 +56,10 @@ def group_values(name: str, array: NDArray[Any], matrix: NDArray[Any], group: in
     """One fp32 value per group of a matrix [rows, cols], as a tensor [rows, G]; ValueError as shaped."""
     rows, cols = matrix.shape
     return torch.from_numpy(shaped(name, array, np.float32, (rows, group_count(cols, group))).copy())
+
+
+def whole_blocks(name: str, size: int, block_type: str, block: int) -> int:
+    """Blocks of a row of `size` columns or bytes; ValueError if the last one is not whole."""
+    if size % block:
+        raise ValueError(f"{name}: expected rows of whole {block_type} blocks of {block}, found {size}")
+    return size // block

@@ -7,9 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardq.kernels.contract import DECODING_RULES, FIGURES, OBJECTIVES, SCALE_FORMATS, SIGNS, Bytes, RawWeights
+from shardq.kernels.contract import DECODING_RULES, FIGURES, OBJECTIVES, SCALE_FORMATS, SIGNS
+from shardq.kernels.contract_blocks import BLOCK_FORMATS
+from shardq.kernels.raw import Bytes, RawWeights
 from shardq.kernels.reference import search_affine, search_grids, search_integers, search_ladders
-from shardq.kernels.reference.arrays import checked_bits, filled, group_count, group_values, shaped
+from shardq.kernels.reference.arrays import checked_bits, filled, group_count, group_values, shaped, whole_blocks
+from shardq.kernels.reference.blocks import dequantized as dequantized_blocks
+from shardq.kernels.reference.blocks import quantized
 from shardq.kernels.reference.elements import (
     FLOATS,
     checked_element,
@@ -420,6 +424,30 @@ class ReferenceSet:
         shaped("codes", codes, np.uint8, (rows, cols))[...] = found.codes.flatten(1)[:, :cols].numpy()
         shaped("losses", losses, np.float64, (rows, 2))[...] = row_losses(found.before, found.after)
         return int(found.bad.sum())
+
+    def quantize_blocks(
+        self,
+        src: RawWeights,
+        dtype: str,
+        block_type: str,
+        importance: NDArray[np.float32] | None,
+        out: NDArray[np.uint8],
+    ) -> int:
+        """See BlockKernels.quantize_blocks."""
+        w, form = widened(src, dtype).numpy(), BLOCK_FORMATS[checked("block_type", block_type, tuple(BLOCK_FORMATS))]
+        rows, cols = w.shape
+        count = whole_blocks("src", cols, block_type, form.cols)
+        weights = None if importance is None else checked_importance(importance, cols).numpy()
+        made = quantized(w, block_type, weights)
+        shaped("out", out, np.uint8, (rows, count * form.size_bytes))[...] = made.out
+        return made.bad
+
+    def dequantize_blocks(self, blocks: NDArray[np.uint8], block_type: str, out: NDArray[np.float32]) -> None:
+        """See BlockKernels.dequantize_blocks."""
+        form = BLOCK_FORMATS[checked("block_type", block_type, tuple(BLOCK_FORMATS))]
+        rows, size_bytes = filled("blocks", blocks, np.uint8).shape
+        count = whole_blocks("blocks", size_bytes, block_type, form.size_bytes)
+        shaped("out", out, np.float32, (rows, count * form.cols))[...] = dequantized_blocks(blocks, block_type)
 
     def checksum(self, data: Bytes) -> int:
         """See KernelSet.checksum."""

@@ -1,6 +1,9 @@
 """Kernel sets to test and weights to test them on."""
 
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -106,3 +109,14 @@ def same_bits() -> Callable[[NDArray[Any], NDArray[Any]], None]:
         assert differ.size == 0, f"at {where}: {found.reshape(-1)[where]} expected {expected.reshape(-1)[where]}"
 
     return check
+
+
+@pytest.fixture(scope="session")
+def block_data() -> ModuleType:
+    """golden/blocks/block_data.py: weights and importances that are the same everywhere."""
+    spec = spec_from_file_location("block_data", Path(__file__).parent / "golden" / "blocks" / "block_data.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
