@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WITHOUT_IMPORTANCE: Final[Mapping[Kind, range]] = MappingProxyType(
     {"powers": range(4, 9), "small_floats": range(4, 9), "asymmetric": range(4, 5), "symmetric": range(0)}
 )
+EVEN_STEPS: Final = frozenset({"e0m3"})  # symmetric integers by another name, which lose as these do
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def choose_search(
             raise BadOption(f"--search auto-round is for symmetric integers in groups, and {scheme.name} has none")
         return AUTO_ROUND
     weighed = given is not None if weighed is None else weighed
-    if kind is None or (not weighed and scheme.bits not in WITHOUT_IMPORTANCE[kind]):
+    if kind is None or not (weighed or _gains_alone(scheme, kind)):
         return None
     found = default_search(scheme, weighted=given is not None)
     if found and kind == "symmetric" and scheme.numbers == "compressed_tensors":
@@ -105,3 +106,8 @@ def choose_search(
     if found and given and kind == "symmetric" and allows_both_signs(given.provenance, scheme.bits):
         return replace(found, signs="both")
     return found
+
+
+def _gains_alone(scheme: "Scheme", kind: Kind) -> bool:
+    """True if a search never lost without importance."""
+    return scheme.bits in WITHOUT_IMPORTANCE[kind] and scheme.element not in EVEN_STEPS

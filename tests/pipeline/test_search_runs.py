@@ -81,7 +81,7 @@ def test_the_same_bytes_for_any_number_of_workers_and_outputs(importance: Path, 
         assert entries(alone) == entries(result.output)
 
 
-@pytest.mark.parametrize("scheme", ["W4A16", "W3A16_ASYM", "W5A16_ASYM"])
+@pytest.mark.parametrize("scheme", ["W4A16", "W3A16_ASYM", "W5A16_ASYM", "MXINT4"])
 def test_without_importance_integers_that_may_lose_are_left_to_round_to_nearest(scheme: str, tmp_path: Path) -> None:
     """In decoders a search makes them worse."""
     plain, auto = tmp_path / "plain", tmp_path / "auto"
