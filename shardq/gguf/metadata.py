@@ -1,0 +1,56 @@
+"""All metadata of a GGUF file, as llama.cpp's converter and then its quantizer write it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from shardq.files.gguf import KeyValue
+from shardq.gguf.architectures import find_architecture
+from shardq.gguf.general import add_general
+from shardq.gguf.mapping import map_tensors
+from shardq.gguf.model_files import ModelFiles
+from shardq.gguf.pairs import Pairs
+from shardq.gguf.parameters import read_parameters
+from shardq.gguf.tensors import OutputTensor, SourceTensor
+from shardq.gguf.vocabulary import add_vocabulary
+
+FILE_TYPE: Final = "general.file_type"
+QUANTIZATION: Final = ("general.quantization_version", 2)
+
+
+def find_tensors(model: ModelFiles, sources: Iterable[SourceTensor]) -> tuple[OutputTensor, ...]:
+    """The tensors of the file, in the converter's order; `sources` as in shards and their headers.
+
+    Raises UnsupportedSource, CheckpointIncomplete, SourceUnreadable, MissingPackage.
+    """
+    config = model.config()
+    return map_tensors(find_architecture(config), read_parameters(config), sources)
+
+
+def find_metadata(
+    model: ModelFiles, tensors: Sequence[OutputTensor], file_type: int, tokenizer_pre: str | None = None
+) -> tuple[KeyValue, ...]:
+    """The metadata, in the converter's order, for `tensors` of `find_tensors` and a number of ggml's table of file
+    types; `tokenizer_pre` is llama.cpp's name of the pre-tokenizer where it is not to be found out.
+
+    Raises UnsupportedSource for an architecture, a pre-tokenizer or a value that GGUF has no form for, SourceUnreadable
+    for damaged side files, MissingPackage without gguf, or without tokenizers where they are needed.
+    """
+    config = model.config()
+    arch, parameters = find_architecture(config), read_parameters(config)
+    pairs = Pairs(arch.name)
+    pairs.text("general.architecture", arch.name)
+    add_general(pairs, model, tensors)
+    arch.add_pairs(pairs, parameters, arch.blocks(parameters), file_type)
+    pairs.u32(*QUANTIZATION)
+    add_vocabulary(pairs, model, parameters, arch.vocabulary, tokenizer_pre)
+    return pairs.done()
+
+
+def order_quantized(pairs: Iterable[KeyValue]) -> tuple[KeyValue, ...]:
+    """The same as llama.cpp's quantizer writes it: these two at the end.
+
+    Source: llama.cpp as in llama-cpp-python 0.3.36, `llama_model_quantize_impl`.
+    """
+    own = {pair.key: pair for pair in pairs}
+    last = [own.pop(key) for key in (QUANTIZATION[0], FILE_TYPE)]
+    return (*own.values(), *last)

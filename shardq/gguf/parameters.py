@@ -1,0 +1,114 @@
+"""A config.json as llama.cpp's converter sees it: with transformers' defaults, the text model's keys on top, one rope.
+
+Source: llama.cpp as in llama-cpp-python 0.3.36 (`ModelBase.load_hparams`, `TextModel.__init__`), and the config classes
+of transformers 5.23.0 (`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`, `standardize_rope_params`).
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shardq.errors import UnsupportedSource
+from shardq.gguf.config_defaults import CONFIG_TYPES, ConfigType
+
+THETA: Final = ("global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta", "rotary_emb_base")
+LOCAL_THETA: Final = (
+    "local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq",
+)  # fmt: skip
+PARTIAL: Final = ("partial_rotary_factor", "rope_pct", "rope_percent")
+BLOCKS: Final = ("n_layers", "num_hidden_layers", "n_layer", "num_layers")
+STRETCHED: Final = ("llama3", "yarn", "longrope")  # rope types that know the context of pretraining
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The numbers of a model; `rope` is flat, or has `full_attention` and `sliding_attention`."""
+
+    values: Mapping[str, Any]
+    rope: Mapping[str, Any]
+
+    def find(self, *keys: str) -> Any:
+        """The value of the first key that is there, which may be null; None where none is."""
+        return next((self.values[k] for k in keys if k in self.values), None)
+
+    def need(self, *keys: str) -> Any:
+        """The same, for what GGUF cannot be without. Raises UnsupportedSource."""
+        found = self.find(*keys)
+        if found is None:
+            raise UnsupportedSource(f"config.json has no {' or '.join(keys)}, which GGUF metadata needs")
+        return found
+
+    def count(self, *keys: str) -> int:
+        """The same, for a whole number. Raises UnsupportedSource."""
+        found = self.need(*keys)
+        if isinstance(found, bool) or not isinstance(found, int):
+            raise UnsupportedSource(f"config.json: {keys[0]} is {str(found)[:80]!a}, expected a whole number")
+        return found
+
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks, those for predicting further tokens not counted."""
+        return self.count(*BLOCKS)
+
+    @property
+    def full_rope(self) -> Mapping[str, Any]:
+        """Rope of the layers that see everything."""
+        found: Mapping[str, Any] = self.rope.get("full_attention", self.rope)
+        return found
+
+
+def read_parameters(config: Mapping[str, Any]) -> Parameters:
+    """The parameters of a config.json. Raises UnsupportedSource."""
+    values = _completed(config)
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        values = {**values, **_completed(text)}
+    rope = copy.deepcopy(dict(values.get("rope_parameters", values.get("rope_scaling")) or {}))
+    found = Parameters(values, rope)
+    if "full_attention" in rope or "sliding_attention" in rope:
+        return found
+    if (local := found.find(*LOCAL_THETA)) is not None:
+        rope["sliding_attention"] = {"rope_theta": local}
+    for key, value in (
+        ("rope_theta", found.find(*THETA)),
+        ("rope_type", rope.get("type")),
+        ("partial_rotary_factor", found.find(*PARTIAL)),
+        ("original_max_position_embeddings", found.find("original_max_position_embeddings")),
+    ):
+        if value is not None:
+            rope.setdefault(key, value)
+    return found
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with its type's defaults; as it is where the type is none that transformers knows."""
+    kind = CONFIG_TYPES.get(str(config.get("model_type")))
+    if kind is None:
+        return dict(config)
+    given = {kind.aliases.get(key, key): value for key, value in config.items()}
+    values = {**kind.defaults, **given}
+    if kind.takes_heads and values.get("num_key_value_heads") is None:
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    if kind.takes_head_dim and values.get("head_dim") is None:
+        values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    values["rope_parameters"] = _rope(values, kind)
+    for key in ("rope_scaling", "rope_theta", "partial_rotary_factor"):
+        values.pop(key, None)  # they are in the rope parameters now
+    return values
+
+
+def _rope(values: Mapping[str, Any], kind: ConfigType) -> dict[str, Any]:
+    rope = copy.deepcopy(dict(values.get("rope_scaling") or values.get("rope_parameters") or {}))
+    if not rope and "rope_theta" not in values:
+        rope = dict(kind.rope)
+    rope.setdefault("rope_theta", values.get("rope_theta", kind.rope_theta))
+    partial = values.get("partial_rotary_factor", kind.partial_rotary)
+    if partial is not None:
+        rope.setdefault("partial_rotary_factor", partial)
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    if rope["rope_type"] in STRETCHED:
+        if "original_max_position_embeddings" in values:
+            rope["original_max_position_embeddings"] = values["original_max_position_embeddings"]
+        rope.setdefault("original_max_position_embeddings", values.get("max_position_embeddings"))
+    return rope
