@@ -5,7 +5,7 @@ that it looks at, of the model types that architectures.py has. Source: the conf
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 Defaults = Mapping[str, Any]
@@ -16,18 +16,19 @@ class ConfigType:
     """One `model_type`."""
 
     defaults: Defaults
-    rope: Defaults  # rope parameters where there are none at all
-    aliases: Mapping[str, str]  # of a key in files: what the class calls it
+    aliases: Mapping[str, str] = field(default_factory=dict)  # of a key in files: what the class calls it
+    rope: Defaults = field(default_factory=dict)  # rope parameters where there are none
     rope_theta: float = 10000.0  # beside rope parameters that have none
     partial_rotary: float | None = None
     takes_heads: bool = False  # as many key and value heads as heads, where they are null or missing
+    head_dim_key: str = ""  # the head dimension is this one's
+    renames: Mapping[str, str] = field(default_factory=dict)  # of rope types
+    by_layer: bool = False  # a rope of its own for layers with a window
     takes_head_dim: bool = False  # hidden size over heads where the dimension is null or missing
 
 
-PLAIN: Final[Defaults] = {"rope_type": "default", "rope_theta": 10000.0}
-SAME: Final[Mapping[str, str]] = {}
 EXPERTS: Final = {"num_experts": "num_local_experts"}
-ROUTED: Final = {"num_local_experts": "n_routed_experts"}
+ROUTED: Final = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
 
 _LLAMA: Final[Defaults] = {
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -36,6 +37,9 @@ _LLAMA: Final[Defaults] = {
 _MISTRAL: Final[Defaults] = {
     **_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072,
     "sliding_window": 4096,
+}  # fmt: skip
+_MIXTRAL: Final[Defaults] = {
+    **_MISTRAL, "sliding_window": None, "rms_norm_eps": 1e-5, "num_experts_per_tok": 2, "num_local_experts": 8,
 }  # fmt: skip
 _QWEN2: Final[Defaults] = {
     **_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
@@ -61,18 +65,58 @@ _PHI3: Final[Defaults] = {
     "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
 }  # fmt: skip
 
-CONFIG_TYPES: Final[Mapping[str, ConfigType]] = {
-    "llama": ConfigType(_LLAMA, PLAIN, SAME, takes_heads=True, takes_head_dim=True),
-    "mistral": ConfigType(_MISTRAL, PLAIN, SAME, takes_heads=True, takes_head_dim=True),
-    "mixtral": ConfigType(
-        {**_MISTRAL, "sliding_window": None, "rms_norm_eps": 1e-5, "num_experts_per_tok": 2, "num_local_experts": 8},
-        {**PLAIN, "rope_theta": 1000000.0}, {"num_experts": "num_local_experts"}, rope_theta=1000000.0,
-        takes_heads=True,
-    ),
-    "qwen2": ConfigType(_QWEN2, PLAIN, SAME, takes_heads=True),
-    "qwen3": ConfigType({**_QWEN2, "head_dim": 128}, PLAIN, SAME, takes_heads=True),
-    "qwen2_moe": ConfigType(_QWEN2_MOE, PLAIN, SAME),
-    "qwen3_moe": ConfigType(_QWEN3_MOE, PLAIN, EXPERTS),
-    "gemma2": ConfigType(_GEMMA2, PLAIN, SAME),
-    "phi3": ConfigType(_PHI3, PLAIN, SAME, partial_rotary=1.0, takes_heads=True),
+_GEMMA3: Final[Defaults] = {
+    **_GEMMA2, "vocab_size": 262208, "max_position_embeddings": 131072, "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
 }  # fmt: skip
+_DEEPSEEK_V2: Final[Defaults] = {
+    **_LLAMA, "num_key_value_heads": None, "first_k_dense_replace": 0, "kv_lora_rank": 512, "q_lora_rank": 1536,
+    "n_routed_experts": 64, "n_shared_experts": 2, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+    "routed_scaling_factor": 1.0, "norm_topk_prob": False, "v_head_dim": 128, "moe_intermediate_size": 1407,
+}  # fmt: skip
+_DEEPSEEK_V3: Final[Defaults] = {
+    **_DEEPSEEK_V2, "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61,
+    "num_attention_heads": 128, "num_key_value_heads": 128, "max_position_embeddings": 4096, "n_routed_experts": 256,
+    "n_shared_experts": 1, "moe_intermediate_size": 2048, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4,
+    "num_experts_per_tok": 8, "first_k_dense_replace": 3, "norm_topk_prob": True, "num_nextn_predict_layers": 1,
+}  # fmt: skip
+_GLM4_MOE: Final[Defaults] = {
+    **_LLAMA, "vocab_size": 151552, "intermediate_size": 10944, "num_hidden_layers": 46, "num_attention_heads": 96,
+    "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "moe_intermediate_size": 1408,
+    "num_experts_per_tok": 8, "n_shared_experts": 1, "n_routed_experts": 128, "routed_scaling_factor": 1.0,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "norm_topk_prob": True, "num_nextn_predict_layers": 1,
+}  # fmt: skip
+_MINIMAX_M2: Final[Defaults] = {
+    **_LLAMA, "vocab_size": 200064, "hidden_size": 3072, "intermediate_size": 1536, "num_hidden_layers": 62,
+    "num_attention_heads": 48, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 196608,
+    "num_experts_per_tok": 8, "num_local_experts": 256,
+}  # fmt: skip
+_GPT_OSS: Final[Defaults] = {
+    "num_hidden_layers": 36, "num_local_experts": 128, "vocab_size": 201088, "hidden_size": 2880,
+    "intermediate_size": 2880, "head_dim": 64, "num_attention_heads": 64, "num_key_value_heads": 8,
+    "sliding_window": 128, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "num_experts_per_tok": 4,
+}  # fmt: skip
+_OSS_ROPE: Final[Defaults] = {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 4096,
+}  # fmt: skip
+
+CONFIG_TYPES: Final[Mapping[str, ConfigType]] = {
+    "llama": ConfigType(_LLAMA, takes_heads=True, takes_head_dim=True),
+    "mistral": ConfigType(_MISTRAL, takes_heads=True, takes_head_dim=True),
+    "mixtral": ConfigType(_MIXTRAL, EXPERTS, rope_theta=1000000.0, takes_heads=True),
+    "qwen2": ConfigType(_QWEN2, takes_heads=True),
+    "qwen3": ConfigType({**_QWEN2, "head_dim": 128}, takes_heads=True),
+    "qwen2_moe": ConfigType(_QWEN2_MOE),
+    "qwen3_moe": ConfigType(_QWEN3_MOE, EXPERTS),
+    "gemma2": ConfigType(_GEMMA2),
+    "gemma3_text": ConfigType(_GEMMA3, by_layer=True),
+    "phi3": ConfigType(_PHI3, partial_rotary=1.0, takes_heads=True, renames={"su": "longrope", "yarn": "longrope"}),
+    "deepseek_v2": ConfigType(
+        _DEEPSEEK_V2, {"num_experts": "n_routed_experts"}, takes_heads=True, head_dim_key="qk_rope_head_dim"
+    ),
+    "deepseek_v3": ConfigType(_DEEPSEEK_V3, ROUTED, takes_heads=True, head_dim_key="qk_rope_head_dim"),
+    "glm4_moe": ConfigType(_GLM4_MOE, ROUTED, partial_rotary=0.5),
+    "minimax_m2": ConfigType(_MINIMAX_M2, EXPERTS, rope_theta=5000000.0, takes_heads=True),
+    "gpt_oss": ConfigType(_GPT_OSS, EXPERTS, _OSS_ROPE, rope_theta=150000.0, takes_heads=True),
+}

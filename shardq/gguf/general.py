@@ -116,5 +116,6 @@ def _card(model: ModelFiles) -> dict[str, Any]:
     try:
         found = yaml.safe_load(text.replace("- no\n", '- "no"\n').replace("\t", "  "))
     except yaml.YAMLError as error:
-        raise SourceUnreadable(f"{CARD} of {model.name}: no YAML between its first lines: {error}") from error
+        what = " ".join(str(error).split())
+        raise SourceUnreadable(f"{CARD} of {model.name}: no YAML between its first lines: {what}") from error
     return found if isinstance(found, dict) else {}

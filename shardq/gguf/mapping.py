@@ -18,7 +18,7 @@ EXPERT: Final = re.compile(r"((?:.*\.)?layers\.(\d+)\..*experts)\.(\d+)\.(\w+)\.
 def map_tensors(
     arch: Architecture, parameters: Parameters, sources: Iterable[SourceTensor]
 ) -> tuple[OutputTensor, ...]:
-    """All tensors of the file for `sources`, which are in the order of shards and their headers.
+    """All tensors of the file for `sources`, in their order; a stack comes with the last of its experts.
 
     Raises UnsupportedSource for a tensor that the architecture has no place for, CheckpointIncomplete for experts that
     are not all there, MissingPackage without the gguf package.
@@ -29,7 +29,7 @@ def map_tensors(
         name = names.find(piece.name)
         kind = piece.type or ("F32" if is_float(name, piece.shape) else None)
         found.append(OutputTensor(name, piece.shape, kind, piece.parts, piece.added))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda tensor: tensor.type != "MXFP4"))  # codes are written before all others
 
 
 def _pieces(arch: Architecture, parameters: Parameters, sources: Iterable[SourceTensor]) -> Iterator[Piece]:

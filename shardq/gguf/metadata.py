@@ -1,6 +1,7 @@
 """All metadata of a GGUF file, as llama.cpp's converter and then its quantizer write it."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from shardq.files.gguf import KeyValue
@@ -11,19 +12,23 @@ from shardq.gguf.model_files import ModelFiles
 from shardq.gguf.pairs import Pairs
 from shardq.gguf.parameters import read_parameters
 from shardq.gguf.tensors import OutputTensor, SourceTensor
-from shardq.gguf.vocabulary import add_vocabulary
+from shardq.gguf.vocabulary import add_vocabulary, count_token_rows
 
 FILE_TYPE: Final = "general.file_type"
 QUANTIZATION: Final = ("general.quantization_version", 2)
 
 
-def find_tensors(model: ModelFiles, sources: Iterable[SourceTensor]) -> tuple[OutputTensor, ...]:
-    """The tensors of the file, in the converter's order; `sources` as in shards and their headers.
+def find_tensors(model: ModelFiles, shards: Iterable[Iterable[SourceTensor]]) -> tuple[OutputTensor, ...]:
+    """The tensors of the file, in the converter's order: shard by shard, and by source name in each.
 
     Raises UnsupportedSource, CheckpointIncomplete, SourceUnreadable, MissingPackage.
     """
     config = model.config()
-    return map_tensors(find_architecture(config), read_parameters(config), sources)
+    arch, parameters = find_architecture(config), read_parameters(config)
+    if arch.vocabulary == "gemma3":
+        parameters = replace(parameters, token_rows=count_token_rows(model, parameters))
+    ordered = (source for shard in shards for source in sorted(shard, key=lambda source: source.name))
+    return map_tensors(arch, parameters, ordered)
 
 
 def find_metadata(
@@ -39,6 +44,8 @@ def find_metadata(
     arch, parameters = find_architecture(config), read_parameters(config)
     pairs = Pairs(arch.name)
     pairs.text("general.architecture", arch.name)
+    if arch.add_first:
+        arch.add_first(pairs, parameters)
     add_general(pairs, model, tensors)
     arch.add_pairs(pairs, parameters, arch.blocks(parameters), file_type)
     pairs.u32(*QUANTIZATION)

@@ -27,6 +27,7 @@ class Parameters:
 
     values: Mapping[str, Any]
     rope: Mapping[str, Any]
+    token_rows: int | None = None  # rows of the embedding that are tokens, where an architecture cuts the others off
 
     def find(self, *keys: str) -> Any:
         """The value of the first key that is there, which may be null; None where none is."""
@@ -92,6 +93,8 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
         values["num_key_value_heads"] = values["num_attention_heads"]
     if kind.takes_head_dim and values.get("head_dim") is None:
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    if kind.head_dim_key:
+        values["head_dim"] = values[kind.head_dim_key]
     values["rope_parameters"] = _rope(values, kind)
     for key in ("rope_scaling", "rope_theta", "partial_rotary_factor"):
         values.pop(key, None)  # they are in the rope parameters now
@@ -99,9 +102,9 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope(values: Mapping[str, Any], kind: ConfigType) -> dict[str, Any]:
-    rope = copy.deepcopy(dict(values.get("rope_scaling") or values.get("rope_parameters") or {}))
-    if not rope and "rope_theta" not in values:
-        rope = dict(kind.rope)
+    if kind.by_layer:
+        return _ropes_by_layer(values)
+    rope = copy.deepcopy(dict(values.get("rope_scaling") or values.get("rope_parameters") or kind.rope))
     rope.setdefault("rope_theta", values.get("rope_theta", kind.rope_theta))
     partial = values.get("partial_rotary_factor", kind.partial_rotary)
     if partial is not None:
@@ -111,4 +114,21 @@ def _rope(values: Mapping[str, Any], kind: ConfigType) -> dict[str, Any]:
         if "original_max_position_embeddings" in values:
             rope["original_max_position_embeddings"] = values["original_max_position_embeddings"]
         rope.setdefault("original_max_position_embeddings", values.get("max_position_embeddings"))
+    rope["rope_type"] = kind.renames.get(rope["rope_type"], rope["rope_type"])
+    return rope
+
+
+def _ropes_by_layer(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Gemma 3's: a stretched one for layers that see everything, a plain one for those with a window."""
+    rope = copy.deepcopy(dict(values.get("rope_parameters") or {}))
+    for layers, key, theta in (
+        ("full_attention", "rope_theta", 1000000.0),
+        ("sliding_attention", "rope_local_base_freq", 10000.0),
+    ):
+        own = dict(rope.get(layers) or {"rope_type": "default"})
+        if layers == "full_attention":
+            own |= values.get("rope_scaling") or {}
+        own.setdefault("rope_theta", values.get(key, theta))
+        own.setdefault("rope_type", own.get("type", "default"))
+        rope[layers] = own
     return rope

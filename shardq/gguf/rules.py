@@ -1,6 +1,6 @@
 """What becomes of single source tensors: which rows go where, by name, shape and parameters."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -28,19 +28,14 @@ def whole(name: str, source: SourceTensor) -> Piece:
     """A tensor as it is: one part, or one for each slice of a stack. Raises UnsupportedSource."""
     if not 1 <= len(source.shape) <= 3:
         raise UnsupportedSource(f"tensor {source.name} has shape {list(source.shape)}, expected 1 to 3 axes")
-    return Piece(
-        name,
-        source.shape,
-        tuple(_slices(source, range(source.shape[-2] if len(source.shape) > 1 else source.shape[0]))),
-    )
+    if len(source.shape) == 3:
+        return Piece(name, source.shape, sliced(source, range(source.shape[1])))
+    return Piece(name, source.shape, (Part(source.name, range(source.shape[0])),))
 
 
-def _slices(source: SourceTensor, rows: range) -> Iterator[Part]:
-    if len(source.shape) < 3:
-        yield Part(source.name, rows)
-    else:
-        for number in range(source.shape[0]):
-            yield Part(source.name, rows, number)
+def sliced(source: SourceTensor, rows: range, columns: range | None = None, turned: bool = False) -> tuple[Part, ...]:
+    """The same part of each slice of a stack."""
+    return tuple(Part(source.name, rows, number, columns=columns, turned=turned) for number in range(source.shape[0]))
 
 
 def rotary(name: str, source: SourceTensor, parameters: Parameters) -> tuple[Piece, ...] | None:
@@ -71,6 +66,14 @@ def without_head(name: str, _: SourceTensor, __: Parameters) -> tuple[Piece, ...
     return () if name == "lm_head.weight" else None
 
 
+def known_tokens(name: str, source: SourceTensor, parameters: Parameters) -> tuple[Piece, ...] | None:
+    """Gemma 3's embedding without the rows behind the vocabulary."""
+    if "embed_tokens.weight" not in name or parameters.token_rows is None:
+        return None
+    rows = min(parameters.token_rows, source.shape[0])
+    return (Piece(name, (rows, *source.shape[1:]), (Part(source.name, range(rows)),)),)
+
+
 def halved_stack(name: str, source: SourceTensor, _: Parameters) -> tuple[Piece, ...] | None:
     """Stacks of all experts: `gate_up_proj` [experts, gate rows then up rows, columns], and `down_proj`."""
     stem = name.removesuffix(".weight")
@@ -84,6 +87,6 @@ def halved_stack(name: str, source: SourceTensor, _: Parameters) -> tuple[Piece,
     half = rows // 2
     base = stem.removesuffix(".gate_up_proj")
     return tuple(
-        Piece(f"{base}.{projection}.weight", (count, half, columns), tuple(_slices(source, lines)))
+        Piece(f"{base}.{projection}.weight", (count, half, columns), sliced(source, lines))
         for projection, lines in (("gate_proj", range(half)), ("up_proj", range(half, rows)))
     )

@@ -23,22 +23,23 @@ class SourceTensor:
 class Part:
     """One matrix of an output, or its only vector, as rows of one source tensor.
 
-    Output row r is `source[slice?, rows[r]]`; with `rotary_heads` the rows are re-ordered first, with `turned` the
-    matrix of these rows is transposed. `scales` names the tensor of scales beside packed codes.
+    It is `source[slice]` (all of the source where there is no slice), of that `rows` in order, of these `columns`,
+    transposed where `turned`; of a vector `rows` are its elements. With `rotary_heads` the rows are re-ordered first.
+    With `scales` the source is MXFP4 blocks [..., rows, blocks, 16 bytes], and `scales` their scales.
     """
 
     source: str
     rows: range  # of the source, or of its slice
     slice: int | None = None  # index on the first axis of a stack
-    rotary_heads: int = 0  # see `rotary_row`
+    columns: range | None = None  # None: all
     turned: bool = False
+    rotary_heads: int = 0  # see `rotary_row`
     scales: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One tensor of the file. With `values` it is these numbers, else its parts, one for each step of the first axis of
-    a stack."""
+    """One tensor of the file: `values`, or its one part, or its parts as the slices of its first axis."""
 
     name: str
     shape: tuple[int, ...]

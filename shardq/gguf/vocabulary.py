@@ -42,6 +42,16 @@ def add_vocabulary(pairs: Pairs, model: ModelFiles, parameters: Parameters, kind
         add_bpe(pairs, model, parameters, pre)
 
 
+def count_token_rows(model: ModelFiles, parameters: Parameters) -> int:
+    """Rows of Gemma 3's embedding that its converter keeps. Raises SourceUnreadable, UnsupportedSource."""
+    if SENTENCEPIECE in model.files:
+        return len(read_pieces(model, parameters).tokens)
+    tokenizer = model.table(TOKENIZER)
+    if tokenizer is None:
+        raise UnsupportedSource(f"{model.name} has neither {SENTENCEPIECE} nor {TOKENIZER}")
+    return len(tokenizer["model"]["vocab"]) + len(tokenizer["added_tokens"])
+
+
 def _add_llama(pairs: Pairs, model: ModelFiles, parameters: Parameters, pre: str | None) -> None:
     if TEKKEN in model.files and TOKENIZER not in model.files:
         raise UnsupportedSource(f"{model.name} has its vocabulary in {TEKKEN} alone: {TOKENIZER} is needed for GGUF")
