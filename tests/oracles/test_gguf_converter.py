@@ -1,7 +1,7 @@
 """Metadata and tensors of GGUF files against llama.cpp's converter as it runs here.
 
-LLAMA_CPP names the folder `vendor/llama.cpp` of the sdist of llama-cpp-python; torch, transformers and sentencepiece are
-installed beside it.
+LLAMA_CPP names the folder `vendor/llama.cpp` of the sdist of llama-cpp-python; torch, transformers and sentencepiece
+are installed beside it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Metadata, tensors, and the rows that they are made of, against llama.cpp's converter; golden_gguf_model/PROVENANCE.md."""
+"""Metadata, tensors, and the rows that these are made of, against what llama.cpp's converter made of the same."""
 
 import json
 from hashlib import sha256
@@ -153,7 +153,7 @@ def test_what_is_refused_says_what_is_known(files: ModelFiles, error: type[Shard
 
 def test_a_named_token_that_is_not_there_is_refused() -> None:
     files = changed("qwen3", {"tokenizer_config.json": b'{"eos_token": "<gone>"}'})
-    with pytest.raises(UnsupportedSource, match="eos_token '<gone>' is not in tokenizer.json"):
+    with pytest.raises(UnsupportedSource, match=r"eos_token '<gone>' is not in tokenizer\.json"):
         find_metadata(files, (), BF16_TYPE, "qwen2")
 
 
