@@ -108,7 +108,7 @@ def _add_scaling(pairs: Pairs, rope: Mapping[str, Any]) -> None:
     elif kind == "yarn" and factor is not None:
         pairs.text("{arch}.rope.scaling.type", "yarn")
         pairs.f32("{arch}.rope.scaling.factor", factor)
-        pairs.u32("{arch}.rope.scaling.original_context_length", rope["original_max_position_embeddings"])
+        pairs.u32("{arch}.rope.scaling.original_context_length", rope.get("original_max_position_embeddings"))
         for key, names in YARN:
             value = next((rope[name] for name in names if name in rope), None)
             if value is not None:

@@ -70,7 +70,8 @@ _GEMMA3: Final[Defaults] = {
     "attn_logit_softcapping": None,
 }  # fmt: skip
 _DEEPSEEK_V2: Final[Defaults] = {
-    **_LLAMA, "num_key_value_heads": None, "first_k_dense_replace": 0, "kv_lora_rank": 512, "q_lora_rank": 1536,
+    **_LLAMA, "vocab_size": 102400, "num_key_value_heads": None, "first_k_dense_replace": 0, "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
     "n_routed_experts": 64, "n_shared_experts": 2, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
     "routed_scaling_factor": 1.0, "norm_topk_prob": False, "v_head_dim": 128, "moe_intermediate_size": 1407,
 }  # fmt: skip
@@ -103,8 +104,8 @@ _OSS_ROPE: Final[Defaults] = {
 
 CONFIG_TYPES: Final[Mapping[str, ConfigType]] = {
     "llama": ConfigType(_LLAMA, takes_heads=True, takes_head_dim=True),
-    "mistral": ConfigType(_MISTRAL, takes_heads=True, takes_head_dim=True),
-    "mixtral": ConfigType(_MIXTRAL, EXPERTS, rope_theta=1000000.0, takes_heads=True),
+    "mistral": ConfigType(_MISTRAL, takes_head_dim=True),
+    "mixtral": ConfigType(_MIXTRAL, EXPERTS, rope_theta=1000000.0),
     "qwen2": ConfigType(_QWEN2, takes_heads=True),
     "qwen3": ConfigType({**_QWEN2, "head_dim": 128}, takes_heads=True),
     "qwen2_moe": ConfigType(_QWEN2_MOE),
@@ -117,6 +118,6 @@ CONFIG_TYPES: Final[Mapping[str, ConfigType]] = {
     ),
     "deepseek_v3": ConfigType(_DEEPSEEK_V3, ROUTED, takes_heads=True, head_dim_key="qk_rope_head_dim"),
     "glm4_moe": ConfigType(_GLM4_MOE, ROUTED, partial_rotary=0.5),
-    "minimax_m2": ConfigType(_MINIMAX_M2, EXPERTS, rope_theta=5000000.0, takes_heads=True),
-    "gpt_oss": ConfigType(_GPT_OSS, EXPERTS, _OSS_ROPE, rope_theta=150000.0, takes_heads=True),
+    "minimax_m2": ConfigType(_MINIMAX_M2, EXPERTS, rope_theta=5000000.0),
+    "gpt_oss": ConfigType(_GPT_OSS, EXPERTS, _OSS_ROPE, rope_theta=150000.0),
 }

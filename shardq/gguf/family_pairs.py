@@ -50,9 +50,20 @@ def add_gemma2(pairs: Pairs, parameters: Parameters, blocks: int, file_type: int
     pairs.u32("{arch}.attention.sliding_window", parameters.count("sliding_window"))
 
 
+GEMMA3: Final = (
+    ("context_length", "max_position_embeddings", 131072), ("attention.head_count", "num_attention_heads", 8),
+    ("attention.key_length", "head_dim", 256), ("attention.value_length", "head_dim", 256),
+    ("attention.head_count_kv", "num_key_value_heads", 4),
+)  # fmt: skip
+
+
 def add_gemma3(pairs: Pairs, parameters: Parameters, blocks: int, file_type: int) -> None:
-    """Gemma3Model."""
+    """Gemma3Model: with numbers of its own for what a config leaves out."""
     add_common(pairs, parameters, blocks, file_type)
+    for key, name, default in GEMMA3:
+        pairs.u32(f"{{arch}}.{key}", parameters.values.get(name, default))
+    pairs.f32("{arch}.attention.layer_norm_rms_epsilon", parameters.values.get("rms_norm_eps", 1e-6))
+    pairs.f32("{arch}.rope.freq_base", parameters.full_rope.get("rope_theta", 1000000.0))
     if cap := parameters.find("final_logit_softcapping"):
         pairs.f32("{arch}.final_logit_softcapping", cap)
     if parameters.find("sliding_window_pattern") != 1:
@@ -62,6 +73,8 @@ def add_gemma3(pairs: Pairs, parameters: Parameters, blocks: int, file_type: int
 def add_phi3(pairs: Pairs, parameters: Parameters, blocks: int, file_type: int) -> None:
     """Phi3MiniModel. A window of 0 says that there is none. How far a long rope is stretched is written with its
     factors, before everything else: see `add_phi3_stretch`."""
+    if (kind := parameters.rope.get("rope_type")) not in ("default", "longrope"):
+        raise UnsupportedSource(f"config.json: rope type {kind!a}; Phi 3 has default and longrope")
     pairs.u32("{arch}.context_length", parameters.count("n_positions", "max_position_embeddings"))
     pairs.u32("{arch}.rope.scaling.original_context_length", original_context(parameters))
     pairs.u32("{arch}.embedding_length", parameters.count("hidden_size", "n_embd"))
@@ -71,7 +84,7 @@ def add_phi3(pairs: Pairs, parameters: Parameters, blocks: int, file_type: int) 
     pairs.u32("{arch}.attention.head_count_kv", parameters.count("num_key_value_heads", "n_head_kv"))
     pairs.f32("{arch}.attention.layer_norm_rms_epsilon", parameters.need("rms_norm_eps"))
     pairs.u32("{arch}.rope.dimension_count", rotary_dimensions(parameters))
-    pairs.f32("{arch}.rope.freq_base", parameters.full_rope["rope_theta"])
+    pairs.f32("{arch}.rope.freq_base", parameters.full_rope.get("rope_theta"))
     pairs.u32("general.file_type", file_type)
     pairs.u32("{arch}.attention.sliding_window", parameters.find("sliding_window") or 0)
 

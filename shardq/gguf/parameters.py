@@ -18,6 +18,13 @@ LOCAL_THETA: Final = (
 )  # fmt: skip
 PARTIAL: Final = ("partial_rotary_factor", "rope_pct", "rope_percent")
 BLOCKS: Final = ("n_layers", "num_hidden_layers", "n_layer", "num_layers")
+WITH_TEXT: Final = ("gemma3",)  # model types around a text model, of those in architectures.py
+NEVER_NULL: Final = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "num_experts", "num_local_experts",
+    "n_routed_experts", "n_shared_experts", "moe_intermediate_size", "shared_expert_intermediate_size", "kv_lora_rank",
+    "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "routed_scaling_factor",
+)  # fmt: skip
 STRETCHED: Final = ("llama3", "yarn", "longrope")  # rope types that know the context of pretraining
 
 
@@ -64,7 +71,7 @@ def read_parameters(config: Mapping[str, Any]) -> Parameters:
     values = _completed(config)
     text = config.get("text_config")
     if isinstance(text, Mapping):
-        values = {**values, **_completed(text)}
+        values = {**values, **(_completed(text) if config.get("model_type") in WITH_TEXT else text)}
     rope = copy.deepcopy(dict(values.get("rope_parameters", values.get("rope_scaling")) or {}))
     found = Parameters(values, rope)
     if "full_attention" in rope or "sliding_attention" in rope:
@@ -83,12 +90,16 @@ def read_parameters(config: Mapping[str, Any]) -> Parameters:
 
 
 def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with its type's defaults; as it is where the type is none that transformers knows."""
+    """`config` with its type's defaults; as it is where the type has no row. Raises UnsupportedSource."""
     kind = CONFIG_TYPES.get(str(config.get("model_type")))
     if kind is None:
         return dict(config)
     given = {kind.aliases.get(key, key): value for key, value in config.items()}
     values = {**kind.defaults, **given}
+    for key in NEVER_NULL:
+        derived = (key == "num_key_value_heads" and kind.takes_heads) or (key == "head_dim" and kind.takes_head_dim)
+        if key in kind.defaults and values[key] is None and not derived:
+            raise UnsupportedSource(f"config.json: {key} is null, expected a value, or no such key")
     if kind.takes_heads and values.get("num_key_value_heads") is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
     if kind.takes_head_dim and values.get("head_dim") is None:

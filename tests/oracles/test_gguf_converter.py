@@ -17,8 +17,10 @@ import gguf_models_made as made
 import pytest
 from golden_gguf_model.dump_converter import shown
 
+from shardq.gguf.config_defaults import CONFIG_TYPES
 from shardq.gguf.metadata import find_metadata, find_tensors
 from shardq.gguf.model_files import ModelFiles
+from shardq.gguf.parameters import read_parameters
 from shardq.gguf.tensors import SourceTensor, file_spec
 
 pytestmark = pytest.mark.oracle
@@ -73,3 +75,15 @@ def test_tiny_checkpoints(name: str, tmp_path: Path) -> None:
 
 def test_smollm2_and_its_pre_tokenizer(smollm2: Path) -> None:
     check(smollm2, None)
+
+
+@pytest.mark.parametrize("kind", CONFIG_TYPES)
+def test_defaults_of_configs_are_those_of_transformers(kind: str) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    theirs = CONFIG_MAPPING[kind]().to_dict()
+    parameters = read_parameters({"model_type": kind})
+    assert {key: parameters.values[key] for key in CONFIG_TYPES[kind].defaults} == {
+        key: theirs[key] for key in CONFIG_TYPES[kind].defaults
+    }
+    assert parameters.values["rope_parameters"] == theirs["rope_parameters"]
