@@ -92,6 +92,8 @@ def _add_sampling(pairs: Pairs, model: ModelFiles) -> None:
         config = json.loads(model.files.get(GENERATION, b"{}"))
     except ValueError:  # as in the converter: not all models have one that is JSON
         return
+    if not isinstance(config, dict):
+        return
     for key, kind, names in SAMPLING:
         value = next((config[name] for name in names if name in config), None)
         if value is None:

@@ -1,14 +1,16 @@
 """All metadata of a GGUF file, as llama.cpp's converter and then its quantizer write it."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from shardq.errors import UnsupportedSource
 from shardq.files.gguf import KeyValue
-from shardq.gguf.architectures import find_architecture
+from shardq.gguf.architectures import Architecture, find_architecture
 from shardq.gguf.general import add_general
 from shardq.gguf.mapping import map_tensors
-from shardq.gguf.model_files import ModelFiles
+from shardq.gguf.model_files import CARD, ModelFiles
 from shardq.gguf.pairs import Pairs
 from shardq.gguf.parameters import read_parameters
 from shardq.gguf.tensors import OutputTensor, SourceTensor
@@ -42,6 +44,7 @@ def find_metadata(
     """
     config = model.config()
     arch, parameters = find_architecture(config), read_parameters(config)
+    _check_task(model, arch)
     pairs = Pairs(arch.name)
     pairs.text("general.architecture", arch.name)
     if arch.add_first:
@@ -51,6 +54,25 @@ def find_metadata(
     pairs.u32(*QUANTIZATION)
     add_vocabulary(pairs, model, parameters, arch.vocabulary, tokenizer_pre)
     return pairs.done()
+
+
+def _check_task(model: ModelFiles, arch: Architecture) -> None:
+    """Models that embed, rank or draft have keys and tensors of their own, which are not written yet.
+
+    Raises UnsupportedSource.
+    """
+    config = model.config()
+    card = (model.text(CARD) or "").lower()
+    modules = json.loads(model.files.get("modules.json", b"[]"))
+    hints = [model.name, str(config.get("_name_or_path", ""))]
+    ranks = "# qwen3-reranker" in card or any("qwen3-reranker" in hint.lower() for hint in hints)
+    for task, found in (
+        ("embeds", any(str(module.get("type", "")).endswith("Pooling") for module in modules)),
+        ("ranks", arch.name == "qwen3" and ranks),
+        ("drafts", "draft_vocab_size" in config),
+    ):
+        if found:
+            raise UnsupportedSource(f"{model.name} {task}: GGUF is written for models that generate text alone")
 
 
 def order_quantized(pairs: Iterable[KeyValue]) -> tuple[KeyValue, ...]:

@@ -1,5 +1,6 @@
 """The two packages that GGUF needs and nothing else does, imported where they are used."""
 
+from importlib import import_module
 from typing import Any
 
 from shardq.errors import MissingPackage
@@ -7,21 +8,16 @@ from shardq.errors import MissingPackage
 
 def import_gguf() -> Any:
     """The package gguf: names of tensors, and the grammar of model names. Raises MissingPackage."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise MissingPackage(_missing("gguf", "names of GGUF tensors", error)) from error
-    return gguf
+    return _import("gguf", "names of GGUF tensors")
 
 
 def import_tokenizers() -> Any:
     """The package tokenizers: it encodes the text by which a pre-tokenizer is told. Raises MissingPackage."""
+    return _import("tokenizers", "the vocabulary of a tokenizer.json")
+
+
+def _import(name: str, need: str) -> Any:
     try:
-        import tokenizers
+        return import_module(name)
     except ImportError as error:
-        raise MissingPackage(_missing("tokenizers", "the vocabulary of a tokenizer.json", error)) from error
-    return tokenizers
-
-
-def _missing(name: str, need: str, error: ImportError) -> str:
-    return f"{need}: package {name} cannot be imported ({error}); install shardq[gguf]"
+        raise MissingPackage(f"{need}: package {name} is not there ({error}); install shardq[gguf]") from error

@@ -19,6 +19,8 @@ from shardq.gguf.token_types import BYTE, CONTROL, NORMAL, SPACE, UNUSED, USER_D
 
 ABSENT: Final = -10000.0  # score of an id that no file names
 ADDED: Final = -1000.0  # of one that was added to the model later
+LLAMA_CLASSES: Final = ("LlamaTokenizer", "LlamaTokenizerFast")
+LLAMA_SPECIAL: Final = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}  # transformers 5.23.0
 _WIRE: Final = {1: 8, 5: 4}  # bytes of the wire types of fixed size
 _BYTE_TOKEN: Final = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -112,8 +114,10 @@ def _append(found: Pieces, token: str, kind: int) -> None:
 
 
 def _special_contents(model: ModelFiles) -> set[str]:
-    """The tokens that transformers calls special: those that tokenizer_config.json names."""
+    """The tokens that transformers calls special: those that tokenizer_config.json names, and its class by itself."""
     config = model.table(TOKENIZER_CONFIG) or {}
+    if config.get("tokenizer_class") in LLAMA_CLASSES:
+        config = {**LLAMA_SPECIAL, **config}
     entries = [config.get(f"{kind}_token") for kind in KINDS]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         more = config.get(key) or []

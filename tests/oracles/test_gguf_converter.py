@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf_checkpoints_made as checkpoints
 import gguf_models_made as made
 import pytest
 from golden_gguf_model.dump_converter import shown
@@ -33,7 +34,7 @@ if not Path(LLAMA_CPP, "convert_hf_to_gguf.py").exists():
 
 
 def converted(folder: Path, pre: str | None) -> dict[str, Any]:
-    script = made.GOLDEN / "dump_converter.py"
+    script = checkpoints.GOLDEN / "dump_converter.py"
     command = [sys.executable, str(script), LLAMA_CPP, str(folder), *([pre] if pre else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -41,8 +42,8 @@ def converted(folder: Path, pre: str | None) -> dict[str, Any]:
 
 
 def ours(folder: Path, pre: str | None, file_type: int) -> dict[str, Any]:
-    paths = [path for path in folder.iterdir() if path.suffix != ".safetensors"]
-    model = ModelFiles(folder.name, {path.name: path.read_bytes() for path in paths})
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+    model = ModelFiles(folder.name, {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})
     tensors = find_tensors(model, [list(sources(path)) for path in sorted(folder.glob("*.safetensors"))])
     pairs = find_metadata(model, tensors, file_type, pre)
     values = [(p, list(p.value) if isinstance(p.value, tuple) else p.value) for p in pairs]
@@ -70,7 +71,7 @@ def check(folder: Path, pre: str | None, file_type: int = 32) -> None:
 @pytest.mark.parametrize("name", made.CASES)
 def test_tiny_checkpoints(name: str, tmp_path: Path) -> None:
     case = made.CASES[name]
-    check(made.write(case, tmp_path), case.pre, 38 if "quantization_config" in case.config else 32)
+    check(checkpoints.write(case, tmp_path), case.pre, 38 if "quantization_config" in case.config else 32)
 
 
 def test_smollm2_and_its_pre_tokenizer(smollm2: Path) -> None:

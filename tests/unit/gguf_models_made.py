@@ -1,35 +1,35 @@
 """Tiny checkpoints in the layouts of real architectures, for the metadata and tensors of GGUF."""
 
 import json
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
-from zlib import crc32
 
-import numpy as np
-from numpy.typing import NDArray
+from gguf_checkpoints_made import GOLDEN, Case
+from gguf_shapes_made import (
+    BPE_TOKENS,
+    PIECES,
+    Shapes,
+    attention,
+    blocks,
+    deepseek,
+    dense,
+    ends,
+    experts,
+    gemma,
+    glm4_moe,
+    gpt_oss,
+    joined,
+    minimax,
+    norms,
+    phi3,
+    qwen_moe,
+)
 
-GOLDEN = Path(__file__).parent / "golden_gguf_model"
-BPE_TOKENS, PIECES = 300, 320  # of the tokenizers in GOLDEN
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 512,
 }  # fmt: skip
-Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One checkpoint. `tokenizer` are files of GOLDEN by the names that they get; `texts` further files."""
-
-    config: Mapping[str, Any]
-    shapes: Shapes
-    tokenizer: Mapping[str, str]
-    pre: str | None = None
-    texts: Mapping[str, str] | None = None
-    folder: str = "Tiny-Model-1B-Instruct-v1.2"
 
 
 BPE = {"tokenizer.json": "bpe.json", "tokenizer_config.json": "bpe_config.json"}
@@ -38,64 +38,6 @@ SPM = {"tokenizer.model": "pieces.model", "tokenizer_config.json": "pieces_confi
 
 def config(kind: str, model_type: str, **more: Any) -> dict[str, Any]:
     return {"architectures": [kind], "model_type": model_type, "torch_dtype": "bfloat16", **SIZES, **more}
-
-
-def attention(
-    block: str, head: int = 16, heads: int = 4, kv: int = 2, bias: bool = False, norms: bool = False
-) -> Shapes:
-    rows = {"q_proj": heads * head, "k_proj": kv * head, "v_proj": kv * head}
-    found: Shapes = {f"{block}.self_attn.{name}.weight": (count, 64) for name, count in rows.items()}
-    found[f"{block}.self_attn.o_proj.weight"] = (64, heads * head)
-    if bias:
-        found |= {f"{block}.self_attn.{name}.bias": (count,) for name, count in rows.items()}
-    if norms:
-        found |= {f"{block}.self_attn.{name}.weight": (head,) for name in ("q_norm", "k_norm")}
-    return found
-
-
-def mlp(parent: str, size: int = 96, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Shapes:
-    gate, up, down = names
-    return {
-        f"{parent}.{gate}.weight": (size, 64),
-        f"{parent}.{up}.weight": (size, 64),
-        f"{parent}.{down}.weight": (64, size),
-    }
-
-
-def experts(
-    parent: str, count: int = 4, size: int = 32, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-) -> Shapes:
-    return {key: shape for i in range(count) for key, shape in mlp(f"{parent}.experts.{i}", size, names).items()}
-
-
-def norms(block: str, *more: str) -> Shapes:
-    return {f"{block}.{name}.weight": (64,) for name in ("input_layernorm", "post_attention_layernorm", *more)}
-
-
-def ends(tokens: int, head: bool = True) -> Shapes:
-    found: Shapes = {"model.embed_tokens.weight": (tokens, 64), "model.norm.weight": (64,)}
-    return found | ({"lm_head.weight": (tokens, 64)} if head else {})
-
-
-def blocks(count: int = 2) -> list[str]:
-    return [f"model.layers.{i}" for i in range(count)]
-
-
-def joined(*parts: Shapes) -> Shapes:
-    return {name: shape for part in parts for name, shape in part.items()}
-
-
-def dense(tokens: int, tied: bool = False, **attn: Any) -> Shapes:
-    return joined(ends(tokens, not tied), *(joined(attention(b, **attn), mlp(f"{b}.mlp"), norms(b)) for b in blocks()))
-
-
-def qwen_moe(block: str, shared: int = 0, **attn: Any) -> Shapes:
-    found = joined(
-        attention(block, **attn), experts(f"{block}.mlp"), norms(block), {f"{block}.mlp.gate.weight": (4, 64)}
-    )
-    if shared:
-        found |= mlp(f"{block}.mlp.shared_expert", shared) | {f"{block}.mlp.shared_expert_gate.weight": (1, 64)}
-    return found
 
 
 LLAMA3_ROPE = {
@@ -124,78 +66,6 @@ DEEPSEEK = {
 }  # fmt: skip
 
 
-def mla(block: str, q_lora: int) -> Shapes:
-    found: Shapes = {
-        f"{block}.self_attn.kv_a_proj_with_mqa.weight": (40, 64), f"{block}.self_attn.kv_a_layernorm.weight": (32,),
-        f"{block}.self_attn.kv_b_proj.weight": (4 * 28, 32), f"{block}.self_attn.o_proj.weight": (64, 48),
-    }  # fmt: skip
-    if not q_lora:
-        return found | {f"{block}.self_attn.q_proj.weight": (96, 64)}
-    return found | {
-        f"{block}.self_attn.q_a_proj.weight": (q_lora, 64), f"{block}.self_attn.q_a_layernorm.weight": (q_lora,),
-        f"{block}.self_attn.q_b_proj.weight": (96, q_lora),
-    }  # fmt: skip
-
-
-def deepseek(q_lora: int, bias: bool) -> Shapes:
-    first, second = blocks()
-    found = joined(
-        ends(BPE_TOKENS), mla(first, q_lora), mlp(f"{first}.mlp"), norms(first), mla(second, q_lora), norms(second)
-    )
-    found |= joined(
-        experts(f"{second}.mlp"), mlp(f"{second}.mlp.shared_experts", 32), {f"{second}.mlp.gate.weight": (4, 64)}
-    )
-    return found | ({f"{second}.mlp.gate.e_score_correction_bias": (4,)} if bias else {})
-
-
-def glm4_moe() -> Shapes:
-    found = joined(ends(BPE_TOKENS), *(joined(attention(b, bias=True), norms(b)) for b in blocks(3)))
-    found |= mlp("model.layers.0.mlp")
-    for block in blocks(3)[1:]:
-        found |= joined(experts(f"{block}.mlp"), mlp(f"{block}.mlp.shared_experts", 32))
-        found |= {f"{block}.mlp.gate.weight": (4, 64), f"{block}.mlp.gate.e_score_correction_bias": (4,)}
-    extra = "model.layers.2"
-    found |= {f"{extra}.{name}.weight": (64,) for name in ("enorm", "hnorm", "shared_head.norm")}
-    return found | {f"{extra}.eh_proj.weight": (64, 128)}
-
-
-def minimax(block: str) -> Shapes:
-    found = joined(attention(block), norms(block), experts(f"{block}.block_sparse_moe", names=("w1", "w3", "w2")))
-    found |= {f"{block}.self_attn.q_norm.weight": (64,), f"{block}.self_attn.k_norm.weight": (32,)}
-    return found | {
-        f"{block}.block_sparse_moe.gate.weight": (4, 64),
-        f"{block}.block_sparse_moe.e_score_correction_bias": (4,),
-    }
-
-
-def gpt_oss(block: str, packed: bool) -> Shapes:
-    found = joined(attention(block, bias=True), norms(block))
-    found |= {f"{block}.self_attn.o_proj.bias": (64,), f"{block}.self_attn.sinks": (4,)}
-    found |= {f"{block}.mlp.router.weight": (4, 64), f"{block}.mlp.router.bias": (4,)}
-    found |= {f"{block}.mlp.experts.down_proj_bias": (4, 64), f"{block}.mlp.experts.gate_up_proj_bias": (4, 192)}
-    if packed:
-        for name, rows, size in (("gate_up_proj", 192, 64), ("down_proj", 64, 96)):
-            found[f"{block}.mlp.experts.{name}_blocks"] = (4, rows, size // 32, 16)
-            found[f"{block}.mlp.experts.{name}_scales"] = (4, rows, size // 32)
-        return found
-    return found | {f"{block}.mlp.experts.gate_up_proj": (4, 64, 192), f"{block}.mlp.experts.down_proj": (4, 96, 64)}
-
-
-def gemma(count: int = 2, qk: bool = False) -> Shapes:
-    more = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
-    return joined(*(joined(attention(b, norms=qk), mlp(f"{b}.mlp"), norms(b, *more)) for b in blocks(count)))
-
-
-def phi3() -> Shapes:
-    found = ends(PIECES)
-    for block in blocks():
-        found |= norms(block) | {
-            f"{block}.self_attn.qkv_proj.weight": (128, 64), f"{block}.self_attn.o_proj.weight": (64, 64),
-            f"{block}.mlp.gate_up_proj.weight": (192, 64), f"{block}.mlp.down_proj.weight": (64, 96),
-        }  # fmt: skip
-    return found
-
-
 LONG_ROPE = {
     "type": "longrope",
     "long_factor": [1.0 + i / 7 for i in range(8)],
@@ -219,7 +89,7 @@ OSS_YARN = {
     "original_max_position_embeddings": 4096,
 }
 
-CASES: Mapping[str, Case] = {
+MODELS: Mapping[str, Case] = {
     "llama": Case(
         config(
             "LlamaForCausalLM",
@@ -542,50 +412,55 @@ CASES: Mapping[str, Case] = {
 }
 
 
-def values(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Numbers that differ between tensors and rows, and that BF16 holds."""
-    count = int(np.prod(shape, dtype=int))
-    mixed = (np.arange(count, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(crc32(name.encode()))) >> np.uint64(
-        7
-    )
-    return ((mixed % np.uint64(255)).astype(np.float32).reshape(shape) - np.float32(127)) / np.float32(128)
+FEW: Shapes = {"model.embed_tokens.weight": (8, 64)}
+QWEN2 = config("Qwen2ForCausalLM", "qwen2", vocab_size=BPE_TOKENS, bos_token_id=None, pad_token_id=7)
+FIRST, LAST = "<|endoftext|>", "<|im_end|>"
 
 
-def is_packed(name: str) -> bool:
-    return name.endswith(("_blocks", "_scales"))
+def special(token: str) -> dict[str, Any]:
+    return {"SpecialToken": {"id": token, "type_id": 0}}
 
 
-def codes(name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return (values(name, shape) * 128 + 127).astype(np.uint8)
+def template(single: list[str], pair: list[str]) -> dict[str, Any]:
+    """A post-processor; "A" and "B" are the texts."""
+    sides = {"A": {"Sequence": {"id": "A", "type_id": 0}}, "B": {"Sequence": {"id": "B", "type_id": 1}}}
+    tokens = {token: {"id": token, "ids": [0], "tokens": [token]} for token in {*single, *pair} - {*sides}}
+    parts = {"single": [sides.get(t) or special(t) for t in single], "pair": [sides.get(t) or special(t) for t in pair]}
+    return {"type": "TemplateProcessing", **parts, "special_tokens": tokens}
 
 
-def side_files(case: Case) -> dict[str, bytes]:
-    found = {name: (GOLDEN / stored).read_bytes() for name, stored in case.tokenizer.items()}
-    found |= {name: text.encode() for name, text in (case.texts or {}).items()}
-    return {"config.json": json.dumps(case.config).encode(), **found}
+def tokenizer(config_more: Mapping[str, Any] | None, **more: Any) -> Case:
+    """Byte-level BPE with other parts; what is None in `config_more` is not in tokenizer_config.json."""
+    own = {**json.loads((GOLDEN / "bpe.json").read_text(encoding="utf-8")), **more}
+    named = {**json.loads((GOLDEN / "bpe_config.json").read_text(encoding="utf-8")), **(config_more or {})}
+    texts = {"tokenizer.json": json.dumps(own)}
+    if config_more is not None:
+        texts["tokenizer_config.json"] = json.dumps({key: value for key, value in named.items() if value is not None})
+    return Case(QWEN2, FEW, {}, "qwen2", texts)
 
 
-def write(case: Case, parent: Path) -> Path:
-    """The checkpoint as a folder with one shard, in BF16."""
-    folder = parent / case.folder
-    folder.mkdir(parents=True)
-    for name, data in side_files(case).items():
-        (folder / name).write_bytes(data)
-    header, body = {}, b""
-    for name, shape in case.shapes.items():
-        data = codes(name, shape).tobytes() if is_packed(name) else bf16(values(name, shape))
-        kind = "U8" if is_packed(name) else "BF16"
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
-        body += data
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + body)
-    return folder
-
-
-def bf16(data: NDArray[np.float32]) -> bytes:
-    """As BF16, to the nearest even; not for NaN."""
-    bits = np.ascontiguousarray(data).view(np.uint32).astype(np.uint64)
-    return (
-        ((bits + np.uint64(0x7FFF) + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)).astype("<u2").tobytes()
-    )
+ROBERTA = {
+    "type": "RobertaProcessing", "sep": [LAST, 1], "cls": [FIRST, 0], "trim_offsets": True, "add_prefix_space": False,
+}  # fmt: skip
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+BERT = {
+    "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": True,
+    "lowercase": False,
+}  # fmt: skip
+LOWER = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
+TEMPLATES = {"chat_template.jinja": "a\r\nb\n", "additional_chat_templates/rag.jinja": "{{ rag }}"}
+TOKENIZERS: Mapping[str, Case] = {
+    "special_last": tokenizer({}, post_processor=template(["A", FIRST], ["A", FIRST, "B", FIRST])),
+    "special_both": tokenizer(
+        {"bos_token": None}, post_processor=template([FIRST, "A", LAST], [FIRST, "A", "B", LAST])
+    ),
+    "special_between": tokenizer({}, post_processor=template([FIRST, "A"], [FIRST, "A", LAST, LAST, "B"])),
+    "special_other": tokenizer({}, post_processor=template(["<|user|>", "A"], ["<|user|>", "A", "<|user|>", "B"])),
+    "special_unnamed": tokenizer(None, post_processor=template([FIRST, "A", LAST], [FIRST, "A", "B", LAST])),
+    "special_roberta": tokenizer({"eos_token": None}, post_processor=ROBERTA, normalizer=LOWER),
+    "special_bytes": tokenizer({"add_bos_token": True, "cls_token": FIRST}, post_processor=BYTES, normalizer=BERT),
+    "template_files": replace(case := tokenizer({"chat_template": None}), texts={**(case.texts or {}), **TEMPLATES}),
+    "code_llama": Case(config("LlamaForCausalLM", "llama", vocab_size=32016), FEW, SPM),
+    "granite": Case(config("LlamaForCausalLM", "llama", vocab_size=49152), FEW, BPE, "smollm"),
+}
+CASES: Mapping[str, Case] = {**MODELS, **TOKENIZERS}

@@ -4,6 +4,7 @@ import json
 from hashlib import sha256
 from typing import Any
 
+import gguf_checkpoints_made as checkpoints
 import gguf_models_made as made
 import numpy as np
 import pytest
@@ -22,16 +23,16 @@ pytest.importorskip("tokenizers", reason="vocabularies are read with the package
 BF16_TYPE, MXFP4_TYPE = 32, 38
 
 
-def model(case: made.Case) -> ModelFiles:
-    return ModelFiles(case.folder, made.side_files(case))
+def model(case: checkpoints.Case) -> ModelFiles:
+    return ModelFiles(case.folder, checkpoints.side_files(case))
 
 
-def shards(case: made.Case) -> list[list[SourceTensor]]:
+def shards(case: checkpoints.Case) -> list[list[SourceTensor]]:
     return [[SourceTensor(name, shape) for name, shape in case.shapes.items()]]
 
 
 def golden(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((made.GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((checkpoints.GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -56,18 +57,18 @@ def test_tensors_are_the_converters_to_the_byte(name: str) -> None:
         spec = file_spec(tensor, "BF16")
         data = packed(tensor, case) if spec.type == "MXFP4" else unpacked(tensor, case)
         assert data.shape == tensor.shape or spec.type == "MXFP4", tensor.name
-        raw = made.bf16(data) if spec.type == "BF16" else data.tobytes()
+        raw = checkpoints.bf16(data) if spec.type == "BF16" else data.tobytes()
         found.append([spec.name, spec.type, list(tensor.shape), sha256(raw).hexdigest()])
     expected = golden(name)["tensors"]
     assert [row[:3] for row in found] == [row[:3] for row in expected]
     assert found == expected
 
 
-def unpacked(tensor: OutputTensor, case: made.Case) -> NDArray[np.float32]:
+def unpacked(tensor: OutputTensor, case: checkpoints.Case) -> NDArray[np.float32]:
     """A tensor out of its parts, by the words of their descriptions."""
     if tensor.values:
         return np.array(tensor.values, np.float32)
-    pieces = [rows_of(part, made.values(part.source, case.shapes[part.source])) for part in tensor.parts]
+    pieces = [rows_of(part, checkpoints.values(part.source, case.shapes[part.source])) for part in tensor.parts]
     data = pieces[0] if len(pieces) == 1 and len(tensor.shape) == pieces[0].ndim else np.stack(pieces)
     return np.ascontiguousarray(data) + np.float32(tensor.added)
 
@@ -82,13 +83,13 @@ def rows_of(part: Part, source: NDArray[Any]) -> NDArray[Any]:
     return data.T if part.turned else data
 
 
-def packed(tensor: OutputTensor, case: made.Case) -> NDArray[np.uint8]:
+def packed(tensor: OutputTensor, case: checkpoints.Case) -> NDArray[np.uint8]:
     """MXFP4 as ggml has it: the scale first, and weights j and j+16 in one byte where the source has 2j and 2j+1."""
     found = []
     for part in tensor.parts:
         assert part.scales is not None
-        blocks = rows_of(part, made.codes(part.source, case.shapes[part.source]))
-        scales = rows_of(part, made.codes(part.scales, case.shapes[part.scales]))
+        blocks = rows_of(part, checkpoints.codes(part.source, case.shapes[part.source]))
+        scales = rows_of(part, checkpoints.codes(part.scales, case.shapes[part.scales]))
         weights = np.stack((blocks & 15, blocks >> 4), axis=-1).reshape(*blocks.shape[:-1], 32)
         found.append(np.concatenate((scales[..., None], weights[..., :16] | weights[..., 16:] << 4), axis=-1))
     return np.stack(found).astype(np.uint8)
@@ -109,7 +110,7 @@ def test_a_header_can_be_planned_of_it(name: str) -> None:
 
 def changed(name: str, files: dict[str, bytes | None] | None = None, **config: Any) -> ModelFiles:
     case = made.CASES[name]
-    own = made.side_files(case)
+    own = checkpoints.side_files(case)
     own["config.json"] = json.dumps({**case.config, **config}).encode()
     for file, data in (files or {}).items():
         if data is None:

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import gguf_checkpoints_made as checkpoints
 import gguf_models_made as made
 
 HERE = Path(__file__).parent
@@ -15,7 +16,7 @@ def main(llama_cpp: str, *names: str) -> None:
     for name in names or made.CASES:
         case = made.CASES[name]
         with tempfile.TemporaryDirectory() as parent:
-            folder = made.write(case, Path(parent))
+            folder = checkpoints.write(case, Path(parent))
             command = [
                 sys.executable,
                 str(HERE / "dump_converter.py"),
