@@ -23,7 +23,7 @@ from shardq.gguf.family_pairs import (
     add_qwen_moe,
 )
 from shardq.gguf.pairs import Pairs
-from shardq.gguf.parameters import Parameters
+from shardq.gguf.parameters import MAX_BLOCKS, Parameters
 from shardq.gguf.rules import Rule, halved_stack, known_tokens, norm_plus_one, rotary, without_head
 from shardq.gguf.rules_latent import absorbed_keys, without_further_layers, without_tied_head
 from shardq.gguf.rules_oss import oss_experts, sinks
@@ -52,7 +52,7 @@ class Architecture:
     def blocks(self, parameters: Parameters) -> int:
         """Blocks of the file."""
         further = parameters.find(self.further_key) if self.further_key else None
-        return parameters.blocks + (further or 0)
+        return parameters.blocks + min(further or 0, MAX_BLOCKS)
 
     def experts(self, parameters: Parameters) -> int:
         """Experts of a layer. Raises UnsupportedSource."""

@@ -78,7 +78,7 @@ def _vocabulary(tokenizer: Any, parameters: Parameters) -> tuple[tuple[str, ...]
     added = tokenizer.get_added_tokens_decoder()
     contents = {token.content for token in added.values()}
     by_id = {number: token for token, number in vocabulary.items()}
-    count = len(by_id) if parameters.find("vocab_size") is None else parameters.count("vocab_size")
+    count = len(by_id) if parameters.find("vocab_size") is None else parameters.tokens
     if by_id and max(by_id) >= count:
         raise UnsupportedSource(f"{TOKENIZER} has a token with id {max(by_id)}, config.json says vocab_size {count}")
     tokens, types = [], []

@@ -1,11 +1,12 @@
 """All metadata of a GGUF file, as llama.cpp's converter and then its quantizer write it."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
-from shardq.errors import UnsupportedSource
+from shardq.errors import SourceUnreadable, UnsupportedSource
 from shardq.files.gguf import KeyValue
 from shardq.gguf.architectures import Architecture, find_architecture
 from shardq.gguf.general import add_general
@@ -25,12 +26,13 @@ def find_tensors(model: ModelFiles, shards: Iterable[Iterable[SourceTensor]]) ->
 
     Raises UnsupportedSource, CheckpointIncomplete, SourceUnreadable, MissingPackage.
     """
-    config = model.config()
-    arch, parameters = find_architecture(config), read_parameters(config)
-    if arch.vocabulary == "gemma3":
-        parameters = replace(parameters, token_rows=count_token_rows(model, parameters))
-    ordered = (source for shard in shards for source in sorted(shard, key=lambda source: source.name))
-    return map_tensors(arch, parameters, ordered)
+    ordered = [source for shard in shards for source in sorted(shard, key=lambda source: source.name)]
+    with _reading(model):
+        config = model.config()
+        arch, parameters = find_architecture(config), read_parameters(config)
+        if arch.vocabulary == "gemma3":
+            parameters = replace(parameters, token_rows=count_token_rows(model, parameters))
+        return map_tensors(arch, parameters, ordered)
 
 
 def find_metadata(
@@ -42,18 +44,29 @@ def find_metadata(
     Raises UnsupportedSource for an architecture, a pre-tokenizer or a value that GGUF has no form for, SourceUnreadable
     for damaged side files, MissingPackage without gguf, or without tokenizers where they are needed.
     """
-    config = model.config()
-    arch, parameters = find_architecture(config), read_parameters(config)
-    _check_task(model, arch)
-    pairs = Pairs(arch.name)
-    pairs.text("general.architecture", arch.name)
-    if arch.add_first:
-        arch.add_first(pairs, parameters)
-    add_general(pairs, model, tensors)
-    arch.add_pairs(pairs, parameters, arch.blocks(parameters), file_type)
-    pairs.u32(*QUANTIZATION)
-    add_vocabulary(pairs, model, parameters, arch.vocabulary, tokenizer_pre)
-    return pairs.done()
+    with _reading(model):
+        config = model.config()
+        arch, parameters = find_architecture(config), read_parameters(config)
+        _check_task(model, arch)
+        pairs = Pairs(arch.name)
+        pairs.text("general.architecture", arch.name)
+        if arch.add_first:
+            arch.add_first(pairs, parameters)
+        add_general(pairs, model, tensors)
+        arch.add_pairs(pairs, parameters, arch.blocks(parameters), file_type)
+        pairs.u32(*QUANTIZATION)
+        add_vocabulary(pairs, model, parameters, arch.vocabulary, tokenizer_pre)
+        return pairs.done()
+
+
+@contextmanager
+def _reading(model: ModelFiles) -> Iterator[None]:
+    """What others wrote may have any form: a list where a table belongs is their mistake. Raises SourceUnreadable."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = " ".join(repr(error).split())[:300]
+        raise SourceUnreadable(f"config or tokenizer files of {model.name} are not as expected: {what}") from error
 
 
 def _check_task(model: ModelFiles, arch: Architecture) -> None:

@@ -45,7 +45,7 @@ class ModelFiles:
             return None
         try:
             found = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceUnreadable(f"{name} of {self.name}: not JSON: {error}") from error
         if not isinstance(found, dict):
             raise SourceUnreadable(f"{name} of {self.name}: expected a JSON object, found {type(found).__name__}")

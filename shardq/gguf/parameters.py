@@ -25,6 +25,8 @@ NEVER_NULL: Final = (
     "n_routed_experts", "n_shared_experts", "moe_intermediate_size", "shared_expert_intermediate_size", "kv_lora_rank",
     "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "routed_scaling_factor",
 )  # fmt: skip
+MAX_BLOCKS: Final = 1 << 12  # ours, and far above all models, as is the next: what memory is spent on
+MAX_TOKENS: Final = 1 << 24
 STRETCHED: Final = ("llama3", "yarn", "longrope")  # rope types that know the context of pretraining
 
 
@@ -56,8 +58,19 @@ class Parameters:
 
     @property
     def blocks(self) -> int:
-        """Transformer blocks, those for predicting further tokens not counted."""
-        return self.count(*BLOCKS)
+        """Transformer blocks, those for predicting further tokens not counted. Raises UnsupportedSource."""
+        return self._limited(MAX_BLOCKS, *BLOCKS)
+
+    @property
+    def tokens(self) -> int:
+        """Size of the vocabulary. Raises UnsupportedSource."""
+        return self._limited(MAX_TOKENS, "vocab_size")
+
+    def _limited(self, most: int, *keys: str) -> int:
+        found = self.count(*keys)
+        if not 0 <= found <= most:
+            raise UnsupportedSource(f"config.json: {keys[0]} is {found}, expected a number from 0 to {most}")
+        return found
 
     @property
     def full_rope(self) -> Mapping[str, Any]:

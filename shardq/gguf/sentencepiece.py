@@ -53,8 +53,7 @@ def read_pieces(model: ModelFiles, parameters: Parameters, phi3: bool = False) -
     Raises SourceUnreadable, UnsupportedSource.
     """
     own = list(parse_model(model.files.get(SENTENCEPIECE, b"")))
-    sizes = [parameters.values[k] for k in ("vocab_size_per_layer_input", "vocab_size") if parameters.values.get(k)]
-    count = int(sizes[0]) if sizes else len(own)
+    count = parameters.tokens if parameters.find("vocab_size") else len(own)
     found = Pieces([f"[PAD{i}]" for i in range(count)], [ABSENT] * count, [UNUSED] * count)
     for number, (token, score, kind) in enumerate(own[:count]):
         found.put(number, token, score, NORMAL if kind == USER_DEFINED else kind)

@@ -6,7 +6,7 @@ Source: llama.cpp as in llama-cpp-python 0.3.36, `set_vocab` of the classes that
 from collections.abc import Mapping
 from typing import Final
 
-from shardq.errors import SourceUnreadable, UnsupportedSource
+from shardq.errors import UnsupportedSource
 from shardq.gguf.architectures import Vocabulary
 from shardq.gguf.bpe import add_bpe
 from shardq.gguf.model_files import SENTENCEPIECE, TEKKEN, TOKENIZER, TOKENIZER_CONFIG, ModelFiles
@@ -25,13 +25,6 @@ GLM: Final[Mapping[str, str]] = {
 
 def add_vocabulary(pairs: Pairs, model: ModelFiles, parameters: Parameters, kind: Vocabulary, pre: str | None) -> None:
     """Add it. Raises UnsupportedSource, SourceUnreadable, MissingPackage."""
-    try:
-        _add(pairs, model, parameters, kind, pre)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # what others wrote may have any form
-        raise SourceUnreadable(f"tokenizer files of {model.name} are not as expected: {error!r}") from error
-
-
-def _add(pairs: Pairs, model: ModelFiles, parameters: Parameters, kind: Vocabulary, pre: str | None) -> None:
     has_model = SENTENCEPIECE in model.files
     if kind == "llama":
         _add_llama(pairs, model, parameters, pre)

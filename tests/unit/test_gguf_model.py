@@ -177,3 +177,29 @@ def test_experts_that_are_not_all_there_are_refused(gone: str) -> None:
     kept = [[source for source in shards(case)[0] if gone not in source.name or ".1." not in source.name]]
     with pytest.raises(ShardqError, match="11 tensors of experts, expected 4 experts with w1, w2, w3"):
         find_tensors(model(case), kept)
+
+
+ODD: tuple[Any, ...] = (None, 0, -1, 1.5, True, "x", "", [], [1], ["x"], {}, {"a": 1}, 1 << 40)
+
+
+@pytest.mark.parametrize("name", ["llama_json_pieces", "gemma3", "phi3_long", "deepseek3", "glm4moe", "gpt_oss"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json"])
+def test_odd_values_are_refused_or_taken_but_never_a_bug(name: str, file: str) -> None:
+    case = made.CASES[name]
+    files = {"generation_config.json": made.GENERATION.encode(), **checkpoints.side_files(case)}
+    if file not in files:
+        pytest.skip(f"{name} has no {file}")
+    content = json.loads(files[file])
+    bugs = []
+    for key in content:
+        for odd in ODD:
+            text = json.dumps({**content, key: odd})
+            odd_model = ModelFiles(case.folder, {**files, file: text.encode()})
+            try:
+                pairs = find_metadata(odd_model, find_tensors(odd_model, shards(case)), BF16_TYPE, case.pre)
+                plan_gguf(pairs, ())
+            except ShardqError as error:
+                bugs += [f"{file}: {key} = {odd!r}: {error}"] if "\n" in str(error) else []
+            except Exception as error:  # noqa: BLE001
+                bugs.append(f"{file}: {key} = {odd!r}: {error!r}")
+    assert not bugs
