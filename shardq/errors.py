@@ -23,6 +23,12 @@ class BadOption(ShardqError):
     exit_code = 3
 
 
+class MissingPackage(ShardqError):
+    """Something that needs a package which is not a requirement of shardq, and is not installed."""
+
+    exit_code = 4
+
+
 class UnknownScheme(ShardqError):
     """A scheme name that no preset and no alias has."""
 

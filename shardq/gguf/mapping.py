@@ -1,0 +1,79 @@
+"""Source tensors of a checkpoint -> tensors of a GGUF file, in the order of llama.cpp's converter."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from shardq.errors import CheckpointIncomplete
+from shardq.gguf.architectures import Architecture
+from shardq.gguf.names import TensorNames, is_float, plain_name
+from shardq.gguf.parameters import Parameters
+from shardq.gguf.rules import Piece, whole
+from shardq.gguf.tensors import OutputTensor, SourceTensor
+
+EXPERT: Final = re.compile(r"((?:.*\.)?layers\.(\d+)\..*experts)\.(\d+)\.(\w+)\.weight")
+
+
+def map_tensors(
+    arch: Architecture, parameters: Parameters, sources: Iterable[SourceTensor]
+) -> tuple[OutputTensor, ...]:
+    """All tensors of the file for `sources`, in their order; a stack comes with the last of its experts.
+
+    Raises UnsupportedSource for a tensor that the architecture has no place for, CheckpointIncomplete for experts that
+    are not all there, MissingPackage without the gguf package.
+    """
+    names = TensorNames(arch.name, arch.blocks(parameters))
+    found = list(arch.computed(parameters))
+    for piece in _pieces(arch, parameters, sources):
+        name = names.find(piece.name)
+        kind = piece.type or ("F32" if is_float(name, piece.shape) else None)
+        found.append(OutputTensor(name, piece.shape, kind, piece.parts, piece.added))
+    return tuple(sorted(found, key=lambda tensor: tensor.type != "MXFP4"))  # codes are written before all others
+
+
+def _pieces(arch: Architecture, parameters: Parameters, sources: Iterable[SourceTensor]) -> Iterator[Piece]:
+    waiting: dict[str, dict[tuple[str, int], SourceTensor]] = defaultdict(dict)
+    for source in sources:
+        name = plain_name(source.name)
+        if name is None:
+            continue
+        expert = EXPERT.fullmatch(name) if arch.expert_order else None
+        if expert is None:
+            yield from _rules(arch, parameters, name, source)
+            continue
+        layer = waiting[expert[1]]
+        layer[expert[4], int(expert[3])] = source
+        count = arch.experts(parameters)
+        if len(layer) == count * len(arch.expert_order):
+            yield from _stacks(arch, expert[1], expert[2], count, layer)
+            del waiting[expert[1]]
+    for prefix, layer in waiting.items():
+        raise CheckpointIncomplete(
+            f"{prefix} has {len(layer)} tensors of experts, expected {arch.experts(parameters)} experts with "
+            f"{', '.join(arch.expert_order)}"
+        )
+
+
+def _rules(arch: Architecture, parameters: Parameters, name: str, source: SourceTensor) -> tuple[Piece, ...]:
+    for rule in arch.rules:
+        pieces = rule(name, source, parameters)
+        if pieces is not None:
+            return pieces
+    return (whole(name, source),)
+
+
+def _stacks(
+    arch: Architecture, prefix: str, block: str, count: int, layer: dict[tuple[str, int], SourceTensor]
+) -> Iterator[Piece]:
+    base = arch.expert_base.format(block=block)
+    for projection in arch.expert_order:
+        own = [layer.get((projection, number)) for number in range(count)]
+        present = [source for source in own if source is not None]
+        if len(present) < count or len({source.shape for source in present}) != 1:
+            raise CheckpointIncomplete(
+                f"{prefix}: {projection} is there for {len(present)} of {count} experts, in shapes "
+                f"{sorted({source.shape for source in present})}; expected all, in one shape"
+            )
+        parts = tuple(part for source in present for part in whole(source.name, source).parts)
+        yield Piece(f"{base}.{projection}.weight", (count, *present[0].shape), parts)

@@ -1,0 +1,466 @@
+"""Tiny checkpoints in the layouts of real architectures, for the metadata and tensors of GGUF."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from gguf_checkpoints_made import GOLDEN, Case
+from gguf_shapes_made import (
+    BPE_TOKENS,
+    PIECES,
+    Shapes,
+    attention,
+    blocks,
+    deepseek,
+    dense,
+    ends,
+    experts,
+    gemma,
+    glm4_moe,
+    gpt_oss,
+    joined,
+    minimax,
+    norms,
+    phi3,
+    qwen_moe,
+)
+
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+BPE = {"tokenizer.json": "bpe.json", "tokenizer_config.json": "bpe_config.json"}
+SPM = {"tokenizer.model": "pieces.model", "tokenizer_config.json": "pieces_config.json"}
+
+
+def config(kind: str, model_type: str, **more: Any) -> dict[str, Any]:
+    return {"architectures": [kind], "model_type": model_type, "torch_dtype": "bfloat16", **SIZES, **more}
+
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+CARD = """---
+license: apache-2.0
+language:
+- en
+- no
+base_model: example-org/Base-Model-7B-v0.3
+datasets:
+- example-org/some-data
+tags: [chat]
+pipeline_tag: text-generation
+---
+# Tiny
+"""
+GENERATION = json.dumps({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05, "do_sample": True})
+DEEPSEEK = {
+    "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 4,
+    "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "moe_intermediate_size": 32,
+    "vocab_size": BPE_TOKENS, "num_key_value_heads": 4, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
+    "rope_theta": 10000.0,
+}  # fmt: skip
+
+
+LONG_ROPE = {
+    "type": "longrope",
+    "long_factor": [1.0 + i / 7 for i in range(8)],
+    "short_factor": [1.0 + i / 90 for i in range(8)],
+}
+YARN = {
+    "type": "yarn",
+    "factor": 40,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4096,
+}
+OSS_YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
+MODELS: Mapping[str, Case] = {
+    "llama": Case(
+        config(
+            "LlamaForCausalLM",
+            "llama",
+            vocab_size=BPE_TOKENS,
+            rope_theta=500000.0,
+            head_dim=16,
+            bos_token_id=0,
+            eos_token_id=[1, 2],
+        ),
+        dense(BPE_TOKENS),
+        BPE,
+        "llama-bpe",
+        {"README.md": CARD, "generation_config.json": GENERATION},
+    ),
+    "llama_rope": Case(
+        config(
+            "LlamaForCausalLM",
+            "llama",
+            vocab_size=BPE_TOKENS + 20,
+            rope_theta=500000.0,
+            rope_scaling=LLAMA3_ROPE,
+            head_dim=128,
+            tie_word_embeddings=True,
+        ),
+        dense(BPE_TOKENS + 20, tied=True, head=128),
+        BPE,
+        "llama-bpe",
+        None,
+        "tiny",
+    ),
+    "llama_pieces": Case(
+        config("LlamaForCausalLM", "llama", vocab_size=PIECES + 8, num_key_value_heads=4),
+        dense(PIECES + 8, kv=4),
+        SPM,
+        folder="example.7b",
+    ),
+    "llama_json_pieces": Case(
+        config("LlamaForCausalLM", "llama", vocab_size=PIECES + 2),
+        dense(PIECES + 2),
+        {"tokenizer.json": "pieces.json", "tokenizer_config.json": "pieces_config.json"},
+    ),
+    "mistral": Case(
+        config("MistralForCausalLM", "mistral", vocab_size=PIECES, sliding_window=None, rope_theta=1000000.0),
+        dense(PIECES),
+        SPM,
+    ),
+    "mixtral": Case(
+        config(
+            "MixtralForCausalLM",
+            "mixtral",
+            vocab_size=PIECES,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            rope_theta=1e6,
+        ),
+        joined(
+            ends(PIECES),
+            *(
+                joined(
+                    attention(b),
+                    norms(b),
+                    experts(f"{b}.block_sparse_moe", names=("w1", "w3", "w2")),
+                    {f"{b}.block_sparse_moe.gate.weight": (4, 64)},
+                )
+                for b in blocks()
+            ),
+        ),
+        SPM,
+        folder="Mixture-4x1B",
+    ),
+    "qwen2": Case(
+        config("Qwen2ForCausalLM", "qwen2", vocab_size=BPE_TOKENS + 4, rope_theta=1000000.0, tie_word_embeddings=True),
+        dense(BPE_TOKENS + 4, tied=True, bias=True),
+        BPE,
+        "qwen2",
+    ),
+    "qwen3": Case(
+        config(
+            "Qwen3ForCausalLM",
+            "qwen3",
+            vocab_size=BPE_TOKENS,
+            head_dim=32,
+            rope_theta=1000000,
+            rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+        ),
+        dense(BPE_TOKENS, head=32, norms=True),
+        BPE,
+        "qwen2",
+    ),
+    "qwen2moe": Case(
+        config(
+            "Qwen2MoeForCausalLM",
+            "qwen2_moe",
+            vocab_size=BPE_TOKENS,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            shared_expert_intermediate_size=48,
+            rope_theta=1000000.0,
+        ),
+        joined(ends(BPE_TOKENS), *(qwen_moe(b, 48, bias=True) for b in blocks())),
+        BPE,
+        "qwen2",
+    ),
+    "qwen3moe": Case(
+        config(
+            "Qwen3MoeForCausalLM",
+            "qwen3_moe",
+            vocab_size=BPE_TOKENS,
+            head_dim=32,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            rope_theta=1000000.0,
+        ),
+        joined(ends(BPE_TOKENS), *(qwen_moe(b, head=32, norms=True) for b in blocks())),
+        BPE,
+        "qwen2",
+    ),
+    "qwen3moe_stacked": Case(
+        config(
+            "Qwen3MoeForCausalLM",
+            "qwen3_moe",
+            vocab_size=BPE_TOKENS,
+            head_dim=32,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            rope_theta=1000000.0,
+        ),
+        joined(
+            ends(BPE_TOKENS),
+            *(
+                joined(
+                    attention(b, head=32, norms=True),
+                    norms(b),
+                    {
+                        f"{b}.mlp.gate.weight": (4, 64),
+                        f"{b}.mlp.experts.gate_up_proj": (4, 64, 64),
+                        f"{b}.mlp.experts.down_proj": (4, 64, 32),
+                    },
+                )
+                for b in blocks()
+            ),
+        ),
+        BPE,
+        "qwen2",
+    ),
+    "gemma2": Case(
+        config("Gemma2ForCausalLM", "gemma2", vocab_size=PIECES, head_dim=16, sliding_window=256),
+        joined(ends(PIECES), gemma()),
+        SPM,
+    ),
+    "gemma3": Case(
+        config(
+            "Gemma3ForCausalLM",
+            "gemma3_text",
+            vocab_size=PIECES,
+            head_dim=16,
+            sliding_window=256,
+            rope_theta=1000000,
+            rope_local_base_freq=10000,
+        ),
+        joined(ends(PIECES, False), gemma(qk=True)),
+        SPM,
+    ),
+    "gemma3_bpe": Case(
+        config("Gemma3ForCausalLM", "gemma3_text", vocab_size=BPE_TOKENS, head_dim=16, sliding_window=256),
+        joined({"model.embed_tokens.weight": (BPE_TOKENS + 12, 64), "model.norm.weight": (64,)}, gemma(qk=True)),
+        BPE,
+        "gpt-2",
+    ),
+    "gemma3_vision": Case(
+        {
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "model_type": "gemma3",
+            "text_config": {
+                **SIZES,
+                "model_type": "gemma3_text",
+                "vocab_size": PIECES,
+                "head_dim": 16,
+                "sliding_window": 256,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+            "vision_config": {
+                "model_type": "siglip_vision_model",
+                "hidden_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 64,
+            },
+        },
+        {
+            **{f"language_model.{k}": v for k, v in joined(ends(PIECES, False), gemma(qk=True)).items()},
+            "vision_tower.vision_model.embeddings.patch_embedding.bias": (32,),
+            "multi_modal_projector.mm_soft_emb_norm.weight": (32,),
+        },
+        SPM,
+    ),
+    "phi3": Case(
+        config("Phi3ForCausalLM", "phi3", vocab_size=PIECES, original_max_position_embeddings=512, sliding_window=200),
+        phi3(),
+        SPM,
+    ),
+    "phi3_long": Case(
+        config(
+            "Phi3ForCausalLM", "phi3", vocab_size=PIECES, original_max_position_embeddings=128, rope_scaling=LONG_ROPE
+        ),
+        phi3(),
+        SPM | {"tokenizer.json": "pieces.json"},
+    ),
+    "deepseek2": Case(
+        config(
+            "DeepseekV2ForCausalLM",
+            "deepseek_v2",
+            **{
+                **DEEPSEEK,
+                "q_lora_rank": None,
+                "n_group": 1,
+                "topk_group": 1,
+                "rope_scaling": YARN,
+                "scoring_func": "softmax",
+            },
+        ),
+        deepseek(0, False),
+        BPE,
+        "deepseek-llm",
+    ),
+    "deepseek3": Case(
+        config(
+            "DeepseekV3ForCausalLM",
+            "deepseek_v3",
+            **{
+                **DEEPSEEK,
+                "q_lora_rank": 24,
+                "n_group": 2,
+                "topk_group": 1,
+                "rope_scaling": YARN,
+                "scoring_func": "sigmoid",
+                "num_nextn_predict_layers": 1,
+            },
+        ),
+        deepseek(24, True) | {"model.layers.2.eh_proj.weight": (64, 128), "model.layers.2.enorm.weight": (64,)},
+        BPE,
+        "deepseek-v3",
+    ),
+    "glm4moe": Case(
+        config(
+            "Glm4MoeForCausalLM",
+            "glm4_moe",
+            vocab_size=BPE_TOKENS,
+            head_dim=16,
+            n_routed_experts=4,
+            n_shared_experts=1,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            first_k_dense_replace=1,
+            partial_rotary_factor=0.5,
+            num_nextn_predict_layers=1,
+            routed_scaling_factor=1.0,
+            rope_theta=1000000,
+        ),
+        glm4_moe(),
+        BPE,
+        "glm4",
+    ),
+    "minimax": Case(
+        config(
+            "MiniMaxM2ForCausalLM",
+            "minimax_m2",
+            vocab_size=BPE_TOKENS,
+            head_dim=16,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            rotary_dim=8,
+            scoring_func="sigmoid",
+            rope_theta=5000000,
+            intermediate_size=32,
+        ),
+        joined(ends(BPE_TOKENS), *(minimax(b) for b in blocks())),
+        BPE,
+        "minimax-m2",
+    ),
+    "gpt_oss": Case(
+        config(
+            "GptOssForCausalLM",
+            "gpt_oss",
+            vocab_size=BPE_TOKENS,
+            head_dim=16,
+            num_local_experts=4,
+            experts_per_token=2,
+            num_experts_per_tok=2,
+            sliding_window=128,
+            rope_theta=150000,
+            rope_scaling=OSS_YARN,
+            quantization_config={"quant_method": "mxfp4"},
+        ),
+        joined(ends(BPE_TOKENS), *(gpt_oss(b, True) for b in blocks())),
+        BPE,
+        "gpt-4o",
+    ),
+    "gpt_oss_bf16": Case(
+        config(
+            "GptOssForCausalLM",
+            "gpt_oss",
+            vocab_size=BPE_TOKENS,
+            head_dim=16,
+            num_local_experts=4,
+            experts_per_token=2,
+            num_experts_per_tok=2,
+            sliding_window=128,
+            rope_theta=150000,
+            rope_scaling=OSS_YARN,
+        ),
+        joined(ends(BPE_TOKENS), *(gpt_oss(b, False) for b in blocks())),
+        BPE,
+        "gpt-4o",
+    ),
+}
+
+
+FEW: Shapes = {"model.embed_tokens.weight": (8, 64)}
+QWEN2 = config("Qwen2ForCausalLM", "qwen2", vocab_size=BPE_TOKENS, bos_token_id=None, pad_token_id=7)
+FIRST, LAST = "<|endoftext|>", "<|im_end|>"
+
+
+def special(token: str) -> dict[str, Any]:
+    return {"SpecialToken": {"id": token, "type_id": 0}}
+
+
+def template(single: list[str], pair: list[str]) -> dict[str, Any]:
+    """A post-processor; "A" and "B" are the texts."""
+    sides = {"A": {"Sequence": {"id": "A", "type_id": 0}}, "B": {"Sequence": {"id": "B", "type_id": 1}}}
+    tokens = {token: {"id": token, "ids": [0], "tokens": [token]} for token in {*single, *pair} - {*sides}}
+    parts = {"single": [sides.get(t) or special(t) for t in single], "pair": [sides.get(t) or special(t) for t in pair]}
+    return {"type": "TemplateProcessing", **parts, "special_tokens": tokens}
+
+
+def tokenizer(config_more: Mapping[str, Any] | None, **more: Any) -> Case:
+    """Byte-level BPE with other parts; what is None in `config_more` is not in tokenizer_config.json."""
+    own = {**json.loads((GOLDEN / "bpe.json").read_text(encoding="utf-8")), **more}
+    named = {**json.loads((GOLDEN / "bpe_config.json").read_text(encoding="utf-8")), **(config_more or {})}
+    texts = {"tokenizer.json": json.dumps(own)}
+    if config_more is not None:
+        texts["tokenizer_config.json"] = json.dumps({key: value for key, value in named.items() if value is not None})
+    return Case(QWEN2, FEW, {}, "qwen2", texts)
+
+
+ROBERTA = {
+    "type": "RobertaProcessing", "sep": [LAST, 1], "cls": [FIRST, 0], "trim_offsets": True, "add_prefix_space": False,
+}  # fmt: skip
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+BERT = {
+    "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": True,
+    "lowercase": False,
+}  # fmt: skip
+LOWER = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
+TEMPLATES = {"chat_template.jinja": "a\r\nb\n", "additional_chat_templates/rag.jinja": "{{ rag }}"}
+TOKENIZERS: Mapping[str, Case] = {
+    "special_last": tokenizer({}, post_processor=template(["A", FIRST], ["A", FIRST, "B", FIRST])),
+    "special_both": tokenizer(
+        {"bos_token": None}, post_processor=template([FIRST, "A", LAST], [FIRST, "A", "B", LAST])
+    ),
+    "special_between": tokenizer({}, post_processor=template([FIRST, "A"], [FIRST, "A", LAST, LAST, "B"])),
+    "special_other": tokenizer({}, post_processor=template(["<|user|>", "A"], ["<|user|>", "A", "<|user|>", "B"])),
+    "special_unnamed": tokenizer(None, post_processor=template([FIRST, "A", LAST], [FIRST, "A", "B", LAST])),
+    "special_roberta": tokenizer({"eos_token": None}, post_processor=ROBERTA, normalizer=LOWER),
+    "special_bytes": tokenizer({"add_bos_token": True, "cls_token": FIRST}, post_processor=BYTES, normalizer=BERT),
+    "template_files": replace(case := tokenizer({"chat_template": None}), texts={**(case.texts or {}), **TEMPLATES}),
+    "code_llama": Case(config("LlamaForCausalLM", "llama", vocab_size=32016), FEW, SPM),
+    "granite": Case(config("LlamaForCausalLM", "llama", vocab_size=49152), FEW, BPE, "smollm"),
+}
+CASES: Mapping[str, Case] = {**MODELS, **TOKENIZERS}
