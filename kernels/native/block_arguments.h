@@ -50,8 +50,8 @@ const shardq::BlockFormat& parse_block_type(const std::string& name) {
 void expect_whole_blocks(const Array& array, const char* unit, int64_t size, const shardq::BlockFormat& format) {
     array.expect_filled();
     if (array.size(1) % size == 0) return;
-    array.fail("expected rows of whole " + std::string(format.name) + " blocks of " + std::to_string(size) + " " + unit +
-               ", found " + std::to_string(array.size(1)));
+    array.fail("expected rows of whole " + std::string(format.name) + " blocks of " + std::to_string(size) + " " +
+               unit + ", found " + std::to_string(array.size(1)));
 }
 
 struct Quantized {

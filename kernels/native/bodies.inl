@@ -51,12 +51,17 @@ using namespace shardq;
 
 #include "blocks/line.inl"
 #include "blocks/ray.inl"
+
+#include "blocks/descent.inl"
 #include "blocks/scales.inl"
 
 #include "blocks/plain.inl"
 #include "blocks/small.inl"
 
-#include "blocks/k_blocks.inl"
+#include "blocks/super_blocks.inl"
+
+#include "blocks/line_blocks.inl"
+#include "blocks/ray_blocks.inl"
 #include "blocks/iq4.inl"
 #include "blocks/important.inl"
 

@@ -138,6 +138,15 @@ def test_bad_blocks_are_counted_and_decode_to_zeros(
         assert not values[r, b * form.cols : (b + 1) * form.cols].any()
 
 
+def test_mxfp4_of_the_largest_numbers_has_no_infinite_element(kernels: KernelSet) -> None:
+    w = np.zeros((1, 32), np.float32)
+    w[0, 0], w[0, 16] = np.finfo(np.float32).max, np.float32(2.0**127)
+    blocks, bad = run(kernels, w, "F32", "MXFP4", None)
+    assert bad == 0
+    assert blocks[0, 0] == 253  # log2 of the largest number is 128 in fp32, and 8 * 2^(253 - 128) infinite
+    assert blocks[0, 1] == 0x45  # 6 and 4
+
+
 def test_blocks_do_not_depend_on_the_mode_of_the_thread(kernels: KernelSet, block_data: ModuleType) -> None:
     torch = pytest.importorskip("torch")
     w = block_data.KINDS["tiny"]()

@@ -33,7 +33,9 @@ inline void get_bytes8(const uint8_t* from, float* out) {
 
 // Bit pairs of a 256-column block, as put_pairs_of_bits leaves them.
 inline void get_pairs_of_bits(const uint8_t* SHARDQ_RESTRICT from, int* SHARDQ_RESTRICT codes) {
-    for (int i = 0; i < 256; i++) codes[i] = (from[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2)) & 3;
+    for (int k = 0; k < 8; k++) {  // 32 columns with the same bits of 32 bytes
+        for (int l = 0; l < 32; l++) codes[k * 32 + l] = (from[k / 4 * 32 + l] >> (k % 4 * 2)) & 3;
+    }
 }
 
 inline void get_q2k(const uint8_t* from, float* out) {
@@ -50,13 +52,13 @@ inline void get_q3k(const uint8_t* from, float* out) {
     const float d = float_of_half(get_half(from + 108));
     int codes[256];
     get_pairs_of_bits(from + 32, codes);
+    for (int k = 0; k < 8; k++) {
+        for (int l = 0; l < 32; l++) codes[k * 32 + l] += (((from[l] >> k) & 1) << 2) - 4;
+    }
     for (int j = 0; j < 16; j++) {
         const int low = (from[96 + j % 8] >> (j < 8 ? 0 : 4)) & 15, high = (from[104 + j % 4] >> (2 * (j / 4))) & 3;
         const float scale = d * static_cast<float>((low | high << 4) - 32);
-        for (int i = j * 16; i < j * 16 + 16; i++) {
-            const int code = codes[i] - ((from[i % 32] >> (i / 32)) & 1 ? 0 : 4);
-            out[i] = scale * static_cast<float>(code);
-        }
+        for (int i = j * 16; i < j * 16 + 16; i++) out[i] = scale * static_cast<float>(codes[i]);
     }
 }
 
@@ -77,12 +79,16 @@ inline void get_line_k(const uint8_t* from, float* out) {
 
 inline void get_q6k(const uint8_t* from, float* out) {
     const float d = float_of_half(get_half(from + 208));
-    for (int i = 0; i < 256; i++) {
-        const int half = i / 128, l = i % 128;
-        const int low = (from[half * 64 + l % 64] >> (l / 64 * 4)) & 15;
-        const int high = (from[128 + half * 32 + l % 32] >> (l / 32 * 2)) & 3;
-        const auto scale = static_cast<float>(static_cast<int8_t>(from[192 + i / 16]));
-        out[i] = d * scale * static_cast<float>((low | high << 4) - 32);
+    int high[256];
+    get_pairs_of_bits(from + 128, high);
+    for (int j = 0; j < 16; j++) {
+        const float scale = d * static_cast<float>(static_cast<int8_t>(from[192 + j]));
+        const uint8_t* low = from + j / 8 * 64 + j % 4 * 16;
+        const int shift = j % 8 / 4 * 4;
+        for (int i = 0; i < 16; i++) {
+            const int code = ((low[i] >> shift) & 15) | high[j * 16 + i] << 4;
+            out[j * 16 + i] = scale * static_cast<float>(code - 32);
+        }
     }
 }
 
@@ -104,17 +110,23 @@ inline void get_iq4xs(const uint8_t* from, float* out) {
     }
 }
 
-// Trit `place` of a byte, less 1.
-inline float get_trit(uint8_t byte, int place) {
-    constexpr int kPowers[5] = {1, 3, 9, 27, 81};
-    return static_cast<float>((static_cast<uint8_t>(byte * kPowers[place]) * 3 >> 8) - 1);
+// `places` trits of each of some bytes, less 1: the first of all bytes, then the second, and so on.
+inline void get_trits(const uint8_t* SHARDQ_RESTRICT from, int bytes, int places, float d, float* SHARDQ_RESTRICT out) {
+    int power = 1;
+    for (int place = 0; place < places; place++) {
+        for (int l = 0; l < bytes; l++) {
+            const int trit = (((from[l] * power) & 255) * 3) >> 8;
+            out[place * bytes + l] = static_cast<float>(trit - 1) * d;
+        }
+        power *= 3;
+    }
 }
 
 inline void get_ternary5(const uint8_t* from, float* out) {
     const float d = float_of_half(get_half(from + 52));
-    for (int i = 0; i < 160; i++) out[i] = get_trit(from[i % 32], i / 32) * d;
-    for (int i = 0; i < 80; i++) out[160 + i] = get_trit(from[32 + i % 16], i / 16) * d;
-    for (int i = 0; i < 16; i++) out[240 + i] = get_trit(from[48 + i % 4], i / 4) * d;
+    get_trits(from, 32, 5, d, out);
+    get_trits(from + 32, 16, 5, d, out + 160);
+    get_trits(from + 48, 4, 4, d, out + 240);
 }
 
 inline void get_ternary4(const uint8_t* from, float* out) {

@@ -1,16 +1,21 @@
-// The formats with elements of a table: IQ4_NL and IQ4_XS of ggml 0.25.3. Part of bodies.inl; contract_blocks.py has the
-// formulas and the bytes.
+// The formats with elements of a table: IQ4_NL and IQ4_XS of ggml 0.25.3. Part of bodies.inl; contract_blocks.py has
+// the formulas and the bytes.
 
 constexpr float kTableValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 // Half way between neighbours: from there on it is the upper one.
-constexpr float kTableMiddles[15] = {-115.5f, -93.5f, -74, -57, -42, -28.5f, -16, -4.5f, 7, 19, 31.5f, 45.5f, 61, 79, 101};
+constexpr float kTableMiddles[15] = {-115.5f, -93.5f, -74,   -57,   -42, -28.5f, -16, -4.5f,
+                                     7,       19,     31.5f, 45.5f, 61,  79,     101};
 
 // NaN becomes the last one.
+#ifdef SHARDQ_TABLE_VALUE
+inline Reals table_value(Reals v) { return pick_value(v, kTableValues, kTableMiddles); }
+#else
 inline Reals table_value(Reals v) {
     Reals value = all_lanes(kTableValues[15]);
     for (int k = 14; k >= 0; k--) value = v < all_lanes(kTableMiddles[k]) ? all_lanes(kTableValues[k]) : value;
     return value;
 }
+#endif
 
 inline void put_table_codes(const float* SHARDQ_RESTRICT x, float inverse, uint8_t* SHARDQ_RESTRICT codes) {
     for (int i = 0; i < 32; i++) {
@@ -22,7 +27,10 @@ inline void put_table_codes(const float* SHARDQ_RESTRICT x, float inverse, uint8
 }
 
 struct alignas(64) TableFound {
-    float scale[kTileSubs];
+    float scale[kTileBlocks];
+
+    void move(int from, int to) { scale[to] = scale[from]; }
+    void clear(int sub, float) { scale[sub] = 0.0f; }
 };
 
 inline RaySums sum_table(const float* x, const float* w, Reals inverse) {
@@ -38,24 +46,25 @@ inline RaySums sum_table(const float* x, const float* w, Reals inverse) {
 }
 
 inline void search_table(const float* x, const float* w, int at, TableFound& found) {
-    const LaneLeader leader = lane_leader<32>(x);
-    const Reals first = -leader.value / kTableValues[0];
+    const Reals leader = lane_leader<32>(x);
+    const Reals first = -leader / kTableValues[0];
     const RaySums sums = sum_table(x, w, 1.0f / first);
     Reals scale = sums.square > 0.0f ? sums.product / sums.square : Reals{};
     Reals best = scale * sums.product;
     for (int i = -7; i <= 7; i++) {
-        const RaySums tried = sum_table(x, w, (static_cast<float>(i) + kTableValues[0]) / leader.value);
+        const RaySums tried = sum_table(x, w, (static_cast<float>(i) + kTableValues[0]) / leader);
         const auto better = (tried.square > 0.0f) & (tried.product * tried.product > best * tried.square);
         const Reals fit = tried.product / tried.square;
         scale = better ? fit : scale;
         best = better ? fit * tried.product : best;
     }
-    store_lanes(found.scale + at, leader.size < kTiny ? Reals{} : scale);
+    store_lanes(found.scale + at, scale);
 }
 
 template <int kColumns>
 struct TableBlock {
     static constexpr int kCols = kColumns, kSub = 32;
+    static constexpr float kLeast = kTiny;
     using Found = TableFound;
 
     static void search(Tile& t, bool important, Found& found) {
@@ -64,11 +73,11 @@ struct TableBlock {
                 const float mean = sum_of_squares(t.x + at, kCols) * (2.0f / static_cast<float>(kCols));
                 weigh_block(t.x + at, t.importance + at, mean, kCols, t.weights + at);
             }
-            turn_subs(t.weights, kSub, t.turned_weights);
+            turn_subs(t, t.weights, kSub, t.turned_weights);
         } else {
             weigh_by_squares(kSub, t);
         }
-        for (int at = 0; at < kTileSubs; at += kStrip) {
+        for (int at = 0; at < t.active; at += kStrip) {
             search_table(t.turned + at * kSub, t.turned_weights + at * kSub, at, found);
         }
     }

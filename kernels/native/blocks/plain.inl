@@ -37,22 +37,106 @@ inline bool put_plain_block(float d, float bias, const uint8_t* codes, uint8_t* 
     return is_finite_half(scale) && is_finite_half(offset);
 }
 
-template <int kTop>
-struct SignedPlain {
-    static bool put(const float* x, uint8_t* out) {
-        constexpr auto kHalf = static_cast<float>((kTop + 1) / 2);
-        const float d = leader_of(x, 32) / -kHalf;
-        const PlainInverse by = plain_inverse(d, kHalf + 0.5f);
-        uint8_t codes[32];
-        for (int i = 0; i < 32; i++) {
-            const auto level = static_cast<int>(x[i] * by.inverse + by.shift);
-            codes[i] = static_cast<uint8_t>(level < kTop ? level : kTop);
-        }
-        return put_plain_block<kTop, false>(d, 0.0f, codes, out);
-    }
+// Numbers as integers in their order, -0 below +0; and back.
+inline Ints ordered(Ints bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+
+inline float unordered(int32_t key) { return float_of_bits(static_cast<uint32_t>(key ^ ((key >> 31) & 0x7fffffff))); }
+
+inline Ints load_ints(const void* from) {
+    Ints x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+
+// The smallest and the largest number of each 32 columns of a tile, NaN beyond infinity.
+struct alignas(64) Ends {
+    int32_t low[kTileBlocks], high[kTileBlocks];  // ordered
 };
 
-// The sign of the first zero is that of a smallest or largest zero.
+// A block's extremes of each lane first; those of kStrip blocks are then turned, and share the rest.
+inline void find_ends(const float* x, Ends& ends) {
+    alignas(64) uint32_t lows[kSquare], highs[kSquare], scratch[kSquare];
+    for (int first = 0; first < kTileBlocks; first += kStrip) {
+        for (int b = 0; b < kStrip; b++) {
+            const float* from = x + (first + b) * 32;
+            Ints low = ordered(load_ints(from)), high = low;
+            for (int j = kStrip; j < 32; j += kStrip) {
+                const Ints key = ordered(load_ints(from + j));
+                low = smaller_int(low, key);
+                high = larger_int(high, key);
+            }
+            std::memcpy(lows + b * kStrip, &low, sizeof low);
+            std::memcpy(highs + b * kStrip, &high, sizeof high);
+        }
+        const uint32_t* turned = turn_square(lows, scratch);
+        Ints low = load_ints(turned);
+        for (int i = 1; i < kStrip; i++) low = smaller_int(low, load_ints(turned + i * kStrip));
+        turned = turn_square(highs, scratch);
+        Ints high = load_ints(turned);
+        for (int i = 1; i < kStrip; i++) high = larger_int(high, load_ints(turned + i * kStrip));
+        std::memcpy(ends.low + first, &low, sizeof low);
+        std::memcpy(ends.high + first, &high, sizeof high);
+    }
+}
+
+// What every column of a block is made a code with, and what is stored.
+struct alignas(64) PlainScales {
+    float inverse[kTileBlocks], shift[kTileBlocks], origin[kTileBlocks];
+    uint16_t scale[kTileBlocks], bias[kTileBlocks];
+};
+
+// Scale, perhaps bias, perhaps fifth bits, nibbles. Codes are trunc((x - origin) * inverse + shift), at most kTop.
+template <int kTop, bool kBias>
+inline void put_plain(const float* SHARDQ_RESTRICT x, const PlainScales& s, int b, uint8_t* SHARDQ_RESTRICT out) {
+    const float inverse = s.inverse[b], shift = s.shift[b], origin = kBias ? s.origin[b] : 0.0f;
+    int32_t codes[32];
+    for (int i = 0; i < 32; i++) {
+        const float from = kBias ? x[i] - origin : x[i];
+        const auto level = static_cast<int32_t>(from * inverse + shift);
+        codes[i] = level < kTop ? level : kTop;
+    }
+    put_half(out, s.scale[b]);
+    if (kBias) put_half(out + 2, s.bias[b]);
+    uint8_t* rest = out + (kBias ? 4 : 2);
+    if (kTop == 31) {
+        uint32_t fifths = 0;
+        for (uint32_t i = 0; i < 32; i++) fifths |= (static_cast<uint32_t>(codes[i]) >> 4) << i;
+        std::memcpy(rest, &fifths, sizeof fifths);
+        rest += 4;
+    }
+    for (int i = 0; i < 16; i++) rest[i] = static_cast<uint8_t>((codes[i] & 15) | (codes[i + 16] & 15) << 4);
+}
+
+// A format says how it gets scales from the ends of all blocks of a tile, and how it puts a block.
+template <int kTop>
+struct SignedPlain {
+    static constexpr float kHalf = static_cast<float>((kTop + 1) / 2);
+
+    static void scale(const float* x, const Ends& ends, PlainScales& s) {
+        alignas(64) float leader[kTileBlocks];
+        for (int b = 0; b < kTileBlocks; b++) {
+            const float low = unordered(ends.low[b]), high = unordered(ends.high[b]);
+            leader[b] = -low > high ? low : high;
+            leader[b] = high == 0.0f && low == 0.0f ? 0.0f : leader[b];
+        }
+        for (int b = 0; b < kTileBlocks; b++) {  // a tie between signs: the first
+            if (ends.low[b] != ~ends.high[b] || leader[b] == 0.0f) continue;
+            leader[b] = leader_of(x + b * 32, 32);
+        }
+        for (int b = 0; b < kTileBlocks; b++) {
+            const float d = leader[b] / -kHalf;
+            const PlainInverse by = plain_inverse(d, kHalf + 0.5f);
+            s.inverse[b] = by.inverse;
+            s.shift[b] = by.shift;
+            s.scale[b] = half_of_float(d);
+            s.bias[b] = 0;
+        }
+    }
+
+    static void put(const float* x, const PlainScales& s, int b, uint8_t* out) { put_plain<kTop, false>(x, s, b, out); }
+};
+
+// The sign of the first zero is that of a smallest zero.
 inline float first_zero(const float* x) {
     int i = 0;
     while (x[i] != 0.0f) i++;
@@ -61,28 +145,22 @@ inline float first_zero(const float* x) {
 
 template <int kTop>
 struct AffinePlain {
-    static bool put(const float* x, uint8_t* out) {
-        // Integers in the order of the floats, -0 below +0.
-        int32_t low = 0x7fffffff, high = -0x7fffffff - 1;
-        for (int i = 0; i < 32; i++) {
-            const auto bits = static_cast<int32_t>(bits_of_float(x[i]));
-            const int32_t key = bits ^ ((bits >> 31) & 0x7fffffff);
-            low = key < low ? key : low;
-            high = key > high ? key : high;
+    static void scale(const float* x, const Ends& ends, PlainScales& s) {
+        for (int b = 0; b < kTileBlocks; b++) {
+            s.origin[b] = unordered(ends.low[b]);
+            if (s.origin[b] == 0.0f) s.origin[b] = first_zero(x + b * 32);
         }
-        float least = float_of_bits(static_cast<uint32_t>(low ^ ((low >> 31) & 0x7fffffff)));
-        const float most = float_of_bits(static_cast<uint32_t>(high ^ ((high >> 31) & 0x7fffffff)));
-        if (least == 0.0f) least = first_zero(x);
-        const float d = (most - least) / static_cast<float>(kTop);
-        if (magnitude_bits(d) >= 0x7f800000) return false;
-        const PlainInverse by = plain_inverse(d, 0.5f);
-        uint8_t codes[32];
-        for (int i = 0; i < 32; i++) {
-            const auto level = static_cast<int>((x[i] - least) * by.inverse + by.shift);
-            codes[i] = static_cast<uint8_t>(level < kTop ? level : kTop);
+        for (int b = 0; b < kTileBlocks; b++) {
+            const float d = (unordered(ends.high[b]) - s.origin[b]) / static_cast<float>(kTop);
+            const PlainInverse by = plain_inverse(d, 0.5f);
+            s.inverse[b] = by.inverse;
+            s.shift[b] = by.shift;
+            s.scale[b] = half_of_float(d);
+            s.bias[b] = half_of_float(s.origin[b]);
         }
-        return put_plain_block<kTop, true>(d, least, codes, out);
     }
+
+    static void put(const float* x, const PlainScales& s, int b, uint8_t* out) { put_plain<kTop, true>(x, s, b, out); }
 };
 
 // Half away from zero, for |x| below 2^22: the largest float below a half never carries what is less than a half.
@@ -92,12 +170,19 @@ inline int round_away(float x) {
 }
 
 struct Bytes8 {
-    static bool put(const float* x, uint8_t* out) {
-        const float d = largest_magnitude(x, 32) / 127.0f;
-        const float inverse = plain_inverse(d, 0.0f).inverse;
-        const uint16_t scale = half_of_float(d);
-        put_half(out, scale);
+    static void scale(const float*, const Ends& ends, PlainScales& s) {
+        for (int b = 0; b < kTileBlocks; b++) {
+            const float low = -unordered(ends.low[b]), high = unordered(ends.high[b]);
+            const float d = (low > high ? low : high) / 127.0f;
+            s.inverse[b] = plain_inverse(d, 0.0f).inverse;
+            s.scale[b] = half_of_float(d) & 0x7fffu;
+            s.bias[b] = 0;
+        }
+    }
+
+    static void put(const float* SHARDQ_RESTRICT x, const PlainScales& s, int b, uint8_t* SHARDQ_RESTRICT out) {
+        const float inverse = s.inverse[b];
+        put_half(out, s.scale[b]);
         for (int i = 0; i < 32; i++) out[2 + i] = static_cast<uint8_t>(round_away(x[i] * inverse));
-        return is_finite_half(scale);
     }
 };

@@ -16,7 +16,7 @@ inline int64_t quantize_plain(const Weights& w, int64_t size_bytes, uint8_t* out
     Tile t;
     for (int64_t block = 0; block < total; block += kCount) {
         const int count = static_cast<int>(least(kCount, total - block));
-        load_tile(w, block * kCols, count, kCols, t);
+        load_tile(w, block * kCols, count, kCols, kCols, t);
         for (int b = 0; b < count; b++) {
             uint8_t* to = out + (block + b) * size_bytes;
             const bool fits = F::put(t.x + b * kCols, to);
@@ -26,12 +26,37 @@ inline int64_t quantize_plain(const Weights& w, int64_t size_bytes, uint8_t* out
     return bad;
 }
 
+// Formats with one scale per 32 columns, of a tile at once.
+template <class F>
+inline int64_t quantize_ends(const Weights& w, int64_t size_bytes, uint8_t* out) {
+    const int64_t total = w.rows * w.cols / 32;
+    int64_t bad = 0;
+    alignas(64) float x[kTileCols] = {};
+    Ends ends;
+    PlainScales scales;
+    for (int64_t block = 0; block < total; block += kTileBlocks) {
+        const int count = static_cast<int>(least(kTileBlocks, total - block));
+        widen_any(w, block * 32, count * 32, x);
+        find_ends(x, ends);
+        F::scale(x, ends, scales);
+        for (int b = 0; b < count; b++) {
+            uint8_t* to = out + (block + b) * size_bytes;
+            const bool good = magnitude_bits(unordered(ends.low[b])) < 0x7f800000 &&
+                              magnitude_bits(unordered(ends.high[b])) < 0x7f800000 && is_finite_half(scales.scale[b]) &&
+                              is_finite_half(scales.bias[b]);
+            bad += keep_or_clear(good, size_bytes, to);
+            if (good) F::put(x + b * 32, scales, b, to);
+        }
+    }
+    return bad;
+}
+
 // The mean of the squares of a row, summed in order; bad blocks of 32 columns count as zeros.
 inline float mean_of_row(const Weights& w, int64_t row, Tile& scratch) {
     float sum = 0.0f;
     for (int64_t at = 0; at < w.cols; at += kTileCols) {
-        const int count = static_cast<int>(least(kTileSubs, (w.cols - at) / 32));
-        load_tile(w, row * w.cols + at, count, 32, scratch);
+        const int count = static_cast<int>(least(kTileBlocks, (w.cols - at) / 32));
+        load_tile(w, row * w.cols + at, count, 32, 32, scratch);
         for (int i = 0; i < count * 32; i++) sum += scratch.x[i] * scratch.x[i];
     }
     return sum / static_cast<float>(w.cols);
@@ -40,7 +65,7 @@ inline float mean_of_row(const Weights& w, int64_t row, Tile& scratch) {
 // Formats that search: F::search(tile, ...) and F::put(tile, ..., block, out).
 template <class F, bool kRowMeans = false>
 inline int64_t quantize_searched(const Weights& w, const float* importance, int64_t size_bytes, uint8_t* out) {
-    constexpr int kCount = kTileSubs * F::kSub / F::kCols;
+    constexpr int kCount = kTileCols / F::kCols;
     const int64_t total = w.rows * w.cols / F::kCols, row_blocks = w.cols / F::kCols;
     int64_t bad = 0, mean_row = -1;
     float mean = 0.0f;
@@ -49,17 +74,19 @@ inline int64_t quantize_searched(const Weights& w, const float* importance, int6
     for (int64_t block = 0; block < total; block += kCount) {
         const int count = static_cast<int>(least(kCount, total - block));
         if (kRowMeans) {
-            for (int b = 0; b < kTileSubs; b++) {
+            for (int b = 0; b < kTileBlocks; b++) {
                 const int64_t row = least(block + b, total - 1) / row_blocks;
                 if (row != mean_row) mean = mean_of_row(w, row, t);
                 mean_row = row;
                 t.mean[b] = mean;
             }
         }
-        load_tile(w, block * F::kCols, count, F::kCols, t);
+        load_tile(w, block * F::kCols, count, F::kCols, F::kSub, t);
+        choose_subs(F::kLeast, F::kSub, t);
         if (importance != nullptr) load_importance(importance, w.cols, block * F::kCols, count, F::kCols, t);
-        turn_subs(t.x, F::kSub, t.turned);
+        turn_subs(t, t.x, F::kSub, t.turned);
         F::search(t, importance != nullptr, found);
+        place_found(t, F::kSub, found);
         for (int b = 0; b < count; b++) {
             uint8_t* to = out + (block + b) * size_bytes;
             const bool fits = F::put(t, importance != nullptr, found, b, to);
@@ -71,7 +98,7 @@ inline int64_t quantize_searched(const Weights& w, const float* importance, int6
 
 template <class Plain, class Important>
 inline int64_t quantize_either(const Weights& w, const float* importance, int64_t size_bytes, uint8_t* out) {
-    if (importance == nullptr) return quantize_plain<Plain, 32>(w, size_bytes, out);
+    if (importance == nullptr) return quantize_ends<Plain>(w, size_bytes, out);
     return quantize_searched<Important, true>(w, importance, size_bytes, out);
 }
 
@@ -82,7 +109,7 @@ int64_t quantize_blocks(const Weights& w, const BlockFormat& format, const float
         case BlockType::Q4_1: return quantize_either<AffinePlain<15>, ImportantAffine<15>>(w, importance, size, out);
         case BlockType::Q5_0: return quantize_either<SignedPlain<31>, ImportantSigned<31>>(w, importance, size, out);
         case BlockType::Q5_1: return quantize_either<AffinePlain<31>, ImportantAffine<31>>(w, importance, size, out);
-        case BlockType::Q8_0: return quantize_plain<Bytes8, 32>(w, size, out);
+        case BlockType::Q8_0: return quantize_ends<Bytes8>(w, size, out);
         case BlockType::Q2_K: return quantize_searched<Q2K>(w, importance, size, out);
         case BlockType::Q3_K: return quantize_searched<Q3K>(w, importance, size, out);
         case BlockType::Q4_K: return quantize_searched<LineK<15>>(w, importance, size, out);

@@ -77,11 +77,13 @@ struct Mxfp4 {
         const float most = largest_magnitude(x, 32);
         const auto exponent = static_cast<uint8_t>(most > 0.0f ? exponent_of(most) - 2 + 127 : 0);
         const float d = half_scale(exponent);
+        // 8 times the largest scale is infinite, and so never the nearest.
+        const float upper = exponent < 253 ? 7.0f * d : 3.4028234663852886e38f;
         uint8_t codes[32];
         for (int i = 0; i < 32; i++) {
             const float size = float_of_bits(static_cast<uint32_t>(magnitude_bits(x[i])));
             int code = (size > 0.5f * d) + (size > 1.5f * d) + (size > 2.5f * d) + (size > 3.5f * d) +
-                       (size > 5.0f * d) + (size > 7.0f * d) + (size > 10.0f * d);
+                       (size > 5.0f * d) + (size > upper) + (size > 10.0f * d);
             code |= code > 0 && x[i] < 0.0f ? 8 : 0;
             codes[i] = static_cast<uint8_t>(code);
         }

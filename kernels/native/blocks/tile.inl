@@ -3,18 +3,24 @@
 // Searches put a sub-block into each lane. What ggml sums, it sums over the columns of a sub-block in order: so does a
 // lane, and gives the same bits.
 
-constexpr int kTileSubs = 16;                   // sub-blocks
-constexpr int kTileCols = kTileSubs * 32;       // at most
-constexpr float kTiny = 1e-15f;                 // ggml's GROUP_MAX_EPS
+constexpr int kTileCols = 1024;
+constexpr int kTileSubs = kTileCols / 16;    // sub-blocks of a tile
+constexpr int kTileBlocks = kTileCols / 32;
+constexpr int kSide = 2;                     // vectors of sub-blocks at once, so that one waits while the other works
+constexpr float kTiny = 1e-15f;              // ggml's GROUP_MAX_EPS
+constexpr float kAnything = 1e-45f;          // the smallest number above 0
 
 struct alignas(64) Tile {
     float x[kTileCols];           // one sub-block behind the other; zeros where there is none
     float importance[kTileCols];  // likewise, if there is importance
     float weights[kTileCols];     // of the errors, likewise
-    float turned[kTileCols];      // x by lanes: [16 / kStrip][column][kStrip]
+    int32_t most[kTileSubs];      // the pattern of the largest magnitude of a sub-block
+    int order[kTileSubs];         // the sub-blocks that are searched, and the last of them again to fill vectors
+    int active;                   // how many they are
+    float turned[kTileCols];      // their x by lanes: [sub-block / kStrip][column][kStrip]
     float turned_weights[kTileCols];
-    float mean[kTileSubs];        // of the squares of a block's row, for the formats that weigh with it
-    bool bad[kTileSubs];          // blocks with NaN or infinity; their x is 0
+    float mean[kTileBlocks];        // of the squares of a block's row, for the formats that weigh with it
+    bool bad[kTileBlocks];          // blocks with NaN or infinity; their x is 0
 };
 
 // ggml's nearest_int: half to even up to 4194303, wrapped beyond; 0 for the NaN that arithmetic makes.
@@ -22,24 +28,23 @@ inline int32_t nearest_int(float v) {
     return static_cast<int32_t>(bits_of_float(v + kRound) & 0x7fffffu) - 0x400000;
 }
 
-// The same as a float, which 2^23 + n less 1.5 * 2^23 is exactly.
-inline float nearest_whole(float v) {
-    return float_of_bits((bits_of_float(v + kRound) & 0x7fffffu) | 0x4b000000u) - kRound;
+// The same, held between two whole numbers, as a float: 2^23 + n less 1.5 * 2^23 is n less 2^22 exactly. As integers
+// the patterns have the order of the numbers, and compilers know what the larger of two integers is.
+inline float nearest_held(float v, int lowest, int highest) {
+    const int32_t low = 0x4b400000 + lowest, high = 0x4b400000 + highest;
+    int32_t bits = static_cast<int32_t>((bits_of_float(v + kRound) & 0x7fffffu) | 0x4b000000u);
+    bits = bits > low ? bits : low;
+    bits = bits < high ? bits : high;
+    return float_of_bits(static_cast<uint32_t>(bits)) - kRound;
 }
 
-inline Reals nearest_lanes(Reals v) {
-    return reals_of((bits_of(v + kRound) & 0x7fffff) | 0x4b000000) - kRound;
-}
+inline Ints larger_int(Ints a, Ints b) { return a > b ? a : b; }
+inline Ints smaller_int(Ints a, Ints b) { return a < b ? a : b; }
 
-inline float clamp_whole(float v, float lowest, float highest) {
-    v = v > lowest ? v : lowest;
-    return v < highest ? v : highest;
-}
-
-inline Reals clamp_lanes(Reals v, float lowest, float highest) {
-    const Reals low = all_lanes(lowest), high = all_lanes(highest);
-    v = v > low ? v : low;
-    return v < high ? v : high;
+inline Reals nearest_lanes(Reals v, int lowest, int highest) {
+    const Ints bits = (bits_of(v + kRound) & 0x7fffff) | 0x4b000000;
+    const Ints low = Ints{} + (0x4b400000 + lowest), high = Ints{} + (0x4b400000 + highest);
+    return reals_of(smaller_int(larger_int(bits, low), high)) - kRound;
 }
 
 inline int clamp_int(int v, int lowest, int highest) { return v < lowest ? lowest : v > highest ? highest : v; }
@@ -95,15 +100,44 @@ inline void widen_any(const Weights& w, int64_t at, int64_t cols, float* out) {
     widen_columns<F32>(w.data, at, cols, out);
 }
 
-// Columns `at` and up of the matrix as one row, `count` blocks.
-inline void load_tile(const Weights& w, int64_t at, int count, int block_cols, Tile& t) {
-    const int cols = count * block_cols;
+// Columns `at` and up of the matrix as one row, `count` blocks. Bad blocks are silent.
+inline void load_tile(const Weights& w, int64_t at, int count, int block_cols, int sub_cols, Tile& t) {
+    const int cols = count * block_cols, subs = block_cols / sub_cols;
     widen_any(w, at, cols, t.x);
     for (int i = cols; i < kTileCols; i++) t.x[i] = 0.0f;
+    for (int s = 0; s < kTileCols / sub_cols; s++) {
+        t.most[s] = magnitude_bits(largest_magnitude(t.x + s * sub_cols, sub_cols));
+    }
     for (int b = 0; b < count; b++) {
-        float* x = t.x + b * block_cols;
-        t.bad[b] = magnitude_bits(largest_magnitude(x, block_cols)) >= 0x7f800000;
-        if (t.bad[b]) std::memset(x, 0, static_cast<size_t>(block_cols) * sizeof *x);
+        t.bad[b] = false;
+        for (int s = b * subs; s < (b + 1) * subs; s++) t.bad[b] |= t.most[s] >= 0x7f800000;
+        if (!t.bad[b]) continue;
+        std::memset(t.x + b * block_cols, 0, static_cast<size_t>(block_cols) * sizeof *t.x);
+        for (int s = b * subs; s < (b + 1) * subs; s++) t.most[s] = 0;
+    }
+}
+
+// Sub-blocks whose largest magnitude is below `least` are not searched: ggml has nothing to find there either.
+inline void choose_subs(float least, int sub_cols, Tile& t) {
+    const int32_t bits = magnitude_bits(least);
+    t.active = 0;
+    for (int s = 0; s < kTileCols / sub_cols; s++) {
+        t.order[t.active] = s;
+        t.active += t.most[s] >= bits ? 1 : 0;
+    }
+    for (int i = t.active; i > 0 && i % (kSide * kStrip) != 0; i++) t.order[i] = t.order[i - 1];
+}
+
+// From the order of the search to that of the sub-blocks; the others get what ggml has for them.
+template <class Found>
+inline void place_found(const Tile& t, int sub_cols, Found& found) {
+    int next = t.active;
+    for (int s = kTileCols / sub_cols - 1; s >= next; s--) {
+        if (next > 0 && t.order[next - 1] == s) {
+            found.move(--next, s);
+        } else {
+            found.clear(s, t.x[s * sub_cols]);
+        }
     }
 }
 
@@ -131,12 +165,14 @@ inline void weigh_block(const float* SHARDQ_RESTRICT x, const float* SHARDQ_REST
 
 inline void load_words(const float* from, uint32_t* to) { std::memcpy(to, from, kStrip * sizeof *to); }
 
-// Sub-blocks [16][sub_cols] by lanes.
-inline void turn_subs(const float* SHARDQ_RESTRICT x, int sub_cols, float* SHARDQ_RESTRICT out) {
+// The sub-blocks of a tile that are searched, by lanes.
+inline void turn_subs(const Tile& t, const float* SHARDQ_RESTRICT x, int sub_cols, float* SHARDQ_RESTRICT out) {
     alignas(64) uint32_t a[kSquare], b[kSquare];
-    for (int first = 0; first < kTileSubs; first += kStrip) {
+    for (int first = 0; first < t.active; first += kStrip) {
         for (int j = 0; j < sub_cols; j += kStrip) {
-            for (int lane = 0; lane < kStrip; lane++) load_words(x + (first + lane) * sub_cols + j, a + lane * kStrip);
+            for (int lane = 0; lane < kStrip; lane++) {
+                load_words(x + t.order[first + lane] * sub_cols + j, a + lane * kStrip);
+            }
             const uint32_t* turned = turn_square(a, b);
             std::memcpy(out + first * sub_cols + j * kStrip, turned, sizeof a);
         }
