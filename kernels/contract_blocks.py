@@ -80,8 +80,8 @@ class BlockKernels(Protocol):
                 In these five the d that divides is not the rounded one; an infinite 1/d makes all codes 0.
             TQ1_0, TQ2_0: d = amax; trit = round(x * inv(d)) + 1, half away from zero; infinite 1/d: 1
             MXFP4: e = floor(log2(amax)) + 125, log2 rounded to fp32 first, as a byte, 0 for amax = 0; the element of
-                0, 1, 2, 3, 4, 6, 8, 12 times 2^(e - 128) next to |x|, of two the smaller, none that is infinite; the sign
-                of what is not 0
+                0, 1, 2, 3, 4, 6, 8, 12 times 2^(e - 128) next to |x|, of two the smaller, none that is infinite; the
+                sign of what is not 0
             Q4_K, top = 15, and Q5_K, top = 31: line(x, w) of 32 columns each, w = sqrt(sum x^2 / 32) + |x|, with
                 squares, steps -1 + 0.1 i, i = 0..20, and -0.5 + 0.1 i, i = 0..15; S, M the largest scale and minimum,
                 or 0: d = half(S / 63), code = min(byte(near((63 / S) * scale)), 63), 0 for S = 0; likewise minima by M
