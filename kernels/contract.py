@@ -28,6 +28,7 @@ SCALE_FORMATS: Final[tuple[ScaleFormat, ...]] = get_args(ScaleFormat)
 
 FIGURES: Final = 6  # of each row: what error_int writes
 
+
 class KernelSet(BlockKernels, Protocol):
     """The kernels of one instruction set; those of ggml's blocks are in contract_blocks.py.
 
