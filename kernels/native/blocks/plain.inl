@@ -49,12 +49,12 @@ inline Ints load_ints(const void* from) {
 }
 
 // The smallest and the largest number of each 32 columns of a tile, NaN beyond infinity.
-struct alignas(64) Ends {
+struct alignas(64) BlockEnds {
     int32_t low[kTileBlocks], high[kTileBlocks];  // ordered
 };
 
 // A block's extremes of each lane first; those of kStrip blocks are then turned, and share the rest.
-inline void find_ends(const float* x, Ends& ends) {
+inline void find_ends(const float* x, BlockEnds& ends) {
     alignas(64) uint32_t lows[kSquare], highs[kSquare], scratch[kSquare];
     for (int first = 0; first < kTileBlocks; first += kStrip) {
         for (int b = 0; b < kStrip; b++) {
@@ -112,7 +112,7 @@ template <int kTop>
 struct SignedPlain {
     static constexpr float kHalf = static_cast<float>((kTop + 1) / 2);
 
-    static void scale(const float* x, const Ends& ends, PlainScales& s) {
+    static void scale(const float* x, const BlockEnds& ends, PlainScales& s) {
         alignas(64) float leader[kTileBlocks];
         for (int b = 0; b < kTileBlocks; b++) {
             const float low = unordered(ends.low[b]), high = unordered(ends.high[b]);
@@ -145,7 +145,7 @@ inline float first_zero(const float* x) {
 
 template <int kTop>
 struct AffinePlain {
-    static void scale(const float* x, const Ends& ends, PlainScales& s) {
+    static void scale(const float* x, const BlockEnds& ends, PlainScales& s) {
         for (int b = 0; b < kTileBlocks; b++) {
             s.origin[b] = unordered(ends.low[b]);
             if (s.origin[b] == 0.0f) s.origin[b] = first_zero(x + b * 32);
@@ -170,7 +170,7 @@ inline int round_away(float x) {
 }
 
 struct Bytes8 {
-    static void scale(const float*, const Ends& ends, PlainScales& s) {
+    static void scale(const float*, const BlockEnds& ends, PlainScales& s) {
         for (int b = 0; b < kTileBlocks; b++) {
             const float low = -unordered(ends.low[b]), high = unordered(ends.high[b]);
             const float d = (low > high ? low : high) / 127.0f;

@@ -32,7 +32,7 @@ inline int64_t quantize_ends(const Weights& w, int64_t size_bytes, uint8_t* out)
     const int64_t total = w.rows * w.cols / 32;
     int64_t bad = 0;
     alignas(64) float x[kTileCols] = {};
-    Ends ends;
+    BlockEnds ends;
     PlainScales scales;
     for (int64_t block = 0; block < total; block += kTileBlocks) {
         const int count = static_cast<int>(least(kTileBlocks, total - block));
