@@ -50,7 +50,7 @@ def load_tokenizer(model: ModelFiles) -> Any:
     package = import_tokenizers()
     try:
         tokenizer = package.Tokenizer.from_buffer(data)
-    except Exception as error:
+    except Exception as error:  # the package raises no other class for damaged files
         raise SourceUnreadable(f"{TOKENIZER} of {model.name}: {error}") from error
     _check_special(tokenizer, model)
     return tokenizer

@@ -33,6 +33,14 @@ LATENT: Final = {
     "qk_rope_head_dim": 16, "v_head_dim": 32, "head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
     "n_shared_experts": 1, "moe_intermediate_size": 64, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
 }  # fmt: skip
+ROPE: Final = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
+SEEING: Final = {
+    "text_config": {**COMMON, "rope_scaling": ROPE, "rope_parameters": ROPE}, "tie_word_embeddings": False,
+    "vision_config": {
+        "depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 128,
+        "deepstack_visual_indexes": [0],
+    },
+}  # fmt: skip
 MODELS: Final[Mapping[str, Mapping[str, Any]]] = {  # name -> config; the model type is what stands before a dash
     "llama": COMMON,
     "llama-biases": {**COMMON, "attention_bias": True, "mlp_bias": True},
@@ -43,6 +51,9 @@ MODELS: Final[Mapping[str, Mapping[str, Any]]] = {  # name -> config; the model 
     "qwen2_moe": {**COMMON, **EXPERTS, "shared_expert_intermediate_size": 128},
     "qwen3": COMMON,
     "qwen3_moe": {**COMMON, **EXPERTS},
+    "qwen2_vl": {**SEEING, "vision_config": {"depth": 1, "embed_dim": 64, "hidden_size": 128, "num_heads": 2}},
+    "qwen2_5_vl": SEEING,
+    "qwen3_vl": SEEING,
     "mixtral": {**COMMON, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     "glm4_moe": {
         **COMMON, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 64,
@@ -64,7 +75,8 @@ def make_model(name: str, folder: Path, dtype: torch.dtype) -> Path:
     kind = name.partition("-")[0]
     config = transformers.AutoConfig.for_model(kind, **MODELS[name])
     torch.manual_seed(5)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    kinds = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
+    model = kinds["vision_config" in MODELS[name]].from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for key, value in model.named_parameters():
             around = 1.0 if "norm" in key and "gemma" not in kind else 0.0
