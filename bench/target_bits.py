@@ -5,18 +5,13 @@
 The model, the text and the judge are those of quality.py, and so are the packages that it needs.
 """
 
-import argparse
-import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Final
 
-import torch
-from quality import IDS, RTN, Bench, Setting
+from quality import IDS, RTN, Bench, Setting, run_bench
 
 BELOW: Final = 0.005  # of a target that the average may stay below it
 
@@ -109,22 +104,9 @@ def _line(row: Row) -> str:
 
 
 def main() -> None:
-    """Measure and print the table, and below it what misses its bar."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
-    parser.add_argument("--work", type=Path, help="keep the model and the importance here")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="shardq-bench-") as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
-        bench = Bench(work)
-        print("| case | scales | scheme | bits | KL | x uniform |\n| --- | --- | --- | --- | --- | --- |", flush=True)
-        rows = [row for name in args.only for row in compare(bench, name)]
-    print("\n".join(["", *judge_bars(rows)]))
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    """All cases unless the command line chooses."""
+    columns = ("case", "scales", "scheme", "bits", "KL", "x uniform")
+    run_bench(__doc__, CASES, CASES, columns, compare, judge_bars)
 
 
 if __name__ == "__main__":

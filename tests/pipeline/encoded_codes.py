@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from encoded_numbers import (  # type: ignore[import-not-found,unused-ignore]
+from encoded_numbers import (
     E2M1,
     E2M3,
     Draw,

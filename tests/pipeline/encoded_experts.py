@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
 
-from encoded_codes import (  # type: ignore[import-not-found,unused-ignore]
+from encoded_codes import (
     Encode,
     fp8,
     mlx,
@@ -14,14 +14,14 @@ from encoded_codes import (  # type: ignore[import-not-found,unused-ignore]
     opened,
     plain,
 )
-from encoded_kinds import (  # type: ignore[import-not-found,unused-ignore]
+from encoded_kinds import (
     FP8_BLOCK,
     FP8_STATIC,
     mlx_block,
     named,
     native_fp8,
 )
-from encoded_models import (  # type: ignore[import-not-found,unused-ignore]
+from encoded_models import (
     HEADS,
     LAYERS,
     VOCABULARY,
@@ -36,8 +36,8 @@ from encoded_models import (  # type: ignore[import-not-found,unused-ignore]
     norms,
     settings,
 )
-from encoded_numbers import draw_singles  # type: ignore[import-not-found,unused-ignore]
-from encoded_stacks import (  # type: ignore[import-not-found,unused-ignore]
+from encoded_numbers import draw_singles
+from encoded_stacks import (
     EXPERTS,
     HIDDEN,
     INNER,

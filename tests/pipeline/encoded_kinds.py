@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from encoded_codes import (  # type: ignore[import-not-found,unused-ignore]
+from encoded_codes import (
     Encode,
     awq,
     bnb4,
@@ -20,7 +20,7 @@ from encoded_codes import (  # type: ignore[import-not-found,unused-ignore]
     mx,
     nvfp4,
 )
-from encoded_numbers import (  # type: ignore[import-not-found,unused-ignore]
+from encoded_numbers import (
     FP4,
     NF4,
     draw_brains,

@@ -10,9 +10,9 @@ from itertools import chain
 from typing import Any, Final
 
 import numpy as np
-from encoded_codes import Encode, plain  # type: ignore[import-not-found,unused-ignore]
-from encoded_kinds import ROWS, Kind  # type: ignore[import-not-found,unused-ignore]
-from encoded_numbers import Stored, draw_singles, store_as  # type: ignore[import-not-found,unused-ignore]
+from encoded_codes import Encode, plain
+from encoded_kinds import ROWS, Kind
+from encoded_numbers import Stored, draw_singles, store_as
 from numpy.random import Generator
 
 HIDDEN, HEADS, KEYS, INNER, VOCABULARY, LAYERS = 256, 384, 192, 128, 96, 2  # outputs of q, and of k and v

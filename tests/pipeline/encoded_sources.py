@@ -15,9 +15,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-from encoded_experts import SINGLE_EXPERTS, STACKED  # type: ignore[import-not-found,unused-ignore]
-from encoded_models import DENSE, Case, build  # type: ignore[import-not-found,unused-ignore]
-from encoded_numbers import Stored, store_as  # type: ignore[import-not-found,unused-ignore]
+from encoded_experts import SINGLE_EXPERTS, STACKED
+from encoded_models import DENSE, Case, build
+from encoded_numbers import Stored, store_as
 
 from shardq.files.safetensors import TensorSpec, plan_file, read_header
 from shardq.formats import STORAGE

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
-from encoded_codes import Encode, plain  # type: ignore[import-not-found,unused-ignore]
-from encoded_models import Piece, keep, rng_of  # type: ignore[import-not-found,unused-ignore]
-from encoded_numbers import Stored  # type: ignore[import-not-found,unused-ignore]
+from encoded_codes import Encode, plain
+from encoded_models import Piece, keep, rng_of
+from encoded_numbers import Stored
 
 EXPERTS, HIDDEN, INNER = 3, 128, 256  # gate and up together are 512 rows
 PAIR: Final = ("gate_proj", "up_proj")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import encoded_sources as sources  # type: ignore[import-not-found,unused-ignore]
+import encoded_sources as sources
 import pytest
 
 import shardq

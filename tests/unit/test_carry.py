@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from carry_sources import (  # type: ignore[import-not-found,unused-ignore]
+from carry_sources import (
     COLUMNS,
     FAMILY,
     MODULE,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-from carry_sources import (  # type: ignore[import-not-found,unused-ignore]
+from carry_sources import (
     MODULE,
     Source,
     carried,

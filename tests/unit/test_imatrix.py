@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from importance_files_made import (  # type: ignore[import-not-found,unused-ignore]
+from importance_files_made import (
     L0,
     PAIRS,
     gguf,

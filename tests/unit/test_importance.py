@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from importance_files_made import (  # type: ignore[import-not-found,unused-ignore]
+from importance_files_made import (
     L0,
     MODULES,
     OWN,
@@ -170,7 +170,12 @@ def test_cache_keeps_the_last_vectors(tmp_path: Path, monkeypatch: pytest.Monkey
     write_importance(path, OWN, RANDOM)
     refs = list(match(load_importance(path), MODULES).values())
     reads: list[VectorRef] = []
-    monkeypatch.setattr("shardq.importance_vectors.read_vector", lambda r: reads.append(r) or read_vector(r))
+
+    def read(ref: VectorRef) -> Any:
+        reads.append(ref)
+        return read_vector(ref)
+
+    monkeypatch.setattr("shardq.importance_vectors.read_vector", read)
     cache = VectorCache(limit=2)
     for index in (0, 1, 0, 2, 0, 3, 3, 0, 2):  # q_proj and v_proj have the same vector
         assert np.array_equal(cache.get(refs[index]), weights_of(read_vector(refs[index])))

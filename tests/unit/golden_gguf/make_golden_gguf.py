@@ -1,4 +1,5 @@
-"""Makes the golden files of this folder: `python make_golden_gguf.py GGUF_SPLIT`, the built tool of llama.cpp.
+"""Makes the golden files of this folder: `PYTHONPATH=.. python make_golden_gguf.py GGUF_SPLIT`, with the built tool of
+llama.cpp.
 
 Needs shardq and gguf==0.19.0. See PROVENANCE.md.
 """
@@ -10,11 +11,9 @@ import tempfile
 from pathlib import Path
 
 import gguf
+from gguf_made import ALL_VALUES, CASES, MEGABYTES, SOME_TENSORS, SPLIT_BYTES, written_by_gguf
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from gguf_made import ALL_VALUES, CASES, MEGABYTES, SOME_TENSORS, SPLIT_BYTES, written_by_gguf  # noqa: E402
 
 
 def main(tool: str) -> None:
