@@ -20,6 +20,7 @@ from shardq.errors import BadFold, BadOption, NotExact, VerifyFailed
 from shardq.fold import FOLD, Fold, read_fold, write_fold
 from shardq.importance_files import Provenance, write_importance
 from shardq.importance_vectors import SizesRef, read_vector, weights_of
+from shardq.kernels import sets
 from shardq.ledger import LEDGER, decode_ledger
 from shardq.run import quantize_all
 from shardq.sources.demo import open_demo
@@ -350,3 +351,15 @@ def test_what_sizes_count() -> None:
     sizes, powers = bytes([0, 16, 240, 8, 127]), bytes([0, 1, 255, 0, 0])  # 240 is -16, 255 is -1
     found = read_vector(SizesRef(sizes, 4, powers))
     assert found.tolist() == [1, 2.0**-2, 2.0**2, 2.0**-2, np.float32(2.0 ** (-127 / 4))]
+
+
+@pytest.mark.parametrize("name", [s.name for s in sets() if s.usable])
+def test_any_kernel_set_writes_the_same(
+    name: str, demo: Path, fold: Fold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe("W4A16", fold=fold)
+    shardq.quantize(demo, recipe, output_dir=tmp_path / "expected", limits=ONE)
+    monkeypatch.setenv("SHARDQ_KERNELS", name)
+    assert find_fold(demo).fold.sha256 == fold.sha256
+    shardq.quantize(demo, recipe, output_dir=tmp_path / "out", limits=ONE)
+    assert shards(tmp_path / "out") == shards(tmp_path / "expected")
