@@ -194,7 +194,8 @@ def _mixed(mixture: _Mixture, tensor: Wanted, category: Category, seen: Counter[
     """By the rules; counts the tensor among those of its category."""
     options, model, file_type = mixture.options, mixture.model, mixture.options.file_type
     if category == "output" or (category == "embedding" and mixture.tied):
-        return options.output_type or _output_type(file_type, tensor.shape[0])
+        # llama.cpp has Q8_0 for rows that are not whole blocks; `_fitting` comes to the same
+        return options.output_type or ("Q8_0" if file_type.name in (EXPERTS_TYPE, "Q8_0") else "Q6_K")
     if file_type.name == EXPERTS_TYPE:
         return file_type.base if len(tensor.shape) > 2 and tensor.shape[2] > 1 else "Q8_0"
     index = seen[category]
@@ -208,12 +209,6 @@ def _mixed(mixture: _Mixture, tensor: Wanted, category: Category, seen: Counter[
     if category == "values" and model.raises_values:
         kind = RAISED_VALUES.get(kind, kind)
     return OF_EIGHT.get(category, kind) if model.experts == EIGHT else kind
-
-
-def _output_type(file_type: FileType, columns: int) -> str:
-    base = file_type.base
-    whole = columns % BLOCK_FORMATS[base].cols == 0
-    return "Q8_0" if file_type.name == EXPERTS_TYPE or base == "Q8_0" or not whole else "Q6_K"
 
 
 def _fitting(kind: str, columns: int) -> str:

@@ -87,6 +87,7 @@ CHOICES: Mapping[str, dict[str, Any]] = {
     "Q4_K_M values": {"overrides": ((r"BLK\.[02]\.attn_(v|qkv|kv_b|v_b)\.", "q8_0"), ("attn_(k_b|output)", "IQ4_XS"))},
     "Q5_K_M down": {"overrides": ((r"blk\.1\.ffn_down", "F16"), (r"[2-5]\.ffn_down(_exps)?\.weight$", "tq2_0"))},
     "Q4_K_S all": {"overrides": ((".*", "Q6_K"),), "output_type": "Q8_0", "pure": True},
+    "Q4_K_S tables": {"overrides": (("embd", "Q5_K"),), "embedding_type": "Q8_0"},
     "MXFP4_MOE some": {"overrides": (("exps|output", "Q4_K"),), "embedding_type": "Q8_0"},
 }  # fmt: skip
 
@@ -185,6 +186,7 @@ CASES: Mapping[str, Case] = {
     "llama_80": Case("llama", 80, 8, 8, {**ends(256), **stems(range(80), 256, 256, *FEW)}, full=False),
     "llama_80_eight": Case("llama", 80, 8, 2, {**ends(256), **stems(range(80), 256, 256, *FEW)}, 8, full=False),
     "qwen2_80": Case("qwen2", 80, 8, 8, {**ends(256), **stems(range(80), 256, 256, *FEW)}, full=False),
+    "qwen2_81": Case("qwen2", 81, 8, 8, {**ends(256, True), **stems(range(81), 256, 256, "attn_v")}, full=False),
     "qwen3_80": Case("qwen3", 80, 8, 4, {**ends(256), **stems(range(80), 256, 256, *FEW)}, full=False),
     "llama_tied_288": Case("llama", 4, 9, 3, dense(4, 288, 512, True)),
     "qwen2_128": Case("qwen2", 5, 4, 2, dense(5, 128, 272)),
@@ -194,7 +196,7 @@ CASES: Mapping[str, Case] = {
         "qwen2moe", 9, 4, 4,
         {**ends(256), **stems(range(9), 256, 128, *ATTENTION, *EXPERTS, *SHARED, "ffn_gate_inp_shexp")}, 60,
     ),
-    "qwen3moe": Case("qwen3moe", 24, 8, 1, {**ends(256), **stems(range(24), 256, 256, *ATTENTION, *EXPERTS)}, 64),
+    "qwen3moe": Case("qwen3moe", 30, 8, 1, {**ends(256), **stems(range(30), 256, 256, *ATTENTION, *EXPERTS)}, 64),
     "deepseek2": Case("deepseek2", 17, 8, 1, deepseek(17, 256, *LATENT), 64, MLA),
     "deepseek2_joined": Case("deepseek2", 9, 2, 2, deepseek(9, 256, "attn_q", "attn_kv_b", "attn_output"), 4, MLA),
     "glm4moe": Case(
