@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shardq.progress import Progress
     from shardq.recipe import Recipe, convert_recipe, dequantize_recipe, make_recipe
     from shardq.run import Result
-    from shardq.verification import Verification
+    from shardq.verified import Verification
 
     __version__: str
 
@@ -35,7 +35,7 @@ _HOMES: Final = {
     "Recipe": "shardq.recipe",
     "Result": "shardq.run",
     "ShardqError": "shardq.errors",
-    "Verification": "shardq.verification",
+    "Verification": "shardq.verified",
     "audit": "shardq.api",
     "convert_recipe": "shardq.recipe",
     "dequantize_recipe": "shardq.recipe",
