@@ -60,11 +60,13 @@ def _first_bad(source: Source, file: str, t: GgufTensor, kernels: KernelSet) -> 
 
 def _finite(data: NDArray[np.uint8], kind: GgmlType, kernels: KernelSet) -> NDArray[np.bool_]:
     """For each number whether it is finite. A scale that is not makes all numbers of its block NaN or infinite."""
+    finite: NDArray[np.bool_]
     if kind.name == "BF16":
-        finite: NDArray[np.bool_] = (data.view(_FLOATS["BF16"]) & _BF16_EXPONENT) != _BF16_EXPONENT
-        return finite
-    if kind.name in _FLOATS:
-        return np.isfinite(data.view(_FLOATS[kind.name]))
-    wide = np.empty((1, data.size // kind.block_bytes * kind.block_weights), np.float32)
-    kernels.dequantize_blocks(data[None], kind.name, wide)
-    return np.isfinite(wide[0])
+        finite = (data.view(_FLOATS[kind.name]) & _BF16_EXPONENT) != _BF16_EXPONENT
+    elif kind.name in _FLOATS:
+        finite = np.isfinite(data.view(_FLOATS[kind.name]))
+    else:
+        wide = np.empty((1, data.size // kind.block_bytes * kind.block_weights), np.float32)
+        kernels.dequantize_blocks(data[None], kind.name, wide)
+        finite = np.isfinite(wide[0])
+    return finite

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from shardq.errors import CorruptShard, SourceUnreadable, UnknownDtype, VerifyFailed
-from shardq.files.gguf_read import GgufTensor
 from shardq.gguf.file_types import find_file_type
 from shardq.gguf.headers import FILE_TYPE, Headers, check_parts, find_models, read_gguf_headers, said_value, show
 from shardq.gguf_against_source import check_gguf_source
@@ -63,7 +62,7 @@ def _read_entries(output: Output, part: str, keys: Mapping[str, type]) -> Entrie
 
 def _check_table(table: Entries, headers: Headers) -> Iterator[str]:
     """Every tensor that the ledger has is there, and no other."""
-    there: dict[str, tuple[str, GgufTensor]] = {t.name: (f, t) for f, h in headers.items() for t in h.tensors}
+    there = {t.name: (f, t) for f, h in headers.items() for t in h.tensors}
     for name, entry in table.items():
         file, tensor = there.get(name, ("", None))
         if tensor is None:

@@ -42,9 +42,7 @@ def verify_output(result: str, deep: bool, source: Source | None, importance: Im
     if output.layout.name == GGUF_LAYOUT:
         return verify_gguf(output, deep, source, importance)
     if importance:
-        raise BadOption(
-            f"--importance means nothing for {result}, of which errors are measured unweighed: leave it out"
-        )
+        raise BadOption(f"--importance is for GGUF files, and {result} is none: leave it out")
     headers = _read_headers(output)
     problems = [*_check_ledger(output, headers), *check_absorbed(output.ledger)]
     problems += (*_check_index(output, headers), *_check_config(output))
