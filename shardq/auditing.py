@@ -17,9 +17,11 @@ from shardq.audit_statement import Audit, Audited, Traffic
 from shardq.audit_subjects import NoSubjectError, Subject, choose_names, ledger_reaches, make_subject, sources_of
 from shardq.checkpoint import TensorRef
 from shardq.errors import BadFold, BadOption, CheckpointIncomplete, UnsupportedSource, VerifyFailed
+from shardq.gguf_audit import GgufSide
 from shardq.headers import read_checkpoint, read_headers
 from shardq.importance import Importance
 from shardq.kernels import KernelSet, load
+from shardq.layouts import GGUF_LAYOUT
 from shardq.ledger import LEDGER
 from shardq.outputs import Output, identity_sha256, read_output
 from shardq.recorded import check_account, goal_of, source_of, weights_of
@@ -72,16 +74,16 @@ def audit_output(output: Output, result: Meter, source: Meter, question: Questio
     names = choose_names(_check_entries(output), question.sample, seed)
     check_listing(output, source)
     check_importance(output, question.importance)
-    subjects, odd = _make_subjects(names, output, result, source, question.importance)
-    problems += odd
-    headers = Traffic(0, source.read_bytes, result.read_bytes, result.requests + source.requests)
-    checks = plan_checks(subjects, _rest(question.max_traffic_bytes, headers.total_bytes), seed)
-    if question.dry_run:
-        audited, traffic = [Audited(c, 0, None) for c in checks], _planned_traffic(headers, checks)
+    side: TensorSide | GgufSide
+    if output.layout.name == GGUF_LAYOUT:
+        side = GgufSide(names, output, result, source, question.importance)
     else:
-        audited = _compare_all(checks, output, result, source)
-        traffic = _read_traffic(headers, result, source)
-        problems += (t.problem for t in audited if t.problem)
+        side = TensorSide(names, output, result, source, question.importance)
+    problems += side.problems
+    headers = Traffic(0, source.read_bytes, result.read_bytes, result.requests + source.requests)
+    audited = side.audit(_rest(question.max_traffic_bytes, headers.total_bytes), seed, question.dry_run)
+    traffic = _planned_traffic(headers, audited) if question.dry_run else _read_traffic(headers, result, source)
+    problems += (t.problem for t in audited if t.problem)
     return Audit(
         result=output.where,
         result_label=result.label,
@@ -131,6 +133,24 @@ def _check_entries(output: Output) -> dict[str, Any]:
         if entry["outcome"] != "dropped" and entry["file"] not in output.files:
             raise VerifyFailed(f"{output.where} lacks {entry['file']}, where the ledger has {name}")
     return ledger
+
+
+class TensorSide:
+    """The chosen tensors of an output in safetensors."""
+
+    def __init__(
+        self, names: Sequence[str], output: Output, result: Source, source: Source, importance: Importance | None
+    ) -> None:
+        """Reads the headers that are needed of both. Raises what reading raises, BadOption, VerifyFailed."""
+        self._output, self._result, self._source = output, result, source
+        self._subjects, self.problems = _make_subjects(names, output, result, source, importance)
+
+    def audit(self, budget_bytes: int | None, seed: int, dry_run: bool) -> list[Audited]:
+        """Compare as much as the budget allows; with `dry_run` nothing. Raises BadOption, and what reading raises."""
+        checks = plan_checks(self._subjects, budget_bytes, seed)
+        if dry_run:
+            return [Audited(c, 0, None) for c in checks]
+        return _compare_all(checks, self._output, self._result, self._source)
 
 
 def _make_subjects(
@@ -227,7 +247,8 @@ def _read_traffic(headers: Traffic, result: Meter, source: Meter) -> Traffic:
     return Traffic(headers.total_bytes, of_source, of_result, requests)
 
 
-def _planned_traffic(headers: Traffic, checks: Sequence[Check]) -> Traffic:
+def _planned_traffic(headers: Traffic, audited: Sequence[Audited]) -> Traffic:
+    checks = [t.check for t in audited]
     requests = headers.requests + sum(c.requests for c in checks)
     of_source, of_result = sum(c.source_bytes for c in checks), sum(c.result_bytes for c in checks)
     return Traffic(headers.total_bytes, of_source, of_result, requests)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from shardq.gguf_remade import check_plan, remake_plan
+from shardq.gguf_remade import check_plan, check_sizes, remake_plan
 from shardq.gguf_rows import DerivedRows, Made, by_name, compare_extent, compare_fixed, find_made
 from shardq.importance import Importance
 from shardq.kernels import KernelSet, load
@@ -28,11 +28,8 @@ def check_gguf_source(output: Output, source: Source, importance: Importance | N
     Raises what remake_plan raises: BadOption for another source than the records name. Memory: four slabs.
     """
     plan = remake_plan(output, source, importance)
-    problems = list(check_plan(output, plan))
     files, made = by_name(plan), find_made(plan)
-    for name, file in files.items():
-        if name not in output.files or output.files[name].size_bytes != file.size_bytes:
-            problems.append(f"{name} is missing or of another size than its source gives: {file.size_bytes} bytes")
+    problems = [*check_plan(output, plan), *check_sizes(output, files)]
     if problems:
         return problems, 0
     problems += (p for f in files.values() if (p := compare_fixed(output.source, f).problem))

@@ -12,7 +12,7 @@ from shardq.headers import read_checkpoint
 from shardq.importance import Importance
 from shardq.ledger import LEDGER, TABLE, make_ledger
 from shardq.outputs import Output
-from shardq.plans import Plan, make_plan
+from shardq.plans import OutputFile, Plan, make_plan
 from shardq.recipe import Recipe, make_recipe
 from shardq.same_source import (
     check_config,
@@ -85,6 +85,13 @@ def _options(said: Mapping[str, Any], overrides: tuple[tuple[str, str], ...]) ->
         max_part_bytes=said["max_part_bytes"],
         tokenizer_pre=said["tokenizer_pre"],
     )
+
+
+def check_sizes(output: Output, files: Mapping[str, OutputFile]) -> Iterator[str]:
+    """Files of a plan that an output does not have in their size."""
+    for name, file in files.items():
+        if name not in output.files or output.files[name].size_bytes != file.size_bytes:
+            yield f"{name} is missing or of another size than its source gives: {file.size_bytes} bytes"
 
 
 def check_plan(output: Output, plan: Plan) -> Iterator[str]:
