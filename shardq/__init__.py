@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shardq.api import audit, find_fold, inspect, mix, plan, plan_headers, quantize, quantize_many, verify
     from shardq.audit_statement import Audit
     from shardq.errors import ShardqError
+    from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
     from shardq.limits import Limits
     from shardq.plans import Plan
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "Audit": "shardq.audit_statement",
+    "GgufInspection": "shardq.gguf_inspection",
     "Inspection": "shardq.inspection",
     "Limits": "shardq.limits",
     "Plan": "shardq.plans",
@@ -52,6 +54,7 @@ _HOMES: Final = {
 
 __all__ = [
     "Audit",
+    "GgufInspection",
     "Inspection",
     "Limits",
     "Plan",

@@ -20,6 +20,7 @@ from shardq.sources import open_source
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
     from shardq.folding import Found
+    from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
     from shardq.mixing import Mixed
     from shardq.sources.hub_xet import XetOptions
@@ -216,11 +217,16 @@ def find_fold(
     return find(open_source(str(source), subfolder), _recipe(recipe), report=report)
 
 
-def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection":
-    """Roles, schemes, layout and bits per weight of a repo or folder, from headers alone."""
+def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection | GgufInspection":
+    """Roles, schemes, layout and bits per weight of a repo or folder, from headers alone; of GGUF files, or a folder
+    without other weights that holds them, each model's architecture, file type, types of tensors and bits per weight.
+    """
+    from shardq.gguf.headers import holds_gguf
+    from shardq.gguf_inspection import inspect_gguf
     from shardq.inspection import inspect_source
 
-    return inspect_source(open_source(str(source), subfolder))
+    opened = open_source(str(source), subfolder)
+    return inspect_gguf(opened) if holds_gguf(opened.files()) else inspect_source(opened)
 
 
 def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | None) -> list[Order]:

@@ -4,7 +4,15 @@ from collections.abc import Iterator
 
 from shardq.errors import CorruptShard, SourceUnreadable, UnknownDtype
 from shardq.files.gguf_read import GgufHeader
-from shardq.gguf.headers import ARCHITECTURE, ENDING, GgufModel, check_parts, find_models, read_gguf_header, said_value
+from shardq.gguf.headers import (
+    ARCHITECTURE,
+    GgufModel,
+    check_parts,
+    find_models,
+    holds_gguf,
+    read_gguf_header,
+    said_value,
+)
 from shardq.ledger import LEDGER
 from shardq.serving.served import GGUF, Served
 from shardq.sources.base import Source
@@ -13,10 +21,8 @@ from shardq.verified import Verification
 
 
 def is_foreign_gguf(source: Source) -> bool:
-    """True for a source without records of shardq that has GGUF files, and no weights of another kind at its top."""
-    names = {f.name for f in source.files()}
-    has_others = any(n.endswith(".safetensors") and "/" not in n for n in names)
-    return not {PROVENANCE, LEDGER} & names and not has_others and any(n.endswith(ENDING) for n in names)
+    """True for a source of GGUF files without records of shardq."""
+    return not {PROVENANCE, LEDGER} & {f.name for f in source.files()} and holds_gguf(source.files())
 
 
 def verify_foreign_gguf(source: Source, where: str, deep: bool) -> Verification:

@@ -12,6 +12,7 @@ from shardq.files.gguf_split import COUNT, NUMBER, TENSORS, part_name
 from shardq.sources.base import Source, SourceFile
 
 ENDING: Final = ".gguf"
+NAME: Final = "general.name"
 ARCHITECTURE: Final = "general.architecture"
 FILE_TYPE: Final = "general.file_type"
 _PART: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -82,6 +83,13 @@ def find_models(files: Sequence[SourceFile]) -> tuple[GgufModel, ...]:
         key = (part["stem"], int(part["count"])) if part and is_part else (file.name.removesuffix(ENDING), 0)
         found.setdefault(key, []).append(file)
     return tuple(GgufModel(name, tuple(own), count) for (name, count), own in found.items())
+
+
+def holds_gguf(files: Sequence[SourceFile]) -> bool:
+    """True if there are GGUF files, at any depth, and no weights in safetensors at the top."""
+    names = [f.name for f in files]
+    has_others = any(".safetensors" in n and "/" not in n for n in names)
+    return not has_others and any(n.endswith(ENDING) for n in names)
 
 
 def check_parts(model: GgufModel, headers: Headers) -> Iterator[str]:
