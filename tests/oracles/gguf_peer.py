@@ -78,6 +78,7 @@ def quantize(
     """`llama_model_quantize`: `number` of the file type, divided vectors of importance by tensor, (regular expression,
     type) pairs, and further keys, as `llama-quantize` gives them beside an imatrix. Raises RuntimeError."""
     import llama_cpp as peer
+    from llama_cpp._logger import llama_log_callback
 
     lines: list[str] = []
 
@@ -103,7 +104,7 @@ def quantize(
     if keys:
         parameters.kv_overrides = (peer.llama_model_kv_override * (len(keys) + 1))(*_overrides(keys))
     failed = peer.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(parameters))
-    peer.llama_log_set(peer.llama_log_callback(0), ctypes.c_void_p(0))
+    peer.llama_log_set(llama_log_callback, ctypes.c_void_p(0))
     if failed:
         raise RuntimeError("".join(lines)[-600:])
     return out
@@ -163,3 +164,17 @@ def _tensor(a: GgufTensor, one: bytes, b: GgufTensor, two: bytes) -> list[str]:
     kind = GGML[a.type]
     blocks = (x != y).reshape(-1, kind.block_bytes).any(axis=1)
     return [f"tensor {a.name}: {a.type}, {int(blocks.sum())} of {blocks.size} blocks, first {int(blocks.argmax())}"]
+
+
+def perplexity(path: Path, text: str, context: int = 512) -> float:
+    """Of the text's first `context` tokens under a file's model. Raises ValueError where it does not load."""
+    from llama_cpp import Llama
+
+    model = Llama(str(path), n_ctx=context, n_batch=context, n_threads=THREADS, logits_all=True, verbose=False)
+    tokens = model.tokenize(text.encode(), add_bos=False)[:context]
+    model.eval(tokens)
+    logits = np.asarray(model.scores[: len(tokens) - 1], np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    chosen = shifted[np.arange(len(shifted)), tokens[1:]] - np.log(np.exp(shifted).sum(axis=1))
+    model.close()
+    return float(np.exp(-chosen.mean()))
