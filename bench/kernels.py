@@ -106,6 +106,7 @@ def group_cases(kernels: KernelSet, src: np.ndarray, group: int) -> list[Case]:
         "sum_errors": lambda: kernels.sum_errors(stats),
         "dequantize_int": lambda: kernels.dequantize_int(codes, scales, zeros, group, x),
         "error_int": lambda: kernels.error_int(src, "BF16", 4, codes, scales, zeros, group, stats),
+        "error_values": lambda: kernels.error_values(src, "BF16", x, group, stats),
         "rtn_error_int sym": lambda: kernels.rtn_error_int(src, "BF16", 4, group, True, codes, scales, zeros, stats),
         "rtn_error_int asym": lambda: kernels.rtn_error_int(src, "BF16", 4, group, False, codes, scales, zeros, stats),
     }

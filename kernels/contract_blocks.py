@@ -41,8 +41,8 @@ BLOCK_FORMATS: Final[Mapping[str, BlockFormat]] = MappingProxyType(
 
 
 class BlockKernels(Protocol):
-    """Weights to blocks of ggml and back. Source of all formulas: ggml 0.25.3 (ggml-quants.c, in llama-cpp-python
-    0.3.36), whose x86-64 builds, which never fuse operations, make the same bytes.
+    """Weights to blocks of ggml and back, and the error. Source of the formulas of blocks: ggml 0.25.3 (ggml-quants.c,
+    in llama-cpp-python 0.3.36), whose x86-64 builds, which never fuse operations, make the same bytes.
 
     Arithmetic is fp32, every operation is rounded once, and a product or sum of three goes from left to right. Sums
     start at 0 and run in the order of the columns. Subnormal numbers are numbers, whatever the thread's mode is.
@@ -147,5 +147,14 @@ class BlockKernels(Protocol):
         Q4_0, Q5_0: (code - h) * d. Q4_1, Q5_1: code * d + m. Q8_0: code * d. TQ: (trit - 1) * d.
             Q2_K, Q4_K, Q5_K: (d * scale) * code - m * minimum. Q3_K, Q6_K: (d * scale) * (code - h).
             IQ4_NL: d * value. IQ4_XS: (d * l) * value. MXFP4: value * 2^(e - 128).
+        """
+        ...
+
+    def error_values(
+        self, src: RawWeights, dtype: str, values: NDArray[np.float32], group: int, stats: NDArray[np.float64]
+    ) -> None:
+        """The figures of error_int, to stats [rows, 6], with q = values [rows, cols] and w - q rounded once. None is
+        at an end of its range: that figure is 0. Zeroed groups are `group` consecutive columns, the last of a row may
+        be short, whose values are all 0 although some weight is not. NaN and infinity count as in error_int.
         """
         ...

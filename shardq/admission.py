@@ -19,11 +19,18 @@ class ShardCost:
     output_bytes: int  # for the output files that begin with it
     hold: int = 0  # so many shards after it have to be done before it can go: they share a stack or a scale
     lent_bytes: int = 0  # what it would take instead in range mode, for what it borrows of others
+    output_hold: int | None = None  # as `hold`, until the last of the output files is made; None: as long
+    files: tuple[tuple[int, str], ...] = ()  # these files: number of the output, name
 
     @property
     def total_bytes(self) -> int:
         """While both are there."""
         return self.staged_bytes + self.output_bytes
+
+    @property
+    def made_after(self) -> int:
+        """`output_hold`, whatever it is."""
+        return self.hold if self.output_hold is None else self.output_hold
 
 
 class Admission:
@@ -49,6 +56,7 @@ class Admission:
         self._begun: list[str] = []
         self._uploads, self._hurried = uploads, hurried
         self._ahead = max([AHEAD, *(c.hold + 1 for c in todo)])  # fewer could not get on
+        self._open_outputs = 2 * max([self._ahead, *(c.made_after + 1 for c in todo)])
         self._staged: dict[str, int] = {}
         self._outputs = dict(waiting)  # on the disk and to be uploaded
         self._budget = ByteBudget(cap_bytes)
@@ -77,7 +85,7 @@ class Admission:
         if not self._todo:
             return None
         cost = self._todo[-1]
-        busy = not self._hurried and (len(self._staged) >= self._ahead or len(self._outputs) >= 2 * self._ahead)
+        busy = not self._hurried and (len(self._staged) >= self._ahead or len(self._outputs) >= self._open_outputs)
         if busy or not self._budget.admits(cost.total_bytes):
             return None
         self._budget.take(cost.total_bytes)
@@ -103,23 +111,25 @@ class Admission:
 def least_disk_bytes(todo: Sequence[ShardCost], kept_bytes: int, uploads: bool) -> int:
     """The smallest cap under which a run gets through."""
     if uploads:
-        return kept_bytes + _widest([c.total_bytes for c in todo], todo)
-    return kept_bytes + sum(c.output_bytes for c in todo) + _widest([c.staged_bytes for c in todo], todo)
+        return kept_bytes + _widest(todo, outputs=True)
+    return kept_bytes + sum(c.output_bytes for c in todo) + _widest(todo, outputs=False)
 
 
-def _widest(sizes: Sequence[int], todo: Sequence[ShardCost]) -> int:
-    """The largest sum of sizes of shards that must be there at the same time."""
+def _widest(todo: Sequence[ShardCost], outputs: bool) -> int:
+    """The largest sum of sizes of shards, and of `outputs`, that must be there at the same time."""
     ends: dict[int, int] = {}  # place behind the last shard that one waits for -> what goes then
     now = peak = 0
-    for number, (size, cost) in enumerate(zip(sizes, todo, strict=True)):
-        now += size - ends.pop(number, 0)
-        ends[number + cost.hold + 1] = ends.get(number + cost.hold + 1, 0) + size
+    for number, cost in enumerate(todo):
+        now -= ends.pop(number, 0)
+        for size, hold in ((cost.staged_bytes, cost.hold), (cost.output_bytes if outputs else 0, cost.made_after)):
+            now += size
+            ends[number + hold + 1] = ends.get(number + hold + 1, 0) + size
         peak = max(peak, now)
     return peak
 
 
 def _too_small(todo: Sequence[ShardCost], kept_bytes: int, cap: int, least: int, uploads: bool) -> str:
-    largest = _widest([c.staged_bytes for c in todo], todo)
+    largest = _widest(todo, outputs=False)
     if uploads:
         why = "the largest shard, its output, what waits for its upload and the records"
     else:

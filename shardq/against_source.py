@@ -16,6 +16,7 @@ from shardq.figures import FIGURES
 from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet, load
 from shardq.ledger import DECODED
+from shardq.making import TARGET_ARRAYS
 from shardq.outputs import Output, target_of
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import measure_rows
@@ -25,7 +26,6 @@ from shardq.source_rows import WINDOW_BYTES, NoRowsError, SourceRows
 from shardq.sources.base import Source
 from shardq.unpack import OutputShard, check_figures, read_module
 from shardq.weights import is_turned
-from shardq.worker import TARGET_ARRAYS
 
 
 def check_against_source(output: Output, source: Source, shards: Mapping[str, OutputShard]) -> tuple[list[str], int]:

@@ -11,8 +11,9 @@ from shardq.background import Background
 from shardq.carry import Goal
 from shardq.checkpoint import TensorRef
 from shardq.errors import CorruptShard, NonFiniteWeight, NotExact, ShardqError
+from shardq.matrix_rows import DECODING_BYTES
 from shardq.sources.base import Source
-from shardq.tasks import DECODING_BYTES, TILE_BYTES
+from shardq.tasks import TILE_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,7 +62,7 @@ class AheadReader(Background[TensorRef, Seen]):
         """Of a tensor that is stored as it is."""
         import numpy as np
 
-        from shardq.worker import WEIGHT_ARRAYS
+        from shardq.making import WEIGHT_ARRAYS
 
         assert t.dtype is not None
         assert t.shape is not None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from shardq.destinations.base import Destination
 from shardq.errors import BadOption
+from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint, read_dump
 from shardq.limits import XET_BUFFER_BYTES, Limits
 from shardq.plans import Plan, make_plan
@@ -92,7 +93,7 @@ def plan(
     targets: Sequence[str] = (),
 ) -> Plan:
     """What `quantize` would do with the same words, from headers alone; raises what it raises before that."""
-    return _check(make_plan(read_checkpoint(open_source(str(source), subfolder)), _recipe(recipe)), targets)
+    return plan_many(source, (recipe,), subfolder=subfolder, targets=targets)[0]
 
 
 def plan_many(
@@ -101,7 +102,8 @@ def plan_many(
     """The plans of what `quantize_many` would make."""
     wanted = [_recipe(r) for r in recipes]
     make_orders(wanted, "", None)  # refuses what has no names
-    checkpoint = read_checkpoint(open_source(str(source), subfolder))
+    opened = open_source(str(source), subfolder)
+    checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
     return tuple(_check(make_plan(checkpoint, r), targets) for r in wanted)
 
 

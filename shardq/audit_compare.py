@@ -16,12 +16,12 @@ from shardq.figures import COUNTS, FIGURES
 from shardq.importance_vectors import read_vector, weights_of
 from shardq.kernels import KernelSet
 from shardq.layouts.base import Layout
+from shardq.making import TARGET_ARRAYS, write_values
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows as measure_errors
 from shardq.quantizers.rtn import quantize_rows
 from shardq.source_rows import NoRowsError, SourceRows
 from shardq.sources.base import Source
-from shardq.worker import TARGET_ARRAYS, write_values
 
 Bytes = NDArray[np.uint8]
 Runs = list[tuple[int, Bytes]]  # first offset in the file, bytes

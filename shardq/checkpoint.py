@@ -75,3 +75,4 @@ class Checkpoint:
     side_files: tuple[SideFile, ...]
     warnings: tuple[str, ...]  # what is odd but harmless, one sentence each
     peeked: Mapping[str, bytes] = field(default_factory=dict)  # content of small tensors that say the shape of others
+    texts: Mapping[str, bytes] = field(default_factory=dict)  # content of side files, for outputs that it goes into

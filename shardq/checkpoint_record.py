@@ -23,6 +23,7 @@ def encode_checkpoint(c: Checkpoint) -> bytes:
         "side_files": [asdict(f) for f in c.side_files],
         "warnings": list(c.warnings),
         "peeked": {n: base64.b64encode(data).decode() for n, data in c.peeked.items()},
+        "texts": {n: base64.b64encode(data).decode() for n, data in c.texts.items()},
     }
     return zstandard.ZstdCompressor().compress(json.dumps(record).encode())
 
@@ -46,4 +47,5 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
         side_files=tuple(SideFile(**f) for f in r["side_files"]),
         warnings=tuple(r["warnings"]),
         peeked={n: base64.b64decode(data) for n, data in r["peeked"].items()},
+        texts={n: base64.b64decode(data) for n, data in r["texts"].items()},
     )

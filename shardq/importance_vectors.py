@@ -141,15 +141,22 @@ class VectorCache:
 
     def __init__(self, limit: int = CACHED_VECTORS) -> None:
         self._limit = limit
-        self._held: OrderedDict[Ref, NDArray[np.float32]] = OrderedDict()
+        self._held: OrderedDict[tuple[Ref, bool], NDArray[np.float32]] = OrderedDict()
 
     def get(self, ref: Ref) -> "NDArray[np.float32]":
         """`weights_of` the vector, read-only. Raises as `read_vector`."""
-        held = self._held.pop(ref, None)
+        return self._find(ref, raw=False)
+
+    def get_raw(self, ref: Ref) -> "NDArray[np.float32]":
+        """The vector as it is, read-only. Raises as `read_vector`."""
+        return self._find(ref, raw=True)
+
+    def _find(self, ref: Ref, raw: bool) -> "NDArray[np.float32]":
+        held = self._held.pop((ref, raw), None)
         if held is None:
-            held = weights_of(read_vector(ref))
+            held = read_vector(ref) if raw else weights_of(read_vector(ref))
             held.setflags(write=False)
-        self._held[ref] = held
+        self._held[ref, raw] = held
         while len(self._held) > self._limit:
             self._held.popitem(last=False)
         return held

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shardq.block_tasks import BlocksTask, VectorsTask
 from shardq.destinations.base import StoredFile
 from shardq.figures import write_figures
 from shardq.journal import Journal
@@ -49,9 +50,17 @@ class Lane:
         self._done: dict[int, Done] = dict(before.tasks)
         self._left = dict.fromkeys(self.files, 0)  # tasks of this run still to finish
         self._shard_tasks: dict[str, list[Task]] = {s.name: [] for s in plan.checkpoint.shards}
+        self._readers: dict[str, set[str]] = {}  # source shard -> those whose tasks read it
+        self._files_of: dict[str, set[str]] = {}  # source shard -> files that its tasks write into
         for task in plan.tasks:
-            self._left[task.file] += 1
             self._shard_tasks[task.shard].append(task)
+            self._files_of.setdefault(task.shard, set()).update(task.files)
+            for shard in task.shards if task.files else ():
+                self._readers.setdefault(shard, set()).add(task.shard)
+            for name in task.files if task.shard not in before.settled else ():
+                self._left[name] += 1
+        self._settled: set[str] = set(before.settled)
+        self._settling: set[str] = set()
         self._journaled: set[int] = set()  # tasks of streamed shards
         self._amax: dict[str, float] = {}  # recorded
         self._begun: set[str] = set()  # files that have their size and header
@@ -72,28 +81,36 @@ class Lane:
         return self._of_shard.get(shard, [])
 
     def needs(self, shard: str) -> bool:
-        """True while some file that needs this source shard is not sealed."""
+        """True while some file that needs this source shard is not sealed, or what was made of it not settled."""
+        if self.plan.settles:
+            return any(not self._is_kept(reader) for reader in self._readers.get(shard, ()))
         return any(f.name not in self.sealed for f in self.files_of(shard))
 
     def member(self, task: Task) -> Member | None:
-        """What is left of a task: nothing when its file is sealed; a check when an interrupted run has done it."""
-        if task.file in self.sealed:
+        """What is left of a task: nothing when its files are sealed; a check when an interrupted run has done it."""
+        unsealed = [f for f in task.files if f not in self.sealed]
+        if not unsealed or task.shard in self._settled:
             return None
-        kept = task.id in self._done and self.staging.has_part(self.files[task.file])
+        if len(unsealed) < len(task.files):
+            assert isinstance(task, BlocksTask | VectorsTask)
+            return Member(self.number, task.without(self.sealed.keys() & set(task.files)))
+        kept = task.id in self._done and all(self.staging.has_part(self.files[f]) for f in unsealed)
         return Member(self.number, task, self._done[task.id] if kept else None)
 
     def begin(self, name: str) -> None:
         """Make an output file; only when its first task starts, so that disk is taken as it is freed."""
-        if name not in self._begun:
+        if name not in self._begun and name not in self.sealed:
             self.staging.begin(self.files[name])
             self._begun.add(name)
 
     def take(self, done: Done, journal: bool) -> None:
         """A task is done; `journal`: its source bytes are known to have been right."""
-        if journal and not done.reused:
-            self._journal_task(done)
+        if journal:
+            if not done.reused:
+                self._journal_task(done)
+            self._journaled.add(done.id)
         self._done[done.id] = done
-        self._left[self.plan.tasks[done.id].file] -= 1
+        self._count(done.id, -1)
 
     def journal_shard(self, shard: str, amax: Mapping[str, float], is_right: Callable[[Task], bool]) -> None:
         """Record the tasks of a source shard that have read nothing wrong, and magnitudes that were found in it. May be
@@ -101,10 +118,12 @@ class Lane:
         for name, value in amax.items():
             self.record_amax(name, value)
         for task in self._shard_tasks[shard]:
-            done = None if task.file in self.sealed or task.id in self._journaled else self._done.get(task.id)
-            if done and not done.reused and is_right(task):
+            over = task.id in self._journaled or all(f in self.sealed for f in task.files)
+            done = None if over else self._done.get(task.id)
+            if done and is_right(task):
                 self._journaled.add(task.id)
-                self._journal_task(done)
+                if not done.reused:
+                    self._journal_task(done)
 
     def record_amax(self, tensor: str, amax: float) -> None:
         """The largest magnitude of a tensor whose bytes were verified, if it is of use here."""
@@ -120,12 +139,16 @@ class Lane:
 
     def forget(self, number: int) -> bool:
         """A task has ended, but its source came wrong: it has to be done again. True if it had been done."""
-        self._left[self.plan.tasks[number].file] += 1
+        self._count(number, 1)
         return self._done.pop(number, None) is not None
 
     def count_failed(self, number: int) -> None:
         """A task ended with an error that is not believed yet."""
-        self._left[self.plan.tasks[number].file] -= 1
+        self._count(number, -1)
+
+    def _count(self, number: int, change: int) -> None:
+        for file in self.plan.tasks[number].files:
+            self._left[file] += change
 
     def is_made(self, name: str) -> bool:
         """True when nothing is left to do for a file but to seal it, and that has not begun."""
@@ -146,6 +169,34 @@ class Lane:
         self.sealed[file.name] = (sealed.sha256, file.size_bytes)
         self._upload(file.name, self.staging.ready / file.name)
 
+    def to_settle(self, shard: str) -> tuple[str, ...] | None:
+        """Files to be made durable now that all that becomes of a source shard is made and recorded, so that it may go
+        before they are sealed; None if it is not, if that has begun, or if all of them are being sealed."""
+        if not self.plan.settles or shard in self._settled or shard in self._settling:
+            return None
+        tasks = [t for t in self._shard_tasks[shard] if t.files]
+        if not all(t.id in self._journaled or all(f in self.sealed for f in t.files) for t in tasks):
+            return None
+        return tuple(sorted(self._files_of[shard] - self.sealed.keys() - self._sealing)) or None
+
+    def begin_settle(self, shard: str) -> None:
+        """What was made of a shard is about to be made durable."""
+        self._settling.add(shard)
+
+    def settle(self, shard: str) -> None:
+        """What was made of a source shard is durable: record that."""
+        self._settling.discard(shard)
+        self._settled.add(shard)
+        self._journal.append({"event": "settled", "shard": shard}, durable=True)
+
+    def is_settled(self, shard: str) -> bool:
+        """True if all that was made of a shard is durable and recorded before its files are sealed."""
+        return shard in self._settled
+
+    def _is_kept(self, shard: str) -> bool:
+        """True if all that was made of a shard is durable."""
+        return shard in self._settled or self._files_of.get(shard, set()) <= self.sealed.keys()
+
     def record_fetched(self, shard: str, sha256: str) -> None:
         """A source shard is here and was verified."""
         self._journal.append({"event": "fetched", "shard": shard, "sha256": sha256}, durable=False)
@@ -162,6 +213,7 @@ class Lane:
     def trim(self, begun: Iterable[str]) -> None:
         """Delete unfinished files of an earlier run that nobody has counted: of others than the `begun` shards."""
         wanted = {f.name for shard in begun for f in self.files_of(shard) if f.shards[0] == shard}
+        wanted |= {f.name for shard in self._settled for f in self.files_of(shard)}
         self.staging.trim_parts(wanted)
 
     def resume_uploads(self, keep_local: bool) -> None:

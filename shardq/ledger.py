@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import zstandard
 
+from shardq.block_tasks import BlocksTask
 from shardq.decide import Decision
 from shardq.figures import Figures, Losses, merge_figures, merge_losses
-from shardq.plans import Plan, output_names
+from shardq.plans import Plan
 from shardq.searching import describe_search
 from shardq.tasks import Done, QuantizeTask
 from shardq.weights import kept_shape
@@ -124,7 +125,9 @@ def tensor_errors(plan: Plan, done: Mapping[int, Done]) -> dict[str, Errors]:
     """Error of each quantized weight, from the reports of its slabs."""
     slabs: dict[str, list[Errors]] = {}
     for task in plan.tasks:
-        if isinstance(task, QuantizeTask) and task.scheme:
+        if isinstance(task, BlocksTask) and any(t.is_quantized for t in task.takes):
+            slabs.setdefault(task.tensor, []).append(Errors(done[task.id].figures, task.measured_weights))
+        elif isinstance(task, QuantizeTask) and task.scheme:
             d = done[task.id]
             weights = (task.end_row - task.row) * task.columns
             slabs.setdefault(task.tensor, []).append(Errors(d.figures, weights, d.losses))
@@ -174,7 +177,7 @@ def _entry(plan: Plan, d: Decision, errors: Errors | None) -> dict[str, Any]:
         "shard": t.shard,
         "dtype": t.dtype,
         "shape": list(_shape(d)),
-        "outputs": list(output_names(d, plan.layout, plan.places)),
+        "outputs": list(plan.names_of(d)),
         "file": plan.file_of(d),
     }
     if d.scheme and (place := plan.places.get(t.module)):

@@ -118,7 +118,7 @@ def plan_loans(spans: Mapping[str, Sequence[Span]]) -> dict[str, tuple[Loan, ...
 def borrowed(bundle: Bundle, span: tuple[int, int]) -> Iterator[tuple[str, Range]]:
     """What a task reads that is not in a piece with its codes, from the first byte of `span` to before the last: the
     donor, and bytes of it."""
-    task = next(iter(bundle.quantize_tasks), None)
+    task = next(iter(bundle.rows_tasks), None)
     e = task.encoded if task else None
     if task is None or e is None:
         return

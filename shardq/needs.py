@@ -34,16 +34,23 @@ def shard_costs(
     each output; `staged`: source shards are copied to the disk; `proven`: shards that need not come (proofs.py)."""
     shards = work.checkpoint.shards
     order = {s.name: number for number, s in enumerate(shards)}
-    output, until, needed = dict.fromkeys(order, 0), dict(order), set[str]()
+    output, until, made, needed = dict.fromkeys(order, 0), dict(order), dict(order), set[str]()
+    files: dict[str, list[tuple[int, str]]] = {}
     for lane, plan in enumerate(work.plans):
         for file in plan.files:
-            if sealed and file.name in sealed[lane]:
-                continue
-            output[file.shards[0]] += file.size_bytes
             coming = [s for s in file.shards if s not in proven]
-            last = max(order[s] for s in coming)
+            if not coming or (sealed and file.name in sealed[lane]):
+                continue
+            first, last = coming[0], max(order[s] for s in coming)
+            output[first] += file.size_bytes
+            files.setdefault(first, []).append((lane, file.name))
+            made[first] = max(made[first], last)
             needed.update(coming)
-            for s in coming:
+            for s in () if plan.settles else coming:
+                until[s] = max(until[s], last)
+        for group in {t.shards for t in plan.tasks if t.files} if plan.settles else ():
+            last = max(order[s] for s in group)
+            for s in group:
                 until[s] = max(until[s], last)
     left = [s for s in shards if s.name in needed]
     place = {s.name: number for number, s in enumerate(left)}
@@ -51,7 +58,13 @@ def shard_costs(
     lent = {s.name: sum(loan.disk_bytes for loan in work.loans.get(s.name, ())) for s in left}
     return [
         ShardCost(
-            s.name, s.size_bytes if staged else 0, output[s.name], ends[until[s.name]] - place[s.name], lent[s.name]
+            s.name,
+            s.size_bytes if staged else 0,
+            output[s.name],
+            ends.get(until[s.name], place[s.name]) - place[s.name],
+            lent[s.name],
+            ends.get(made[s.name], place[s.name]) - place[s.name],
+            tuple(files.get(s.name, ())),
         )
         for s in left
     ]

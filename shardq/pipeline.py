@@ -11,36 +11,44 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from shardq.account import open_account
 from shardq.admission import Admission, ShardCost
 from shardq.ahead import AheadReader
 from shardq.checkpoint import Shard
 from shardq.errors import ChecksumMismatch, ShardqError
-from shardq.executors.base import Executor, Job, Outcome
+from shardq.executors.base import Executor, Outcome
 from shardq.fetcher import Fetched
+from shardq.jobs import Jobs, Work
 from shardq.lane import Lane
 from shardq.lender import Lent
 from shardq.limits import Limits
 from shardq.loans import Digest, Pair
-from shardq.needs import record_bytes, shard_costs
 from shardq.onepass import OnePass
 from shardq.plans import OutputFile
 from shardq.progress import Progress, Report, Stage
 from shardq.proofs import Proofs, find_proven
 from shardq.signals import StopFlag
 from shardq.sources.base import Source
-from shardq.space import check_space
 from shardq.spans import cut_all
 from shardq.staging import Staging
 from shardq.streamer import Passed, Piece
 from shardq.supply import Supply
 from shardq.survey import Survey
-from shardq.tasks import Bundle, BundleDone, Sealed, SealTask, Streamed, Surveyed, SurveyTask, Task
+from shardq.tasks import (
+    Bundle,
+    BundleDone,
+    Sealed,
+    SealTask,
+    Settled,
+    SettleTask,
+    Streamed,
+    Surveyed,
+    Task,
+)
 from shardq.uploader import Uploaded
 
 logger = logging.getLogger(__name__)
 POLL_S: Final = 1.0  # longest wait without looking at the stop flag
-SEAL_COST_BYTES: Final = 1 << 20
-Work = Bundle | SurveyTask | Streamed | SealTask
 
 
 class Pipeline:
@@ -74,7 +82,7 @@ class Pipeline:
         self._wanted: dict[str, set[str]] = {}  # shard -> its tensors whose magnitudes are needed
         for name in self._survey.needed(b for bundles in self._bundles.values() for b in bundles):
             self._wanted.setdefault(work.tensors[name].shard, set()).add(name)
-        self._surveys = 0  # given out so far
+        self._jobs = Jobs(len(work.bundles), [list(lane.files) for lane in lanes])
         self._reads = {  # shard -> all shards that its bundles read
             name: frozenset({name}).union(*(b.shards for b in bundles)) for name, bundles in self._bundles.items()
         }
@@ -82,6 +90,8 @@ class Pipeline:
         asked = {s.name for own in self._wanted.values() for n in own - amax.keys() for s in self._shards_of(n)}
         self._proven = find_proven(lanes, busy, self._proofs, asked) if slots else frozenset()
         self._passed |= self._proven
+        self._over = self._proven | {s for s in self._shards if s not in busy and all(_is_over(x, s) for x in lanes)}
+        self._owners: Mapping[tuple[int, str], str] = {}  # file of a lane -> the shard that it begins with
         self._waiting: dict[str, Shard] = {}  # shards at hand whose bundles read others that are not
         self._ahead: AheadReader | None = None
         self._admission: Admission
@@ -97,7 +107,9 @@ class Pipeline:
     def run(self, executor: Executor, stop: StopFlag) -> None:
         """Do everything that is left. Raises Interrupted, Terminated, or the first error of a task or transfer."""
         self._tell("start", "")
-        self._admission = self._account()
+        staged = {name: self._supply.staged_bytes(shard) for name, shard in self._shards.items()}
+        account = open_account(self._work, self._lanes, staged, self._over, self._limits, self._source.remote)
+        self._admission, self._owners = account.admission, account.owners
         self._resume()
         while not all(lane.is_over for lane in self._lanes) or executor.unfinished():
             if stop.signal or self._error:
@@ -122,7 +134,7 @@ class Pipeline:
         while self._todo and executor.room() > 0:
             work = self._todo.popleft()
             self._begin(work)
-            executor.submit(self._job(work))
+            executor.submit(self._jobs.job(work))
         also = [stop.ready, *self._supply.ready, *(x.uploader.ready for x in self._lanes if x.uploader)]
         if self._ahead:
             also.append(self._ahead.ready)
@@ -165,25 +177,12 @@ class Pipeline:
         folders = ", ".join(str(lane.staging.work) for lane in self._lanes)
         stop.heed(f"{percent} % is done and kept in {folders}: run the same command again to resume")
 
-    def _job(self, work: Work) -> Job:
-        what = work.work if isinstance(work, Streamed) else work
-        match what:
-            case SealTask():
-                before = sum(len(x.files) for x in self._lanes[: what.lane])
-                number = len(self._work.bundles) + before + list(self._lanes[what.lane].files).index(what.file)
-                return Job(number, work, SEAL_COST_BYTES, f"sealing {what.file}")
-            case SurveyTask():
-                self._surveys += 1  # a number for each, behind those of bundles and files
-                number = len(self._work.bundles) + sum(len(x.files) for x in self._lanes) + self._surveys
-                return Job(number, work, what.cost_bytes, f"measuring {what.tensor} in {what.shard}")
-            case Bundle():
-                return Job(what.id, work, what.cost_bytes, f"{what.tensor} in {what.shard}")
-
     def _begin(self, work: Work) -> None:
         """Make the files that a bundle writes into."""
         what = work.work if isinstance(work, Streamed) else work
         for m in what.members if isinstance(what, Bundle) else ():
-            self._lanes[m.lane].begin(m.task.file)
+            for file in m.task.files:
+                self._lanes[m.lane].begin(file)
 
     # --- work ------------------------------------------------------------------------------------------------------
 
@@ -194,6 +193,8 @@ class Pipeline:
                 self._on_failed(outcome.job.work, outcome.error)
             case Sealed() as sealed:
                 self._on_sealed(sealed)
+            case Settled() as settled:
+                self._on_settled(settled)
             case Surveyed() as surveyed:
                 self._on_surveyed(surveyed)
             case BundleDone() as done:
@@ -247,14 +248,22 @@ class Pipeline:
                 return
         for lane in self._lanes:
             for file in lane.files_of(shard.name):
-                if lane.is_made(file.name) and self._is_sure(file):
-                    lane.begin_seal(file.name)
-                    self._todo.appendleft(SealTask(lane.number, file.name, file.size_bytes))
+                self._seal_made(lane, file)
+            if not self._open[shard.name] and (files := lane.to_settle(shard.name)):
+                lane.begin_settle(shard.name)
+                self._todo.appendleft(SettleTask(lane.number, shard.name, files))
 
-    def _is_sure(self, file: OutputFile) -> bool:
+    def _seal_made(self, lane: Lane, file: OutputFile) -> None:
+        """Begin to seal a file if nothing of it is missing."""
+        if lane.is_made(file.name) and self._is_sure(lane, file):
+            lane.begin_seal(file.name)
+            self._todo.appendleft(SealTask(lane.number, file.name, file.size_bytes))
+
+    def _is_sure(self, lane: Lane, file: OutputFile) -> bool:
         """True if all that a file needs was made of the right bytes."""
         passed = all(
-            not self._supply.may_stream(self._shards[s])
+            lane.is_settled(s)
+            or not self._supply.may_stream(self._shards[s])
             or (s in self._passed and not self._open[s] and s not in self._suspect)
             for s in file.shards
         )
@@ -310,6 +319,12 @@ class Pipeline:
         for name in lane.files[sealed.file].shards:
             self._free(self._shards[name])
         self._tell("file", sealed.file)
+
+    def _on_settled(self, settled: Settled) -> None:
+        """What was made of a shard is durable: record it, and only then let go what it was made of."""
+        self._lanes[settled.lane].settle(settled.shard)
+        for name in self._reads[settled.shard]:
+            self._free(self._shards[name])
 
     def _on_fetched(self, got: Fetched) -> None:
         """Queue the bundles of a shard; what an earlier run did is only checked."""
@@ -406,7 +421,7 @@ class Pipeline:
         lane.record_uploaded(file.name)
         if not self._limits.keep_local:
             lane.staging.drop(file.name)
-            self._admission.release(file.shards[0], file.size_bytes)
+            self._admission.release(self._owners[lane.number, file.name], file.size_bytes)
         self._tell("upload", file.name)
 
     def _free(self, shard: Shard) -> None:
@@ -423,30 +438,6 @@ class Pipeline:
 
     # --- start -----------------------------------------------------------------------------------------------------
 
-    def _account(self) -> Admission:
-        """The account of disk, with what an earlier run left. Raises BudgetTooSmall, DiskFull."""
-        lanes = self._lanes
-        uploads = any(lane.uploader for lane in lanes) and not self._limits.keep_local
-        sealed = [frozenset(lane.sealed) for lane in lanes]
-        todo = [
-            replace(cost, staged_bytes=self._supply.staged_bytes(self._shards[cost.name]))
-            for cost in shard_costs(self._work, staged=False, sealed=sealed, proven=self._proven)
-        ]
-        kept = record_bytes(self._work)
-        waiting: dict[str, int] = {}
-        for lane in lanes:
-            for name, (_, size_bytes) in lane.sealed.items():
-                if name not in lane.uploaded or self._limits.keep_local:
-                    owner = lane.files[name].shards[0]
-                    waiting[owner] = waiting.get(owner, 0) + size_bytes
-        if not uploads:
-            kept += sum(waiting.values())
-            waiting = {}
-        hurried = not self._source.remote and not any(lane.uploader for lane in lanes)
-        admission = Admission(todo, kept, waiting, self._limits.max_disk_bytes, uploads, hurried)
-        check_space(self._work, [x.staging for x in lanes], todo, uploads, self._limits.delete_source)
-        return admission
-
     def _resume(self) -> None:
         """Take up what an earlier run left: free what it could not free any more, upload what it had sealed."""
         for shard in self._shards.values():
@@ -462,6 +453,8 @@ class Pipeline:
             lane.staging.trim_sources(())  # it may have been the first one of an earlier run
         for lane in self._lanes:
             lane.trim(self._admission.begun)
+            for file in lane.files.values() if lane.plan.settles else ():
+                self._seal_made(lane, file)
         self._bring(first)
 
     def _tell(self, stage: Stage, item: str) -> None:
@@ -479,6 +472,11 @@ class Pipeline:
                 total_files=sum(len(lane.files) for lane in self._lanes),
             )
         )
+
+
+def _is_over(lane: Lane, shard: str) -> bool:
+    """True if an output needs nothing more of a shard of which no task is left."""
+    return lane.is_settled(shard) or not any(f.name not in lane.sealed for f in lane.files_of(shard))
 
 
 def source_paths(work: OnePass, source: Source, staging: Staging) -> dict[str, str]:

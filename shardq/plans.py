@@ -18,6 +18,7 @@ from shardq.dequantize.plain import rounds
 from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
 from shardq.fold_weights import check_kept
+from shardq.gguf.planned import PlannedGguf
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, ModuleChoice, OutSpec, Place, unit_rows
 from shardq.reach import find_reaches
@@ -39,7 +40,8 @@ class OutputFile:
     header: bytes  # the file's first bytes, length prefix included
     size_bytes: int
     offsets: Mapping[str, tuple[int, int]]  # tensor -> first byte, byte behind the last
-    specs: Mapping[str, TensorSpec]
+    specs: Mapping[str, TensorSpec]  # none of a GGUF file, whose tensors are in Plan.gguf
+    fixed: tuple[tuple[int, bytes], ...] = ()  # what no weight decides: offset, content
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,18 @@ class Plan:
     reaches: Mapping[str, tuple[str, ...]]  # quantized tensor -> those whose largest magnitudes it needs; see Scheme
     goals: Mapping[str, Goal]  # tensor whose codes are carried -> how
     searches: Searches
+    gguf: PlannedGguf | None = None  # of files of llama.cpp
 
     @property
     def layout(self) -> Layout:
         """The layout object of the recipe."""
         return find_layout(self.recipe.layout)
+
+    @property
+    def settles(self) -> bool:
+        """True if files are made of so many shards that these go one by one, when what was made of each is durable;
+        else a shard goes with the files that need it."""
+        return self.gguf is not None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -70,7 +79,15 @@ class Plan:
 
     def file_of(self, decision: Decision) -> str | None:
         """The output file that a source tensor goes into; None if it is dropped."""
-        return self._files.get(decision.tensor.name)
+        return self.gguf.files.get(decision.tensor.name) if self.gguf else self._files.get(decision.tensor.name)
+
+    def names_of(self, decision: Decision) -> tuple[str, ...]:
+        """Names of the output tensors that a source tensor becomes, or becomes a part of; none if it is dropped."""
+        if self.gguf:
+            return self.gguf.outputs.get(decision.tensor.name, ())
+        if decision.action == "drop":
+            return ()
+        return tuple(s.name for s in _specs(decision, self.layout, self.places))
 
     @cached_property
     def _files(self) -> dict[str, str]:
@@ -87,6 +104,7 @@ class Plan:
             "source.config": hashlib.sha256(c.config_bytes or b"").hexdigest(),
             "source.files": sorted([f.name, f.size_bytes] for f in c.side_files),
             **{f"recipe.{k}": v for k, v in self.recipe.as_dict().items()},
+            **({"source.texts": _hashes(c.texts)} if self.gguf else {}),
             "version": VERSION,
             "numerics": NUMERICS,
         }
@@ -125,7 +143,12 @@ class Plan:
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """The plan of a checkpoint under a recipe. Raises what `decide` raises."""
+    """The plan of a checkpoint under a recipe; for a GGUF file `checkpoint` has its texts. Raises what `decide` raises,
+    and what gguf.planning does."""
+    if recipe.gguf:
+        from shardq.gguf.planning import plan_gguf_output  # brings numpy and, where it is installed, gguf
+
+        return plan_gguf_output(checkpoint, recipe)
     weights = find_weights(checkpoint, recipe)
     if recipe.purpose == "convert":
         common = common_scheme(tuple(weights.tensors.values()), checkpoint.config, recipe)
@@ -161,13 +184,6 @@ def _reaching(decisions: Sequence[Decision], goals: Mapping[str, Goal]) -> Itera
         to = goals.get(d.tensor.name)
         if d.scheme and (to is None or needs_largest(d.tensor.encoded[0], to)):
             yield d.tensor.module, d.tensor.name, d.scheme
-
-
-def output_names(decision: Decision, layout: Layout, places: Mapping[str, Place]) -> tuple[str, ...]:
-    """Names of the output tensors that a source tensor becomes, or becomes a slice of; none if it is dropped."""
-    if decision.action == "drop":
-        return ()
-    return tuple(s.name for s in _specs(decision, layout, places))
 
 
 def _specs(d: Decision, layout: Layout, places: Mapping[str, Place]) -> tuple[TensorSpec, ...]:
@@ -329,6 +345,10 @@ def _kept_target(part: Part, d: Decision, file: OutputFile) -> Target:
     begin, end = file.offsets[t.name]
     shape = (e.columns, e.rows) if is_turned(t) else (e.rows, e.columns)
     return Target("", t.dtype, shape, begin + part.index * ((end - begin) // len(t.encoded)))
+
+
+def _hashes(texts: Mapping[str, bytes]) -> list[list[str]]:
+    return sorted([name, hashlib.sha256(data).hexdigest()] for name, data in texts.items())
 
 
 def _is_matrix_name(d: Decision) -> bool:

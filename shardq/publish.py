@@ -6,7 +6,7 @@ so that no half-done folder loads.
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,19 +52,14 @@ def publish(
     """
     errors = tensor_errors(plan, finished.done)
     total = merge(errors.values())
-    extra = dict(_side_files(plan, source))
+    extra = {} if plan.gguf else dict(_side_files(plan, source))
     extra[README] = make_card(plan, errors, total, read_source_card(plan, source)).encode()
     if plan.recipe.fold:
         extra[FOLD] = pack_fold(plan.recipe.fold)
     extra[LEDGER] = encode_ledger(make_ledger(plan, errors))
-    block = plan.layout.config_block(plan.recipe.scheme, plan.choices(), VERSION)
-    for name, content in plan.layout.config_files(block).items():
-        extra[name] = dump(content)
-    last = [plan.checkpoint.index_name, CONFIG] if plan.checkpoint.index_name else [CONFIG]
-    extra[PROVENANCE] = dump(_provenance(plan, finished, total, [*extra, PROVENANCE, *last]))
-    if plan.checkpoint.index_name:
-        extra[plan.checkpoint.index_name] = dump(_index(plan))
-    extra[CONFIG] = final_config(plan, block).encode()
+    configs = {} if plan.gguf else dict(_configs(plan))
+    extra[PROVENANCE] = dump(_provenance(plan, finished, total, [*extra, PROVENANCE, *configs]))
+    extra |= configs
     commit = None
     if destination:
         files = [StoredFile(name, size, sha256) for name, (sha256, size) in finished.sealed.items()]
@@ -74,17 +69,27 @@ def publish(
             return Published(total, stand_out(plan, errors), damaged(errors), commit)
     for name, data in extra.items():
         write_atomic(staging.ready / name, data)
-    order = (*finished.sealed, *extra)
+    order = [*extra, *reversed([f.name for f in plan.files])] if plan.gguf else [*finished.sealed, *extra]
     for name in order[:-1]:
         _move(staging, name)
     for folder in {(staging.out / name).parent for name in order}:
         with writing(folder):
             sync_way(folder, staging.out)
-    _move(staging, CONFIG)  # the last: without it nothing loads
+    _move(staging, order[-1])  # config.json, or a GGUF's first part: without it nothing loads
     with writing(staging.out):
         sync_folder(staging.out)
     staging.remove()
     return Published(total, stand_out(plan, errors), damaged(errors), commit)
+
+
+def _configs(plan: Plan) -> Iterator[tuple[str, bytes]]:
+    """What loaders of safetensors read beside them, config.json last."""
+    block = plan.layout.config_block(plan.recipe.scheme, plan.choices(), VERSION)
+    for name, content in plan.layout.config_files(block).items():
+        yield name, dump(content)
+    if plan.checkpoint.index_name:
+        yield plan.checkpoint.index_name, dump(_index(plan))
+    yield CONFIG, final_config(plan, block).encode()
 
 
 def _side_files(plan: Plan, source: Source) -> Mapping[str, bytes]:
@@ -143,10 +148,10 @@ def recorded_identity(out: Path) -> dict[str, Any] | None:
 
 
 def is_complete(out: Path) -> bool:
-    """True if all shards that an output folder records are there in their size, and its configuration."""
+    """True if all weight files that an output folder records are there in their size, and its configuration."""
     try:
-        files = json.loads((out / PROVENANCE).read_bytes())["files"]
-        there = all((out / n).stat().st_size == f["size"] for n, f in files.items())
+        record = json.loads((out / PROVENANCE).read_bytes())
+        there = all((out / n).stat().st_size == f["size"] for n, f in record["files"].items())
+        return there and (CONFIG not in record["others"] or (out / CONFIG).exists())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    return there and (out / CONFIG).exists()

@@ -36,7 +36,8 @@ def prepare_push(identity: Mapping[str, Any], destination: Destination) -> str |
         return None
     if record["identity"] != identity:
         return None  # an older output: the commit replaces it
-    whole = destination.holds(_files(record), {}) and CONFIG in destination.names()
+    expected = {CONFIG} & set(record.get("others", (CONFIG,)))
+    whole = destination.holds(_files(record), {}) and expected <= set(destination.names())
     return destination.head() if whole else None
 
 

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from shardq.errors import BadOption
+from shardq.errors import BadOption, LayoutRefuses
 from shardq.fold import Fold, read_fold
 from shardq.formats import WEIGHT_DTYPES
+from shardq.gguf.file_types import FileType, find_file_type
+from shardq.gguf.options import GgufOptions
 from shardq.importance import Importance, load_importance
-from shardq.layouts import PLAIN_LAYOUT, default_layout, find_layout
+from shardq.layouts import GGUF_LAYOUT, PLAIN_LAYOUT, default_layout, find_layout
 from shardq.patterns import Dialect, LayerRule, Pattern, parse_layer_config, parse_pattern
 from shardq.policy import Policy
-from shardq.schemes import PLAIN_WEIGHTS, Scheme, change_scheme, parse_scheme
+from shardq.schemes import BLOCKS, PLAIN_WEIGHTS, Scheme, change_scheme, parse_scheme
 
 CONVERTED = "converted"  # the preset of what has the source's own schemes
 Ragged = Literal["refuse", "keep", "shrink"]
@@ -52,10 +54,13 @@ class Recipe:
     dtype: str | None = None  # of weights that are decoded and kept; None: what the source's own reader makes of them
     decode: Decode = "exact"  # weights of a quantized source are quantized as decoded in fp32, or as a checkpoint of 16
     # bits would have them
+    gguf: GgufOptions | None = None  # of a file of llama.cpp, whose file type is the preset
 
     @property
     def scheme_name(self) -> str:
         """What outputs are called after; what is converted has schemes that are not known before its source is."""
+        if self.gguf:
+            return self.preset
         return CONVERTED if self.purpose == "convert" else self.scheme.name
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,6 +88,7 @@ class Recipe:
             "requantize": self.requantize,
             "symmetric": self.symmetric,
             "dtype": self.dtype,
+            **({"gguf": self.gguf.as_dict()} if self.gguf else {}),
         }
 
 
@@ -108,17 +114,21 @@ def make_recipe(
     search: SearchMode | None = None,
     importance: str | Path | Importance | None = None,
     fold: str | Path | Fold | None = None,
+    gguf: GgufOptions | None = None,
 ) -> Recipe:
     """A Recipe from the words that the command line and scripts use.
 
     `scheme` may carry its layout, as in "W4A16@gptq". `importance` is a file of statistics, `fold` one of moved scales,
-    or what they hold; with either `search` is "auto" unless it is given, else "none". Raises BadOption, UnknownScheme,
+    or what they hold; with either `search` is "auto" unless it is given, else "none". A file type of llama.cpp, as
+    "gguf:q4_k_m" or "Q4_K_M", takes `gguf`, `importance` and `decode` alone. Raises BadOption, UnknownScheme,
     BadGroupSize, LayoutRefuses, and for the files BadImportance, BadFold, SourceUnreadable.
     """
     scheme_name, _, layout_name = scheme.partition("@")
     if layout and layout_name and find_layout(layout) is not find_layout(layout_name):
         raise BadOption(f"two layouts: --scheme says {layout_name!r} and --format says {layout!r}; give one")
-    preset = parse_scheme(scheme_name)
+    file_type = find_file_type(scheme_name)
+    if gguf and not file_type:
+        raise BadOption(f"options of GGUF files mean nothing for scheme {scheme_name}: expected a file type as Q4_K_M")
     for option, word, words in (
         ("--ragged", ragged, Ragged),
         ("--ignore-dialect", ignore_dialect, Dialect),
@@ -131,8 +141,29 @@ def make_recipe(
             raise BadOption(f"{option} {word!r}: expected one of {', '.join(get_args(words))}")
     moved = read_fold(fold) if isinstance(fold, str | Path) else fold
     weighed = load_importance(importance) if isinstance(importance, str | Path) else importance
-    if weighed and search == "none":
+    if weighed and search == "none" and not file_type:
         raise BadOption("--importance weighs a search, and --search none wants none: take one of them back")
+    if file_type:
+        for option, meaningless in (
+            ("--bits", bits is not None),
+            ("--group-size", group_size is not None),
+            ("--sym", symmetric is not None),
+            ("--layer-config (see --tensor-type)", layer_config),
+            ("--ignore (see --tensor-type)", ignore),
+            ("--include", include),
+            ("--quant-lm-head", quant_lm_head),
+            ("--ragged", ragged != "refuse"),
+            ("--policy", policy != "all"),
+            ("--mtp", mtp != "keep"),
+            ("--quant-nontext", quant_nontext),
+            ("--requantize", requantize),
+            ("--search", search not in (None, "none")),
+            ("--fold", moved),
+        ):
+            if meaningless:
+                raise BadOption(f"{option} means nothing for the file type {file_type.name}: leave it out")
+        return _gguf_recipe(file_type, layout or layout_name, gguf or GgufOptions(), weighed, decode)
+    preset = parse_scheme(scheme_name)
     chosen = find_layout(layout or layout_name or default_layout(preset.scheme))
     return Recipe(
         preset=preset.name,
@@ -153,6 +184,29 @@ def make_recipe(
         search=search or ("auto" if weighed or moved else "none"),
         importance=weighed,
         fold=moved,
+    )
+
+
+def _gguf_recipe(
+    file_type: FileType, layout: str, options: GgufOptions, importance: Importance | None, decode: Decode
+) -> Recipe:
+    if layout and find_layout(layout).name != GGUF_LAYOUT:
+        raise LayoutRefuses(
+            f"layout {layout} holds no {file_type.name}, which is a file type of llama.cpp: leave it out"
+        )
+    return Recipe(
+        preset=file_type.name,
+        scheme=BLOCKS.get(file_type.base, PLAIN_WEIGHTS),
+        layout=GGUF_LAYOUT,
+        preset_rules=(),
+        layer_rules=(),
+        ignore=(),
+        include=(),
+        quant_lm_head=False,
+        ragged="refuse",
+        decode=decode,
+        importance=importance,
+        gguf=options,
     )
 
 

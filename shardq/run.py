@@ -19,6 +19,7 @@ from shardq.executors.inline import InlineExecutor
 from shardq.executors.processes import ProcessExecutor
 from shardq.files.atomic import write_atomic
 from shardq.files.safetensors import tensor_bytes
+from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint
 from shardq.lane import Lane
 from shardq.ledger import LEDGER, Errors, decode_ledger
@@ -123,6 +124,7 @@ def quantize_all(
             results[number] = _eaten(done, order, began)
             continue
         checkpoint = checkpoint or _checkpoint(source, staging, limits, restart)
+        checkpoint = needed_texts(checkpoint, source, [order.recipe])
         plan = make_plan(checkpoint, order.recipe)
         check(plan)
         if recorded and recorded != plan.identity():

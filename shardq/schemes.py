@@ -93,6 +93,7 @@ class Scheme:
     reach: Reach = "group"  # whose largest magnitude must be known before the first code: the group's, the whole
     # tensor's, or that of all matrices which a server runs as one
     activation: str = ""  # key of ACTIVATIONS: what the config declares; empty: left in 16 bits
+    block: str = ""  # key of ggml.GGML: codes and scales lie together in its blocks, which no other layout holds
 
     def __post_init__(self) -> None:
         """Refuse what no kernel can do. Raises BadOption, BadGroupSize."""
@@ -117,7 +118,7 @@ class Scheme:
     @property
     def is_adjustable(self) -> bool:
         """True for weight-only integers, whose bits, group size and symmetry a user may choose."""
-        return self.format.is_integer and not self.activation
+        return self.format.is_integer and not self.activation and not self.block
 
     @property
     def stem(self) -> str:
@@ -131,6 +132,8 @@ class Scheme:
         """Canonical name, which with a layout says all: W4A16 (group 128), W4A16G32, W8A16CH (whole row), -ASYM where
         asymmetric, W4A8, W4AFP8; FP8, MXFP4, ... with A16 behind it where activations stay, A8 or XFP8 where they
         become another format than the weights."""
+        if self.block:
+            return self.block
         if self.bits == 16:
             return self.element.upper()
         a = ACTIVATIONS[self.activation] if self.activation else None
@@ -251,6 +254,29 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
         )
     }
 )
+# Of ggml's blocks, by type: codes, and columns that share a scale. These scales are codes again in blocks of 256.
+BLOCKS: Final[Mapping[str, Scheme]] = MappingProxyType(
+    {
+        block: Scheme(element, columns, symmetric, block=block)
+        for block, element, columns, symmetric in (
+            ("Q4_0", "int4", 32, True),
+            ("Q4_1", "int4", 32, False),
+            ("Q5_0", "int5", 32, True),
+            ("Q5_1", "int5", 32, False),
+            ("Q8_0", "int8", 32, True),
+            ("Q2_K", "int2", 16, False),
+            ("Q3_K", "int3", 16, True),
+            ("Q4_K", "int4", 32, False),
+            ("Q5_K", "int5", 32, False),
+            ("Q6_K", "int6", 16, True),
+            ("IQ4_NL", "int4", 32, True),  # codes of a table of 16 numbers, as the next
+            ("IQ4_XS", "int4", 32, True),
+            ("TQ1_0", "int2", 256, True),  # three numbers a code
+            ("TQ2_0", "int2", 256, True),
+            ("MXFP4", "e2m1", 32, True),
+        )
+    }
+)
 # Names that other tools use, to names that `parse_scheme` knows.
 ALIASES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -315,7 +341,7 @@ def parse_name(name: str) -> Scheme:
     for preset in PRESETS.values():
         if preset.scheme.name == name:
             return preset.scheme
-    if scheme := _spelled_out(name):
+    if scheme := BLOCKS.get(name) or _spelled_out(name):
         return scheme
     raise UnknownScheme(f"unknown scheme {name!r} in a ledger")
 

@@ -95,7 +95,7 @@ _FLOAT_KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
 def kind_of(scheme: "Scheme") -> Kind | None:
     """What can be searched in a scheme: its integers' scales, these and zero points or biases, powers of two, or scales
     of 8 bits with a fraction; None: nothing, as where rows or whole tensors share a scale."""
-    if scheme.group_rows != 1 or scheme.reach == "tensor":
+    if scheme.group_rows != 1 or scheme.reach == "tensor" or scheme.block:
         return None
     if scheme.format.is_integer:
         return "symmetric" if scheme.symmetric else "asymmetric"

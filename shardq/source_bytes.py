@@ -13,7 +13,7 @@ from shardq.dequantize.decoding import Ranges
 from shardq.descriptors import Descriptors
 from shardq.files.atomic import pread_exact
 from shardq.slabs import Mappings, Slab, open_slab
-from shardq.tasks import QuantizeTask, Streamed, SurveyTask, Workplace
+from shardq.tasks import RowsTask, Streamed, SurveyTask, Workplace
 
 
 class SourceBytes:
@@ -41,7 +41,7 @@ class SourceBytes:
         fd = self._files.get(self._place.sources[shard])
         return open_slab(fd, begin, size_bytes, room, alignment, what)
 
-    def read_part(self, task: QuantizeTask | SurveyTask, part: Part, ranges: Ranges) -> NDArray[np.uint8]:
+    def read_part(self, task: RowsTask | SurveyTask, part: Part, ranges: Ranges) -> NDArray[np.uint8]:
         """The bytes of some ranges of a part, one behind the other. Raises CorruptShard, SourceUnreadable."""
         data: NDArray[Any] = np.empty(sum(end - begin for begin, end in ranges), np.uint8)
         at = 0

@@ -23,9 +23,9 @@ from shardq.dequantize.values import ARRAYS
 from shardq.errors import CorruptShard, NonFiniteWeight, NotExact
 from shardq.formats import STORAGE
 from shardq.kernels import KernelSet
+from shardq.making import WEIGHT_ARRAYS
 from shardq.quantizers.quantized import Quantized
 from shardq.sources.base import Source
-from shardq.worker import WEIGHT_ARRAYS
 
 WINDOW_BYTES: Final = 8 << 20  # read at once
 

@@ -18,7 +18,7 @@ def check_space(
     """Raises DiskFull when the file system of an output folder has less free than the shards in `todo` need. The
     outputs of a run are taken to be on one file system."""
     staged = {c.name: allocated_bytes(stagings[0].src / c.name) for c in todo}
-    parts = {c.name: sum(allocated_bytes(s.part / c.name) for s in stagings) for c in todo}
+    parts = {c.name: sum(allocated_bytes(stagings[lane].part / f) for lane, f in c.files) for c in todo}
     left = [
         replace(c, staged_bytes=c.staged_bytes - staged[c.name], output_bytes=c.output_bytes - parts[c.name])
         for c in todo

@@ -42,6 +42,7 @@ class Progressed:
     uploaded: frozenset[str]  # sealed files that are in the destination's storage
     amax: Mapping[str, float]  # tensor -> largest magnitude
     lent: Mapping[tuple[str, str], str] = field(default_factory=dict)  # sha256 of what shards lend: see loans.Pair
+    settled: frozenset[str] = frozenset()  # source shards of which all that was made is durable
 
 
 class Staging:
@@ -124,7 +125,8 @@ class Staging:
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 preallocate(fd, file.size_bytes, str(path))
-                pwrite_all(fd, file.header, 0)
+                for offset, content in ((0, file.header), *file.fixed):
+                    pwrite_all(fd, content, offset)
             finally:
                 os.close(fd)
 
@@ -203,7 +205,7 @@ class Staging:
                 record = json.loads((folder / PROVENANCE).read_bytes())
                 names |= {*record["files"], *record["others"]}
         inside = [n for n in names if not PurePosixPath(n).is_absolute() and ".." not in PurePosixPath(n).parts]
-        return [self.out / n for n in sorted(inside, key=lambda n: (n != CONFIG, n == PROVENANCE, n))]
+        return [self.out / n for n in sorted(inside, key=lambda n: (not _begins(n), n == PROVENANCE, n))]
 
     def _progress(self, events: list[dict[str, Any]], plan: Plan, destination: str | None) -> Progressed:
         shards_of = {f.name: f.shards for f in plan.files}
@@ -213,6 +215,7 @@ class Staging:
         tasks: dict[int, Done] = {}
         sealed: dict[str, tuple[str, int]] = {}
         uploaded: set[str] = set()
+        settled: set[str] = set()
         for e in events:
             if e["event"] == "task":
                 if (measured := read_figures(e)) is not None:  # else it is done again, and so is its file
@@ -225,15 +228,18 @@ class Staging:
                 uploaded.add(e["file"])
             elif e["event"] == "amax":
                 amax[e["tensor"]] = e["value"]
+            elif e["event"] == "settled":
+                settled.add(e["shard"])
             elif e["event"] == "lent":
                 lent[e["to"], e["shard"]] = e["sha256"]
             elif e["event"] == "stamps":
                 changed = {s for s, at in e["modified"].items() if modified.get(s, at) != at}
                 tasks = {i: d for i, d in tasks.items() if changed.isdisjoint(plan.tasks[i].shards)}
                 sealed = {f: v for f, v in sealed.items() if changed.isdisjoint(shards_of[f])}
+                settled -= changed
                 amax = {n: v for n, v in amax.items() if changed.isdisjoint(plan.weights.shards_of(n))}
                 modified |= e["modified"]
-        unmade = {t.file for t in plan.tasks if t.id not in tasks}
+        unmade = {f for t in plan.tasks if t.id not in tasks for f in t.files}
         sealed = {f: v for f, v in sealed.items() if f not in unmade and (f in uploaded or self._intact(f, v[1]))}
         for path in (p for p in self.ready.rglob("*") if p.is_file()):  # renamed, but the journal line was lost
             name = path.relative_to(self.ready).as_posix()
@@ -241,7 +247,10 @@ class Staging:
                 with writing(path):
                     (self.part / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(path, self.part / name)
-        return Progressed(tasks, sealed, frozenset(uploaded & sealed.keys()), amax, lent)
+        gone = {f.name for f in plan.files if f.name not in sealed and not self.has_part(f)}
+        lost = {t.shard for t in plan.tasks if t.files and (t.id not in tasks or not gone.isdisjoint(t.files))}
+        kept = frozenset(settled - lost)
+        return Progressed(tasks, sealed, frozenset(uploaded & sealed.keys()), amax, lent, kept)
 
     def _intact(self, file: str, size: int) -> bool:
         """True if a sealed file is there, in `ready` or already in its place."""
@@ -250,6 +259,11 @@ class Staging:
                 if path.stat().st_size == size:
                     return True
         return False
+
+
+def _begins(name: str) -> bool:
+    """True for a file without which nothing loads."""
+    return name == CONFIG or name.endswith(".gguf")
 
 
 def check_folder(out: Path, source: Path | None) -> None:

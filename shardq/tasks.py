@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from shardq.block_tasks import BlocksTask, VectorsTask
 from shardq.figures import FIGURES, WEIGHED, Figures, Losses
 from shardq.formats import STORAGE
 from shardq.logs import LogConfig
+from shardq.matrix_rows import DECODING_BYTES, RowsOfMatrix
 from shardq.schemes import Scheme
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
 TILE_BYTES = 1 << 20  # source bytes held at once: fits a core's second-level cache with its codes
 SLAB_BYTES = 64 << 20  # source bytes of the largest task; fixed, so that plans do not depend on the machine
-DECODING_BYTES = 21  # for each weight of a tile that is decoded: fp32 values twice, and what the readers take
 READ_BACK_BYTES = 24  # for each weight of a tile: fp32 values as written and as read, scales, copies
 SPAN_BYTES = SLAB_BYTES  # source bytes that range mode holds in one piece; no task reaches over two
 
@@ -34,7 +35,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantizeTask:
+class QuantizeTask(RowsOfMatrix):
     """Quantize rows `row` to `end_row` of one weight matrix and write them into its module's tensors; or, of a matrix
     that the source has encoded, only decode them."""
 
@@ -64,43 +65,14 @@ class QuantizeTask:
     importance: "Ref | None" = None  # how much an error counts in each column
 
     @property
-    def shards(self) -> frozenset[str]:
-        """All source shards that it reads."""
-        return frozenset({self.shard, *(p.shard for p in self.encoded.parts)} if self.encoded else {self.shard})
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row as kernels read it."""
-        return self.columns * (4 if self.encoded else STORAGE[self.dtype].bits // 8)
-
-    @property
-    def source_bytes(self) -> int:
-        """Source bytes that this task stands for: those that it reads, but for companions and what others share."""
-        if self.encoded:
-            return self.encoded.share_bytes(self.end_row - self.row)
-        return (self.end_row - self.row) * self.row_bytes
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        """The first byte in the source shard that it reads, and the byte behind the last; of companions none."""
-        if self.encoded:
-            return self.begin, self.begin + self.span_bytes
-        return self.begin + self.row * self.row_bytes, self.begin + self.end_row * self.row_bytes
+    def files(self) -> tuple[str, ...]:
+        """Output files that it writes into."""
+        return (self.file,)
 
     @property
     def output_bytes(self) -> int:
         """Bytes that it writes, but for what is written once for all slabs."""
         return sum(_size(t) for t in self.targets) * (self.end_row - self.row) // self.rows
-
-    def decoding_bytes(self, rows: int) -> int:
-        """Memory for decoding so many rows at once, beside the result: what is stored of them, or of the whole slab
-        where each of its lines has some of every row."""
-        e = self.encoded
-        if e is None:
-            return 0
-        first, behind = e.stored_range(self.row, self.row + rows)
-        stored = e.window_bytes(self.row, self.end_row if e.is_strided else self.row + rows)
-        return 2 * stored + DECODING_BYTES * (behind - first) * self.columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +97,11 @@ class CopyTask:
     pieces: tuple[Piece, ...]
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """As of QuantizeTask."""
+        return (self.file,)
+
+    @property
     def shards(self) -> frozenset[str]:
         """As of QuantizeTask."""
         return frozenset({self.shard})
@@ -145,7 +122,8 @@ class CopyTask:
         return min(p.begin for p in self.pieces), max(p.begin + p.size_bytes for p in self.pieces)
 
 
-Task = QuantizeTask | CopyTask
+Task = QuantizeTask | CopyTask | BlocksTask | VectorsTask
+RowsTask = QuantizeTask | BlocksTask  # those that tiles of a matrix are made for
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,41 +182,48 @@ class Bundle:
 
     @property
     def quantize_tasks(self) -> tuple[QuantizeTask, ...]:
-        """Those of its members that quantize."""
+        """Those of its members that quantize into tensors of their own."""
         return tuple(m.task for m in self.members if isinstance(m.task, QuantizeTask))
+
+    @property
+    def block_tasks(self) -> tuple[BlocksTask, ...]:
+        """Those of its members that write blocks."""
+        return tuple(m.task for m in self.members if isinstance(m.task, BlocksTask))
+
+    @property
+    def rows_tasks(self) -> tuple[RowsTask, ...]:
+        """All that tiles of the matrix are read for; none where tensors are only copied, or are vectors."""
+        return (*self.quantize_tasks, *self.block_tasks)
 
     @property
     def key(self) -> int:
         """As of the SurveyTask of the same rows."""
-        first = self.quantize_tasks[0]
+        first = self.rows_tasks[0]
         return first.row if first.encoded else first.extent[0]
 
     @property
     def tile_rows(self) -> int:
         """Rows quantized at once: a multiple of 32 and of the rows that share a scale, as make about TILE_BYTES.
         Decoded rows count as 16 bits: what is done once for each tile weighs more than a cache that is left."""
-        tasks = self.quantize_tasks
-        unit = math.lcm(32, *(t.scheme.group_rows for t in tasks if t.scheme))
-        row_bytes = tasks[0].row_bytes // (2 if tasks[0].encoded else 1)
+        first = self.rows_tasks[0]
+        unit = math.lcm(32, *(t.scheme.group_rows for t in self.quantize_tasks if t.scheme))
+        row_bytes = first.row_bytes // (2 if first.encoded else 1)
         return max(unit, TILE_BYTES // row_bytes // unit * unit)
 
     @property
     def cost_bytes(self) -> int:
         """Memory while it runs: a tile of source, one widened row, and for each output that quantizes the slab's
         arrays, figures of each row, and the codes, words and scales of a tile, wide where they are read back."""
-        tasks = self.quantize_tasks
-        if not tasks:
-            first_task = self.members[0].task
-            pieces = first_task.pieces if isinstance(first_task, CopyTask) else ()
-            return TILE_BYTES + max(TILE_BYTES, *(p.strip_bytes for p in pieces))
-        first = tasks[0]
+        if not self.rows_tasks:
+            return max(_small_bytes(m.task) for m in self.members)
+        first, tasks = self.rows_tasks[0], self.quantize_tasks
         tile = min(self.tile_rows, first.end_row - first.row)
         groups = sum(t.scheme.groups(t.columns) for t in tasks if t.scheme)
         numbers = 2 * FIGURES + WEIGHED  # of each row: as quantized, as read back, and of a search
         figures = 8 * numbers * (first.end_row - first.row) * len(tasks)
         own = figures + sum(t.output_bytes for t in tasks) + tile * (40 * groups + first.columns * len(tasks))
         wide = READ_BACK_BYTES * tile * first.columns if any(t.reads_back for t in tasks) else 0
-        own += first.decoding_bytes(tile)
+        own += first.decoding_bytes(tile) + sum(t.memory_bytes(tile) for t in self.block_tasks)
         return own + wide + tile * (first.row_bytes + first.columns) + 4 * first.columns + (1 << 20)
 
 
@@ -317,6 +302,24 @@ class SealTask:
 
 
 @dataclass(frozen=True, slots=True)
+class SettleTask:
+    """Make what is in unfinished output files durable, so that a source shard that is all in them may go."""
+
+    kind: ClassVar[str] = "settle"
+    lane: int
+    shard: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a worker reports of a SettleTask."""
+
+    lane: int
+    shard: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sealed:
     """What a worker reports of a SealTask."""
 
@@ -334,6 +337,14 @@ class Workplace:
     keeps_memory: bool  # workers keep a task's memory for the next one: only where all may have the largest task's
     log: LogConfig | None
     lent: str = ""  # folder of what streamed shards borrow: a folder for each, with a file for each donor
+
+
+def _small_bytes(task: Task) -> int:
+    """Memory for tensors that are no rows of a matrix."""
+    if isinstance(task, VectorsTask):
+        return TILE_BYTES + task.memory_bytes
+    pieces = task.pieces if isinstance(task, CopyTask) else ()
+    return TILE_BYTES + max(TILE_BYTES, *(p.strip_bytes for p in pieces))
 
 
 def _size(t: Target) -> int:

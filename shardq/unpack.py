@@ -13,12 +13,12 @@ from shardq.files.safetensors import Header
 from shardq.kernels import KernelSet, load
 from shardq.layouts.base import Layout, Place
 from shardq.ledger import COUNTED, SUMMED, Errors
+from shardq.making import TARGET_ARRAYS
 from shardq.outputs import target_of
 from shardq.quantizers.float_scales import FLOAT_SCALES
 from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme, parse_name
 from shardq.sources.base import Source
-from shardq.worker import TARGET_ARRAYS
 
 SUM_TOLERANCE: Final = 1e-12  # a ledger's sums are rounded once for each slab, and once for all slabs
 NEAR_ZERO: Final = {"cosine": 1e-12, "sqnr_db": 1e-9}  # absolute tolerances of what may lie on both sides of zero

@@ -7,8 +7,8 @@ reused from task to task, because fresh pages cost more than the arithmetic.
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -16,21 +16,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
+from shardq.block_rows import BlockRows, Given, extents, fill_vector, written_extents
+from shardq.block_rows import shapes as block_shapes
+from shardq.block_tasks import BlocksTask, VectorsTask
 from shardq.carry_codes import carry_rows, largest_scale
 from shardq.decoded import DecodedRows, keep_rows, round_rows
 from shardq.descriptors import Descriptors
 from shardq.errors import CorruptShard, KernelUnavailable, NonFiniteWeight, NotExact
-from shardq.figures import COUNTS, FIGURES, WEIGHED, Figures, Losses, sum_figures, sum_losses
-from shardq.files.atomic import pread_exact, pwrite_all, writing
+from shardq.figures import COUNTS, FIGURES, WEIGHED, Figures, sum_figures
+from shardq.files.atomic import pread_exact, pwrite_all, sync_way, writing
 from shardq.files.writeback import start_writeback
-from shardq.importance_vectors import Ref, VectorCache
+from shardq.importance_vectors import VectorCache
 from shardq.kernels import KernelChoiceError, KernelSet, load
 from shardq.layouts import find_layout
-from shardq.layouts.base import Layout, OutSpec
-from shardq.quantizers.buffers import Buffers, buffer_shapes, take_buffers
+from shardq.making import (
+    WEIGHT_ARRAYS,
+    Extent,
+    Making,
+    Rows,
+    Tile,
+    Way,
+    extents_of,
+    losses_of,
+    slab_shapes,
+    specs_of,
+    way_of,
+    write_values,
+)
+from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows, quantize_rows
 from shardq.schemes import Scheme
-from shardq.search import Search
 from shardq.source_bytes import SourceBytes
 from shardq.tasks import (
     TILE_BYTES,
@@ -40,57 +55,19 @@ from shardq.tasks import (
     Done,
     Member,
     QuantizeTask,
+    RowsTask,
     Sealed,
     SealTask,
+    Settled,
+    SettleTask,
     Streamed,
     Surveyed,
     SurveyTask,
     Workplace,
 )
 
-WEIGHT_ARRAYS: Final[Mapping[str, type]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
-TARGET_ARRAYS: Final[Mapping[str, type]] = {  # patterns where numpy has no such type
-    "I32": np.int32, "U32": np.uint32, "I64": np.int64, "I8": np.int8, "U8": np.uint8, "F8_E4M3": np.uint8,
-    "F16": np.float16, "BF16": np.uint16, "F32": np.float32,
-}  # fmt: skip
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
-Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the output file
-# What decides codes: the scheme, the magnitude that it reaches for, how scales are searched, and what errors count.
-Way = tuple[Scheme, float | None, Search | None, Ref | None]
-Report = BundleDone | Surveyed | Sealed
-
-
-@dataclass(frozen=True, slots=True)
-class Making:
-    """One output's part of a slab while it is made."""
-
-    member: Member
-    task: QuantizeTask
-    layout: Layout
-    specs: tuple[OutSpec, ...]
-    out: dict[str, NDArray[Any]]  # suffix -> the slab's array
-    stats: NDArray[np.float64] | None  # figures of each row [rows of the slab, 6]; those of its `Rows` where codes are
-    # kept, none of what is only decoded
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Some rows of a slab, valid until the next ones."""
-
-    row: int  # the first, in the slab
-    rows: NDArray[Any]  # as kernels take weights of `dtype`
-    dtype: str
-    wide: NDArray[np.float32] | None = None  # of an encoded matrix the same before they were rounded
-    parts: Mapping[str, NDArray[Any]] | None = None  # and what they are made of
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Room for codes, which all outputs that want the same share, and the figures of each row of a slab."""
-
-    buffers: Buffers
-    stats: NDArray[np.float64]  # [rows of the slab, 6]
-    losses: NDArray[np.float64] | None = None  # of a search [rows of the slab, 3]
+Report = BundleDone | Surveyed | Sealed | Settled
 
 
 def start(workplace: Workplace) -> Callable[[object], Report]:
@@ -126,6 +103,8 @@ class Worker:
                     return self._survey_unverified(work) if self._source.memory else self._survey(work)
                 case SealTask():
                     return self._seal(work)
+                case SettleTask():
+                    return self._settle(work)
                 case _:
                     raise TypeError(f"not a task: {work!r}")
         finally:
@@ -141,19 +120,21 @@ class Worker:
         done = [(m.lane, replace(m.before, reused=True)) for m in kept if m.before]
         if todo := tuple(m for m in bundle.members if m not in kept):
             left = replace(bundle, members=todo)
-            done += self._quantize(left) if left.quantize_tasks else self._copy(todo)
+            done += self._quantize(left) if left.rows_tasks else self._copy(todo)
         return BundleDone(bundle.id, tuple(done))
 
     def _quantize(self, bundle: Bundle) -> Iterator[tuple[int, Done]]:
         """All outputs of one slab; those that only copy it get their bytes from it, too."""
-        first = bundle.quantize_tasks[0]
+        first = bundle.rows_tasks[0]
         rows = min(bundle.tile_rows, first.end_row - first.row)
-        room, ways, makings = self._take(bundle, rows)
+        room, ways, makings, blocks = self._take(bundle, rows)
         copies = [m for m in bundle.members if isinstance(m.task, CopyTask)]
         sums = {m.lane: 0 for m in copies}
         checked = any(t.scheme is None for t in bundle.quantize_tasks)  # quantizing finds what is not finite
         for tile in self._tiles(first, rows, room, checked):
             self._tile(tile, ways, makings)
+            for _, made in blocks:
+                made.add(Given(first.row + tile.row, tile.rows, tile.dtype, tile.parts))
             for c in copies:
                 raw = tile.rows.reshape(-1).view(np.uint8)
                 sums[c.lane] = self._copy_rows(c, raw, tile.row * first.row_bytes, sums[c.lane])
@@ -167,14 +148,16 @@ class Worker:
             yield m.lane, _copied(m.task.id, sums[m.lane])
         for making in makings:
             self._write(making)
-            task, losses = making.task, _losses(making, ways)
+            task, losses = making.task, losses_of(making, ways)
             figures = Figures() if making.stats is None else sum_figures(making.stats, self._kernels)
             done = Done(task.id, self._checksum(making.out), figures, False, task.amax, losses)
             yield making.member.lane, done
+        for lane, made in blocks:
+            figures = made.finish()
+            checksum = self._write_extents(lane, made.extents(), made.task.finished)
+            yield lane, Done(made.task.id, checksum, figures, False)
 
-    def _tiles(
-        self, task: QuantizeTask | SurveyTask, rows: int, room: NDArray[np.uint8], checked: bool
-    ) -> Iterator[Tile]:
+    def _tiles(self, task: RowsTask | SurveyTask, rows: int, room: NDArray[np.uint8], checked: bool) -> Iterator[Tile]:
         """The rows of a task, `rows` at a time: as they are stored, or decoded, and then `checked` to be finite."""
         if task.encoded is None:
             kind = np.dtype(WEIGHT_ARRAYS[task.dtype])
@@ -200,7 +183,7 @@ class Worker:
         there = slice(tile.row, tile.row + count)
         for way, room in ways.items():
             scheme, amax, search, ref = way
-            takers = [m for m in makings if _way(m.task) == way]
+            takers = [m for m in makings if way_of(m.task) == way]
             task = takers[0].task
             part, bad = quantize_rows(
                 tile.rows, dtype, scheme, room.buffers, room.stats[there], self._kernels, amax, task.dtype, search,
@@ -253,22 +236,34 @@ class Worker:
     def _write(self, making: Making) -> None:
         path = self._part(making.member.lane, making.task.file)
         with writing(path):
-            for data, offset in _extents(making.task, making.specs, making.out):
+            for data, offset in extents_of(making.task, making.specs, making.out):
                 pwrite_all(self._parts.get(path), data.data, offset)
 
-    def _take(self, bundle: Bundle, rows: int) -> tuple[NDArray[Any], dict[Way, Rows], list[Making]]:
+    def _write_extents(self, lane: int, extents: Iterable[tuple[str, Extent]], finished: Collection[str]) -> int:
+        """Write what is not for `finished` files; returns the checksum of all."""
+        checksum = 0
+        for file, (data, offset) in extents:
+            checksum = _fold(checksum, self._kernels.checksum(data))
+            if file not in finished:
+                self._put(lane, file, data, offset)
+        return checksum
+
+    def _take(
+        self, bundle: Bundle, rows: int
+    ) -> tuple[NDArray[Any], dict[Way, Rows], list[Making], list[tuple[int, BlockRows]]]:
         """All arrays of a slab, from the arena: room for a tile, for codes, for figures, for the outputs."""
-        tasks = bundle.quantize_tasks
-        first, slab_rows = tasks[0], tasks[0].end_row - tasks[0].row
+        tasks, first = bundle.quantize_tasks, bundle.rows_tasks[0]
+        slab_rows = first.end_row - first.row
         room_shape, stats_shape, losses_shape = (rows * first.row_bytes,), (slab_rows, FIGURES), (slab_rows, WEIGHED)
-        works = {way: buffer_shapes(rows, first.columns, way[0]) for t in tasks if (way := _way(t))}
-        specs = [_specs(t) for t in tasks]
-        slabs = [_slab_shapes(t, s) for t, s in zip(tasks, specs, strict=True)]
+        works = {way: buffer_shapes(rows, first.columns, way[0]) for t in tasks if (way := way_of(t))}
+        specs = [specs_of(t) for t in tasks]
+        slabs = [slab_shapes(t, s) for t, s in zip(tasks, specs, strict=True)]
         own = [t.reads_back or t.goal is not None for t in tasks]
         figures = [(stats_shape, np.float64)] * (len(works) + sum(own))
         figures += [(losses_shape, np.float64)] * sum(way[2] is not None for way in works)
         wanted = [(room_shape, np.uint8), *figures, *(shape for work in works.values() for shape in work)]
-        self._arena.reset(reserve(*wanted, *(shape for slab in slabs for shape in slab.values())))
+        wanted += [shape for slab in slabs for shape in slab.values()]
+        self._arena.reset(reserve(*wanted, *(shape for t in bundle.block_tasks for shape in block_shapes(t))))
         take = self._arena.take
         room = take(room_shape, np.uint8)
         ways = {
@@ -282,12 +277,17 @@ class Worker:
         quantizing = (m for m in bundle.members if isinstance(m.task, QuantizeTask))
         makings = []
         for m, t, s, slab, apart in zip(quantizing, tasks, specs, slabs, own, strict=True):
-            out, way = {k: take(*shape) for k, shape in slab.items()}, _way(t)
+            out, way = {k: take(*shape) for k, shape in slab.items()}, way_of(t)
             stats = take(stats_shape, np.float64) if apart else ways[way].stats if way else None
             makings.append(Making(m, t, find_layout(t.layout), s, out, stats))
         for made in makings:
             write_values(made.specs, made.out)
-        return room, ways, makings
+        blocks = [
+            (m.lane, BlockRows(m.task, self._arena, self._vectors, self._kernels))
+            for m in bundle.members
+            if isinstance(m.task, BlocksTask)
+        ]
+        return room, ways, makings, blocks
 
     def _non_finite(self, task: QuantizeTask, scheme: Scheme, tile: Tile) -> NonFiniteWeight:
         """Say where the first value lies that cannot be quantized."""
@@ -308,8 +308,15 @@ class Worker:
     # --- copy, survey, seal ----------------------------------------------------------------------------------------
 
     def _copy(self, members: Sequence[Member]) -> Iterator[tuple[int, Done]]:
-        """Equal pieces for all outputs; each is read once."""
-        tasks = [m.task for m in members if isinstance(m.task, CopyTask)]
+        """Equal pieces for all outputs; each is read once, but for what is not copied as it is."""
+        for m in members:
+            if isinstance(m.task, VectorsTask):
+                extents = self._vector_extents(m.task)
+                yield m.lane, _copied(m.task.id, self._write_extents(m.lane, extents, m.task.finished))
+        copies = [(m.lane, m.task) for m in members if isinstance(m.task, CopyTask)]
+        tasks = [task for _, task in copies]
+        if not tasks:
+            return
         room = self._strip(tasks[0])
         sums = [0] * len(tasks)
         for pieces in zip(*(t.pieces for t in tasks), strict=True):
@@ -319,10 +326,22 @@ class Worker:
                     part = slab.tile(at, min(piece.strip_bytes, piece.size_bytes - at))
                     digest = self._kernels.checksum(part)
                     sums = [_fold(s, digest) for s in sums]
-                    for m, own in zip(members, pieces, strict=True):
-                        self._put(m.lane, m.task.file, part, own.target + at)
-        for m, checksum in zip(members, sums, strict=True):
-            yield m.lane, _copied(m.task.id, checksum)
+                    for (lane, task), own in zip(copies, pieces, strict=True):
+                        self._put(lane, task.file, part, own.target + at)
+        for (lane, task), checksum in zip(copies, sums, strict=True):
+            yield lane, _copied(task.id, checksum)
+
+    def _vector_extents(self, task: VectorsTask) -> Iterator[tuple[str, Extent]]:
+        """All that becomes of some vectors."""
+        for v in task.vectors:
+            kind = np.dtype(WEIGHT_ARRAYS[v.dtype])
+            self._arena.reset(v.size_bytes)
+            room = self._arena.take((v.size_bytes,), np.uint8)
+            with self._source.open(task.shard, v.begin, v.size_bytes, room, kind.itemsize, v.tensor) as slab:
+                data = slab.tile(0, v.size_bytes).view(kind)
+                for take in v.takes:
+                    out = fill_vector(v, data, take, self._kernels, task.shard)
+                    yield from ((take.file, extent) for extent in extents(take, 0, out))
 
     def _copy_rows(self, member: Member, raw: NDArray[np.uint8], at: int, checksum: int) -> int:
         """Some rows of a slab that other outputs quantize, as they are; `at`: their first byte in the slab."""
@@ -353,13 +372,15 @@ class Worker:
     def _written(self, member: Member) -> int:
         """Checksum of a task's bytes in the output file."""
         task = member.task
+        if isinstance(task, BlocksTask | VectorsTask):
+            return self._written_extents(member.lane, task)
         fd = self._parts.get(self._part(member.lane, task.file))
         if isinstance(task, QuantizeTask):
-            specs = _specs(task)
-            shapes = _slab_shapes(task, specs)
+            specs = specs_of(task)
+            shapes = slab_shapes(task, specs)
             self._arena.reset(reserve(*shapes.values()))
             out = {k: self._arena.take(*shape) for k, shape in shapes.items()}
-            for data, offset in _extents(task, specs, out):
+            for data, offset in extents_of(task, specs, out):
                 pread_exact(fd, data.data, offset, task.file)
             return self._checksum(out)
         tile = self._strip(task)
@@ -369,6 +390,16 @@ class Worker:
                 part = tile[: min(piece.strip_bytes, piece.size_bytes - at)]
                 pread_exact(fd, part.data, piece.target + at, task.file)
                 checksum = _fold(checksum, self._kernels.checksum(part))
+        return checksum
+
+    def _written_extents(self, lane: int, task: BlocksTask | VectorsTask) -> int:
+        """The same of what goes to places of its own."""
+        checksum = 0
+        for file, begin, size in written_extents(task):
+            self._arena.reset(size)
+            room = self._arena.take((size,), np.uint8)
+            pread_exact(self._parts.get(self._part(lane, file)), room.data, begin, file)
+            checksum = _fold(checksum, self._kernels.checksum(room))
         return checksum
 
     def _survey_unverified(self, task: SurveyTask) -> Surveyed:
@@ -413,14 +444,24 @@ class Worker:
                     part = tile[: min(TILE_BYTES, task.size_bytes - at)]
                     pread_exact(fd, part.data, at, task.file)
                     digest.update(part.data)
-                try:
-                    os.fsync(fd)
-                except OSError:
-                    os.unlink(path)  # what is read back may never reach the disk, yet would pass for done
-                    raise
+                _sync(fd, path)
             finally:
                 os.close(fd)
         return Sealed(task.lane, task.file, digest.hexdigest())
+
+    def _settle(self, task: SettleTask) -> Settled:
+        """fsync of unfinished files and of their names."""
+        self._parts.close()
+        for file in task.files:
+            path = self._part(task.lane, file)
+            with writing(path):
+                fd = os.open(path, os.O_RDWR)
+                try:
+                    _sync(fd, path)
+                finally:
+                    os.close(fd)
+                sync_way(os.path.dirname(path))
+        return Settled(task.lane, task.shard)
 
     # --- files -----------------------------------------------------------------------------------------------------
 
@@ -435,33 +476,12 @@ class Worker:
         return checksum
 
 
-def write_values(specs: Iterable[OutSpec], out: Mapping[str, NDArray[Any]]) -> None:
-    """Fill the arrays whose content no weight decides."""
-    for spec in specs:
-        if spec.values and out[spec.suffix].size:
-            out[spec.suffix][:] = spec.values
-
-
-def _way(task: QuantizeTask) -> Way | None:
-    """None for what is only decoded, or carried."""
-    return None if task.scheme is None or task.goal else (task.scheme, task.amax, task.search, task.importance)
-
-
-def _losses(making: Making, ways: Mapping[Way, Rows]) -> Losses | None:
-    way = _way(making.task)
-    found = ways[way].losses if way else None
-    return None if found is None else sum_losses(found)
-
-
-def _specs(task: QuantizeTask) -> tuple[OutSpec, ...]:
-    if task.scheme is None:
-        return tuple(OutSpec(t.suffix, t.dtype, t.shape, 1 if task.turned else 0) for t in task.targets)
-    return find_layout(task.layout).outputs(task.scheme, task.dtype, task.rows, task.columns)
-
-
-def _slab_shapes(task: QuantizeTask, specs: Iterable[OutSpec]) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Shape and type of the array that a slab writes of each tensor."""
-    return {s.suffix: (s.slab_shape(task.row, task.end_row), TARGET_ARRAYS[s.dtype]) for s in specs}
+def _sync(fd: int, path: str) -> None:
+    try:
+        os.fsync(fd)
+    except OSError:
+        os.unlink(path)  # what is read back may never reach the disk, yet would pass for done
+        raise
 
 
 def _copied(number: int, checksum: int) -> Done:
@@ -470,19 +490,3 @@ def _copied(number: int, checksum: int) -> Done:
 
 def _fold(checksum: int, more: int) -> int:
     return (checksum * FOLD + more) & 0xFFFFFFFFFFFFFFFF
-
-
-def _extents(task: QuantizeTask, specs: tuple[OutSpec, ...], out: Mapping[str, NDArray[Any]]) -> Iterator[Extent]:
-    """The runs of bytes that a slab occupies in its file: one for a whole tensor, one a row where rows are columns."""
-    for spec, target in zip(specs, task.targets, strict=True):
-        array = out[spec.suffix]
-        if array.size == 0:
-            continue
-        whole = array.shape == spec.shape
-        if whole or spec.slab_axis == 0:
-            first = 0 if whole else spec.slab_range(task.row, task.end_row)[0]
-            yield array.reshape(-1).view(np.uint8), target.begin + first * array[0].nbytes
-            continue
-        first = spec.slab_range(task.row, task.end_row)[0]
-        for i, line in enumerate(array):
-            yield line.view(np.uint8), target.begin + (i * spec.shape[1] + first) * array.itemsize

@@ -25,6 +25,7 @@ using namespace shardq;
 #include "checksum.inl"
 #include "count.inl"
 #include "error.inl"
+#include "error_values.inl"
 #include "minmax.inl"
 #include "narrow.inl"
 #include "pack.inl"
@@ -78,7 +79,7 @@ const Table SHARDQ_SET_TABLE = {
     transpose_u32,   pack_columns,   split_words,   dequantize_int, error_int,    group_absmax,  group_range,   encode_scaled,
     encode_affine,   decode_scaled,  decode_affine, error_scaled,  error_affine,  narrow_columns, sum_errors,
     weigh_squares,   search_int,      search_affine,  search_ladder, search_grid,   quantize_blocks, dequantize_blocks,
-    checksum,
+    error_values,   checksum,
 };
 
 }  // namespace shardq

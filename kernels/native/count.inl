@@ -46,16 +46,22 @@ inline int64_t count_ends(const uint8_t* codes, int64_t cols, Ends ends) {
     return ends.mask == 0xff ? count_ends_of<false>(codes, cols, ends) : count_ends_of<true>(codes, cols, ends);
 }
 
+// Whether a weight is not zero; a NaN is not.
+template <class T>
+inline bool has_weight(const typename T::Raw* SHARDQ_RESTRICT src, int64_t width) {
+    uint32_t weights = 0;
+    for (int64_t i = 0; i < width; i++) weights |= T::widen_bits(src[i]) & 0x7fffffffu;
+    return weights != 0;
+}
+
 // Whether all codes of a group decode to zero although a weight is none.
 template <class T, class Decoder>
 inline bool is_zeroed(const Decoder& decoder, const typename T::Raw* SHARDQ_RESTRICT src,
                       const uint8_t* SHARDQ_RESTRICT codes, int64_t width, float scale, float zero) {
     const Decoder d = decoder;
-    uint32_t values = 0, weights = 0;
+    uint32_t values = 0;
     for (int64_t i = 0; i < width; i++) values |= bits_of_float(d.value(codes[i], scale, zero)) & 0x7fffffffu;
-    if (values != 0) return false;
-    for (int64_t i = 0; i < width; i++) weights |= T::widen_bits(src[i]) & 0x7fffffffu;
-    return weights != 0;
+    return values == 0 && has_weight<T>(src, width);
 }
 
 // Whether products with one of these scales may be rounded to zero.

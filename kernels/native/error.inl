@@ -113,21 +113,27 @@ inline int32_t add_pairs(const Decoder& decoder, const typename T::Raw* SHARDQ_R
     return largest;
 }
 
-// A row's last column when it has no neighbour, and nothing behind it to the end of the block.
+// Nothing behind a piece's whole pairs to the end of the block.
+inline void clear_rest(int64_t width, Piece& p) {
+    const int64_t block_end = ceil_div(width, kBlock) * (kBlock / 2);
+    for (int64_t i = width / 2; i < block_end; i++) p.squares[i] = p.weights[i] = p.products[i] = 0.0f;
+}
+
+// A row's last column when it has no neighbour; returns as add_pair does.
+inline int32_t add_last(float weight, float difference, int64_t width, int32_t largest, Piece& p) {
+    const int64_t last = width / 2;
+    return add_pair(weight, 0.0f, difference, 0.0f, largest, p.squares[last], p.weights[last], p.products[last]);
+}
+
 template <class T, class Decoder>
 inline int32_t add_rest(const Decoder& decoder, const typename T::Raw* src, const uint8_t* codes, int64_t width,
                         int32_t largest, Piece& p) {
-    const int64_t pairs = width / 2, block_end = ceil_div(width, kBlock) * (kBlock / 2);
-    for (int64_t i = pairs; i < block_end; i++) p.squares[i] = p.weights[i] = p.products[i] = 0.0f;
+    clear_rest(width, p);
     if (width % 2 == 0) return largest;
     const float weight = widen_value<T>(src[width - 1]);
-    const float zero = Decoder::kHasZeros ? p.zeros.even[pairs] : 0.0f;
-    const float last = decoder.difference_of(weight, codes[width - 1], p.scales.even[pairs], zero);
-    p.squares[pairs] = last * last;
-    p.weights[pairs] = weight * weight;
-    p.products[pairs] = weight * last;
-    const int32_t bits = static_cast<int32_t>(bits_of_float(last) & 0x7fffffffu);
-    return bits > largest ? bits : largest;
+    const float zero = Decoder::kHasZeros ? p.zeros.even[width / 2] : 0.0f;
+    const float last = decoder.difference_of(weight, codes[width - 1], p.scales.even[width / 2], zero);
+    return add_last(weight, last, width, largest, p);
 }
 
 // Of each block's 64 sums, i + 32 is added to i, then i + 16 to i; the 16 that remain go to the lanes. At most
@@ -145,15 +151,20 @@ inline void add_blocks(const float* SHARDQ_RESTRICT pair_sums, int64_t blocks, d
     }
 }
 
+// A piece whose pairs are filled.
+inline void add_sums(const Piece& p, int64_t width, RowSums& sums) {
+    add_blocks(p.squares, ceil_div(width, kBlock), sums.squares);
+    add_blocks(p.weights, ceil_div(width, kBlock), sums.weights);
+    add_blocks(p.products, ceil_div(width, kBlock), sums.products);
+}
+
 // A piece whose scales and zeros are spread.
 template <class T, class Decoder>
 inline void add_piece(const Decoder& decoder, const typename T::Raw* src, const uint8_t* codes, int64_t width,
                       int64_t group, Piece& p, RowSums& sums) {
     sums.largest = add_pairs<T>(decoder, src, codes, width / 2, group, sums.largest, p);
     sums.largest = add_rest<T>(decoder, src, codes, width, sums.largest, p);
-    add_blocks(p.squares, ceil_div(width, kBlock), sums.squares);
-    add_blocks(p.weights, ceil_div(width, kBlock), sums.weights);
-    add_blocks(p.products, ceil_div(width, kBlock), sums.products);
+    add_sums(p, width, sums);
 }
 
 // Columns `begin` to `end` of a row; `begin` is the first of a block, `end` is too or is the end of the row.

@@ -154,6 +154,7 @@ struct Table {
                            double* losses);
     int64_t (*quantize_blocks)(const Weights& src, const BlockFormat& format, const float* importance, uint8_t* out);
     void (*dequantize_blocks)(const Blocks& blocks, const BlockFormat& format, float* out);
+    void (*error_values)(const Weights& src, const float* values, int64_t group, double* stats);
     uint64_t (*checksum)(const uint8_t* data, int64_t size_bytes);
 };
 

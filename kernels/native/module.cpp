@@ -296,6 +296,17 @@ public:
         table_->dequantize_blocks(a.blocks(), a.format, a.out.data<float>());
     }
 
+    void error_values(nb::handle src, const std::string& dtype, nb::handle values, int64_t group,
+                      nb::handle stats) const {
+        const GroupedWeights w(src, dtype, group);
+        const Array q(values, "values", kF32, 2, kRead), result(stats, "stats", kF64, 2, kWrite);
+        q.expect(w.rows, w.cols);
+        result.expect(w.rows, shardq::kFigures);
+        const nb::gil_scoped_release unlocked;
+        const IeeeFloats standard;
+        table_->error_values(w.weights(), q.data<float>(), w.group, result.data<double>());
+    }
+
     uint64_t checksum(nb::handle data) const {
         const Array in(data, "data", kU8, 1, kRead);
         const nb::gil_scoped_release unlocked;
@@ -407,5 +418,7 @@ NB_MODULE(_native, m) {
         .def("quantize_blocks", &NativeSet::quantize_blocks, nb::arg("src"), nb::arg("dtype"), nb::arg("block_type"),
              nb::arg("importance").none(), nb::arg("out"))
         .def("dequantize_blocks", &NativeSet::dequantize_blocks, nb::arg("blocks"), nb::arg("block_type"), nb::arg("out"))
+        .def("error_values", &NativeSet::error_values, nb::arg("src"), nb::arg("dtype"), nb::arg("values"),
+             nb::arg("group"), nb::arg("stats"))
         .def("checksum", &NativeSet::checksum, nb::arg("data"));
 }

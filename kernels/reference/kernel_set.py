@@ -449,6 +449,15 @@ class ReferenceSet:
         count = whole_blocks("blocks", size_bytes, block_type, form.size_bytes)
         shaped("out", out, np.float32, (rows, count * form.cols))[...] = dequantized_blocks(blocks, block_type)
 
+    def error_values(
+        self, src: RawWeights, dtype: str, values: NDArray[np.float32], group: int, stats: NDArray[np.float64]
+    ) -> None:
+        """See BlockKernels.error_values."""
+        w = widened(src, dtype)
+        q = torch.from_numpy(shaped("values", values, np.float32, src.shape).copy())
+        figures = error_figures(w, q, torch.zeros_like(q), group)
+        shaped("stats", stats, np.float64, (src.shape[0], FIGURES))[...] = figures.numpy()
+
     def checksum(self, data: Bytes) -> int:
         """See KernelSet.checksum."""
         return digest(np.frombuffer(data, np.uint8))

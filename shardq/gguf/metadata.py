@@ -11,7 +11,7 @@ from shardq.files.gguf import KeyValue
 from shardq.gguf.architectures import Architecture, find_architecture
 from shardq.gguf.general import add_general
 from shardq.gguf.mapping import map_tensors
-from shardq.gguf.model_files import CARD, ModelFiles
+from shardq.gguf.model_files import CARD, MODULES, ModelFiles
 from shardq.gguf.pairs import Pairs
 from shardq.gguf.parameters import read_parameters
 from shardq.gguf.tensors import OutputTensor, SourceTensor
@@ -76,7 +76,7 @@ def _check_task(model: ModelFiles, arch: Architecture) -> None:
     """
     config = model.config()
     card = (model.text(CARD) or "").lower()
-    modules = json.loads(model.files.get("modules.json", b"[]"))
+    modules = json.loads(model.files.get(MODULES, b"[]"))
     hints = [model.name, str(config.get("_name_or_path", ""))]
     ranks = "# qwen3-reranker" in card or any("qwen3-reranker" in hint.lower() for hint in hints)
     for task, found in (

@@ -9,6 +9,7 @@ from shardq.layouts.base import Layout
 from shardq.layouts.compressed_tensors import CompressedTensors
 from shardq.layouts.fake import Fake
 from shardq.layouts.fp8 import Fp8
+from shardq.layouts.gguf import Gguf
 from shardq.layouts.gptq import VERSION_2, Gptq
 from shardq.layouts.mlx import Mlx
 from shardq.layouts.plain import Plain
@@ -28,6 +29,7 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
     Mlx(),
     Fake(),
 )
+GGUF_LAYOUT: Final = Gguf.name  # of file types of GGUF; what is in one is planned apart
 PLAIN_LAYOUT: Final = Plain.name  # of `shardq dequantize`; nothing can be quantized into it
 SQUARE: Final = (4096, 4096)  # a shape that fits every group
 
@@ -35,10 +37,10 @@ SQUARE: Final = (4096, 4096)  # a shape that fits every group
 def find_layout(name: str) -> Layout:
     """The layout of that name or alias. Raises LayoutRefuses with the names that exist."""
     wanted = name.strip().lower()
-    for layout in (*LAYOUTS, Plain()):
+    for layout in (*LAYOUTS, Gguf(), Plain()):
         if wanted == layout.name or wanted in layout.aliases:
             return layout
-    raise LayoutRefuses(f"unknown layout {name!r}: expected one of {', '.join(x.name for x in LAYOUTS)}")
+    raise LayoutRefuses(f"unknown layout {name!r}: expected one of {', '.join(x.name for x in (*LAYOUTS, Gguf()))}")
 
 
 def default_layout(scheme: Scheme) -> str:

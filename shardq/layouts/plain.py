@@ -12,14 +12,13 @@ if TYPE_CHECKING:
     from shardq.layouts.base import Arrays
     from shardq.quantizers.quantized import Quantized
 
-REASON = "holds no quantized weights: it is what `shardq dequantize` writes"
-
 
 class Plain(LayoutDefaults):
     """Nothing is quantized. Members as in Layout."""
 
     name = "plain"
-    aliases = ()
+    reason = "holds no quantized weights: it is what `shardq dequantize` writes"
+    aliases: tuple[str, ...] = ()
     summary = "weights as they are, none of them quantized"
     loaders = "whatever loads the unquantized model"
     slab_rows = 1
@@ -28,27 +27,27 @@ class Plain(LayoutDefaults):
 
     def settle(self, scheme: Scheme) -> Scheme:
         """See Layout. Raises LayoutRefuses: there is nothing that could be settled."""
-        raise LayoutRefuses(f"layout {self.name} {REASON}; {scheme.name} needs another --format")
+        raise LayoutRefuses(f"layout {self.name} {self.reason}; {scheme.name} needs another --format")
 
     def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
         """See Layout."""
         del scheme, default, rows, columns
-        return Refusal(REASON, ragged=False)
+        return Refusal(self.reason, ragged=False)
 
     def outputs(self, scheme: Scheme, dtype: str, rows: int, columns: int) -> tuple[OutSpec, ...]:
         """See Layout."""
         del scheme, dtype, rows, columns
-        raise LayoutRefuses(f"layout {self.name} {REASON}")
+        raise LayoutRefuses(f"layout {self.name} {self.reason}")
 
     def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
         """See Layout."""
         del part, row, out, scheme, kernels
-        raise LayoutRefuses(f"layout {self.name} {REASON}")
+        raise LayoutRefuses(f"layout {self.name} {self.reason}")
 
     def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
         """See Layout."""
         del arrays, scheme, kernels
-        raise LayoutRefuses(f"layout {self.name} {REASON}")
+        raise LayoutRefuses(f"layout {self.name} {self.reason}")
 
     def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:
         """See Layout."""

@@ -6,7 +6,7 @@ from typing import Final
 
 from shardq.serving.conditions import CONDITIONS
 from shardq.serving.facts import Answer, Engine, Fact, load_facts
-from shardq.serving.served import Module, Served
+from shardq.serving.served import GGUF, Module, Served
 
 SHOWN: Final = 3  # places named in a reason
 TP_SIZES: Final = (1, 2, 4, 8)
@@ -50,7 +50,8 @@ def judge(served: Served, tp: int = 1, device: str = "") -> tuple[Verdict, ...]:
     headers and config.json alone, so values (such as global scales that differ) are not seen. Raises nothing.
     """
     table = load_facts()
-    return tuple(_judge_engine(e, table.facts, served, tp, device) for e in table.engines)
+    known = [e for e in table.engines if served.method != GGUF or GGUF in e.methods]  # of others it is not known
+    return tuple(_judge_engine(e, table.facts, served, tp, device) for e in known)
 
 
 def parallel_verdicts(served: Served, device: str = "") -> dict[str, dict[int, Verdict]]:
@@ -75,7 +76,7 @@ def _judge_engine(engine: Engine, facts: tuple[Fact, ...], served: Served, tp: i
     elif served.quantized or served.method:
         named = served.method or "none"
         reasons.append(Reason("method", "no", f"quant_method {named}: {engine.unknown}", (), 0, engine.source))
-    elif not engine.methods:
+    elif engine.methods <= {GGUF}:
         reasons.append(Reason("method", "no", engine.unknown, (), 0, engine.source))
     return _verdict(engine, reasons)
 

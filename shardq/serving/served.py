@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Tensor = tuple[str, tuple[int, ...]]  # dtype, shape
 Parts = Mapping[str, Tensor]  # last part of a tensor's name -> tensor
 
+GGUF: Final = "gguf"  # the method of files of llama.cpp
 WHOLE_ROW: Final = -1
 WHOLE_TENSOR: Final = 0
 # Kept matrices that are Linear layers to a server. Embeddings, norms and convolutions are not.
@@ -134,7 +135,10 @@ def read_served(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Ser
 
 
 def served_of_plan(plan: "Plan") -> Served:
-    """What the output of a plan will be. Empty of tensors when only an index is known."""
+    """What the output of a plan will be. Empty of tensors when only an index is known, and for files of llama.cpp, which
+    has no other way to read them."""
+    if plan.gguf:
+        return Served({}, {}, GGUF, {}, {})
     block = plan.layout.config_block(plan.recipe.scheme, plan.choices(), VERSION)
     return read_served(
         {s.name: (s.dtype, s.shape) for f in plan.files for s in f.specs.values()}, final_values(plan, block)

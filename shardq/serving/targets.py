@@ -53,7 +53,12 @@ def check_targets(served: "Served", targets: Sequence[Target]) -> None:
     from shardq.serving.judge import judge
 
     for target in targets:
-        verdict = next(v for v in judge(served, target.tp, target.device) if v.engine == target.engine)
+        found = (v for v in judge(served, target.tp, target.device) if v.engine == target.engine)
+        verdict = next(found, None)
+        if verdict is None:
+            raise TargetRefuses(
+                f"--target {target.text}: it is not known to load GGUF files; leave the target or the file type out"
+            )
         if verdict.answer == "no":
             told = "; ".join(f"{r.told} ({r.source})" for r in verdict.reasons if r.answer == "no")
             raise TargetRefuses(

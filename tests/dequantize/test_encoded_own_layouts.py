@@ -18,7 +18,7 @@ from shardq.quantizers.decode import decode_rows as decode_quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.roles import Role
 from shardq.schemes import PRESETS, WIDTHS, Scheme
-from shardq.worker import TARGET_ARRAYS, write_values
+from shardq.making import TARGET_ARRAYS, write_values
 
 MODULE = "model.layers.0.self_attn.q_proj"
 ROWS, COLUMNS = 96, 192

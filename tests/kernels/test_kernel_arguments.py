@@ -161,6 +161,13 @@ WRONG: dict[str, tuple[str, Callable[[KernelSet], Any]]] = {
     "decode offsets": ("offsets", lambda k: k.decode_affine(u8(1, 4), f32(1, 2), f32(1, 3), 2, "bias", f32(1, 4))),
     "scaled codes": ("codes", lambda k: k.error_scaled(u16(1, 4), "F16", "e2m1", u8(1, 0), f32(1, 2), 2, f64(1, 6))),
     "scaled stats": ("stats", lambda k: k.error_scaled(u16(1, 4), "F16", "e2m1", u8(1, 4), f32(1, 2), 2, f64(1, 5))),
+    "values shape": ("values", lambda k: k.error_values(u16(1, 4), "F16", f32(4, 1), 2, f64(1, 6))),
+    "values of weights": ("src", lambda k: k.error_values(f32(1, 4), "F16", f32(1, 4), 2, f64(1, 6))),
+    "values dtype": ("values", lambda k: k.error_values(u16(1, 4), "F16", f64(1, 4), 2, f64(1, 6))),  # type: ignore[arg-type]
+    "values nothing": ("src", lambda k: k.error_values(u16(1, 0), "F16", f32(1, 0), 2, f64(1, 6))),
+    "values name": ("dtype", lambda k: k.error_values(u16(1, 4), "F8", f32(1, 4), 2, f64(1, 6))),
+    "values group": ("group", lambda k: k.error_values(u16(1, 4), "F16", f32(1, 4), 0, f64(1, 6))),
+    "values stats": ("stats", lambda k: k.error_values(u16(1, 4), "F16", f32(1, 4), 2, f64(1, 5))),
     "affine sum": ("rule", lambda k: affine_error(k, 4, "")),
     "affine width": ("bits", lambda k: affine_error(k, 1, "zero")),
 }  # fmt: skip

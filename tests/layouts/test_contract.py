@@ -27,7 +27,7 @@ from shardq.quantizers.float_scales import E4M3, FLOAT_SCALES, e4m3_values, e5m3
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import ACTIVATIONS, PRESETS, WHOLE_ROW, WIDTHS, Scheme
-from shardq.worker import TARGET_ARRAYS
+from shardq.making import TARGET_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
 PLAIN: Final = [  # layouts that take integers of either symmetry; others are packings of these alone

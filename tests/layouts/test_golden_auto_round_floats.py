@@ -17,7 +17,7 @@ from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import Scheme, parse_scheme
-from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS
+from shardq.making import TARGET_ARRAYS, WEIGHT_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
 GOLDEN: Final = Path(__file__).with_name("golden")

@@ -21,7 +21,7 @@ from shardq.quantizers.decode import decode_rows
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import PRESETS, Scheme
-from shardq.worker import TARGET_ARRAYS
+from shardq.making import TARGET_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
 Tensors = dict[str, NDArray[Any]]

@@ -23,7 +23,7 @@ from shardq.quantizers.rtn import quantize_rows
 from shardq.recipe import Recipe, make_recipe
 from shardq.schemes import Scheme
 from shardq.sources import open_source
-from shardq.worker import TARGET_ARRAYS, WEIGHT_ARRAYS
+from shardq.making import TARGET_ARRAYS, WEIGHT_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
 Tensors = dict[str, tuple[str, NDArray[Any]]]

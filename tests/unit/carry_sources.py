@@ -33,7 +33,7 @@ from shardq.quantizers.decode import decode_rows as decode_quantized
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import Scheme, parse_scheme
-from shardq.worker import TARGET_ARRAYS, write_values
+from shardq.making import TARGET_ARRAYS, write_values
 
 MODULE: Final = "model.layers.0.self_attn.q_proj"
 GOLDEN: Final = Path(__file__).parents[1] / "dequantize" / "golden"

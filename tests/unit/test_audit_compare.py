@@ -24,7 +24,7 @@ from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import PRESETS, Scheme
 from shardq.sources.base import SourceFile
-from shardq.worker import TARGET_ARRAYS
+from shardq.making import TARGET_ARRAYS
 
 ROWS, COLUMNS = 256, 128
 SCHEME = Scheme("int4", 32, symmetric=True)

@@ -1,0 +1,232 @@
+"""Rows of a weight as rows of a GGUF file: quantized into blocks of ggml, or stored as plain floats."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardq.arena import Arena
+from shardq.block_tasks import BlocksTask, Take, Vector, VectorsTask
+from shardq.dequantize.base import Encoded
+from shardq.dequantize.decoding import code_rows
+from shardq.errors import NonFiniteWeight, NotExact
+from shardq.figures import FIGURES, Figures, merge_figures, sum_figures
+from shardq.importance_vectors import VectorCache
+from shardq.kernels import KernelSet
+from shardq.layouts.stored import store
+from shardq.schemes import BLOCKS
+
+MX_BYTES: Final = 17  # of a block of MXFP4: its exponent, then codes of columns j and j + 16
+MX_COLUMNS: Final = 32
+Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the file
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """A take of a slab while it is made."""
+
+    take: Take
+    first: int  # position in the take of the slab's first row
+    out: NDArray[np.uint8]  # [rows, bytes of one], in the weight's order
+    stats: NDArray[np.float64]  # figures of each row
+    held: NDArray[np.float32] | None  # of a turned one all its rows
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Some rows of a slab, as the worker's tiles have them."""
+
+    row: int  # of the weight
+    rows: NDArray[Any]
+    dtype: str
+    parts: Mapping[str, NDArray[Any]] | None  # what encoded ones are made of
+
+
+class BlockRows:
+    """What one output makes of a slab. Its arrays lie in the worker's arena."""
+
+    def __init__(self, task: BlocksTask, arena: Arena, vectors: VectorCache, kernels: KernelSet) -> None:
+        self.task = task
+        self._vectors, self._kernels = vectors, kernels
+        self._takings = [_taking(task, take, arena) for take in task.takes]
+
+    def add(self, given: Given) -> None:
+        """Make what becomes of some rows. Raises NonFiniteWeight, NotExact, BadImportance."""
+        for t in self._takings:
+            inside = t.take.within(given.row, given.row + len(given.rows))
+            if not inside:
+                continue
+            lines = t.take.rows[inside.start : inside.stop]
+            picked = given.rows[lines.start - given.row : lines[-1] + 1 - given.row : lines.step]
+            there = slice(inside.start - t.first, inside.stop - t.first)
+            if t.held is not None:
+                self._kernels.widen(np.ascontiguousarray(picked), given.dtype, t.held[there])
+            elif t.take.carried:
+                self._carry(t, given, lines, there)
+            else:
+                self._fill(t.take, np.ascontiguousarray(picked), given.dtype, t.out[there], t.stats[there])
+
+    def finish(self) -> Figures:
+        """Make what needed all rows first. Returns the figures of all that is quantized."""
+        for t in self._takings:
+            if t.held is not None:
+                self._fill(t.take, np.ascontiguousarray(t.held.T), "F32", t.out, t.stats)
+        measured = [t.stats for t in self._takings if t.take.is_quantized]
+        return merge_figures(sum_figures(stats, self._kernels) for stats in measured)
+
+    def extents(self) -> Iterator[tuple[str, Extent]]:
+        """File and bytes of all that was made."""
+        for t in self._takings:
+            for extent in extents(t.take, t.first, t.out):
+                yield t.take.file, extent
+
+    def _fill(
+        self, take: Take, rows: NDArray[Any], dtype: str, out: NDArray[np.uint8], stats: NDArray[np.float64]
+    ) -> None:
+        if take.added:
+            rows, dtype = _added(rows, dtype, take, self._kernels), "F32"
+        if not take.is_quantized:
+            out[...] = self._plain(rows, dtype, take)
+            return
+        vector = None if take.importance is None else self._vectors.get_raw(take.importance)
+        if self._kernels.quantize_blocks(rows, dtype, take.type, vector, out):
+            raise self._unfit(rows, dtype, take)
+        wide = np.empty(rows.shape, np.float32)
+        self._kernels.dequantize_blocks(out, take.type, wide)
+        self._kernels.error_values(rows, dtype, wide, BLOCKS[take.type].group_size, stats)
+
+    def _plain(self, rows: NDArray[Any], dtype: str, take: Take) -> NDArray[np.uint8]:
+        """Rows as plain floats, as bytes [rows, bytes of one]."""
+        wide = np.empty(rows.shape, np.float32)
+        self._kernels.widen(rows, dtype, wide)
+        made: NDArray[Any] = wide
+        if take.type == "F16":
+            with np.errstate(over="ignore"):
+                made = wide.astype(np.float16)
+        elif take.type == "BF16":
+            made = store(wide, np.dtype(np.uint16))
+        if not np.isfinite(made if take.type == "F16" else wide).all():
+            raise self._unfit(rows, dtype, take)
+        return made.view(np.uint8).reshape(len(rows), -1)
+
+    def _carry(self, t: Taking, given: Given, lines: range, there: slice) -> None:
+        """Codes of MXFP4 as they are; nothing is lost."""
+        assert self.task.encoded
+        assert given.parts
+        assert lines.step == 1
+        own = slice(lines.start - given.row, lines.stop - given.row)
+        blocks = carry_blocks(self.task.encoded, given.parts, (given.row, given.row + len(given.rows)), self._kernels)
+        t.out[there] = blocks[own]
+        wide = np.empty((len(lines), self.task.columns), np.float32)
+        self._kernels.dequantize_blocks(t.out[there], t.take.type, wide)
+        rows = np.ascontiguousarray(given.rows[own])
+        self._kernels.error_values(rows, given.dtype, wide, MX_COLUMNS, t.stats[there])
+
+    def _unfit(self, rows: NDArray[Any], dtype: str, take: Take) -> NonFiniteWeight:
+        task = self.task
+        wide = np.empty(rows.shape, np.float32)
+        self._kernels.widen(rows, dtype, wide)
+        bad = np.argwhere(~np.isfinite(wide))
+        value = wide[tuple(bad[0])] if len(bad) else np.abs(wide).max()
+        return NonFiniteWeight(
+            f"{task.tensor} in {task.shard} holds {value} in rows {task.row} to {task.end_row}, which become "
+            f"{take.tensor} in {take.type}: expected finite weights that it can hold; the checkpoint may be damaged"
+        )
+
+
+def fill_vector(vector: Vector, data: NDArray[Any], take: Take, kernels: KernelSet, shard: str) -> NDArray[np.uint8]:
+    """The fp32 bytes of a take of a vector, in its order; `data` as kernels take it. Raises NonFiniteWeight."""
+    wide = np.empty((1, vector.count), np.float32)
+    kernels.widen(data.reshape(1, -1), vector.dtype, wide)
+    made = wide[0, take.rows.start : take.rows.stop : take.rows.step] + np.float32(take.added)
+    if not np.isfinite(made).all():
+        raise NonFiniteWeight(
+            f"{vector.tensor} in {shard} holds NaN or infinity: expected finite numbers for {take.tensor}; the "
+            "checkpoint may be damaged"
+        )
+    return np.ascontiguousarray(made).view(np.uint8).reshape(-1, 4)
+
+
+def carry_blocks(
+    e: Encoded, parts: Mapping[str, NDArray[Any]], rows: tuple[int, int], kernels: KernelSet
+) -> NDArray[np.uint8]:
+    """Rows of MXFP4 codes of a source as ggml's blocks [rows, bytes]. Raises NotExact for scales that are none."""
+    first, behind = e.stored_range(*rows)
+    step = 1 if e.pick is None else e.pick[2]
+    coded = code_rows(replace(e, rows=behind - first, pick=(first, behind, 1)), parts, 0, behind - first, kernels)
+    assert coded is not None
+    scales, codes = coded.values.scales[::step], coded.values.codes[::step]
+    if not (np.isfinite(scales).all() and (scales > 0).all()):
+        raise NotExact(f"{e.name} in {e.parts[0].shard} has scales that are NaN: expected powers of two; it is damaged")
+    pairs = codes.reshape(len(codes), -1, 2, MX_COLUMNS // 2)
+    blocks = np.empty((*pairs.shape[:2], MX_BYTES), np.uint8)
+    blocks[..., 0] = store(np.ascontiguousarray(scales), np.dtype(np.uint8))
+    blocks[..., 1:] = pairs[:, :, 0] | pairs[:, :, 1] << 4
+    return blocks.reshape(len(codes), -1)
+
+
+def extents(take: Take, first: int, out: NDArray[np.uint8]) -> Iterator[Extent]:
+    """The runs of bytes of rows of a take, from its position `first` on: one, but where rows are re-ordered."""
+    size = out.shape[1]
+    if not take.rotary_heads:
+        yield out.reshape(-1), take.begin + (0 if take.turned else first) * size
+        return
+    places = rotary_places(first, first + len(out), len(take.rows), take.rotary_heads)
+    order = np.argsort(places)
+    sorted_rows, sorted_places = out[order], places[order]
+    breaks = np.flatnonzero(np.diff(sorted_places) != 1) + 1
+    for begin, end in zip((0, *breaks), (*breaks, len(out)), strict=True):
+        yield sorted_rows[begin:end].reshape(-1), take.begin + int(sorted_places[begin]) * size
+
+
+def written_extents(task: BlocksTask | VectorsTask) -> Iterator[tuple[str, int, int]]:
+    """File, first byte and size of each of the extents that a task writes, in order."""
+    if isinstance(task, VectorsTask):
+        for take in (take for v in task.vectors for take in v.takes):
+            yield from _places_of(take, 0, len(take.rows), take.row_bytes(1))
+        return
+    for take in task.takes:
+        first, count = take.within(task.row, task.end_row).start, len(take.within(task.row, task.end_row))
+        yield from _places_of(take, first, task.columns if take.turned else count, take.row_bytes(task.columns))
+
+
+def _places_of(take: Take, first: int, count: int, size: int) -> Iterator[tuple[str, int, int]]:
+    for data, offset in extents(take, first, np.empty((count, size), np.uint8)):
+        yield take.file, offset, data.size
+
+
+def rotary_places(row: int, end_row: int, rows: int, heads: int) -> NDArray[np.int64]:
+    """Where rows of Hugging Face's queries or keys are in llama.cpp's: the inverse of gguf.tensors.rotary_row."""
+    size = rows // heads
+    at = np.arange(row, end_row)
+    head, inside = at // size, at % size
+    half, pair = inside // (size // 2), inside % (size // 2)
+    return head * size + 2 * pair + half
+
+
+def shapes(task: BlocksTask) -> list[tuple[tuple[int, ...], type]]:
+    """The arrays that `BlockRows` takes from an arena, but for temporaries."""
+    found: list[tuple[tuple[int, ...], type]] = []
+    for take in task.takes:
+        rows = task.columns if take.turned else len(take.within(task.row, task.end_row))
+        found += [((rows, take.row_bytes(task.columns)), np.uint8), ((rows, FIGURES), np.float64)]
+        if take.turned:
+            found.append(((len(take.rows), task.columns), np.float32))
+    return found
+
+
+def _taking(task: BlocksTask, take: Take, arena: Arena) -> Taking:
+    rows = task.columns if take.turned else len(take.within(task.row, task.end_row))
+    out = arena.take((rows, take.row_bytes(task.columns)), np.uint8)
+    stats = arena.take((rows, FIGURES), np.float64)
+    held = arena.take((len(take.rows), task.columns), np.float32) if take.turned else None
+    return Taking(take, take.within(task.row, task.end_row).start, out, stats, held)
+
+
+def _added(rows: NDArray[Any], dtype: str, take: Take, kernels: KernelSet) -> NDArray[np.float32]:
+    wide = np.empty(rows.shape, np.float32)
+    kernels.widen(rows, dtype, wide)
+    wide += np.float32(take.added)
+    return wide
