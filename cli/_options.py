@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
+from shardq.cli._gguf import take_gguf_options
 from shardq.errors import BadOption
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def recipe_options(function: F) -> F:
         click.option(
             "--scheme", "schemes", multiple=True, metavar="SCHEME[@LAYOUT]",
             help=f"Scheme, with a layout if you like: W4A16@gptq. Default: {DEFAULT_SCHEME}. Several make several "
-            "outputs from one read. See `shardq schemes`.",
+            "outputs from one read. See `shardq schemes`. File types of llama.cpp: gguf:q4_k_m.",
         ),
         click.option(
             "--format", "layout", metavar="LAYOUT[,LAYOUT]",
@@ -96,7 +97,7 @@ def recipe_options(function: F) -> F:
             "rule. Default: auto with --importance, else none.",
         ),
         click.option(
-            "--importance", metavar="FILE", type=click.Path(dir_okay=False),
+            "--importance", "--imatrix", metavar="FILE", type=click.Path(dir_okay=False),
             help="How much an error counts in each input column: shardq's statistics, or an imatrix of llama.cpp.",
         ),
         click.option(
@@ -120,6 +121,7 @@ def build_recipes(
 ) -> "list[Recipe]":  # fmt: skip
     """A Recipe for each scheme in each layout. Raises what make_recipe does, which checks all words."""
     from shardq.fold import read_fold
+    from shardq.gguf.file_types import find_file_type
     from shardq.importance import load_importance
     from shardq.recipe import make_recipe
 
@@ -129,6 +131,10 @@ def build_recipes(
     weighed = load_importance(importance) if importance else None
     moved = read_fold(fold) if isinstance(fold, str) else fold
     layouts = [x.strip() for x in layout.split(",")] if layout else [None]
+    gguf = take_gguf_options()
+    wanted = schemes or (DEFAULT_SCHEME,)
+    if gguf and not any(find_file_type(x.partition("@")[0]) for x in wanted):
+        raise BadOption("options of GGUF files mean nothing without a file type, as in --scheme gguf:q4_k_m")
     return [
         make_recipe(
             scheme,
@@ -151,8 +157,9 @@ def build_recipes(
             search=cast("SearchMode | None", search),
             importance=weighed,
             fold=moved,
+            gguf=gguf if find_file_type(scheme.partition("@")[0]) else None,
         )
-        for scheme in schemes or (DEFAULT_SCHEME,)
+        for scheme in wanted
         for each in layouts
     ]
 

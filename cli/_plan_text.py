@@ -54,6 +54,10 @@ def print_plan(console: Console, plan: "Plan") -> None:
     print_section(("role", "weights"), d["counts"]["roles"].items())
     print_section(("of the source", "number", "as"), _absorbed(d["absorbed"]))
     print_section(("kept in source precision", "tensors", "role", "rule"), _kept(describe_tensors(plan)))
+    if plan.gguf:
+        print_section(("file", "bytes"), [(f.name, f.size_bytes) for f in plan.files])
+        rows = [(t.name, t.type, " x ".join(map(str, t.shape)), t.size_bytes) for t in plan.gguf.tensors]
+        print_section(("tensor", "type", "shape", "bytes"), rows)
     if d["serving"]:
         print_serving(d["serving"])
     console.warn(d["warnings"])

@@ -14,15 +14,15 @@ EXAMPLES = ("shardq formats", "shardq formats --json | jq -r '.formats[].name'")
 @click.pass_obj
 def formats(console: Console) -> None:
     """List the layouts that --format knows, and who loads them."""
-    from shardq.layouts import LAYOUTS
+    from shardq.layouts import LISTED
 
     if console.as_json:
         rows = [
-            {"name": x.name, "aliases": list(x.aliases), "summary": x.summary, "loaders": x.loaders} for x in LAYOUTS
+            {"name": x.name, "aliases": list(x.aliases), "summary": x.summary, "loaders": x.loaders} for x in LISTED
         ]
         print_json({"formats": rows})
         return
     print_table(
         ("layout", "aliases", "tensors of a module", "loaders"),
-        ((x.name, ", ".join(x.aliases), x.summary, x.loaders) for x in LAYOUTS),
+        ((x.name, ", ".join(x.aliases), x.summary, x.loaders) for x in LISTED),
     )

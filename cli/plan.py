@@ -9,6 +9,7 @@ from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console
 from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
 from shardq.cli._fold import AUTO
+from shardq.cli._gguf import gguf_options
 from shardq.cli._options import build_recipes, recipe_options
 from shardq.cli._plan_text import print_plans
 from shardq.errors import BadOption
@@ -28,6 +29,7 @@ EXAMPLES = (
 )  # fmt: skip
 @click.option("--subfolder", metavar="PATH", help="Folder inside the source that holds the checkpoint.")
 @recipe_options
+@gguf_options
 @output_options
 @click.pass_obj
 def plan(

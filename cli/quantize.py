@@ -9,6 +9,7 @@ from shardq.cli._console import Console
 from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
 from shardq.cli._fold import AUTO, write_fold
 from shardq.cli._fold import SUFFIX as FOLD
+from shardq.cli._gguf import gguf_options
 from shardq.cli._mixture import SUFFIX as MIXTURE
 from shardq.cli._mixture import check_mixture, mixture_options, write_mixture
 from shardq.cli._options import build_recipes, recipe_options
@@ -22,6 +23,7 @@ EXAMPLES = (
     "shardq quantize demo -o demo-W4A16",
     "shardq quantize org/name --scheme W4A16@gptq --parallel 8 --max-ram 6G",
     "shardq quantize org/name --scheme W4A16@gptq --scheme MXFP4 --scheme FP8_BLOCK -o name-quantized",
+    "shardq quantize org/name --scheme gguf:q4_k_m --scheme gguf:q8_0 --imatrix name.imatrix.gguf",
     "shardq quantize ./folder --bits 8 --group-size 64 --ignore 're:.*down_proj' --dry-run",
 )
 
@@ -29,6 +31,7 @@ EXAMPLES = (
 @click.command("quantize", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, NotExact)))
 @click.argument("source")
 @recipe_options
+@gguf_options
 @mixture_options
 @run_options
 @output_options
@@ -45,7 +48,7 @@ def quantize(
 
     SOURCE is a folder, org/name[@revision], hf://org/name[@revision], or demo; it may be quantized already (FP8, MXFP4,
     NVFP4, INT4, GPTQ, AWQ, bitsandbytes, MLX). The same command resumes a run that was stopped, and a finished one
-    answers that it is done. The output folder is complete or has no config.json.
+    answers that it is done. The output folder is complete or has no config.json, or for GGUF no .gguf file.
     """
     schemes = check_mixture(target_bits, options, ignore_scale_bits, schemes, layout)
     subfolder = take_run_words().subfolder

@@ -2,10 +2,13 @@
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
 from shardq.fold import FOLD
+from shardq.gguf.options import GgufOptions
+from shardq.gguf.planned import PlannedGguf
 from shardq.ledger import Errors
 from shardq.plans import Plan
 from shardq.recipe import Recipe, rule_values
@@ -31,19 +34,26 @@ def make_card(plan: Plan, errors: Mapping[str, Errors], total: Errors, source_ca
     front = "\n".join(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in _front_matter(plan, source_card).items())
     at = f" at commit `{c.commit}`" if c.commit else ""
     done = {"quantize": "Quantized", "convert": "Converted", "dequantize": "Dequantized"}[plan.recipe.purpose]
+    left_out = "without a place in GGUF left out" if plan.gguf else "tensors of prediction layers left out"
     lines = [
         "---", front, "---", "",
-        f"# {c.label.rpartition('/')[2]}, {plan.recipe.scheme.name}", "",
+        f"# {c.label.rpartition('/')[2]}, {plan.recipe.title}", "",
         f"{done} from `{c.label}`{at} with shardq, without calibration data:", "",
         "```", make_command(plan), "```", "",
         f"- {counts['quantize']} weight matrices quantized, layout `{plan.layout.name}`; {counts['copy']} kept"
-        + (f", {counts['drop']} tensors of prediction layers left out." if counts["drop"] else "."),
+        + (f", {counts['drop']} {left_out}." if counts["drop"] else "."),
+        *(_type_lines(plan.gguf) if plan.gguf else ()),
         f"- {plan.source_bytes / 1e9:.2f} GB became {plan.output_bytes / 1e9:.2f} GB.",
         f"- Loads in: {plan.layout.loaders}.",
         *(_error_lines(errors, total) if counts["quantize"] else ()), "",
         "Every source tensor is accounted for in `shardq-ledger.json.zst`; `shardq verify` checks it.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _type_lines(gguf: PlannedGguf) -> list[str]:
+    counts = Counter(t.type for t in gguf.tensors)
+    return [f"- Types of tensors: {', '.join(f'{n} {kind}' for kind, n in counts.most_common())}."]
 
 
 def _error_lines(errors: Mapping[str, Errors], total: Errors) -> list[str]:
@@ -86,6 +96,8 @@ def _source_words(plan: Plan) -> str:
 
 
 def _options(r: Recipe) -> list[str]:
+    if r.gguf:
+        return _gguf_options(r, r.gguf)
     words = ["--scheme", r.preset, "--format", r.layout]
     if r.scheme.is_adjustable:
         words += ["--bits", str(r.scheme.bits), "--group-size", str(r.scheme.group_size)]
@@ -119,6 +131,22 @@ def _options(r: Recipe) -> list[str]:
     return [*words, "--search", r.search]
 
 
+def _gguf_options(r: Recipe, own: GgufOptions) -> list[str]:
+    words = ["--scheme", f"gguf:{r.preset.lower()}"]
+    for pattern, kind in own.overrides:
+        words += ["--tensor-type", f"{pattern}={kind}"]
+    for option, value in (
+        ("--output-tensor-type", own.output_type),
+        ("--token-embedding-type", own.embedding_type),
+        ("--split-max-size", own.max_part_bytes),
+        ("--tokenizer-pre", own.tokenizer_pre),
+        ("--imatrix", r.importance and r.importance.label),
+        ("--decode", r.decode if r.decode != "exact" else None),
+    ):
+        words += [option, str(value)] if value else []
+    return [*words, *(["--pure"] if own.pure else []), *(["--requantize"] if r.requantize else [])]
+
+
 def _layer_config(r: Recipe) -> str:
     return json.dumps({rule.pattern.text: rule_values(rule) for rule in r.layer_rules})
 
@@ -130,7 +158,7 @@ def _front_matter(plan: Plan, source_card: str | None) -> dict[str, Any]:
         front |= {"base_model": plan.checkpoint.label, "base_model_relation": "quantized"}
     front |= {k: source[k] for k in CARRIED if k in source}
     front["library_name"] = plan.layout.library or front.get("library_name", "transformers")
-    front["tags"] = ["shardq", plan.layout.name.replace("_", "-"), plan.recipe.scheme.name.lower()]
+    front["tags"] = ["shardq", plan.layout.name.replace("_", "-"), plan.recipe.title.lower()]
     return front
 
 

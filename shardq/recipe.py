@@ -63,6 +63,11 @@ class Recipe:
             return self.preset
         return CONVERTED if self.purpose == "convert" else self.scheme.name
 
+    @property
+    def title(self) -> str:
+        """What a model card calls the numbers."""
+        return self.preset if self.gguf else self.scheme.name
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the fingerprint, shardq.json and the message that names differing keys."""
         return {
@@ -120,8 +125,9 @@ def make_recipe(
 
     `scheme` may carry its layout, as in "W4A16@gptq". `importance` is a file of statistics, `fold` one of moved scales,
     or what they hold; with either `search` is "auto" unless it is given, else "none". A file type of llama.cpp, as
-    "gguf:q4_k_m" or "Q4_K_M", takes `gguf`, `importance` and `decode` alone. Raises BadOption, UnknownScheme,
-    BadGroupSize, LayoutRefuses, and for the files BadImportance, BadFold, SourceUnreadable.
+    "gguf:q4_k_m" or "Q4_K_M", takes `gguf`, `importance`, `decode` and `requantize` alone.
+    Raises BadOption, UnknownScheme, BadGroupSize, LayoutRefuses, and for the files BadImportance, BadFold,
+    SourceUnreadable.
     """
     scheme_name, _, layout_name = scheme.partition("@")
     if layout and layout_name and find_layout(layout) is not find_layout(layout_name):
@@ -156,13 +162,12 @@ def make_recipe(
             ("--policy", policy != "all"),
             ("--mtp", mtp != "keep"),
             ("--quant-nontext", quant_nontext),
-            ("--requantize", requantize),
             ("--search", search not in (None, "none")),
             ("--fold", moved),
         ):
             if meaningless:
                 raise BadOption(f"{option} means nothing for the file type {file_type.name}: leave it out")
-        return _gguf_recipe(file_type, layout or layout_name, gguf or GgufOptions(), weighed, decode)
+        return _gguf_recipe(file_type, layout or layout_name, gguf or GgufOptions(), weighed, decode, requantize)
     preset = parse_scheme(scheme_name)
     chosen = find_layout(layout or layout_name or default_layout(preset.scheme))
     return Recipe(
@@ -188,7 +193,12 @@ def make_recipe(
 
 
 def _gguf_recipe(
-    file_type: FileType, layout: str, options: GgufOptions, importance: Importance | None, decode: Decode
+    file_type: FileType,
+    layout: str,
+    options: GgufOptions,
+    importance: Importance | None,
+    decode: Decode,
+    requantize: bool,
 ) -> Recipe:
     if layout and find_layout(layout).name != GGUF_LAYOUT:
         raise LayoutRefuses(
@@ -205,6 +215,7 @@ def _gguf_recipe(
         quant_lm_head=False,
         ragged="refuse",
         decode=decode,
+        requantize=requantize,
         importance=importance,
         gguf=options,
     )

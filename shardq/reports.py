@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shardq.companions import find_companions
+from shardq.gguf.planned import PlannedGguf
 from shardq.needs import (
     ANONYMOUS_REQUESTS,
     TOKEN_REQUESTS,
@@ -63,10 +64,23 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
         "scales": choose_scales(plan).describe(),
         "warnings": list(c.warnings),
     }
+    if plan.gguf:
+        described["gguf"] = describe_gguf(plan, plan.gguf)
     if tensors:
         described["tensors"] = list(describe_tensors(plan))
         described["source_tensors"] = dict(describe_sources(plan))
     return described
+
+
+def describe_gguf(plan: Plan, gguf: PlannedGguf) -> dict[str, Any]:
+    """Files with their sizes, and every tensor of them."""
+    return {
+        "files": [{"name": f.name, "size": f.size_bytes} for f in plan.files],
+        "tensors": [
+            {"name": t.name, "type": t.type, "shape": list(t.shape), "size": t.size_bytes, "file": t.file}
+            for t in gguf.tensors
+        ],
+    }
 
 
 def describe_tensors(plan: Plan) -> Iterator[dict[str, Any]]:

@@ -4,9 +4,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from shardq.schemes import BLOCKS
 from shardq.search import kind_of
 
 if TYPE_CHECKING:
+    from shardq.gguf.planned import PlannedGguf
     from shardq.plans import Plan
 
 
@@ -21,6 +23,7 @@ class ScaleChoice:
     importance: str | None  # the file's name, that it is the sizes of columns, or both
     folded: int  # weights and vectors whose scales were moved
     left: dict[str, int]  # why others have round-to-nearest's scales -> how many
+    blocks: int = 0  # in ggml's blocks, whose scales are searched as llama.cpp does
 
     def describe(self) -> dict[str, Any]:
         """Plain values, `text` among them."""
@@ -30,6 +33,9 @@ class ScaleChoice:
     def text(self) -> str:
         """One line."""
         parts = [f"{n} by round-to-nearest ({reason})" for reason, n in self.left.items()]
+        if self.blocks:
+            by = f", errors of {self.weighed} weighed by {self.importance}" if self.importance else ""
+            return f"{self.blocks} as llama.cpp chooses them{by}"
         if self.searched:
             by = f", errors weighed by {self.importance}" if self.weighed else ""
             by += f" in {self.weighed}" if 0 < self.weighed < self.searched else ""
@@ -42,6 +48,8 @@ class ScaleChoice:
 def choose_scales(plan: "Plan") -> ScaleChoice:
     """What a plan does. Raises nothing."""
     recipe, searches = plan.recipe, plan.searches
+    if plan.gguf:
+        return _choose_blocks(plan, plan.gguf)
     wanted = [d for d in plan.decisions if d.scheme and not d.carried]
     left: Counter[str] = Counter()
     for d in wanted:
@@ -60,6 +68,21 @@ def choose_scales(plan: "Plan") -> ScaleChoice:
         importance=by if searches.vectors else None,
         folded=sum(any(e.scaling for e in d.tensor.encoded) for d in plan.decisions),
         left=dict(left),
+    )
+
+
+def _choose_blocks(plan: "Plan", gguf: "PlannedGguf") -> ScaleChoice:
+    blocks = [t for t in gguf.tensors if t.type in BLOCKS]
+    given = plan.recipe.importance
+    return ScaleChoice(
+        search="none",
+        quantized=len(blocks),
+        searched=0,
+        weighed=sum(t.weighed for t in blocks),
+        importance=given.label if given else None,
+        folded=0,
+        left={},
+        blocks=len(blocks),
     )
 
 

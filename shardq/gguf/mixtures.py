@@ -133,13 +133,12 @@ def choose_types(
 ) -> tuple[str, ...]:
     """The element type of each tensor, in the order given; `weighed` says whether there is an imatrix at all.
 
-    What cannot be quantized stays as it is, 16 bits as BF16. MXFP4 stays as it is in files of F16, BF16 and F32, as the
-    converter leaves it. Rows that are not whole blocks get another type (FALLBACKS), but not where the type is
-    that of `output_type` or `embedding_type`.
+    What cannot be quantized stays as it is, 16 bits as BF16. So does MXFP4, of which llama_model_quantize refuses to
+    make other blocks, unless an override or `requantize` says otherwise. Rows that are not whole blocks get another
+    type (FALLBACKS), but not where the type is that of `output_type` or `embedding_type`.
     Raises BadOption for a type that is not written, a pattern that is none, and what the file type cannot do without
     or with; PatternMatchesNothing; BadImportance for a tensor that needs weights and has none; LayoutRefuses for rows
-    that are not whole blocks, and for blocks that would have to be quantized again; UnsupportedSource for a tensor of
-    an expert model whose block is not one of the model's.
+    that are not whole blocks; UnsupportedSource for a tensor of an expert model whose block is not one of the model's.
     """
     mixture = _settle(model, tensors, options, weighed)
     seen: Counter[Category] = Counter()
@@ -183,8 +182,10 @@ def _choose(mixture: _Mixture, tensor: Wanted, seen: Counter[Category]) -> str:
         return options.embedding_type
     if category == "output" and options.output_type:
         return options.output_type
+    if own is None and source in BLOCK_FORMATS and not options.requantize:
+        return source
     if base not in BLOCK_FORMATS:
-        return source if source in BLOCK_FORMATS and not options.requantize else base
+        return base
     if own is None:
         own = base if options.pure else _mixed(mixture, tensor, category, seen)
     return _fitting(own, tensor.shape[0])
@@ -240,11 +241,6 @@ def _check(mixture: _Mixture, tensor: Wanted, kind: str) -> None:
         raise LayoutRefuses(
             f"tensor {name!a} has rows of {tensor.shape[0]} weights and cannot be {kind}: expected a multiple of "
             f"{GGML[kind].block_weights}; name another type for it"
-        )
-    if tensor.type in BLOCK_FORMATS and not mixture.options.requantize:
-        raise LayoutRefuses(
-            f"tensor {name!a} is {tensor.type} and would be {kind} in {file_type}, made of weights that are "
-            f"rounded already: choose {EXPERTS_TYPE}, keep it with {OPTION}, or allow it to be quantized again"
         )
     if file_type == "Q2_K_S" and kind == "Q2_K" and name != OUTPUT and name not in EMBEDDINGS:
         if not mixture.weighed:

@@ -60,7 +60,7 @@ def plan_gguf_output(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     outputs = find_tensors(model, origins.shards())
     sourced = {o.name: _sourced(o, origins, weights, recipe) for o in outputs}
     pairs = order_quantized(find_metadata(model, outputs, file_type.number, options.tokenizer_pre))
-    specs = _specs(sourced, pairs, file_type, options, weighed=recipe.importance is not None)
+    specs = _specs(sourced, pairs, file_type, options, weighed=_has_entries(recipe), requantize=recipe.requantize)
     prefix = f"{model.name}-{file_type.name}"
     if options.max_part_bytes is None:
         plans: Mapping[str, FilePlan] = {f"{prefix}.gguf": plan_gguf(pairs, specs)}
@@ -74,6 +74,11 @@ def plan_gguf_output(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     decisions = _decide(checkpoint, weights, planned, takes)
     searches = Searches({}, {}, planned.notes)
     return Plan(checkpoint, recipe, weights, decisions, files, tasks, {}, {}, {}, searches, planned)
+
+
+def _has_entries(recipe: Recipe) -> bool:
+    """A file of importance that says nothing is none to llama.cpp."""
+    return recipe.importance is not None and bool(recipe.importance.entries)
 
 
 def _sourced(tensor: OutputTensor, origins: Origins, weights: Weights, recipe: Recipe) -> Sourced:
@@ -93,6 +98,7 @@ def _specs(
     file_type: FileType,
     options: GgufOptions,
     weighed: bool,
+    requantize: bool,
 ) -> list[GgufSpec]:
     """All tensors as llama_model_quantize writes them, in its order."""
     ordered = [sourced[name] for name in order_tensors(sourced)]
@@ -100,7 +106,9 @@ def _specs(
     wanted = [
         Wanted(s.tensor.name, shape, s.tensor.type, s.is_weighed) for s, shape in zip(ordered, shapes, strict=True)
     ]
-    chosen = TypeOptions(file_type, options.pure, options.output_type, options.embedding_type, options.overrides)
+    chosen = TypeOptions(
+        file_type, options.pure, options.output_type, options.embedding_type, options.overrides, requantize
+    )
     types = choose_types(read_model(pairs), wanted, chosen, weighed)
     return [GgufSpec(w.name, kind, w.shape) for w, kind in zip(wanted, types, strict=True)]
 

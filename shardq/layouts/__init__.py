@@ -29,6 +29,7 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
     Mlx(),
     Fake(),
 )
+LISTED: Final[tuple[Layout, ...]] = (*LAYOUTS, Gguf())  # what a user may ask for
 GGUF_LAYOUT: Final = Gguf.name  # of file types of GGUF; what is in one is planned apart
 PLAIN_LAYOUT: Final = Plain.name  # of `shardq dequantize`; nothing can be quantized into it
 SQUARE: Final = (4096, 4096)  # a shape that fits every group
@@ -37,10 +38,10 @@ SQUARE: Final = (4096, 4096)  # a shape that fits every group
 def find_layout(name: str) -> Layout:
     """The layout of that name or alias. Raises LayoutRefuses with the names that exist."""
     wanted = name.strip().lower()
-    for layout in (*LAYOUTS, Gguf(), Plain()):
+    for layout in (*LISTED, Plain()):
         if wanted == layout.name or wanted in layout.aliases:
             return layout
-    raise LayoutRefuses(f"unknown layout {name!r}: expected one of {', '.join(x.name for x in (*LAYOUTS, Gguf()))}")
+    raise LayoutRefuses(f"unknown layout {name!r}: expected one of {', '.join(x.name for x in LISTED)}")
 
 
 def default_layout(scheme: Scheme) -> str:

@@ -135,8 +135,7 @@ def read_served(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Ser
 
 
 def served_of_plan(plan: "Plan") -> Served:
-    """What the output of a plan will be. Empty of tensors when only an index is known, and for files of llama.cpp, which
-    has no other way to read them."""
+    """What the output of a plan will be. Empty of tensors when only an index is known, and for files of llama.cpp."""
     if plan.gguf:
         return Served({}, {}, GGUF, {}, {})
     block = plan.layout.config_block(plan.recipe.scheme, plan.choices(), VERSION)

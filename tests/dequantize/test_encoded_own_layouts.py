@@ -13,12 +13,12 @@ from shardq.figures import FIGURES
 from shardq.kernels import KernelSet
 from shardq.layouts import LAYOUTS
 from shardq.layouts.base import Layout, ModuleChoice
+from shardq.making import TARGET_ARRAYS, write_values
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.decode import decode_rows as decode_quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.roles import Role
 from shardq.schemes import PRESETS, WIDTHS, Scheme
-from shardq.making import TARGET_ARRAYS, write_values
 
 MODULE = "model.layers.0.self_attn.q_proj"
 ROWS, COLUMNS = 96, 192

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from shardq.kernels import KernelSet, load
 from shardq.layouts.base import Layout
+from shardq.making import TARGET_ARRAYS, write_values
 from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
-from shardq.making import TARGET_ARRAYS, write_values
 
 settings.register_profile("patient", settings.default, deadline=None)  # a loaded machine is no failure
 settings.load_profile("patient")

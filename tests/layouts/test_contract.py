@@ -21,13 +21,13 @@ from shardq.layouts import LAYOUTS, find_layout
 from shardq.layouts.base import Layout, ModuleChoice, unit_rows
 from shardq.layouts.stored import load as load_floats
 from shardq.layouts.stored import store
+from shardq.making import TARGET_ARRAYS
 from shardq.quantizers.buffers import take_buffers
 from shardq.quantizers.decode import decode_rows
 from shardq.quantizers.float_scales import E4M3, FLOAT_SCALES, e4m3_values, e5m3_values
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import ACTIVATIONS, PRESETS, WHOLE_ROW, WIDTHS, Scheme
-from shardq.making import TARGET_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
 PLAIN: Final = [  # layouts that take integers of either symmetry; others are packings of these alone

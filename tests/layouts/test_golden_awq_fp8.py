@@ -16,12 +16,12 @@ from shardq.figures import FIGURES
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
 from shardq.layouts.base import ModuleChoice
+from shardq.making import TARGET_ARRAYS
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.decode import decode_rows
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import PRESETS, Scheme
-from shardq.making import TARGET_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
 Tensors = dict[str, NDArray[Any]]

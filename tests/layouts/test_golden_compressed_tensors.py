@@ -15,11 +15,11 @@ from shardq.figures import FIGURES
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
 from shardq.layouts.base import ModuleChoice
+from shardq.making import TARGET_ARRAYS, WEIGHT_ARRAYS
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import WHOLE_ROW, Scheme, parse_scheme
-from shardq.making import TARGET_ARRAYS, WEIGHT_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
 GOLDEN: Final = Path(__file__).with_name("golden") / "compressed_tensors"

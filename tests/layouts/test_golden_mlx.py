@@ -17,13 +17,13 @@ from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
 from shardq.layouts.base import ModuleChoice
+from shardq.making import TARGET_ARRAYS, WEIGHT_ARRAYS
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.recipe import Recipe, make_recipe
 from shardq.schemes import Scheme
 from shardq.sources import open_source
-from shardq.making import TARGET_ARRAYS, WEIGHT_ARRAYS
 
 Pack = Callable[..., dict[str, NDArray[Any]]]
 Tensors = dict[str, tuple[str, NDArray[Any]]]

@@ -28,12 +28,12 @@ from shardq.kernels import load
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, ModuleChoice, unit_rows
 from shardq.layouts.stored import store
+from shardq.making import TARGET_ARRAYS, write_values
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.decode import decode_rows as decode_quantized
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import Scheme, parse_scheme
-from shardq.making import TARGET_ARRAYS, write_values
 
 MODULE: Final = "model.layers.0.self_attn.q_proj"
 GOLDEN: Final = Path(__file__).parents[1] / "dequantize" / "golden"

@@ -19,12 +19,12 @@ from shardq.kernels import KernelSet, load
 from shardq.layouts import find_layout
 from shardq.layouts.auto_round import AutoRound
 from shardq.layouts.base import OutSpec
+from shardq.making import TARGET_ARRAYS
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import PRESETS, Scheme
 from shardq.sources.base import SourceFile
-from shardq.making import TARGET_ARRAYS
 
 ROWS, COLUMNS = 256, 128
 SCHEME = Scheme("int4", 32, symmetric=True)

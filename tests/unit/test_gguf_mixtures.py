@@ -127,7 +127,6 @@ def choose(tensors: tuple[Wanted, ...], name: str, weighed: bool = False, **more
         (TENSORS, "Q4_0", {"overrides": (("attn_w", "Q4_0"),)}, PatternMatchesNothing, "'attn_w' matches no tensor"),
         (TENSORS, "Q4_0", {"output_type": "Q6_K"}, LayoutRefuses, "'output.weight' has rows of 288"),
         (TENSORS, "Q2_K_S", {}, BadOption, "needs an imatrix, as for tensor 'blk.0.attn_q.weight'"),
-        (CODES, "Q4_K_M", {}, LayoutRefuses, "is MXFP4 and would be Q4_K in Q4_K_M"),
         (FAR, "Q4_K_M", {}, UnsupportedSource, "'blk.2.ffn_up_exps.weight': expected one of the 2 blocks"),
         (NOWHERE, "Q4_K_M", {}, UnsupportedSource, "'mtp.ffn_down.weight'"),
     ],
@@ -151,7 +150,9 @@ def test_an_imatrix_may_lack_only_what_can_do_without() -> None:
 def test_blocks_of_the_source_stay_or_are_quantized_again() -> None:
     assert choose(CODES, "MXFP4_MOE") == ("MXFP4",)
     assert choose(CODES, "BF16") == ("MXFP4",)
-    assert choose(CODES, "Q4_K_M", overrides=(("exps", "mxfp4"),)) == ("MXFP4",)
+    assert choose(CODES, "Q4_K_M") == ("MXFP4",)
+    assert choose(CODES, "Q4_K_M", pure=True) == ("MXFP4",)
+    assert choose(CODES, "Q4_K_M", overrides=(("exps", "q6_k"),)) == ("Q6_K",)
     assert choose(CODES, "Q4_K_M", requantize=True) == ("Q4_K",)
     assert choose(CODES, "F16", requantize=True) == ("F16",)
 
