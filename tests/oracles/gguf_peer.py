@@ -74,6 +74,7 @@ def quantize(
     embedding_type: str | None = None,
     overrides: Sequence[tuple[str, str]] = (),
     keys: Mapping[str, int | str] | None = None,
+    requantize: bool = False,
 ) -> Path:
     """`llama_model_quantize`: `number` of the file type, divided vectors of importance by tensor, (regular expression,
     type) pairs, and further keys, as `llama-quantize` gives them beside an imatrix. Raises RuntimeError."""
@@ -89,6 +90,7 @@ def quantize(
     peer.llama_log_set(log, ctypes.c_void_p(0))
     parameters = peer.llama_model_quantize_default_params()
     parameters.nthread, parameters.ftype, parameters.pure = THREADS, number, pure
+    parameters.allow_requantize = requantize
     if output_type:
         parameters.output_tensor_type = GGML[output_type].id
     if embedding_type:

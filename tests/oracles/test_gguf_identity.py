@@ -58,7 +58,8 @@ def differences(
     peer: Any, source: Path, whole: Path, row: made.Wanted, room: Path, pre: str | None = None
 ) -> list[str]:
     """Between what shardq makes of a checkpoint and what llama.cpp makes of its converter's file of it."""
-    words: dict[str, Any] = {key: getattr(row, key) for key in ("pure", "output_type", "embedding_type", "overrides")}
+    names = ("pure", "output_type", "embedding_type", "overrides", "requantize")
+    words: dict[str, Any] = {key: getattr(row, key) for key in names}
     file = None
     if row.imatrix:
         stats = made.importance({t.name: t.shape[::-1] for t in read_gguf(whole).tensors})
@@ -67,7 +68,7 @@ def differences(
         words["imatrix"] = made.divided(stats, row.imatrix)
     theirs = peer.quantize(whole, room / "theirs.gguf", peer.FILE_TYPES[row.file_type], **words)
     options = GgufOptions(row.pure, row.output_type, row.embedding_type, row.overrides, tokenizer_pre=pre)
-    recipe = make_recipe(f"gguf:{row.file_type}", importance=file, gguf=options)
+    recipe = make_recipe(f"gguf:{row.file_type}", importance=file, gguf=options, requantize=row.requantize)
     done = shardq.quantize(source, recipe, output_dir=room / "ours", limits=Limits(parallel=2))
     (ours,) = done.output.glob("*.gguf")
     found: list[str] = peer.differences(ours, theirs)

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ from gguf_checkpoints_made import side_files
 
 import shardq
 from shardq import Limits, make_recipe
-from shardq.errors import ShardqError
 from shardq.files.gguf_read import read_gguf
 from shardq.gguf.metadata import find_tensors
 from shardq.gguf.model_files import ModelFiles
@@ -25,7 +26,6 @@ pytest.importorskip("tokenizers", reason="vocabularies are read with the package
 
 GOLDEN = Path(__file__).parent / "golden_gguf_files"
 DIGITS = 16
-AS_CONVERTED = {"F16", "BF16"}  # blocks of the source stay as they are, where llama.cpp refuses
 
 
 def golden(name: str) -> dict[str, Any]:
@@ -35,7 +35,8 @@ def golden(name: str) -> dict[str, Any]:
 
 def recipe(row: made.Wanted, case: made.FileCase, folder: Path) -> shardq.Recipe:
     options = GgufOptions(row.pure, row.output_type, row.embedding_type, row.overrides, tokenizer_pre=case.case.pre)
-    return make_recipe(f"gguf:{row.file_type.lower()}", importance=imatrix(row, case, folder), gguf=options)
+    file = imatrix(row, case, folder)
+    return make_recipe(f"gguf:{row.file_type.lower()}", importance=file, gguf=options, requantize=row.requantize)
 
 
 def imatrix(row: made.Wanted, case: made.FileCase, folder: Path) -> Path | None:
@@ -94,16 +95,24 @@ def test_options_and_importance_do_what_they_do_there(name: str, row: made.Wante
     assert not unlike(done.output, stored["files"][row.name], stored["tensors"], row.name)
 
 
-@pytest.mark.parametrize("name", made.FILES)
-def test_what_llama_cpp_refuses_is_refused(name: str, tmp_path: Path) -> None:
-    refused = [kind for kind, found in golden(name)["files"].items() if "refused" in found]
-    if not refused:
-        pytest.skip(f"llama.cpp takes {name} for all file types")
-    source = made.write(made.FILES[name], tmp_path)
-    for kind in refused:
-        own = recipe(made.Wanted(kind), made.FILES[name], tmp_path)
-        if kind in AS_CONVERTED:
-            assert shardq.plan(source, own).files
-        else:
-            with pytest.raises(ShardqError, match=kind.split("_")[0]):
-                shardq.plan(source, own)
+def test_blocks_of_the_source_stay_where_llama_cpp_refuses_to_quantize_them_again(tmp_path: Path) -> None:
+    case, stored = made.FILES["gpt_oss"], golden("gpt_oss")
+    allowed = [row for row in made.MORE["gpt_oss"] if "refused" in stored["files"][row.file_type]]
+    assert len(allowed) > 1
+    recipes = [recipe(replace(row, requantize=False), case, tmp_path) for row in allowed]
+    results = shardq.quantize_many(made.write(case, tmp_path), recipes, output_dir=tmp_path / "out")
+    for row, result in zip(allowed, results, strict=True):
+        blocks = {name: "MXFP4" for name in stored["tensors"] if "MXFP4" in stored["tensors"][name]}
+        types = dict(zip(stored["tensors"], stored["files"][row.name]["types"].split(), strict=True)) | blocks
+        assert len(blocks) == 6
+        kept = {"file": "", "header": "", "types": " ".join(types.values())}
+        assert unlike(result.output, kept, stored["tensors"], row.name) == ["header"], row.name
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+def test_blocks_of_the_source_stay_in_files_of_floats(kind: str, tmp_path: Path) -> None:
+    case = made.FILES["gpt_oss"]
+    found = shardq.plan(made.write(case, tmp_path), recipe(made.Wanted(kind), case, tmp_path)).gguf
+    assert found
+    assert Counter(t.type for t in found.tensors if "_exps.weight" in t.name) == {"MXFP4": 6}
+    assert {t.type for t in found.tensors} == {"MXFP4", kind, "F32"}

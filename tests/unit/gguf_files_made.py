@@ -56,11 +56,13 @@ class Wanted:
     output_type: str | None = None
     embedding_type: str | None = None
     overrides: tuple[tuple[str, str], ...] = ()  # (regular expression, type)
+    requantize: bool = False  # blocks of the source become other blocks
 
     @property
     def name(self) -> str:
         """Unique for one checkpoint."""
-        words = [self.imatrix, "pure" if self.pure else None, self.output_type, self.embedding_type]
+        flags = ["pure" if self.pure else None, "requantize" if self.requantize else None]
+        words = [self.imatrix, *flags, self.output_type, self.embedding_type]
         return "-".join([self.file_type, *filter(None, words), *("=".join(pair) for pair in self.overrides)])
 
 
@@ -86,6 +88,7 @@ MORE: Mapping[str, tuple[Wanted, ...]] = {
         Wanted("Q6_K", overrides=OVERRIDES),
     ),
     "mixtral": (Wanted("Q5_K_S", "gguf", overrides=OVERRIDES),),
+    "gpt_oss": tuple(Wanted(kind, requantize=True) for kind in ("Q8_0", "Q4_K_M", "Q2_K", "IQ4_XS")),
 }
 
 

@@ -36,7 +36,7 @@ def summary(path: Path, tensors: dict[str, dict[str, str]]) -> dict[str, str]:
 
 def words(row: made.Wanted, whole: Path) -> dict[str, Any]:
     """What the quantizer is told."""
-    own = {key: getattr(row, key) for key in ("pure", "output_type", "embedding_type", "overrides")}
+    own = {key: getattr(row, key) for key in ("pure", "output_type", "embedding_type", "overrides", "requantize")}
     if row.imatrix:
         shapes = {tensor.name: tensor.shape[::-1] for tensor in read_gguf(whole).tensors}
         own["imatrix"] = made.divided(made.importance(shapes), row.imatrix)
