@@ -24,7 +24,9 @@ EXAMPLES = (
 @click.argument("result", metavar="OUT_OR_REPO")
 @click.option("--deep", is_flag=True, help="Also take the hash of each shard, and unpack every module.")
 @click.option(
-    "--source", metavar="SOURCE", help="Also compare with the original: error figures recomputed, copies byte for byte."
+    "--source",
+    metavar="SOURCE",
+    help="Also compare with the original: error figures recomputed, copies and GGUF files byte for byte.",
 )
 @click.option(
     "--importance", metavar="FILE", type=click.Path(dir_okay=False), help="That a GGUF output was made with, if any."
@@ -36,7 +38,7 @@ def verify(console: Console, result: str, deep: bool, source: str | None, import
 
     OUT_OR_REPO is a folder or org/name[@revision]; of a repo only headers and records are read, unless --deep or
     --source is given. A quantized checkpoint that others made has no ledger: headers, index and configuration are
-    checked then.
+    checked then. Nor have GGUF files of others, one of which may be OUT_OR_REPO; of them --deep reads all numbers.
     """
     from shardq import api
     from shardq.serving.report import describe_serving

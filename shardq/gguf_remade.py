@@ -8,12 +8,14 @@ from typing import Any, Final
 from shardq.errors import ShardqError, VerifyFailed
 from shardq.gguf.model_files import needed_texts
 from shardq.gguf.options import GgufOptions
+from shardq.gguf_ledger import read_table, read_weights
 from shardq.headers import read_checkpoint
 from shardq.importance import Importance
 from shardq.ledger import LEDGER, TABLE, make_ledger
 from shardq.outputs import Output
 from shardq.plans import OutputFile, Plan, make_plan
 from shardq.recipe import Recipe, make_recipe
+from shardq.recorded import source_of
 from shardq.same_source import (
     check_config,
     check_header,
@@ -95,10 +97,11 @@ def check_sizes(output: Output, files: Mapping[str, OutputFile]) -> Iterator[str
 
 
 def check_plan(output: Output, plan: Plan) -> Iterator[str]:
-    """Where the ledger is not that of the plan, but for figures that were measured."""
+    """Where the ledger is not that of the plan, but for figures that were measured. Raises VerifyFailed for one that is
+    broken."""
     made = json.loads(json.dumps(make_ledger(plan, {})))
-    for part in ("tensors", "source", TABLE):
-        said = output.ledger.get(part, {})
+    parts = {"tensors": read_weights(output), "source": source_of(output.ledger), TABLE: read_table(output)}
+    for part, said in parts.items():
         for name in sorted(made[part].keys() ^ said.keys()):
             there, lacks = ("the ledger", "what its source gives") if name in said else ("the source", "the ledger")
             yield f"{name} is in {there} and not in {lacks}"

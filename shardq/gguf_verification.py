@@ -1,27 +1,21 @@
 """Check a GGUF output against its own ledger, headers and hashes, and against its source if at hand."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
 
 from shardq.errors import CorruptShard, SourceUnreadable, UnknownDtype, VerifyFailed
 from shardq.gguf.file_types import find_file_type
 from shardq.gguf.headers import FILE_TYPE, Headers, check_parts, find_models, read_gguf_headers, said_value, show
 from shardq.gguf_against_source import check_gguf_source
+from shardq.gguf_ledger import Entries, read_table, read_weights
 from shardq.gguf_values import check_values
 from shardq.importance import Importance
 from shardq.kernels import load
-from shardq.ledger import LEDGER, TABLE
 from shardq.outputs import Output
 from shardq.recorded import check_absorbed
 from shardq.schemes import BLOCKS
 from shardq.serving.served import GGUF, Served
 from shardq.sources.base import Source
 from shardq.verified import Verification, check_hashes, check_listed_hashes, check_run, listed_files
-
-_TABLE_KEYS: Final = {"type": str, "shape": list, "file": str}
-_ENTRY_KEYS: Final = {"outcome": str, "outputs": list}
-
-Entries = Mapping[str, Mapping[str, Any]]
 
 
 def verify_gguf(output: Output, deep: bool, source: Source | None, importance: Importance | None) -> Verification:
@@ -32,8 +26,7 @@ def verify_gguf(output: Output, deep: bool, source: Source | None, importance: I
         headers = read_gguf_headers(output.source, files)
     except (CorruptShard, UnknownDtype, SourceUnreadable) as e:
         raise VerifyFailed(f"{output.where}: {e}") from e
-    table = _read_entries(output, TABLE, _TABLE_KEYS)
-    weights = _read_entries(output, "tensors", _ENTRY_KEYS)
+    weights, table = read_weights(output), read_table(output)
     problems = [*check_run(output), *check_absorbed(output.ledger), *_check_table(table, headers)]
     problems += (*_check_weights(weights, table), *_check_files(output, headers), *check_listed_hashes(output))
     if deep:
@@ -47,17 +40,6 @@ def verify_gguf(output: Output, deep: bool, source: Source | None, importance: I
     return Verification(
         output.where, output.source.commit, len(headers), len(weights), deep, compared, tuple(problems), served
     )
-
-
-def _read_entries(output: Output, part: str, keys: Mapping[str, type]) -> Entries:
-    """One table of the ledger. Raises VerifyFailed where it lacks what is read of it."""
-    found = output.ledger.get(part)
-    if not isinstance(found, dict):
-        raise VerifyFailed(f"{LEDGER} of {output.where} has no {part}: get it again or quantize again")
-    for name, entry in found.items():
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(k), kind) for k, kind in keys.items()):
-            raise VerifyFailed(f"{LEDGER} of {output.where} has a broken entry for {name}: quantize again")
-    return found
 
 
 def _check_table(table: Entries, headers: Headers) -> Iterator[str]:

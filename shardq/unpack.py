@@ -80,7 +80,7 @@ def check_errors(name: str, entry: Mapping[str, Any], found: Errors, has_codes: 
         said = entry.get(key, value)
         if key in COUNTED and not has_codes:
             continue
-        if key in SUMMED and value is not None and said is not None:
+        if key in SUMMED and value is not None and isinstance(said, int | float):
             if math.isclose(value, said, rel_tol=SUM_TOLERANCE, abs_tol=NEAR_ZERO.get(key, 0.0)):
                 continue
         elif value == said:

@@ -305,14 +305,17 @@ BROKEN: tuple[Callable[[Any], Any], ...] = (
     lambda ledger: ledger.pop(TABLE),
     lambda ledger: ledger.update({TABLE: {"a": 1}}),
     lambda ledger: ledger["tensors"].update(a={}),
+    lambda ledger: ledger["tensors"]["model.norm.weight"].update(outputs=[[]]),
 )
 
 
 @pytest.mark.parametrize("edit", BROKEN)
-def test_broken_records_are_refused(edit: Callable[[Any], None], copy: Path) -> None:
+def test_broken_records_are_refused(edit: Callable[[Any], None], parts: Made, copy: Path) -> None:
     edit_ledger(copy, edit)
     with pytest.raises(VerifyFailed, match=LEDGER):
         shardq.verify(copy)
+    with pytest.raises(VerifyFailed, match=LEDGER):
+        shardq.audit(copy, source=parts[0])
 
 
 @pytest.mark.parametrize(
