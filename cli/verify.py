@@ -26,7 +26,7 @@ EXAMPLES = (
 @click.option(
     "--source",
     metavar="SOURCE",
-    help="Also compare with the original: error figures recomputed, copies and GGUF files byte for byte.",
+    help="Also compare with the original: figures recomputed, copies and GGUF files byte for byte.",
 )
 @click.option(
     "--importance", metavar="FILE", type=click.Path(dir_okay=False), help="That a GGUF output was made with, if any."
