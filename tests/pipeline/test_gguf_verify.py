@@ -125,6 +125,32 @@ def test_sound_outputs_are_derived_again_to_the_byte(name: str, tmp_path: Path) 
         assert all(t.bytes_compared for t in blocks.tensors)
 
 
+@pytest.mark.parametrize("name", ["llama", "deepseek3", "phi3", "gpt_oss"])
+def test_slabs_cut_no_head_and_nothing_that_is_turned(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of large weights, which have several slabs of several windows."""
+    made = files_made.FILES[name]
+    source = files_made.write(made, tmp_path)
+    out = quantize(source, tmp_path / "out", "MXFP4_MOE", tokenizer_pre=made.case.pre)
+    monkeypatch.setattr("shardq.gguf_rows.SLAB_BYTES", 7_000)
+    monkeypatch.setattr("shardq.gguf_rows.WINDOW_BYTES", 3_000)
+    monkeypatch.setattr("shardq.gguf_audit.WINDOW_BYTES", 3_000)
+    assert shardq.verify(out, source=source).problems == ()
+    audit = shardq.audit(out, source=source, sample=10_000, max_traffic_bytes=None)
+    assert audit.problems == ()
+    assert (
+        audit.traffic == shardq.audit(out, source=source, sample=10_000, max_traffic_bytes=None, dry_run=True).traffic
+    )
+    sizes = [t.end - t.begin for path in out.glob("*.gguf") for t in read_gguf(path).tensors if t.name != COMPUTED]
+    assert sum(t.bytes_compared for t in audit.tensors) == sum(sizes)
+    recipe = make_recipe("MXFP4_MOE", gguf=GgufOptions(tokenizer_pre=made.case.pre))
+    for m in find_made(shardq.plan(source, recipe)).values():
+        slabs = list(m.slabs(0, m.rows))
+        assert [*(row for row, _ in slabs), m.rows] == [0, *(end for _, end in slabs)]
+        assert all(m.snap(*slab) == slab for slab in slabs)
+
+
 def test_a_source_with_codes_in_columns_is_derived_from(tmp_path: Path) -> None:
     made = replace(files_made.FILES["qwen2"], shards=2)
     plain = files_made.write(made, tmp_path)
