@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from shardq.layouts import LAYOUTS
+from shardq.gguf.file_types import FILE_TYPES
+from shardq.layouts import LISTED
 from shardq.schemes import PRESETS
 
 Run = Callable[..., Result]
@@ -137,14 +138,16 @@ def test_verify_tells_sound_from_damaged(
 
 def test_tables_list_everything_there_is(run: Run, run_json: RunJson) -> None:
     assert [s["name"] for s in run_json("schemes")["schemes"]] == list(PRESETS)
-    assert [f["name"] for f in run_json("formats")["formats"]] == [x.name for x in LAYOUTS]
+    assert [t["name"] for t in run_json("schemes")["gguf"]] == [t.name for t in FILE_TYPES]
+    assert [f["name"] for f in run_json("formats")["formats"]] == [x.name for x in LISTED]
     kernels = run_json("kernels")["kernels"]
     assert sum(k["chosen"] for k in kernels) == 1
+    schemes = [*PRESETS, "file", *(f"gguf:{t.name}" for t in FILE_TYPES)]  # two tables
     for command, names in (
-        ("schemes", PRESETS), ("formats", [x.name for x in LAYOUTS]), ("kernels", [k["name"] for k in kernels]),
+        ("schemes", schemes), ("formats", [x.name for x in LISTED]), ("kernels", [k["name"] for k in kernels]),
     ):  # fmt: skip
         lines = run(command).stdout.splitlines()
-        assert [line.split()[0] for line in lines[1:]] == list(names)
+        assert [line.split()[0] for line in lines[1:] if line] == list(names)
 
 
 def test_kernels_says_why_a_set_was_chosen(run_json: RunJson, monkeypatch: pytest.MonkeyPatch) -> None:
