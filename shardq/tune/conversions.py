@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shardq.errors import UnsupportedSource
-from shardq.tune.packages import import_part
+from shardq.tune.library import import_part
 
 Load = Callable[[str, torch.dtype], torch.Tensor]
 

@@ -1,31 +1,24 @@
-"""The packages that block mode needs and nothing else does."""
+"""The packages that block mode needs and nothing else does, imported where they are used."""
 
 from importlib import import_module
-from typing import Any, Final
+from typing import Any
 
 from shardq.errors import MissingPackage
 
-NEEDED: Final = ("torch", "transformers")
+
+def import_torch() -> Any:
+    """The package torch. Raises MissingPackage."""
+    return import_tuning_package("torch", "block mode")
 
 
-def check_packages() -> None:
-    """Raises MissingPackage unless all that block mode needs can be imported."""
-    for name in NEEDED:
-        _import(name)
+def import_transformers(need: str) -> Any:
+    """The package transformers; `need` says what for. Raises MissingPackage."""
+    return import_tuning_package("transformers", need)
 
 
-def import_transformers() -> Any:
-    """The package transformers, which has no types. Raises MissingPackage."""
-    return _import("transformers")
-
-
-def import_part(name: str) -> Any:
-    """A module of transformers. Raises MissingPackage, also where this version has none of that name."""
-    return _import(f"transformers.{name}")
-
-
-def _import(name: str) -> Any:
+def import_tuning_package(name: str, need: str) -> Any:
+    """A package of the extra shardq[tune]. Raises MissingPackage."""
     try:
         return import_module(name)
     except ImportError as error:
-        raise MissingPackage(f"block mode: {name} is not there ({error}); install shardq[tune]") from error
+        raise MissingPackage(f"{need}: package {name} is not there ({error}); install shardq[tune]") from error

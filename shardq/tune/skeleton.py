@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from shardq.errors import BadOption, SourceUnreadable, UnsupportedSource
 from shardq.sources.base import Source
-from shardq.tune.packages import import_part, import_transformers
+from shardq.tune.library import import_part, import_whole
 
 SIDE_SUFFIXES: Final = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"})
 MAX_SIDE_FILE_BYTES: Final = 128 << 20
@@ -85,10 +86,10 @@ def make_skeleton(source: Source, dtype: torch.dtype | None, trust_remote_code: 
 
 def load_config(folder: Path, label: str, trust_remote_code: bool) -> Any:
     """The configuration, without what says how a source's weights are quantized: they are decoded before."""
-    transformers = import_transformers()
+    transformers = import_whole()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError, ImportError, AttributeError) as error:
+    except (ValueError, KeyError, OSError, ImportError, AttributeError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
             raise BadOption(f"{label} needs code of its own: --trust-remote-code runs it") from error
         raise UnsupportedSource(f"{label}: transformers cannot read its config.json ({_line(error)})") from error
@@ -109,7 +110,7 @@ def own_dtype(config: Any) -> torch.dtype:
 
 
 def _make_model(config: Any, dtype: torch.dtype, trust_remote_code: bool, label: str) -> Any:
-    transformers, initialization = import_transformers(), import_part("initialization")
+    transformers, initialization = import_whole(), import_part("initialization")
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedSource(f"{label} has an encoder and a decoder: block mode reads decoders alone")
     known = transformers.AutoModelForCausalLM._model_mapping
@@ -119,7 +120,7 @@ def _make_model(config: Any, dtype: torch.dtype, trust_remote_code: bool, label:
     try:
         with torch.device("meta"), initialization.no_init_weights():
             return auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
             raise BadOption(f"{label} needs code of its own: --trust-remote-code runs it") from error
         raise UnsupportedSource(
