@@ -1,6 +1,7 @@
 """What goes into the blocks of a model: hidden states, and what else each is called with (masks, tables of rotary
 embeddings), as the model's own forward calls them."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -59,7 +60,24 @@ def call_block(module: nn.Module, batch: Batch, index: int) -> torch.Tensor:
 
 
 class _Done(Exception):
-    """The last block was reached."""
+    """What was wanted of a forward is there."""
+
+
+def catch_input(module: nn.Module, forward: Callable[[], Any]) -> torch.Tensor:
+    """What `forward` gives to a module, which is not run."""
+    met: list[torch.Tensor] = []
+
+    def catch(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        met.append(args[0])
+        raise _Done
+
+    handle = module.register_forward_pre_hook(catch)
+    try:
+        with contextlib.suppress(_Done):
+            forward()
+    finally:
+        handle.remove()
+    return met[0]
 
 
 @dataclass(slots=True)
@@ -88,9 +106,8 @@ def record_calls(blocks: Sequence[nn.Module], forward: Callable[[], Any], label:
         record = _Record(calls=[])
         with _replaced(blocks, lambda index: _recorder(record, index, len(blocks), as_tuple)):
             try:
-                forward()
-            except _Done:
-                pass
+                with contextlib.suppress(_Done):
+                    forward()
             except (RuntimeError, IndexError, ValueError):
                 if as_tuple or record.strange is None:
                     raise

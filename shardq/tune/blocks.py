@@ -14,7 +14,15 @@ from shardq.gguf.headers import holds_gguf
 from shardq.headers import read_checkpoint
 from shardq.kernels import load
 from shardq.sources.base import Source
-from shardq.tune.activations import Batch, Call, call_block, join_calls, record_calls, replace_blocks
+from shardq.tune.activations import (
+    Batch,
+    Call,
+    call_block,
+    catch_input,
+    join_calls,
+    record_calls,
+    replace_blocks,
+)
 from shardq.tune.conversions import Conversion, Conversions, convert
 from shardq.tune.matching import Matched, match_model
 from shardq.tune.reading import BlockReader, Fetched
@@ -126,6 +134,22 @@ class BlockModel:
     def run(self, module: nn.Module, batch: Batch, index: int) -> torch.Tensor:
         """Hidden states behind a block, [samples, tokens, width]. Records gradients as torch is told to."""
         return call_block(module, batch, index)
+
+    @torch.no_grad()
+    def advance(self, module: nn.Module, batch: Batch, index: int) -> None:
+        """`run` sample by sample, without gradients; the batch's hidden states are replaced, where they lie."""
+        for part in batch.split(1):
+            part.hidden[:] = self.run(module, part, index)
+
+    @torch.no_grad()
+    def before_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the head gets of hidden states behind the last block; it is not read. Raises UnsupportedSource for a
+        model without one."""
+        head = self.skeleton.model.get_output_embeddings()
+        if head is None:
+            raise UnsupportedSource(f"{self.checkpoint.label}: {type(self.skeleton.model).__name__} has no head")
+        with replace_blocks(self._blocks, hidden, self._as_tuple):
+            return catch_input(head, lambda: self.skeleton.model(inputs_embeds=hidden, use_cache=False))
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
