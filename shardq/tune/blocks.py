@@ -113,6 +113,17 @@ class BlockModel:
                 self._as_tuple = found.as_tuple
         return Batch(torch.cat(hidden), tuple(calls))
 
+    @torch.no_grad()
+    def embed_next(self, ids: torch.Tensor, cache: Any) -> Batch:
+        """The next ids of samples, [samples, tokens], behind those that a cache of transformers has seen: as `embed`,
+        but all samples in one call, and the blocks that `run` calls put what they compute into the cache."""
+        with self._front():
+            model = self.skeleton.model
+            forward = lambda: model(input_ids=ids, past_key_values=cache, use_cache=True)  # noqa: E731
+            found = record_calls(self._blocks, forward, self.checkpoint.label)
+            self._as_tuple = found.as_tuple
+            return Batch(found.hidden.clone(), tuple(found.calls))
+
     def prefetch(self, index: int) -> None:
         """Begin to read a block in the background; nothing for one that does not exist or is under way."""
         if index < self.skeleton.count and index not in self._fetched:
@@ -233,4 +244,3 @@ class BlockModel:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
-
