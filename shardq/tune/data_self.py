@@ -52,6 +52,7 @@ def sample_self(
     chances = draw_fractions(count * seqlen, seed + 1).reshape(count, seqlen)
     cache = import_whole().DynamicCache(config=model.config)
     with ExitStack() as stack:
+        stack.enter_context(model.embedding())
         kept = [stack.enter_context(model.block(i)) for i in range(min(resident, len(model.block_names)))]
         fresh = ids
         while ids.shape[1] < seqlen:
@@ -60,7 +61,6 @@ def sample_self(
             ids = torch.cat([ids, fresh], 1)
             if report:
                 report(ids.shape[1], seqlen)
-    model.free_head()
     return Samples(ids, SELF, "self-generated", 0, seed)
 
 

@@ -23,7 +23,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "LlamaConfig": {"tie_word_embeddings": True},
     "Gemma3TextConfig": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
 }
-COUNT, SEQLEN, SEED = 3, 12, 5
+COUNT, SEQLEN, SEED = 2, 9, 5
 
 
 def write_model(kind: str, folder: Path) -> tuple[BlockModel, Any, Tokenizer]:
@@ -61,8 +61,7 @@ def sample_whole(whole: Any, tokenizer: Tokenizer) -> list[list[int]]:
     return samples
 
 
-@pytest.mark.parametrize("resident", [0, 1, 9])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("kind", "resident"), [("LlamaConfig", 0), ("LlamaConfig", 9), ("Gemma3TextConfig", 1)])
 def test_samples_are_those_of_the_whole_model(kind: str, resident: int, tmp_path: Path) -> None:
     model, whole, tokenizer = write_model(kind, tmp_path)
     told: list[tuple[int, int]] = []
