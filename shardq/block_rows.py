@@ -20,6 +20,7 @@ from shardq.schemes import BLOCKS
 
 MX_BYTES: Final = 17  # of a block of MXFP4: its exponent, then codes of columns j and j + 16
 MX_COLUMNS: Final = 32
+BF16_END: Final = np.float32((2 - 2**-8) * 2.0**127)  # from here on BF16 has infinity
 Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the file
 
 
@@ -87,15 +88,24 @@ class BlockRows:
     ) -> None:
         if take.added:
             rows, dtype = _added(rows, dtype, take, self._kernels), "F32"
+        kept, kind = (self._narrowed(rows, dtype, take), "BF16") if take.narrowed else (rows, dtype)
         if not take.is_quantized:
-            out[...] = self._plain(rows, dtype, take)
+            out[...] = self._plain(kept, kind, take)
             return
         vector = None if take.importance is None else self._vectors.get_raw(take.importance)
-        if self._kernels.quantize_blocks(rows, dtype, take.type, vector, out):
+        if self._kernels.quantize_blocks(kept, kind, take.type, vector, out):
             raise self._unfit(rows, dtype, take)
         wide = np.empty(rows.shape, np.float32)
         self._kernels.dequantize_blocks(out, take.type, wide)
         self._kernels.error_values(rows, dtype, wide, BLOCKS[take.type].group_size, stats)
+
+    def _narrowed(self, rows: NDArray[Any], dtype: str, take: Take) -> NDArray[np.uint16]:
+        """Rows as BF16."""
+        wide = np.empty(rows.shape, np.float32)
+        self._kernels.widen(rows, dtype, wide)
+        if not (wide.min() > -BF16_END and wide.max() < BF16_END):  # a NaN is neither
+            raise self._unfit(rows, dtype, take)
+        return store(wide, np.dtype(np.uint16))
 
     def _plain(self, rows: NDArray[Any], dtype: str, take: Take) -> NDArray[np.uint8]:
         """Rows as plain floats, as bytes [rows, bytes of one]."""
@@ -137,10 +147,13 @@ class BlockRows:
 
 
 def fill_vector(vector: Vector, data: NDArray[Any], take: Take, kernels: KernelSet, shard: str) -> NDArray[np.uint8]:
-    """The fp32 bytes of a take of a vector, in its order; `data` as kernels take it. Raises NonFiniteWeight."""
+    """The fp32 bytes of a take of a vector, in its order; `data` as kernels take it. What is added to fp16 is added in
+    fp16, as llama.cpp's converter does. Raises NonFiniteWeight."""
     wide = np.empty((1, vector.count), np.float32)
     kernels.widen(data.reshape(1, -1), vector.dtype, wide)
     made = wide[0, take.rows.start : take.rows.stop : take.rows.step] + np.float32(take.added)
+    if take.added and vector.dtype == "F16":
+        made = made.astype(np.float16).astype(np.float32)
     if not np.isfinite(made).all():
         raise NonFiniteWeight(
             f"{vector.tensor} in {shard} holds NaN or infinity: expected finite numbers for {take.tensor}; the "

@@ -9,6 +9,7 @@ from shardq.cut import Part, cut_shard, is_matrix
 from shardq.dequantize.plain import rounds
 from shardq.errors import LayoutRefuses, UnsupportedSource
 from shardq.formats import WEIGHT_DTYPES
+from shardq.gguf.mixtures import SOURCE_TYPE
 from shardq.gguf.planned import PlannedTensor
 from shardq.weights import Weights
 
@@ -26,11 +27,13 @@ def find_takes(
         made = sourced[t.name]
         slice_bytes = t.size_bytes // max(1, len(made.taken))
         for index, (taken, part, ref) in enumerate(zip(made.taken, made.tensor.parts, made.weighing, strict=True)):
+            weight = weights.tensors[taken.weight]
             take = Take(
                 t.name, t.file, begins[t.name] + index * slice_bytes, t.type, taken.rows, part.rotary_heads,
                 taken.turned, made.tensor.added, ref, taken.carried and t.type == made.tensor.type,
+                narrowed=made.tensor.type is None and not weight.encoded and weight.dtype != SOURCE_TYPE,
             )  # fmt: skip
-            _check(weights.tensors[taken.weight], take, slice_bytes)
+            _check(weight, take, slice_bytes)
             takes.setdefault(taken.weight, []).append(take)
     return {name: tuple(own) for name, own in takes.items()}
 
