@@ -74,7 +74,7 @@ FILE_TYPES = (
 OVERRIDES = (("ffn_(up|gate)", "Q3_K"), (r"blk\.1\.attn_v", "Q8_0"))
 MORE: Mapping[str, tuple[Wanted, ...]] = {
     "llama": (
-        *(Wanted(kind, "legacy") for kind in ("Q4_0", "Q5_0", "Q4_K_M", "Q2_K", "IQ4_XS")),
+        *(Wanted(kind, "legacy") for kind in ("Q4_0", "Q5_0", "Q4_K_M", "Q2_K", "Q2_K_S", "IQ4_XS")),
         Wanted("Q4_K_M", overrides=OVERRIDES),
         Wanted("Q5_K_M", pure=True),
         Wanted("Q4_K_M", output_type="F16", embedding_type="Q8_0"),
@@ -88,6 +88,7 @@ MORE: Mapping[str, tuple[Wanted, ...]] = {
         *(Wanted(kind, "gguf") for kind in ("Q4_K_M", "Q3_K_L", "IQ4_NL")),
         Wanted("Q6_K", overrides=OVERRIDES),
     ),
+    "phi3_f32": (Wanted("F32"),),
     "mixtral": (Wanted("Q5_K_S", "gguf", overrides=OVERRIDES),),
     "gpt_oss": tuple(Wanted(kind, requantize=True) for kind in ("Q8_0", "Q4_K_M", "Q2_K", "IQ4_XS")),
 }
