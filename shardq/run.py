@@ -247,6 +247,7 @@ def _open_lane(number: int, p: Prepared, source: Source, limits: Limits, restart
         write_atomic(p.staging.source_record, encode_checkpoint(p.plan.checkpoint))
     if destination:
         before = still_stored(before, destination, p.staging, limits.keep_local)
+        before = p.staging.check_settled(before, p.plan, journal)
     return Lane(number, p.plan, p.staging, journal, before, Uploader(destination) if destination else None, label)
 
 

@@ -444,7 +444,12 @@ class Worker:
                     part = tile[: min(TILE_BYTES, task.size_bytes - at)]
                     pread_exact(fd, part.data, at, task.file)
                     digest.update(part.data)
-                _sync(fd, path)
+                try:
+                    os.fsync(fd)
+                except OSError:
+                    if not task.keeps:
+                        os.unlink(path)  # what is read back may never reach the disk, yet would pass for done
+                    raise
             finally:
                 os.close(fd)
         return Sealed(task.lane, task.file, digest.hexdigest())
@@ -457,7 +462,7 @@ class Worker:
             with writing(path):
                 fd = os.open(path, os.O_RDWR)
                 try:
-                    _sync(fd, path)
+                    os.fsync(fd)
                 finally:
                     os.close(fd)
                 sync_way(os.path.dirname(path))
@@ -474,14 +479,6 @@ class Worker:
             if array.size:
                 checksum = _fold(checksum, self._kernels.checksum(array.reshape(-1).view(np.uint8)))
         return checksum
-
-
-def _sync(fd: int, path: str) -> None:
-    try:
-        os.fsync(fd)
-    except OSError:
-        os.unlink(path)  # what is read back may never reach the disk, yet would pass for done
-        raise
 
 
 def _copied(number: int, checksum: int) -> Done:
