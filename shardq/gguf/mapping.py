@@ -38,9 +38,10 @@ def _pieces(arch: Architecture, parameters: Parameters, sources: Iterable[Source
         name = plain_name(source.name)
         if name is None:
             continue
+        pieces = _by_rule(arch, parameters, name, source)
         expert = EXPERT.fullmatch(name) if arch.expert_order else None
-        if expert is None:
-            yield from _rules(arch, parameters, name, source)
+        if pieces is not None or expert is None:
+            yield from (whole(name, source),) if pieces is None else pieces
             continue
         layer = waiting[expert[1]]
         layer[expert[4], int(expert[3])] = source
@@ -55,12 +56,10 @@ def _pieces(arch: Architecture, parameters: Parameters, sources: Iterable[Source
         )
 
 
-def _rules(arch: Architecture, parameters: Parameters, name: str, source: SourceTensor) -> tuple[Piece, ...]:
-    for rule in arch.rules:
-        pieces = rule(name, source, parameters)
-        if pieces is not None:
-            return pieces
-    return (whole(name, source),)
+def _by_rule(arch: Architecture, parameters: Parameters, name: str, source: SourceTensor) -> tuple[Piece, ...] | None:
+    """What the first rule that concerns a tensor makes of it; also of experts, as of layers that are left out."""
+    found = (rule(name, source, parameters) for rule in arch.rules)
+    return next((pieces for pieces in found if pieces is not None), None)
 
 
 def _stacks(

@@ -81,14 +81,13 @@ class Origins:
         return part.turned == stack.transposed and inputs in (None, range(columns))
 
     def _stacks_of(self, stack: ExpertStack) -> Iterator[_Stack]:
-        codes = self._checkpoint.tensors[stack.tensor]
         matrices: dict[int, list[tuple[str, range]]] = {}
         if stack.emit == "stacked":
             raise UnsupportedSource(f"{stack.tensor}: stacks of the family {stack.row} are not written to GGUF")
         for m in stack.matrices():
             matrices.setdefault(m.expert, []).append((m.name, m.lines))
-        first = self._weights.tensors[matrices[0][0][0]]
-        yield _Stack(_source(stack, first, codes), codes.shard, stack.transposed, _frozen(matrices))
+        source, shard = self._source(stack, self._weights.tensors[matrices[0][0][0]])
+        yield _Stack(source, shard, stack.transposed, _frozen(matrices))
         if stack.bias:
             biases: dict[int, list[tuple[str, range]]] = {}
             for b in stack.biases():
@@ -96,13 +95,16 @@ class Origins:
             t = self._checkpoint.tensors[stack.bias]
             yield _Stack(SourceTensor(t.name, t.shape or ()), t.shard, False, _frozen(biases))
 
-
-def _source(stack: ExpertStack, first: TensorRef, codes: TensorRef) -> SourceTensor:
-    if first.encoded and first.encoded[0].kind in CODES:
-        return SourceTensor(stack.tensor, codes.shape or ())
-    outputs, inputs = sum(len(p.lines) for p in stack.parts), stack.columns or 0
-    slices = (inputs, outputs) if stack.transposed else (outputs, inputs)
-    return SourceTensor(stack.weight, (stack.experts or 0, *slices))
+    def _source(self, stack: ExpertStack, first: TensorRef) -> tuple[SourceTensor, str]:
+        """The stack that `first` is a matrix of, and its shard. Encoded ones are called after the weights they stand
+        for, and codes that go over as they are after themselves."""
+        encoded = first.encoded[0] if first.encoded else None
+        if encoded and encoded.kind in CODES:
+            codes = self._checkpoint.tensors[encoded.parts[0].tensor]
+            return SourceTensor(codes.name, codes.shape or ()), codes.shard
+        outputs, inputs = sum(len(p.lines) for p in stack.parts), stack.columns or 0
+        slices = (inputs, outputs) if stack.transposed else (outputs, inputs)
+        return SourceTensor(stack.weight, (stack.experts or 0, *slices)), first.shard
 
 
 def _frozen(pieces: Mapping[int, list[tuple[str, range]]]) -> dict[int, tuple[tuple[str, range], ...]]:

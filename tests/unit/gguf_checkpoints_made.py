@@ -12,6 +12,7 @@ import numpy as np
 from gguf_shapes_made import Shapes
 from numpy.typing import NDArray
 
+Stored = tuple[tuple[int, ...], str, bytes]  # shape, type and bytes of a tensor
 GOLDEN = Path(__file__).parent / "golden_gguf_model"
 
 
@@ -57,16 +58,22 @@ def write(case: Case, parent: Path) -> Path:
     for name, data in side_files(case).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
-    header, body = {}, b""
+    shard: dict[str, Stored] = {}
     for name, shape in case.shapes.items():
         data = codes(name, shape).tobytes() if is_packed(name) else bf16(values(name, shape))
-        kind = "U8" if is_packed(name) else "BF16"
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
-        body += data
+        shard[name] = (shape, "U8" if is_packed(name) else "BF16", data)
+    write_shard(folder / "model.safetensors", shard)
+    return folder
+
+
+def write_shard(path: Path, tensors: Mapping[str, Stored]) -> None:
+    header, end = {}, 0
+    for name, (shape, kind, data) in tensors.items():
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + len(data)]}
+        end += len(data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + body)
-    return folder
+    path.write_bytes(b"".join((struct.pack("<Q", len(text)), text, *(data for _, _, data in tensors.values()))))
 
 
 def bf16(data: NDArray[np.float32]) -> bytes:
