@@ -8,7 +8,6 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -460,7 +459,7 @@ class Worker:
         self._parts.close()
         for file in task.files:
             path = self._part(task.lane, file)
-            with writing(path), suppress(FileNotFoundError):  # sealed meanwhile, and so durable, under another path
+            with writing(path):
                 fd = os.open(path, os.O_RDWR)
                 try:
                     os.fsync(fd)
