@@ -122,6 +122,8 @@ class BlockRows:
         wide = np.empty((len(lines), self.task.columns), np.float32)
         self._kernels.dequantize_blocks(t.out[there], t.take.type, wide)
         rows = np.ascontiguousarray(given.rows[own])
+        if not np.isfinite(wide).all():
+            raise self._unfit(rows, given.dtype, t.take)
         self._kernels.error_values(rows, given.dtype, wide, MX_COLUMNS, t.stats[there])
 
     def _unfit(self, rows: NDArray[Any], dtype: str, take: Take) -> NonFiniteWeight:

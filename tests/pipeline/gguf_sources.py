@@ -13,7 +13,8 @@ from zlib import crc32
 import encoded_sources as sources
 import gguf_checkpoints_made as checkpoints
 import gguf_models_made as made
-from encoded_numbers import store_as
+from encoded_numbers import Stored, store_as
+from gguf_files_made import packed
 from gguf_shapes_made import BPE_TOKENS, Shapes, blocks, ends, joined, mlp, norms
 
 from shardq.gguf.options import GgufOptions
@@ -44,6 +45,8 @@ def _widened(shapes: Shapes, hidden: int) -> Shapes:
     return {name: tuple(hidden if n == 64 else n for n in shape) for name, shape in shapes.items()}
 
 
+# For runs by the thousand: a layer, and parts of a file that other shards than theirs write into.
+SMALLEST: Final = llama(64, 32, 16, 1)
 # Matrices of 64 columns, queries and keys in slabs that end within a head: see `short_spans`.
 ROTARY: Final = llama(64, 96, 704, 2)
 
@@ -63,6 +66,11 @@ def by_layer(name: str) -> int:
     return 2 + int(found[1]) if found else 1 if "embed" in name else 4
 
 
+def by_kind(name: str) -> int:
+    """Two shards of a layer."""
+    return 2 if "mlp" in name or "lm_head" in name else 1
+
+
 def scattered(name: str) -> int:
     """Anywhere, so that experts of a stack and matrices of a layer are apart."""
     return 1 + crc32(name.encode()) % 3
@@ -76,6 +84,7 @@ def scales_first(name: str) -> int:
 
 FP8: Final = checkpoints.Case({}, {}, made.BPE)  # filled with the tensors of `sources`
 SOURCES: Final[Mapping[str, Source]] = {
+    "smallest": Source(SMALLEST, by_kind, 2),
     "rotary": Source(ROTARY, by_layer, 4),
     "experts": Source(made.MODELS["qwen3moe"], scattered, 3),
     "stacks": Source(made.MODELS["qwen3moe_stacked"], scattered, 3),
@@ -87,22 +96,23 @@ SOURCES: Final[Mapping[str, Source]] = {
 
 def write(name: str, parent: Path) -> Path:
     """The checkpoint of a row of SOURCES, in a folder of the name that its files have."""
-    source = SOURCES[name]
-    if source.case is FP8:
-        whole = sources.write_source(sources.CASES["fp8_block"], parent / "written" / "Tiny")
-        tensors = sources.read_tensors(whole)
-        for end in ("model.embed_tokens.weight", "lm_head.weight"):
-            values = checkpoints.values(end, (BPE_TOKENS, tensors[end].data.shape[1]))
-            tensors[end] = store_as(values, "BF16")
-        config = {**json.loads((whole / "config.json").read_text()), "vocab_size": BPE_TOKENS}
-        out = sources.write_tensors(parent / "Tiny", tensors, source.place, config, source.shards)
-    else:
-        whole = checkpoints.write(source.case, parent / "written")
-        out = sources.scatter(whole, parent / source.case.folder, source.place, source.shards)
+    source, written = SOURCES[name], parent / "written"
+    is_fp8 = source.case is FP8
+    plain = checkpoints.write
+    whole = sources.write_source(sources.CASES["fp8_block"], written) if is_fp8 else plain(source.case, written)
+    tensors, config = sources.read_tensors(whole), json.loads((whole / "config.json").read_text())
+    for tensor, stored in tensors.items():
+        if tensor.endswith("_scales"):  # any others are none
+            tensors[tensor] = Stored("U8", packed(tensor, stored.data.shape))
+        elif is_fp8 and stored.data.shape[0] == config["vocab_size"]:
+            tensors[tensor] = store_as(checkpoints.values(tensor, (BPE_TOKENS, stored.data.shape[1])), "BF16")
+    out: Path = sources.write_tensors(
+        parent / source.case.folder, tensors, source.place, {**config, "vocab_size": BPE_TOKENS}, source.shards
+    )
     for file, data in checkpoints.side_files(source.case).items():
         if file != "config.json":
             (out / file).write_bytes(data)
-    shutil.rmtree(parent / "written")
+    shutil.rmtree(written)
     return out
 
 
