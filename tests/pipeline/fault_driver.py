@@ -232,8 +232,9 @@ def delete_early(sources: Mapping[str, Path]) -> None:
     append = Journal.append
 
     def late(journal: Journal, event: Mapping[str, object], durable: bool) -> None:
-        if name := {"sealed": event.get("file"), "settled": event.get("shard")}.get(str(event["event"])):
-            sources[str(name)].unlink(missing_ok=True)
+        name = {"sealed": event.get("file"), "settled": event.get("shard")}.get(str(event["event"]))
+        if path := sources.get(str(name)):
+            path.unlink(missing_ok=True)
         append(journal, event, durable)
 
     patch.object(Journal, "append", late).start()
