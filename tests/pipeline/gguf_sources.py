@@ -71,6 +71,11 @@ def by_kind(name: str) -> int:
     return 2 if "mlp" in name or "lm_head" in name else 1
 
 
+def dropped_last(name: str) -> int:
+    """What becomes nothing: a matrix in a shard of its own, a vector among others."""
+    return 3 if "eh_proj" in name else 2 if LAYER.search(name) else 1
+
+
 def scattered(name: str) -> int:
     """Anywhere, so that experts of a stack and matrices of a layer are apart."""
     return 1 + crc32(name.encode()) % 3
@@ -88,6 +93,7 @@ SOURCES: Final[Mapping[str, Source]] = {
     "rotary": Source(ROTARY, by_layer, 4),
     "experts": Source(made.MODELS["qwen3moe"], scattered, 3),
     "stacks": Source(made.MODELS["qwen3moe_stacked"], scattered, 3),
+    "without a place": Source(made.MODELS["deepseek3"], dropped_last, 3),
     "latent": Source(made.MODELS["deepseek2"], scattered, 3),
     "mxfp4": Source(made.MODELS["gpt_oss"], scales_first, 4),
     "fp8": Source(FP8, scales_first, 4),
