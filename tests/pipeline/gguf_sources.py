@@ -47,6 +47,8 @@ def _widened(shapes: Shapes, hidden: int) -> Shapes:
 
 # For runs by the thousand: a layer, and parts of a file that other shards than theirs write into.
 SMALLEST: Final = llama(64, 32, 16, 1)
+# For what is measured: shards of 7 MB.
+LARGE: Final = llama(512, 1536, 128, 4)
 # Matrices of 64 columns, queries and keys in slabs that end within a head: see `short_spans`.
 ROTARY: Final = llama(64, 96, 704, 2)
 
@@ -64,6 +66,12 @@ def by_layer(name: str) -> int:
     """What is before the layers, each of two layers, and the head last: it comes first in a file."""
     found = LAYER.search(name)
     return 2 + int(found[1]) if found else 1 if "embed" in name else 4
+
+
+def of_the_last(name: str) -> int:
+    """A shard for each of four layers, and one for all else behind them, as a file begins with it."""
+    found = LAYER.search(name)
+    return 1 + int(found[1]) if found else 5
 
 
 def by_kind(name: str) -> int:
@@ -90,6 +98,7 @@ def scales_first(name: str) -> int:
 FP8: Final = checkpoints.Case({}, {}, made.BPE)  # filled with the tensors of `sources`
 SOURCES: Final[Mapping[str, Source]] = {
     "smallest": Source(SMALLEST, by_kind, 2),
+    "large": Source(LARGE, of_the_last, 5),
     "rotary": Source(ROTARY, by_layer, 4),
     "experts": Source(made.MODELS["qwen3moe"], scattered, 3),
     "stacks": Source(made.MODELS["qwen3moe_stacked"], scattered, 3),
@@ -98,6 +107,7 @@ SOURCES: Final[Mapping[str, Source]] = {
     "mxfp4": Source(made.MODELS["gpt_oss"], scales_first, 4),
     "fp8": Source(FP8, scales_first, 4),
 }
+TINY: Final = tuple(name for name in SOURCES if name != "large")
 
 
 def write(name: str, parent: Path) -> Path:

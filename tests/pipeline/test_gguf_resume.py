@@ -99,7 +99,7 @@ def test_kill_of_the_whole_group_at_random_moments(
     assert contents(out) == expected
 
 
-@pytest.mark.parametrize("name", made.SOURCES)
+@pytest.mark.parametrize("name", made.TINY)
 @pytest.mark.parametrize("part_bytes", PARTS, ids=["one file", "parts"])
 def test_eaten_source_goes_shard_by_shard_and_the_run_goes_on_without_it(
     tmp_path: Path, contents: Contents, short_spans: int, name: str, part_bytes: int | None
