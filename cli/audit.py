@@ -17,8 +17,7 @@ from shardq.errors import AuditFailed, ChecksumMismatch, DiskFull, KernelUnavail
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shardq.audit_plan import Check
-    from shardq.audit_statement import Audit
+    from shardq.audit_statement import Audit, Checked
 
 EXAMPLES = (
     "shardq audit demo-W4A16 --source demo",
@@ -116,13 +115,11 @@ def _print(console: Console, done: "Audit", document: dict[str, Any]) -> None:
         ]
     )
     if console.verbose:
-        rows = (
-            (c.subject.name, "all" if c.whole else "a block", c.scale, c.source_bytes, c.result_bytes) for c in checks
-        )
+        rows = ((c.name, "all" if c.whole else "a block", c.scale, c.source_bytes, c.result_bytes) for c in checks)
         print_section(("tensor", "compared", "scale", "source bytes", "result bytes"), rows)
 
 
-def _scales(checks: "Sequence[Check]") -> str:
+def _scales(checks: "Sequence[Checked]") -> str:
     """Where scales come from that are not of a group alone; nothing where all are."""
     counts = Counter(c.scale for c in checks)
     texts = (

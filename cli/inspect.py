@@ -8,6 +8,7 @@ from shardq.cli._collapse import collapse
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, print_json, print_pairs, print_section, show_bytes
 from shardq.cli._exit_codes import SOURCE, epilog
+from shardq.cli._gguf_text import show_gguf
 
 if TYPE_CHECKING:
     from shardq.inspection import Inspection
@@ -26,12 +27,18 @@ EXAMPLES = (
 def inspect(console: Console, source: str, subfolder: str | None) -> None:
     """Show what SOURCE holds: roles of its tensors, layout, schemes, bits per weight. Headers only.
 
+    Of GGUF files, one of which may be SOURCE, it shows each model's architecture, file type, types and bits per weight.
+
     The last table names the role of every tensor and the rule that decided it; tensors that differ in their numbers
     only share a line.
     """
     from shardq import api
+    from shardq.gguf_inspection import GgufInspection
 
     found = api.inspect(source, subfolder=subfolder)
+    if isinstance(found, GgufInspection):
+        show_gguf(console, found)
+        return
     if console.as_json:
         print_json(_describe(found))
         return

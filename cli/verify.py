@@ -11,7 +11,7 @@ from shardq.cli._serving_text import print_serving
 from shardq.errors import KernelUnavailable, VerifyFailed
 
 if TYPE_CHECKING:
-    from shardq.verification import Verification
+    from shardq.verified import Verification
 
 EXAMPLES = (
     "shardq verify demo-W4A16",
@@ -24,21 +24,26 @@ EXAMPLES = (
 @click.argument("result", metavar="OUT_OR_REPO")
 @click.option("--deep", is_flag=True, help="Also take the hash of each shard, and unpack every module.")
 @click.option(
-    "--source", metavar="SOURCE", help="Also compare with the original: error figures recomputed, copies byte for byte."
+    "--source",
+    metavar="SOURCE",
+    help="Also compare with the original: figures recomputed, copies and GGUF files byte for byte.",
+)
+@click.option(
+    "--importance", metavar="FILE", type=click.Path(dir_okay=False), help="That a GGUF output was made with, if any."
 )
 @output_options
 @click.pass_obj
-def verify(console: Console, result: str, deep: bool, source: str | None) -> None:
+def verify(console: Console, result: str, deep: bool, source: str | None, importance: str | None) -> None:
     """Check a finished output against its own ledger, index, headers and configuration, and say which engines load it.
 
     OUT_OR_REPO is a folder or org/name[@revision]; of a repo only headers and records are read, unless --deep or
     --source is given. A quantized checkpoint that others made has no ledger: headers, index and configuration are
-    checked then.
+    checked then. Nor have GGUF files of others, one of which may be OUT_OR_REPO; of them --deep reads all numbers.
     """
     from shardq import api
     from shardq.serving.report import describe_serving
 
-    v = api.verify(result, deep=deep, source=source)
+    v = api.verify(result, deep=deep, source=source, importance=importance)
     failure = VerifyFailed(f"{result} is damaged, {len(v.problems)} problems: get it again or quantize again")
     if console.as_json:
         document: dict[str, Any] = {

@@ -16,18 +16,20 @@ if TYPE_CHECKING:
     from shardq.api import audit, find_fold, inspect, mix, plan, plan_headers, quantize, quantize_many, verify
     from shardq.audit_statement import Audit
     from shardq.errors import ShardqError
+    from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
     from shardq.limits import Limits
     from shardq.plans import Plan
     from shardq.progress import Progress
     from shardq.recipe import Recipe, convert_recipe, dequantize_recipe, make_recipe
     from shardq.run import Result
-    from shardq.verification import Verification
+    from shardq.verified import Verification
 
     __version__: str
 
 _HOMES: Final = {
     "Audit": "shardq.audit_statement",
+    "GgufInspection": "shardq.gguf_inspection",
     "Inspection": "shardq.inspection",
     "Limits": "shardq.limits",
     "Plan": "shardq.plans",
@@ -35,7 +37,7 @@ _HOMES: Final = {
     "Recipe": "shardq.recipe",
     "Result": "shardq.run",
     "ShardqError": "shardq.errors",
-    "Verification": "shardq.verification",
+    "Verification": "shardq.verified",
     "audit": "shardq.api",
     "convert_recipe": "shardq.recipe",
     "dequantize_recipe": "shardq.recipe",
@@ -52,6 +54,7 @@ _HOMES: Final = {
 
 __all__ = [
     "Audit",
+    "GgufInspection",
     "Inspection",
     "Limits",
     "Plan",

@@ -20,10 +20,11 @@ from shardq.sources import open_source
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
     from shardq.folding import Found
+    from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
     from shardq.mixing import Mixed
     from shardq.sources.hub_xet import XetOptions
-    from shardq.verification import Verification
+    from shardq.verified import Verification
 
 
 def quantize(
@@ -113,25 +114,40 @@ def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets:
     return _check(make_plan(read_dump(Path(folder)), _recipe(recipe)), targets)
 
 
-def verify(result: str | Path, *, deep: bool = False, source: str | Path | None = None) -> "Verification":
+def verify(
+    result: str | Path,
+    *,
+    deep: bool = False,
+    source: str | Path | None = None,
+    importance: str | Path | None = None,
+) -> "Verification":
     """Check a finished output, a folder or "org/name[@revision]", against its ledger, index, headers and configuration;
-    and a quantized checkpoint that others made, which has no ledger, for what its headers and configuration tell.
+    and what others made, a quantized checkpoint or GGUF files, which has no ledger, for what its headers and
+    configuration tell.
 
     `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed
-    from the original weights and copies are compared byte for byte. Of a repo only headers and records are read unless
-    `deep` or `source` is given. Raises VerifyFailed when nothing can be checked.
+    from the original weights and copies are compared byte for byte, and of GGUF files every byte, for which
+    `importance` is the file that they were made with, if any. Of a repo only headers and records are read unless `deep`
+    or `source` is given. Raises VerifyFailed when nothing can be checked.
     """
     from shardq.foreign import is_foreign, verify_foreign
+    from shardq.gguf_foreign import is_foreign_gguf, verify_foreign_gguf
     from shardq.outputs import open_result
 
+    if importance is not None and source is None:
+        raise BadOption("--importance is for what is compared with a --source: give both, or none")
     opened = open_result(str(result))
-    if is_foreign(opened):
-        if deep or source is not None:
-            raise BadOption(f"{result} has no records of shardq: --deep and --source have nothing to compare with")
-        return verify_foreign(opened, str(result))
+    if is_foreign(opened) or is_foreign_gguf(opened):
+        is_gguf = not is_foreign(opened)
+        if source is not None or (deep and not is_gguf):
+            options = "--source has" if is_gguf else "--deep and --source have"
+            raise BadOption(f"{result} has no records of shardq: {options} nothing to compare with")
+        return verify_foreign_gguf(opened, str(result), deep) if is_gguf else verify_foreign(opened, str(result))
+    from shardq.importance import load_importance
     from shardq.verification import verify_output  # brings numpy
 
-    return verify_output(str(result), deep, open_source(str(source)) if source is not None else None)
+    weighed = None if importance is None else load_importance(importance)
+    return verify_output(str(result), deep, open_source(str(source)) if source is not None else None, weighed)
 
 
 def audit(
@@ -201,11 +217,16 @@ def find_fold(
     return find(open_source(str(source), subfolder), _recipe(recipe), report=report)
 
 
-def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection":
-    """Roles, schemes, layout and bits per weight of a repo or folder, from headers alone."""
+def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection | GgufInspection":
+    """Roles, schemes, layout and bits per weight of a repo or folder, from headers alone; of GGUF files, or a folder
+    without other weights that holds them, each model's architecture, file type, types of tensors and bits per weight.
+    """
+    from shardq.gguf.headers import holds_gguf
+    from shardq.gguf_inspection import inspect_gguf
     from shardq.inspection import inspect_source
 
-    return inspect_source(open_source(str(source), subfolder))
+    opened = open_source(str(source), subfolder)
+    return inspect_gguf(opened) if holds_gguf(opened.files()) else inspect_source(opened)
 
 
 def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | None) -> list[Order]:

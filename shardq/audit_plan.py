@@ -14,7 +14,7 @@ it, and what is compared is all the rest.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from shardq.audit_subjects import DECODED_BYTES, Derived, Subject, draw
 from shardq.checkpoint import TensorRef
@@ -47,6 +47,40 @@ class Check:
     reads: tuple[Span, ...]  # of the result's file, in order
     scale: Origin = ""
     measured: tuple[TensorRef, ...] = ()  # read whole for their magnitudes, and not for an earlier check already
+
+    @property
+    def name(self) -> str:
+        """Of the weight."""
+        return self.subject.name
+
+    @property
+    def outcome(self) -> str:
+        """As in the ledger."""
+        return self.subject.outcome
+
+    @property
+    def role(self) -> str:
+        """As in the ledger."""
+        return self.subject.role
+
+    @property
+    def file(self) -> str:
+        """Of the result."""
+        return self.subject.file
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Tensors of the result."""
+        return tuple(d.name for d in self.subject.outputs)
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """For the statement: rows and columns of what is quantized or decoded, bytes of a copy."""
+        s, cut = self.subject, self.cut
+        if not s.scheme and not s.encoded:
+            return {"bytes": [cut.row, cut.end_row]}
+        scheme = {"scheme": s.scheme.name} if s.scheme else {"slices": len(s.encoded)}
+        return {**scheme, "rows": [cut.row, cut.end_row], "columns": [cut.column, cut.end_column]}
 
     @property
     def whole(self) -> bool:

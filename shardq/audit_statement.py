@@ -4,9 +4,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from shardq.audit_plan import Check
 from shardq.version import NUMERICS, VERSION
 
 FORMAT: Final = 1
@@ -27,11 +26,59 @@ class Traffic:
         return self.header_bytes + self.source_bytes + self.result_bytes
 
 
+class Checked(Protocol):
+    """What is compared of one tensor: an audit_plan.Check, or a gguf_audit.GgufCheck."""
+
+    @property
+    def name(self) -> str:
+        """Of the weight."""
+
+    @property
+    def outcome(self) -> str:
+        """As in the ledger."""
+
+    @property
+    def role(self) -> str:
+        """As in the ledger."""
+
+    @property
+    def file(self) -> str:
+        """Of the result."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Tensors of the result."""
+
+    @property
+    def whole(self) -> bool:
+        """True if every byte of the tensor is compared."""
+
+    @property
+    def scale(self) -> str:
+        """Where a scale beyond groups comes from; empty where there is none."""
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that are read from the source."""
+
+    @property
+    def result_bytes(self) -> int:
+        """Bytes that are read from the result."""
+
+    @property
+    def requests(self) -> int:
+        """Reads on both sides."""
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """What of the tensor is compared, for the statement."""
+
+
 @dataclass(frozen=True, slots=True)
 class Audited:
     """One tensor of an audit."""
 
-    check: Check
+    check: Checked
     bytes_compared: int  # of the result; 0 in a dry run
     problem: str | None  # what is not equal
 
@@ -95,22 +142,18 @@ def digest(statement: Mapping[str, Any]) -> str:
 
 
 def _describe(tensor: Audited, dry_run: bool) -> dict[str, Any]:
-    s, cut = tensor.check.subject, tensor.check.cut
-    part: dict[str, Any] = {"bytes": [cut.row, cut.end_row]}
-    if s.scheme or s.encoded:
-        scheme = {"scheme": s.scheme.name} if s.scheme else {"slices": len(s.encoded)}
-        part = {**scheme, "rows": [cut.row, cut.end_row], "columns": [cut.column, cut.end_column]}
+    c = tensor.check
     return {
-        "name": s.name,
-        "outcome": s.outcome,
-        "role": s.role,
-        "file": s.file,
-        "outputs": [d.name for d in s.outputs],
-        "whole": tensor.check.whole,
-        **part,
-        **({"scale": tensor.check.scale} if tensor.check.scale else {}),
-        "source_bytes": tensor.check.source_bytes,
-        "result_bytes": tensor.check.result_bytes,
+        "name": c.name,
+        "outcome": c.outcome,
+        "role": c.role,
+        "file": c.file,
+        "outputs": list(c.outputs),
+        "whole": c.whole,
+        **c.part,
+        **({"scale": c.scale} if c.scale else {}),
+        "source_bytes": c.source_bytes,
+        "result_bytes": c.result_bytes,
         "bytes_compared": tensor.bytes_compared,
         "equal": None if dry_run else tensor.problem is None,
     }

@@ -3,7 +3,6 @@
 Source and result are folders or repos and are read by ranges; how much is bounded before the first weight is read.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,19 +15,21 @@ from shardq.audit_meter import Meter
 from shardq.audit_plan import Check, plan_checks
 from shardq.audit_statement import Audit, Audited, Traffic
 from shardq.audit_subjects import NoSubjectError, Subject, choose_names, ledger_reaches, make_subject, sources_of
-from shardq.checkpoint import Checkpoint, TensorRef
+from shardq.checkpoint import TensorRef
 from shardq.errors import BadFold, BadOption, CheckpointIncomplete, UnsupportedSource, VerifyFailed
+from shardq.gguf_audit import GgufSide
 from shardq.headers import read_checkpoint, read_headers
 from shardq.importance import Importance
 from shardq.kernels import KernelSet, load
+from shardq.layouts import GGUF_LAYOUT
 from shardq.ledger import LEDGER
 from shardq.outputs import Output, identity_sha256, read_output
 from shardq.recorded import check_account, goal_of, source_of, weights_of
+from shardq.same_source import check_config, check_header, check_importance, check_listing, check_numerics
 from shardq.sources import open_source
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE
 from shardq.unpack import check_figures
-from shardq.version import NUMERICS
 from shardq.weights import Weights
 
 READERS: Final = 4  # tensors that are read side by side, to hide the network's delays
@@ -60,7 +61,7 @@ def audit_result(result: Source, where: str, source: str | None, subfolder: str 
         raise BadOption(f"--sample {question.sample}: expected at least one tensor")
     read_result = Meter(result)
     output = read_output(read_result, where)
-    _check_numerics(output)
+    check_numerics(output)
     read_source = Meter(_open_recorded(source, subfolder, output))
     return audit_output(output, read_result, read_source, question)
 
@@ -71,18 +72,18 @@ def audit_output(output: Output, result: Meter, source: Meter, question: Questio
     seed = int(fingerprint[:8], 16) if question.seed is None else question.seed
     problems = list(_check_records(output))
     names = choose_names(_check_entries(output), question.sample, seed)
-    _check_listing(output, source)
-    _check_importance(output, question.importance)
-    subjects, odd = _make_subjects(names, output, result, source, question.importance)
-    problems += odd
-    headers = Traffic(0, source.read_bytes, result.read_bytes, result.requests + source.requests)
-    checks = plan_checks(subjects, _rest(question.max_traffic_bytes, headers.total_bytes), seed)
-    if question.dry_run:
-        audited, traffic = [Audited(c, 0, None) for c in checks], _planned_traffic(headers, checks)
+    check_listing(output, source)
+    check_importance(output, question.importance)
+    side: TensorSide | GgufSide
+    if output.layout.name == GGUF_LAYOUT:
+        side = GgufSide(names, output, result, source, question.importance)
     else:
-        audited = _compare_all(checks, output, result, source)
-        traffic = _read_traffic(headers, result, source)
-        problems += (t.problem for t in audited if t.problem)
+        side = TensorSide(names, output, result, source, question.importance)
+    problems += side.problems
+    headers = Traffic(0, source.read_bytes, result.read_bytes, result.requests + source.requests)
+    audited = side.audit(_rest(question.max_traffic_bytes, headers.total_bytes), seed, question.dry_run)
+    traffic = _planned_traffic(headers, audited) if question.dry_run else _read_traffic(headers, result, source)
+    problems += (t.problem for t in audited if t.problem)
     return Audit(
         result=output.where,
         result_label=result.label,
@@ -114,15 +115,6 @@ def _open_recorded(text: str | None, subfolder: str | None, output: Output) -> S
 # --- what the records say --------------------------------------------------------------------------------------------
 
 
-def _check_numerics(output: Output) -> None:
-    made = output.identity.get("numerics")
-    if made != NUMERICS:
-        raise VerifyFailed(
-            f"{output.where} was made with numerics {made} of shardq {output.identity.get('version')}: this version "
-            f"has numerics {NUMERICS}; audit it with that version"
-        )
-
-
 def _check_records(output: Output) -> Iterator[str]:
     """The three places of the fingerprint agree: nobody changed the recipe or the source's name afterwards."""
     said = output.provenance["fingerprint"]
@@ -143,47 +135,22 @@ def _check_entries(output: Output) -> dict[str, Any]:
     return ledger
 
 
-def _check_listing(output: Output, source: Source) -> None:
-    """The source is at the commit and has the shards that the records name. Raises BadOption, CheckpointIncomplete."""
-    label, commit = output.identity["source.label"], output.identity["source.commit"]
-    if commit is not None and source.commit not in {None, commit}:
-        raise BadOption(
-            f"{source.label} is at commit {source.commit}: {output.where} was made of {label} at {commit}; give "
-            f"--source {label}@{commit}"
-        )
-    files = {f.name: f for f in source.files()}
-    for name, size_bytes, sha256, _ in output.identity["source.shards"]:
-        if name not in files:
-            raise CheckpointIncomplete(f"{source.label} has no shard {name}, which {output.where} was made of")
-        found = files[name]
-        if found.size_bytes != size_bytes:
-            raise BadOption(
-                f"{source.label} is not what {output.where} was made of: shard {name} has {found.size_bytes} bytes, "
-                f"the records say {size_bytes}"
-            )
-        if None not in {found.sha256, sha256} and found.sha256 != sha256:
-            raise BadOption(
-                f"{source.label} is not what {output.where} was made of: shard {name} has sha256 {found.sha256}, the "
-                f"records say {sha256}"
-            )
+class TensorSide:
+    """The chosen tensors of an output in safetensors."""
 
+    def __init__(
+        self, names: Sequence[str], output: Output, result: Source, source: Source, importance: Importance | None
+    ) -> None:
+        """Reads the headers that are needed of both. Raises what reading raises, BadOption, VerifyFailed."""
+        self._output, self._result, self._source = output, result, source
+        self._subjects, self.problems = _make_subjects(names, output, result, source, importance)
 
-def _check_importance(output: Output, given: Importance | None) -> None:
-    """The file of importance is that of the run. Raises BadOption."""
-    made, found = output.identity.get("recipe.importance"), given and given.sha256
-    if made != found:
-        raise BadOption(
-            f"{output.where} was made with importance {made or 'none'} (sha256): --importance gives {found or 'none'}"
-        )
-
-
-def _check_header(name: str, sha256: str | None, output: Output, source: Source) -> None:
-    recorded = {shard[0]: shard[3] for shard in output.identity["source.shards"]}
-    if recorded.get(name) != sha256:
-        raise BadOption(
-            f"{source.label} is not what {output.where} was made of: the header of shard {name} has sha256 "
-            f"{sha256}, the records say {recorded.get(name)}"
-        )
+    def audit(self, budget_bytes: int | None, seed: int, dry_run: bool) -> list[Audited]:
+        """Compare as much as the budget allows; with `dry_run` nothing. Raises BadOption, and what reading raises."""
+        checks = plan_checks(self._subjects, budget_bytes, seed)
+        if dry_run:
+            return [Audited(c, 0, None) for c in checks]
+        return _compare_all(checks, self._output, self._result, self._source)
 
 
 def _make_subjects(
@@ -218,7 +185,7 @@ def _some_weights(names: Iterable[str], output: Output, source: Source) -> dict[
             raise CheckpointIncomplete(f"{source.label} has no shard {shard}, which the ledger names")
     headers = read_headers(source, [files[n] for n in shards])
     for name, header in headers.items():
-        _check_header(name, header.sha256, output, source)
+        check_header(name, header.sha256, output, source)
     return sources_of(names, output, headers)
 
 
@@ -228,23 +195,13 @@ def _all_weights(output: Output, source: Source) -> tuple[Weights, list[str]]:
     stacks to tell what they hold."""
     checkpoint = read_checkpoint(source)
     for s in checkpoint.shards:
-        _check_header(s.name, s.header_sha256, output, source)
-    _check_config(checkpoint, output)
+        check_header(s.name, s.header_sha256, output, source)
+    check_config(checkpoint, output)
     try:
         weights = weights_of(output, checkpoint)
     except (UnsupportedSource, BadFold) as e:
         raise VerifyFailed(f"the ledger of {output.where} does not go with its source: {e}") from e
     return weights, list(check_account(output.ledger, weights))
-
-
-def _check_config(checkpoint: Checkpoint, output: Output) -> None:
-    """config.json says how some kinds of codes are read."""
-    said, found = output.identity.get("source.config"), hashlib.sha256(checkpoint.config_bytes or b"").hexdigest()
-    if said != found:
-        raise BadOption(
-            f"{checkpoint.label} is not what {output.where} was made of: its config.json has sha256 {found}, the "
-            f"records say {said}"
-        )
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------
@@ -290,7 +247,8 @@ def _read_traffic(headers: Traffic, result: Meter, source: Meter) -> Traffic:
     return Traffic(headers.total_bytes, of_source, of_result, requests)
 
 
-def _planned_traffic(headers: Traffic, checks: Sequence[Check]) -> Traffic:
+def _planned_traffic(headers: Traffic, audited: Sequence[Audited]) -> Traffic:
+    checks = [t.check for t in audited]
     requests = headers.requests + sum(c.requests for c in checks)
     of_source, of_result = sum(c.source_bytes for c in checks), sum(c.result_bytes for c in checks)
     return Traffic(headers.total_bytes, of_source, of_result, requests)

@@ -122,7 +122,7 @@ class BlockRows:
         wide = np.empty((len(lines), self.task.columns), np.float32)
         self._kernels.dequantize_blocks(t.out[there], t.take.type, wide)
         rows = np.ascontiguousarray(given.rows[own])
-        if not np.isfinite(wide).all():
+        if not np.isfinite(wide).all():  # a scale at the end of its range: nothing quantizes it that would tell
             raise self._unfit(rows, given.dtype, t.take)
         self._kernels.error_values(rows, given.dtype, wide, MX_COLUMNS, t.stats[there])
 

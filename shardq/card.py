@@ -169,7 +169,8 @@ def _read_front_matter(card: str) -> dict[str, Any]:
     import yaml
 
     try:
-        front = yaml.safe_load(card[3:].partition("\n---")[0])
+        text = card[3:].partition("\n---")[0] + "\n"
+        front = yaml.safe_load(text.replace("- no\n", '- "no"\n'))  # the language, which YAML takes for False
     except yaml.YAMLError:
         return {}
     return front if isinstance(front, dict) else {}

@@ -12,7 +12,7 @@ from shardq.serving.believed import METHODS, ct_groups
 from shardq.serving.served import Module, Served, find_block, read_served, tensors_of
 from shardq.sources.base import Source
 from shardq.staging import CONFIG, PROVENANCE
-from shardq.verification import Verification
+from shardq.verified import Verification
 
 MAX_CONFIG_BYTES: Final = 1 << 26
 STALE: Final = ("quantize_config.json", "quant_config.json", "quantization_config.json", "hf_quant_config.json")

@@ -13,12 +13,14 @@ import zstandard
 from shardq.block_tasks import BlocksTask
 from shardq.decide import Decision
 from shardq.figures import Figures, Losses, merge_figures, merge_losses
+from shardq.gguf.planned import PlannedTensor
 from shardq.plans import Plan
 from shardq.searching import describe_search
 from shardq.tasks import Done, QuantizeTask
 from shardq.weights import kept_shape
 
 LEDGER: Final = "shardq-ledger.json.zst"
+TABLE: Final = "gguf"  # of the ledger of a GGUF output: its tensors, as the headers have them
 UNUSUAL: Final = 2.0  # times the median
 WORST: Final = 5
 DECODED: Final = "decoded"  # kept, and encoded in the source or folded
@@ -158,7 +160,7 @@ def damaged(errors: Mapping[str, Errors]) -> tuple[tuple[str, int], ...]:
 
 def make_ledger(plan: Plan, errors: Mapping[str, Errors]) -> dict[str, Any]:
     """The ledger as plain values; equal for equal plans and outputs."""
-    return {
+    ledger: dict[str, Any] = {
         "format": 1,
         "fingerprint": plan.fingerprint,
         "tensors": {d.tensor.name: _entry(plan, d, errors.get(d.tensor.name)) for d in plan.decisions},
@@ -166,6 +168,15 @@ def make_ledger(plan: Plan, errors: Mapping[str, Errors]) -> dict[str, Any]:
             name: {"outcome": a.fate, "into": a.into, "reason": a.reason} for name, a in plan.weights.absorbed.items()
         },
     }
+    if plan.gguf:
+        ledger[TABLE] = {t.name: _table_entry(t) for t in plan.gguf.tensors}
+    return ledger
+
+
+def _table_entry(t: PlannedTensor) -> dict[str, Any]:
+    """A tensor of a GGUF file; of those that no weight goes into the config decides the numbers."""
+    entry: dict[str, Any] = {"type": t.type, "shape": list(t.shape), "file": t.file}
+    return entry if t.weights else entry | {"computed": True}
 
 
 def _entry(plan: Plan, d: Decision, errors: Errors | None) -> dict[str, Any]:

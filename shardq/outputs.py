@@ -11,7 +11,7 @@ import zstandard
 
 from shardq.errors import BadFold, VerifyFailed
 from shardq.fold import FOLD, Fold, unpack_fold
-from shardq.layouts import find_layout
+from shardq.layouts import GGUF_LAYOUT, find_layout
 from shardq.layouts.base import Layout, Place
 from shardq.ledger import LEDGER, decode_ledger
 from shardq.schemes import Scheme
@@ -31,7 +31,7 @@ class Output:
     files: Mapping[str, SourceFile]
     provenance: Mapping[str, Any]
     ledger: Mapping[str, Any]
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # empty of GGUF files, which say it themselves
     fold: Fold | None = None  # that its weights have
 
     @property
@@ -71,13 +71,15 @@ def read_output(source: Source, where: str) -> Output:
     if any(name.startswith(f"{WORK}/") for name in files):
         raise VerifyFailed(f"{where} is unfinished: run the command that began it again to resume")
     try:
-        provenance, config = json.loads(_read(source, files, PROVENANCE)), json.loads(_read(source, files, CONFIG))
+        provenance = json.loads(_read(source, files, PROVENANCE))
         ledger = decode_ledger(_read(source, files, LEDGER))
+        is_gguf = provenance["identity"]["recipe.layout"] == GGUF_LAYOUT
+        config = {} if is_gguf else json.loads(_read(source, files, CONFIG))
         _check_keys(provenance, ledger, config)
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError, zstandard.ZstdError) as e:
         raise VerifyFailed(
-            f"{where} has no readable {PROVENANCE}, {LEDGER} and {CONFIG} ({e}): expected the output of "
-            "`shardq quantize`"
+            f"{where} has no readable {PROVENANCE}, {LEDGER} and, where the output is no GGUF file, {CONFIG} ({e}): "
+            "expected the output of `shardq quantize`"
         ) from e
     return Output(source, where, files, provenance, ledger, config, _read_fold(source, where, files, provenance))
 

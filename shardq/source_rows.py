@@ -84,15 +84,20 @@ class SourceRows:
         assert self._e is not None
         assert self._goal is not None
         parts = self._parts(self._e, row, end_row)
-        with _deriving():
+        with deriving():
             return carry_rows(self._e, parts, row, end_row, self._goal, self._kernels, largest)
+
+    def stored(self, row: int, end_row: int) -> dict[str, NDArray[Any]]:
+        """What encoded rows are made of, as `read_parts` has it. Raises what reading raises."""
+        assert self._e is not None
+        return self._parts(self._e, row, end_row)
 
     def largest(self, row: int, end_row: int) -> float:
         """The largest magnitude of rows, infinite for NaN, or where codes are carried the largest scale. Raises as
         `taken`."""
         if self._e is not None and self._goal is not None:
             parts = self._parts(self._e, row, end_row)
-            with _deriving():
+            with deriving():
                 return largest_scale(self._e, parts, row, end_row, self._goal, self._kernels)
         rows, dtype = self.taken(row, end_row)
         found = np.empty((len(rows), 1), np.float32)
@@ -109,7 +114,7 @@ class SourceRows:
     def _decoded(self, e: Encoded, row: int, end_row: int) -> NDArray[np.float32]:
         out = np.empty((end_row - row, e.columns), np.float32)
         parts = self._parts(e, row, end_row)
-        with _deriving():
+        with deriving():
             decode_rows(e, parts, row, end_row, out, self._kernels)
         if self._held is not None:
             out[:, : self._asked[0]] = out[:, self._asked[1] :] = 0
@@ -152,8 +157,8 @@ class SourceRows:
 
 
 @contextmanager
-def _deriving() -> Iterator[None]:
-    """Around what reads nothing: the source is as it is, and no error of reading."""
+def deriving() -> Iterator[None]:
+    """Around what reads nothing: the source is as it is, and no error of reading. Raises NoRowsError."""
     try:
         yield
     except (NonFiniteWeight, NotExact, CorruptShard) as e:

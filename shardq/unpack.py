@@ -69,14 +69,18 @@ def check_module(name: str, entry: Mapping[str, Any], shard: OutputShard, layout
 def check_figures(
     name: str, entry: Mapping[str, Any], stats: NDArray[np.float64], has_codes: bool = True
 ) -> Iterator[str]:
-    """Where a ledger entry disagrees with the figures of all rows of its tensor, [rows, 6] as the kernels give them;
-    `has_codes`: what is counted on codes is among them. An entry of an earlier version has fewer figures."""
-    found = Errors(sum_figures(stats, load()), math.prod(entry["shape"]))
+    """As check_errors, with the figures of all rows of the tensor, [rows, 6] as the kernels give them."""
+    return check_errors(name, entry, Errors(sum_figures(stats, load()), math.prod(entry["shape"])), has_codes)
+
+
+def check_errors(name: str, entry: Mapping[str, Any], found: Errors, has_codes: bool = True) -> Iterator[str]:
+    """Where a ledger entry disagrees with what was measured; `has_codes`: what is counted on codes is among it. An
+    entry of an earlier version has fewer figures."""
     for key, value in found.describe().items():
         said = entry.get(key, value)
         if key in COUNTED and not has_codes:
             continue
-        if key in SUMMED and value is not None and said is not None:
+        if key in SUMMED and value is not None and isinstance(said, int | float):
             if math.isclose(value, said, rel_tol=SUM_TOLERANCE, abs_tol=NEAR_ZERO.get(key, 0.0)):
                 continue
         elif value == said:

@@ -3,48 +3,32 @@
 The output is a folder or a repo: everything is read by ranges, and without `deep` only headers and records are.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from shardq.against_source import check_against_source
 from shardq.config_json import dump
-from shardq.errors import CorruptShard, SourceUnreadable, UnknownDtype, VerifyFailed
+from shardq.errors import BadOption, CorruptShard, SourceUnreadable, UnknownDtype, VerifyFailed
 from shardq.files.safetensors import Header, HeaderTensor
+from shardq.gguf_verification import verify_gguf
 from shardq.headers import read_headers
-from shardq.ledger import DECODED, LEDGER
+from shardq.importance import Importance
+from shardq.layouts import GGUF_LAYOUT
+from shardq.ledger import DECODED
 from shardq.outputs import Output, open_result, read_output, target_of
 from shardq.recorded import check_absorbed
-from shardq.serving.served import Served, read_served
-from shardq.source_rows import WINDOW_BYTES
-from shardq.sources.base import Source, SourceFile
-from shardq.staging import CONFIG, PROVENANCE
+from shardq.serving.served import read_served
+from shardq.sources.base import Source
+from shardq.staging import CONFIG
 from shardq.unpack import OutputShard, check_module
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """What `verify` found."""
-
-    result: str  # the folder or repo, as it was named
-    commit: str | None  # of a repo
-    files: int  # weight shards
-    tensors: int  # source tensors in the ledger
-    deep: bool  # hashes were taken and modules unpacked
-    compared: int  # source tensors compared with their source
-    problems: tuple[str, ...]  # empty when the output is sound
-    served: Served  # for verdicts of engines
-    notes: tuple[str, ...] = ()  # what is odd but does no harm
-    foreign: bool = False  # made by others: there is no ledger, and nothing was checked against one
-
+from shardq.verified import Verification, check_hashes, check_listed_hashes, check_run, listed_files
 
 Headers = Mapping[str, Header]  # shard -> header
 
 
-def verify_output(result: str, deep: bool, source: Source | None) -> Verification:
-    """Check a finished output: a folder, or org/name[@revision].
+def verify_output(result: str, deep: bool, source: Source | None, importance: Importance | None = None) -> Verification:
+    """Check a finished output: a folder, or org/name[@revision]; `importance` that of a GGUF output, for its `source`.
 
     Always: headers, sizes, index, configuration and completeness against the ledger, and the sha256 of each shard where
     the Hub tells it. `deep`: also the sha256 of each shard as it is read, and every module unpacked; a repo's weights
@@ -55,14 +39,18 @@ def verify_output(result: str, deep: bool, source: Source | None) -> Verificatio
     """
     opened = open_result(result)
     output = read_output(opened, result)
+    if output.layout.name == GGUF_LAYOUT:
+        return verify_gguf(output, deep, source, importance)
+    if importance:
+        raise BadOption(f"--importance is for GGUF files, and {result} is none: leave it out")
     headers = _read_headers(output)
     problems = [*_check_ledger(output, headers), *check_absorbed(output.ledger)]
     problems += (*_check_index(output, headers), *_check_config(output))
     complete = not problems
-    problems += _check_listed_hashes(output)
+    problems += check_listed_hashes(output)
     compared = 0
     if deep:
-        problems += (p for p in _check_hashes(output) if p not in problems)
+        problems += (p for p in check_hashes(output) if p not in problems)
         for name, entry in _quantized(output) if complete else ():
             shard = OutputShard(opened, entry["file"], headers[entry["file"]])
             problems += check_module(name, entry, shard, output.layout)
@@ -77,19 +65,8 @@ def verify_output(result: str, deep: bool, source: Source | None) -> Verificatio
 
 def _read_headers(output: Output) -> dict[str, Header]:
     """Of all shards that the records list, after a look at their sizes. Raises VerifyFailed."""
-    shards: list[SourceFile] = []
-    for name, record in output.provenance["files"].items():
-        file = output.files.get(name)
-        if file is None:
-            raise VerifyFailed(f"{output.where} lacks {name}, which {PROVENANCE} lists: get it again or quantize again")
-        if file.size_bytes != record["size"]:
-            raise VerifyFailed(
-                f"{output.where}/{name} has {file.size_bytes} bytes: expected {record['size']}; get it again or "
-                "quantize again"
-            )
-        shards.append(file)
     try:
-        return read_headers(output.source, shards)
+        return read_headers(output.source, listed_files(output))
     except (CorruptShard, UnknownDtype, SourceUnreadable) as e:
         raise VerifyFailed(str(e)) from e
 
@@ -102,8 +79,7 @@ def _check_ledger(output: Output, headers: Headers) -> Iterator[str]:
     """Every ledger entry has its tensors, every tensor has a ledger entry."""
     there = _tensors(headers)
     claimed: dict[tuple[str, int], str] = {}  # name and slice of a tensor -> source tensor
-    if output.ledger["fingerprint"] != output.provenance["fingerprint"]:
-        yield f"{LEDGER} and {PROVENANCE} are of different runs"
+    yield from check_run(output)
     for name, entry in output.ledger["tensors"].items():
         for out_name, dtype, shape in _expected(output, name, entry):
             file, tensor = there.get(out_name, ("", None))
@@ -179,25 +155,6 @@ def _check_config(output: Output) -> Iterator[str]:
         if scheme is None or scheme.name != entry["scheme"]:
             believed = scheme.name if scheme else "not quantized"
             yield f"{CONFIG} says {believed} for {name}: the ledger says {entry['scheme']}"
-
-
-def _check_listed_hashes(output: Output) -> Iterator[str]:
-    """What the Hub says of its large files, without reading them."""
-    for name, record in output.provenance["files"].items():
-        yield from _compare_hash(name, output.files[name].sha256, record["sha256"])
-
-
-def _check_hashes(output: Output) -> Iterator[str]:
-    for name, record in output.provenance["files"].items():
-        digest = hashlib.sha256()
-        for at in range(0, record["size"], WINDOW_BYTES):
-            digest.update(output.source.read(name, at, min(record["size"], at + WINDOW_BYTES)))
-        yield from _compare_hash(name, digest.hexdigest(), record["sha256"])
-
-
-def _compare_hash(name: str, found: str | None, expected: str) -> Iterator[str]:
-    if found not in {None, expected}:
-        yield f"{name} has sha256 {found}: expected {expected}; get it again or quantize again"
 
 
 def _quantized(output: Output) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -43,6 +43,11 @@ FILE_TYPES: Final[tuple[FileType, ...]] = (
     FileType("BF16", 32, "BF16", "bf16; norms and other vectors fp32"),
     FileType("F32", 0, "F32", "fp32"),
 )
+# Numbers of file types that are not written here: gguf 0.19.0 (`LlamaFileType`), and llama.cpp for the last.
+OTHERS: Final = {
+    19: "IQ2_XXS", 20: "IQ2_XS", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
+    29: "IQ2_M", 31: "IQ1_M", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
+}  # fmt: skip
 ALIASES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's
 PREFIX: Final = "GGUF:"
 
@@ -53,3 +58,9 @@ def find_file_type(text: str) -> FileType | None:
     """The file type of a name or alias, whatever its case, with or without `gguf:`, with - or _; None for others."""
     name = text.upper().removeprefix(PREFIX).replace("-", "_")
     return _BY_NAME.get(ALIASES.get(name, name))
+
+
+def name_file_type(number: object) -> str | None:
+    """The name of `general.file_type`'s value, also of those that are not written here; None for others."""
+    known = OTHERS | {kind.number: kind.name for kind in FILE_TYPES}
+    return known.get(number) if isinstance(number, int) else None

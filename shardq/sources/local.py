@@ -91,16 +91,28 @@ def open_folder(
     """List a folder. Symbolic links to files count as files; folders whose name begins with a dot (version control,
     caches, staging) are left out. `label` is by default the folder's own name.
 
-    Raises SourceUnreadable: missing, no folder, or not readable.
+    A GGUF file counts as a folder of the files of its model. Raises SourceUnreadable: missing, no folder, or not
+    readable.
     """
     root = Path(os.path.abspath(folder))
     chosen = root / subfolder if subfolder else root
     with reading(chosen):
         if not chosen.is_dir():
+            if chosen.suffix == ".gguf" and chosen.is_file():
+                return _open_file(chosen)
             if chosen.exists():
                 raise SourceUnreadable(f"{chosen} is a file; give the folder that holds the checkpoint")
             raise SourceUnreadable(f"no folder {chosen}: check the path")
         return FolderSource(chosen, label or root.name or "root", commit, _list(chosen))
+
+
+def _open_file(path: Path) -> FolderSource:
+    """A GGUF file as a source, with the other parts of its model if it is one."""
+    from shardq.gguf.headers import find_models
+
+    beside = [SourceFile(p.name, p.stat().st_size, None) for p in sorted(path.parent.iterdir()) if p.is_file()]
+    (model,) = (m for m in find_models(beside) if path.name in {f.name for f in m.files})
+    return FolderSource(path.parent, path.name, None, model.files)
 
 
 def _list(root: Path) -> tuple[SourceFile, ...]:

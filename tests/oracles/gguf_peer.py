@@ -25,7 +25,6 @@ FILE_TYPES: Final = {
     "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4_MOE": 38,
 }  # fmt: skip
 THREADS: Final = 2
-_INT, _STRING = 0, 3  # of llama_model_kv_override_type
 _CONVERT: Final = """
 import sys
 root, folder, out, *pre = sys.argv[1:]
@@ -73,11 +72,10 @@ def quantize(
     output_type: str | None = None,
     embedding_type: str | None = None,
     overrides: Sequence[tuple[str, str]] = (),
-    keys: Mapping[str, int | str] | None = None,
     requantize: bool = False,
 ) -> Path:
     """`llama_model_quantize`: `number` of the file type, divided vectors of importance by tensor, (regular expression,
-    type) pairs, and further keys, as `llama-quantize` gives them beside an imatrix. Raises RuntimeError."""
+    type) pairs. Unlike llama-quantize it writes no keys about an imatrix. Raises RuntimeError."""
     import llama_cpp as peer
     from llama_cpp._logger import llama_log_callback
 
@@ -103,27 +101,11 @@ def quantize(
         pointer = ctypes.POINTER(ctypes.c_float)
         entries = [(name.encode(), v.ctypes.data_as(pointer), v.size) for name, v in vectors.items()]
         parameters.imatrix = (peer.llama_model_imatrix_data * (len(entries) + 1))(*entries)
-    if keys:
-        parameters.kv_overrides = (peer.llama_model_kv_override * (len(keys) + 1))(*_overrides(keys))
     failed = peer.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(parameters))
     peer.llama_log_set(llama_log_callback, ctypes.c_void_p(0))
     if failed:
         raise RuntimeError("".join(lines)[-600:])
     return out
-
-
-def _overrides(keys: Mapping[str, int | str]) -> list[Any]:
-    import llama_cpp as peer
-
-    found = []
-    for key, content in keys.items():
-        value = peer.llama_model_kv_override_value()
-        if isinstance(content, str):
-            value.val_str = content.encode()[:127]
-        else:
-            value.val_i64 = content
-        found.append(peer.llama_model_kv_override(_STRING if isinstance(content, str) else _INT, key.encode(), value))
-    return found
 
 
 def types(path: Path) -> dict[str, str]:
@@ -168,7 +150,7 @@ def _tensor(a: GgufTensor, one: bytes, b: GgufTensor, two: bytes) -> list[str]:
     return [f"tensor {a.name}: {a.type}, {int(blocks.sum())} of {blocks.size} blocks, first {int(blocks.argmax())}"]
 
 
-def perplexity(path: Path, text: str, context: int = 512) -> float:
+def perplexity(path: Path, text: str, context: int = 256) -> float:
     """Of the text's first `context` tokens under a file's model. Raises ValueError where it does not load."""
     from llama_cpp import Llama
 

@@ -156,7 +156,7 @@ class Sweep:
         kind = CUTS[case % len(CUTS)]
         if case % self._options.verify_every == 0:
             self._found.verified += 1
-            outs = [self._scene.out / f for f in _finished(self._expected, "config.json")]
+            outs = [self._scene.out / f for f in _finished(self._expected, self._scene.begins)]
             if problems := [p for out in outs for p in shardq.verify(out, deep=True).problems]:
                 return [f"verify: {p}" for p in problems]
         Disk.load(self._saved, self._scene.disk).cut(kind, random.Random(case))

@@ -114,7 +114,7 @@ def imatrix_bytes(stats: Importance, form: str) -> bytes:
     """The file in one of the two formats; the old one has a single count for all slices."""
     if form == "gguf":
         return gguf(stats)
-    return legacy({name: (OLD_CALLS, sums.reshape(-1)) for name, (sums, _) in stats.items()})
+    return legacy({name: (OLD_CALLS, sums.reshape(-1).tolist()) for name, (sums, _) in stats.items()})
 
 
 def divided(stats: Importance, form: str) -> dict[str, NDArray[np.float32]]:
