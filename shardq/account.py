@@ -35,7 +35,7 @@ def open_account(
     for lane in lanes:
         for name, file in lane.files.items():
             owner = owners.setdefault((lane.number, name), file.shards[0])
-            is_made = name in lane.made or set(file.shards) <= set(over)
+            is_made = name in made[lane.number] or set(file.shards) <= set(over)
             if is_made and (name not in lane.uploaded or limits.keep_local):
                 waiting[owner] = waiting.get(owner, 0) + file.size_bytes
     if not uploads:

@@ -148,8 +148,9 @@ class Lane:
 
     def is_made(self, name: str) -> bool:
         """True when nothing is left to do for a file but to seal it, and that may begin and has not."""
-        busy = self._settling and self._settling.is_busy(name)
-        return self._left[name] == 0 and not busy and name not in self.sealed and name not in self._sealing
+        if self._left[name] or name in self.sealed or name in self._sealing:
+            return False
+        return self._settling is None or not self._settling.is_busy(name)
 
     def doubtful(self, name: str) -> Iterable[str]:
         """Source shards that must be known to be right before a file is sealed."""

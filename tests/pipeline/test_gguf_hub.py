@@ -232,6 +232,26 @@ def test_the_least_cap_that_is_accepted_is_kept(
     assert (pushed(model) if push else folder(out)) == folder(tmp_path / "free")
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["fp8", "mxfp4"])
+def test_shards_that_others_read_stay_within_the_least_cap(
+    tmp_path: Path, make_model: MakeModel, measures: ModuleType, short_spans: int, name: str, mode: str
+) -> None:
+    """Scales come with the first shard and are read until the third is done."""
+    source, recipe = made.write(name, tmp_path), made.recipe(name, PARTS[1])
+    model, out = make_model(source), tmp_path / "out"
+    cap = least(model, recipe, mode, push=True)
+    for is_stopped in (True, False):
+        with measures.Meter(out) as meter:
+            try:
+                run(model, recipe, out, mode, stop_after_uploads(1) if is_stopped else meter.look, cap, push=True)
+            except KeyboardInterrupt:
+                assert is_stopped
+        assert meter.peak_bytes <= cap
+    run(model, recipe, tmp_path / "free", mode)
+    assert pushed(model) == folder(tmp_path / "free")
+
+
 def stop_after_uploads(count: int) -> Report:
     left = count
 
