@@ -276,6 +276,36 @@ def test_restart_of_a_half_eaten_source_is_refused_and_keeps_what_is_done(tmp_pa
     assert contents(out) == expected
 
 
+@pytest.mark.parametrize("scheme", ["gguf", "W4A16"])
+def test_shards_of_another_model_do_not_finish_a_half_eaten_one(
+    tmp_path: Path, contents: Contents, scheme: str
+) -> None:
+    """Under its name, or in a folder of another name. None of them is deleted."""
+    source, out = made.write("experts", tmp_path), tmp_path / "out"
+    recipe = made.recipe("experts") if scheme == "gguf" else shardq.make_recipe(scheme, group_size=32)
+    expected = alone(source, recipe, tmp_path / "alone", contents)
+    gone = stop_when(lambda _: len(list(source.glob(made.SHARDS))) < 3)
+    with pytest.raises(KeyboardInterrupt):
+        shardq.quantize(source, recipe, output_dir=out, limits=EATING, report=gone)
+    other = made.write("stacks", tmp_path / "other")
+    left = min(source.glob(made.SHARDS))
+    kept = left.rename(tmp_path / left.name)
+    shutil.copy(other / left.name, left)
+    before = contents(tmp_path)
+    with pytest.raises(RecipeChanged, match=r"source\.shards"):
+        shardq.quantize(source, recipe, output_dir=out, limits=EATING)
+    named = other.rename(tmp_path / "Other")
+    with pytest.raises(RecipeChanged, match=r"source\.label"):
+        shardq.quantize(named, recipe, output_dir=out, limits=EATING)
+    named.rename(other)
+    assert {n: h for n, h in contents(tmp_path).items() if "/.shardq/" not in n} == {
+        n: h for n, h in before.items() if "/.shardq/" not in n
+    }
+    kept.replace(left)
+    shardq.quantize(source, recipe, output_dir=out, limits=EATING)
+    assert contents(out) == expected
+
+
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
 def test_other_recipe_is_refused_and_restart_discards(tmp_path: Path, contents: Contents, finished: bool) -> None:
     source, out = made.write("experts", tmp_path), tmp_path / "out"
