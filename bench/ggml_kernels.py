@@ -74,7 +74,7 @@ DATA: Final[Mapping[str, Callable[[np.random.Generator], Floats]]] = {
     "30 % subnormal blocks of 32": lambda rng: _some(rng, 0.3, 32, SUBNORMAL),
     "all subnormal": lambda rng: _plain(rng) * SUBNORMAL,
     "all tiny": lambda rng: _plain(rng) * TINY,
-    "all zero": lambda rng: np.zeros((ROWS, COLS), np.float32),
+    "all zero": lambda rng: _some(rng, 1.1, COLS, np.float32(0)),
 }
 
 

@@ -26,7 +26,7 @@ from shardq.gguf.file_types import find_file_type
 
 READ_BYTES: Final = 8 << 20
 HEADINGS: Final = (
-    "type", "run", "n", "wall s", "CPU s", "CPU s/GB", "x shardq", "PSS MB", "anon+shmem MB", "written MB", "same bytes",
+    "type", "run", "n", "wall s", "CPU s", "CPU s/GB", "x shardq", "PSS MB", "anon+shmem MB", "written MB", "same",
 )  # fmt: skip
 QUANTIZE: Final = """
 import ctypes, sys
@@ -36,7 +36,9 @@ parameters = llama_cpp.llama_model_quantize_default_params()
 parameters.ftype, parameters.nthread = int(number), int(threads)
 sys.exit(llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(parameters)))
 """
-PEER_ENV: Final = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENV: Final = {
+    "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Bench:
         """With the source in the page cache, and free memory of the machine's own; see README.md here."""
         _warm(self.source)
         touch_free_memory(2 * self.source_bytes)
-        measured = measure((*command, str(out)), PEER_ENV, self.work / "log")
+        measured = measure((*command, str(out)), ENV, self.work / "log")
         os.sync()
         return measured
 
@@ -111,8 +113,12 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", type=Path, required=True, help="python with llama-cpp-python and its converter's needs")
-    parser.add_argument("--llama-cpp", type=Path, required=True, help="folder of the same version's convert_hf_to_gguf.py")
+    parser.add_argument(
+        "--peer", type=Path, required=True, help="python that has llama-cpp-python and what its converter needs"
+    )
+    parser.add_argument(
+        "--llama-cpp", type=Path, required=True, help="folder of the same version's convert_hf_to_gguf.py"
+    )
     parser.add_argument("--checkpoint", type=Path, help="an existing checkpoint")
     parser.add_argument("--tokenizer", type=Path, help="a checkpoint whose tokenizer a made one gets")
     parser.add_argument("--gb", type=float, default=2, help="size of the checkpoint to make, in 1e9 bytes")
