@@ -134,7 +134,7 @@ class Worker:
         for tile in self._tiles(first, rows, room, checked):
             self._tile(tile, ways, makings)
             for _, made in blocks:
-                made.add(Given(first.row + tile.row, tile.rows, tile.dtype, tile.parts))
+                made.add(Given(first.row + tile.row, tile.rows, tile.dtype, tile.parts, tile.wide))
             for c in copies:
                 raw = tile.rows.reshape(-1).view(np.uint8)
                 sums[c.lane] = self._copy_rows(c, raw, tile.row * first.row_bytes, sums[c.lane])

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 
 def find_takes(
-    tensors: Sequence[PlannedTensor], begins: Mapping[str, int], sourced: "Mapping[str, Sourced]", weights: Weights
+    tensors: Sequence[PlannedTensor],
+    begins: Mapping[str, int],
+    sourced: "Mapping[str, Sourced]",
+    weights: Weights,
+    rounded: bool,
 ) -> dict[str, tuple[Take, ...]]:
-    """What becomes of each weight. Raises UnsupportedSource for weights that are no floats, and for shapes that do not
-    go together."""
+    """What becomes of each weight; `rounded`: by way of BF16, as llama.cpp's converter has it. Raises UnsupportedSource
+    for weights that are no floats, and for shapes that do not go together."""
     takes: dict[str, list[Take]] = {}
     for t in tensors:
         made = sourced[t.name]
@@ -31,7 +35,7 @@ def find_takes(
             take = Take(
                 t.name, t.file, begins[t.name] + index * slice_bytes, t.type, taken.rows, part.rotary_heads,
                 taken.turned, made.tensor.added, ref, taken.carried and t.type == made.tensor.type,
-                narrowed=made.tensor.type is None and not weight.encoded and weight.dtype != SOURCE_TYPE,
+                narrowed=rounded and made.tensor.type is None and weight.dtype != SOURCE_TYPE,
             )  # fmt: skip
             _check(weight, take, slice_bytes)
             takes.setdefault(taken.weight, []).append(take)
