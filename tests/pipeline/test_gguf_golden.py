@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf_files_made as made
 import pytest
@@ -20,7 +20,9 @@ from shardq.gguf.metadata import find_tensors
 from shardq.gguf.model_files import ModelFiles
 from shardq.gguf.options import GgufOptions
 from shardq.gguf.tensors import SourceTensor
-from shardq.recipe import Decode
+
+if TYPE_CHECKING:
+    from shardq.recipe import Decode
 
 pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
 pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
