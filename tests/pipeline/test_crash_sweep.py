@@ -33,7 +33,7 @@ BUGS = {
     "delete before the journal line": ("eating", {"early_delete": True}),
     "file fsync of a settled shard": ("gguf", {"forgotten": ["Worker._settle"]}),
     "folder fsync of a settled shard": ("gguf", {"forgotten": ["sync_folder<Worker._settle"]}),
-    "delete before it is settled": ("gguf", {"early_delete": True}),
+    "delete before it is settled": ("gguf", {"early_delete": True, "kinds": ["removed"]}),
 }
 
 
