@@ -299,6 +299,7 @@ class SealTask:
     lane: int
     file: str
     size_bytes: int
+    keeps: bool = False  # also when the disk fails: it may be all that is left of settled shards
 
 
 @dataclass(frozen=True, slots=True)

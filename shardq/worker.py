@@ -8,7 +8,6 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -135,7 +134,7 @@ class Worker:
         for tile in self._tiles(first, rows, room, checked):
             self._tile(tile, ways, makings)
             for _, made in blocks:
-                made.add(Given(first.row + tile.row, tile.rows, tile.dtype, tile.parts))
+                made.add(Given(first.row + tile.row, tile.rows, tile.dtype, tile.parts, tile.wide))
             for c in copies:
                 raw = tile.rows.reshape(-1).view(np.uint8)
                 sums[c.lane] = self._copy_rows(c, raw, tile.row * first.row_bytes, sums[c.lane])
@@ -445,7 +444,12 @@ class Worker:
                     part = tile[: min(TILE_BYTES, task.size_bytes - at)]
                     pread_exact(fd, part.data, at, task.file)
                     digest.update(part.data)
-                _sync(fd, path)
+                try:
+                    os.fsync(fd)
+                except OSError:
+                    if not task.keeps:
+                        os.unlink(path)  # what is read back may never reach the disk, yet would pass for done
+                    raise
             finally:
                 os.close(fd)
         return Sealed(task.lane, task.file, digest.hexdigest())
@@ -455,10 +459,10 @@ class Worker:
         self._parts.close()
         for file in task.files:
             path = self._part(task.lane, file)
-            with writing(path), suppress(FileNotFoundError):  # sealed meanwhile, and so durable, under another path
+            with writing(path):
                 fd = os.open(path, os.O_RDWR)
                 try:
-                    _sync(fd, path)
+                    os.fsync(fd)
                 finally:
                     os.close(fd)
                 sync_way(os.path.dirname(path))
@@ -475,14 +479,6 @@ class Worker:
             if array.size:
                 checksum = _fold(checksum, self._kernels.checksum(array.reshape(-1).view(np.uint8)))
         return checksum
-
-
-def _sync(fd: int, path: str) -> None:
-    try:
-        os.fsync(fd)
-    except OSError:
-        os.unlink(path)  # what is read back may never reach the disk, yet would pass for done
-        raise
 
 
 def _copied(number: int, checksum: int) -> Done:
