@@ -132,8 +132,8 @@ def _refuse_unexpected(unexpected: Mapping[str, str], skeleton: Skeleton, label:
     wrong = [n for n, index in places.items() if index is not None and index < skeleton.count]
     if wrong:
         raise UnsupportedSource(
-            f"{label} has {_listed(wrong)}, which {type(model).__name__} has no place for: expected tensors of the model "
-            "alone; transformers cannot compute with them"
+            f"{label} has {_listed(wrong)}, which {type(model).__name__} has no place for: expected tensors of the "
+            "model alone; transformers cannot compute with them"
         )
     return (f"{len(left)} tensors have no part in the text model and were left out: {_listed(left)}.",) if left else ()
 

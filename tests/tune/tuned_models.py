@@ -11,6 +11,7 @@ SMALL: Final = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128, "head_dim": 16,
 }  # fmt: skip
+NEAR: Final = "sliding_attention"
 MOE: Final = {"moe_intermediate_size": 32, "num_experts_per_tok": 2}
 LATENT: Final = {
     "n_routed_experts": 8, "n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1,
@@ -29,7 +30,7 @@ MODELS: Final[Mapping[str, Callable[[], Any]]] = {
     "qwen3": lambda: _config("Qwen3Config"),
     "qwen3_moe": lambda: _config("Qwen3MoeConfig", num_experts=8, **MOE),
     "mixtral": lambda: _config("MixtralConfig", num_local_experts=4, num_experts_per_tok=2),
-    "gemma3": lambda: _config("Gemma3TextConfig", sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    "gemma3": lambda: _config("Gemma3TextConfig", sliding_window=8, layer_types=[NEAR, "full_attention", NEAR]),
     "deepseek_v3": lambda: _config("DeepseekV3Config", **MOE, **LATENT),
     "gpt_oss": lambda: _config("GptOssConfig", num_local_experts=4, num_experts_per_tok=2, sliding_window=8),
     "phi3": lambda: _config("Phi3Config", pad_token_id=0),
