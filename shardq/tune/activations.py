@@ -39,7 +39,9 @@ class Batch:
 
     def part(self, start: int, stop: int) -> "Batch":
         """Some of the samples; their hidden states are a view."""
-        return Batch(self.hidden[start:stop], tuple(_map(c, lambda own: Own(own.values[start:stop])) for c in self.calls))
+        return Batch(
+            self.hidden[start:stop], tuple(_map(c, lambda own: Own(own.values[start:stop])) for c in self.calls)
+        )
 
     def moved(self, hidden: torch.Tensor) -> "Batch":
         """The same samples with other hidden states."""
@@ -84,10 +86,30 @@ def catch_input(module: nn.Module, forward: Callable[[], Any]) -> torch.Tensor:
 class _Record:
     """What one pass through a model's forward met."""
 
+    count: int
+    as_tuple: bool  # what stands in for blocks gives a tuple
+    calls: list[Call]
     hidden: torch.Tensor | None = None
-    calls: list[Call] | None = None
     last: Any = None  # what was given back
     strange: int | None = None  # a block that got something else than what the one before gave
+
+    def recorder(self, index: int) -> Callable[..., Any]:
+        """What stands in for a block."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            named = dict(kwargs)
+            hidden, rest = (named.pop(HIDDEN), args) if HIDDEN in named else (args[0], args[1:])
+            if index == 0:
+                self.hidden = hidden
+            elif hidden is not self.last and self.strange is None:
+                self.strange = index
+            self.last = hidden
+            self.calls.append(Call(rest, named))
+            if index == self.count - 1:
+                raise _Done
+            return (hidden,) if self.as_tuple else hidden
+
+        return forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +125,15 @@ def record_calls(blocks: Sequence[nn.Module], forward: Callable[[], Any], label:
     """Hidden states before the first block, and the call of each, as `forward` makes them. Raises UnsupportedSource for
     a model that does more between its blocks than to call one after the other."""
     for as_tuple in (False, True):
-        record = _Record(calls=[])
-        with _replaced(blocks, lambda index: _recorder(record, index, len(blocks), as_tuple)):
+        record = _Record(len(blocks), as_tuple, [])
+        with _replaced(blocks, record.recorder):
             try:
                 with contextlib.suppress(_Done):
                     forward()
             except (RuntimeError, IndexError, ValueError):
                 if as_tuple or record.strange is None:
                     raise
-        if record.strange is None and record.calls and len(record.calls) == len(blocks):
+        if record.strange is None and len(record.calls) == len(blocks):
             assert record.hidden is not None
             return Recorded(record.hidden, record.calls, as_tuple)
     where = f"before block {record.strange}" if record.strange is not None else "around its blocks"
@@ -121,25 +143,11 @@ def record_calls(blocks: Sequence[nn.Module], forward: Callable[[], Any], label:
 def replace_blocks(blocks: Sequence[nn.Module], hidden: torch.Tensor, as_tuple: bool) -> AbstractContextManager[None]:
     """A context in which the blocks of a model give `hidden` whatever they get."""
     given = (hidden,) if as_tuple else hidden
-    return _replaced(blocks, lambda index: lambda *args, **kwargs: given)
 
+    def give(*_: Any, **__: Any) -> Any:
+        return given
 
-def _recorder(record: _Record, index: int, count: int, as_tuple: bool) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        named = dict(kwargs)
-        hidden, rest = (named.pop(HIDDEN), args) if HIDDEN in named else (args[0], args[1:])
-        assert record.calls is not None
-        if index == 0:
-            record.hidden = hidden
-        elif hidden is not record.last:
-            record.strange = index if record.strange is None else record.strange
-        record.last = hidden
-        record.calls.append(Call(rest, named))
-        if index == count - 1:
-            raise _Done
-        return (hidden,) if as_tuple else hidden
-
-    return forward
+    return _replaced(blocks, lambda _: give)
 
 
 @contextmanager

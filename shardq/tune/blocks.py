@@ -108,6 +108,11 @@ class BlockModel:
         with self.embedding():
             for index in range(len(ids)):
                 found = record_calls(self._blocks, self._forward(ids[index : index + 1]), self.checkpoint.label)
+                if found.hidden.shape[:2] != (1, ids.shape[1]):
+                    raise UnsupportedSource(
+                        f"{self.checkpoint.label}: its blocks get {list(found.hidden.shape)} for a sample of "
+                        f"{ids.shape[1]} tokens, expected [1, tokens, ...]: no block mode for this model"
+                    )
                 calls = join_calls(calls, found.calls, index) if index else found.calls
                 hidden.append(found.hidden.clone())
                 self._as_tuple = found.as_tuple
@@ -177,7 +182,7 @@ class BlockModel:
         if head is None:
             raise UnsupportedSource(f"{self.checkpoint.label}: {type(self.skeleton.model).__name__} has no head")
         with replace_blocks(self._blocks, hidden, self._as_tuple):
-            return catch_input(head, lambda: self.skeleton.model(inputs_embeds=hidden, use_cache=False))
+            return catch_input(head, lambda: self._end(hidden))
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -187,7 +192,7 @@ class BlockModel:
             self._fill(self.skeleton.model, self._own_head, "")
             self._head_is_there = True
         with replace_blocks(self._blocks, hidden, self._as_tuple):
-            found: torch.Tensor = self.skeleton.model(inputs_embeds=hidden, use_cache=False).logits
+            found: torch.Tensor = self._end(hidden).logits
         return found
 
     def free_head(self) -> None:
@@ -206,6 +211,12 @@ class BlockModel:
     @property
     def _blocks(self) -> list[nn.Module]:
         return [self.skeleton.block(i) for i in range(self.skeleton.count)]
+
+    def _end(self, hidden: torch.Tensor) -> Any:
+        """The model's forward, whose blocks are replaced: what it embeds has no say."""
+        width = self.config.get_text_config().hidden_size
+        embedded = torch.zeros(*hidden.shape[:2], width, dtype=self.dtype)
+        return self.skeleton.model(inputs_embeds=embedded, use_cache=False)
 
     def _forward(self, ids: torch.Tensor) -> Callable[[], Any]:
         return lambda: self.skeleton.model(input_ids=ids, use_cache=False)

@@ -1,5 +1,5 @@
-"""Which tensors of a checkpoint each parameter of a model is made of, and how: transformers' own tables of renamings and
-conversions (transformers 5, core_model_loading.py), applied to one block instead of a whole model."""
+"""Which tensors of a checkpoint each parameter of a model is made of, and how: transformers' own tables of renamings
+and conversions (transformers 5, core_model_loading.py), applied to one block instead of a whole model."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +30,9 @@ class Conversions:
     """All of a model."""
 
     by_parameter: Mapping[str, Conversion]
-    unexpected: Mapping[str, str]  # tensors of the checkpoint that no parameter is made of, and their names in the model
+    unexpected: Mapping[
+        str, str
+    ]  # tensors of the checkpoint that no parameter is made of, and their names in the model
     dtypes: Mapping[str, torch.dtype]  # of each parameter
 
     def find(self, parameters: Iterable[str]) -> tuple[Conversion, ...]:
@@ -69,7 +71,9 @@ def find_conversions(model: Any, names: Iterable[str], dtype: torch.dtype) -> Co
 def _conversion(key: str, converter: Any, sources: tuple[tuple[str, str], ...]) -> Conversion:
     if converter is None:
         if len(sources) > 1:
-            raise UnsupportedSource(f"{key} would be made of {sources[0][0]} and of {sources[1][0]}: expected one of them")
+            raise UnsupportedSource(
+                f"{key} would be made of {sources[0][0]} and of {sources[1][0]}: expected one of them"
+            )
         return Conversion(key, (key,), sources, None)
     first = converter.target_patterns[0]
     return Conversion(key, tuple(key.replace(first, p) for p in converter.target_patterns), sources, converter)
@@ -85,7 +89,9 @@ def _dtypes(model: Any, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -
     return found
 
 
-def convert(c: Conversion, model: Any, dtypes: Mapping[str, torch.dtype], load: Load) -> Iterator[tuple[str, torch.Tensor]]:
+def convert(
+    c: Conversion, model: Any, dtypes: Mapping[str, torch.dtype], load: Load
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The parameters of a conversion; `load` gives a tensor of the checkpoint in a type. Raises UnsupportedSource where
     tensors do not go together, and what loading raises."""
     dtype = dtypes[c.key]

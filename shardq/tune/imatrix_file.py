@@ -1,7 +1,8 @@
 """Statistics as llama.cpp's importance matrix in GGUF.
 
 Source: llama.cpp, tools/imatrix/imatrix.cpp (`save_imatrix`): `X.in_sum2` F32 [columns, slices] and `X.counts` F32
-[1, slices] for each tensor X, `general.type` "imatrix", `imatrix.datasets`, `imatrix.chunk_count`, `imatrix.chunk_size`.
+[1, slices] for each tensor X, `general.type` "imatrix", `imatrix.datasets`, `imatrix.chunk_count` and
+`imatrix.chunk_size`.
 """
 
 import os

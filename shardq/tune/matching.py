@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from torch import nn
-
 from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.errors import CheckpointIncomplete, UnsupportedSource
 from shardq.recipe import dequantize_recipe
@@ -105,9 +103,10 @@ def _head_names(model: Any) -> tuple[str, ...]:
 
 
 def _ends(model: Any, chosen: Mapping[str, Sequence[str]]) -> tuple[set[str], set[str]]:
-    """Parameters of embeddings, and of the head; a tied one is in both."""
-    tables = {f"{n}." for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    front = {n for n, of in chosen.items() if any(name.startswith(tuple(tables)) for name in of)} if tables else set()
+    """Parameters of the embedding, and of the head; a tied one is in both."""
+    table = model.get_input_embeddings()  # others, as of positions, are small
+    starts = tuple(f"{n}." for n, m in model.named_modules() if m is table)
+    front = {n for n, of in chosen.items() if any(name.startswith(starts) for name in of)}
     ends = _head_names(model)
     head = {n for n, of in chosen.items() if any(name.startswith(ends) for name in of)} if ends else set()
     return front, head
@@ -132,8 +131,8 @@ def _refuse_unexpected(unexpected: Mapping[str, str], skeleton: Skeleton, label:
     wrong = [n for n, index in places.items() if index is not None and index < skeleton.count]
     if wrong:
         raise UnsupportedSource(
-            f"{label} has {_listed(wrong)}, which {type(model).__name__} has no place for: expected tensors of the model "
-            "alone; transformers cannot compute with them"
+            f"{label} has {_listed(wrong)}, which {type(model).__name__} has no place for: expected tensors of the "
+            "model alone; transformers cannot compute with them"
         )
     return (f"{len(left)} tensors have no part in the text model and were left out: {_listed(left)}.",) if left else ()
 

@@ -80,7 +80,7 @@ class BlockReader:
             reader = idle.pop() if idle else None
         reader = reader or self._source.open_file(shard, _no_report)
         data = np.empty(end - begin, np.uint8)
-        reader.read_into(begin, memoryview(data))
+        reader.read_into(begin, data.data)
         with self._lock:
             self._idle[shard].append(reader)
         return data

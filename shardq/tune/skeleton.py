@@ -59,7 +59,9 @@ def side_files(source: Source, code: bool) -> Iterator[Path]:
         yield Path(folder)
 
 
-def make_skeleton(source: Source, dtype: torch.dtype | None, trust_remote_code: bool, attention: str | None) -> Skeleton:
+def make_skeleton(
+    source: Source, dtype: torch.dtype | None, trust_remote_code: bool, attention: str | None
+) -> Skeleton:
     """The model that a source's config.json describes, in `dtype` or its own. The text part of a model with images is
     found; the rest stays without content.
 

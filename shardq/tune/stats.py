@@ -1,5 +1,5 @@
-"""Statistics of a model's inputs, block by block: mean x_j**2 of what comes into every Linear layer, by the names of the
-checkpoint's modules, for `quantize --importance` and for llama.cpp.
+"""Statistics of a model's inputs, block by block: mean x_j**2 of what comes into every Linear layer, by the names of
+the checkpoint's modules, for `quantize --importance` and for llama.cpp.
 
 Source of the recipe: quality.md, section 6 D. Sums are in double precision; llama-imatrix adds in fp32.
 """
@@ -55,9 +55,7 @@ class Statistics:
 
 
 @torch.no_grad()
-def collect(
-    model: BlockModel, samples: "Samples", report: Told | None = None, experts: Experts = "all"
-) -> Statistics:
+def collect(model: BlockModel, samples: "Samples", report: Told | None = None, experts: Experts = "all") -> Statistics:
     """Run samples through a model, one block in memory, and count what comes into each matrix.
 
     `experts`: `all` shows each token to every expert, so that none stays unseen; `routed` counts as the model's own
@@ -131,7 +129,9 @@ class _Names:
     def _checked(self, tensor: str, own: NDArray[np.float64]) -> NDArray[np.float64]:
         shape = self._matched.tensors[tensor].shape or ()
         if shape[-1:] != own.shape:
-            raise UnsupportedSource(f"{tensor} {list(shape)} is not a matrix of {len(own)} inputs, as its module has it")
+            raise UnsupportedSource(
+                f"{tensor} {list(shape)} is not a matrix of {len(own)} inputs, as its module has it"
+            )
         return own
 
     def _experts(self, parameter: str) -> list[list[str]]:
@@ -153,9 +153,8 @@ class _Names:
 def write_importance(statistics: Statistics, path: "str | os.PathLike[str]") -> tuple[str, ...]:
     """Write importance_files.py's form: a vector for each module, modules with the same input together.
 
-    An expert that no token has reached gets what the mean of its layer's others has, which is what all tokens give where
-    all get the same input. Returns the modules of which no token came by, which are left out. Raises BadImportance,
-    DiskFull, NotWritable.
+    An expert that no token has reached gets the mean of its layer's others. Returns the modules that no token came by,
+    which are left out. Raises BadImportance, DiskFull, NotWritable.
     """
     means, absent = _means(statistics)
     groups: dict[tuple[str, bytes], list[str]] = defaultdict(list)
@@ -202,5 +201,3 @@ def _by_layer(statistics: Statistics) -> dict[tuple[str, str], list[str]]:
         if prefix in statistics.routed and number.isdecimal():
             found[prefix, leaf].append(name)
     return found
-
-
