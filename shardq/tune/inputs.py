@@ -93,7 +93,7 @@ def _stack_hook(inputs: Inputs, name: str, experts: Experts) -> Callable[..., No
     llama-imatrix counts. The arithmetic is that of transformers' own (integrations/moe.py)."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x, chosen = _given(module, args, kwargs, name)
+        x, chosen = given(module, args, kwargs, name)
         first = FIRST[0] if module.has_gate else FIRST[1]
         count = module.num_experts
         width = getattr(module, SECOND).shape[1 if module.is_transposed else 2]
@@ -109,14 +109,14 @@ def _stack_hook(inputs: Inputs, name: str, experts: Experts) -> Callable[..., No
             if not len(rows):
                 continue
             gate.squares[index] += squares(rows) if everything is None else everything
-            down.squares[index] += squares(_between(module, rows, first, index))
+            down.squares[index] += squares(between(module, rows, first, index))
             gate.tokens[index] += len(rows)
             down.tokens[index] += len(rows)
 
     return hook
 
 
-def _given(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def given(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens [tokens, columns], and the experts of each [tokens, experts of a token]."""
     values = [*args, *kwargs.values()]
     x = values[0].reshape(-1, values[0].shape[-1])
@@ -126,7 +126,7 @@ def _given(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
     raise UnsupportedSource(f"{name} ({type(module).__name__}) is not told which experts a token goes to")
 
 
-def _between(module: Any, rows: torch.Tensor, first: str, index: int) -> torch.Tensor:
+def between(module: Any, rows: torch.Tensor, first: str, index: int) -> torch.Tensor:
     """What the second matrix of an expert gets."""
     weight = getattr(module, first)[index]
     out = rows @ weight if module.is_transposed else functional.linear(rows, weight)

@@ -1,0 +1,94 @@
+"""One block while it is tuned: what goes into it, what should come out, and the codes of its matrices."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from shardq.errors import NonFiniteWeight
+from shardq.quantizers.buffers import Buffers, buffer_shapes
+from shardq.quantizers.decode import decode_rows
+from shardq.quantizers.quantized import Quantized
+from shardq.quantizers.rtn import quantize_rows
+from shardq.search import default_search
+from shardq.tune.activations import Batch, call_block
+from shardq.tune.subjects import Subject
+
+if TYPE_CHECKING:
+    from shardq.kernels import KernelSet
+
+STATS = 6  # figures of a row
+Codes = dict[str, Quantized]  # by tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A block with the weights of the checkpoint, which an algorithm may change."""
+
+    block: nn.Module
+    index: int
+    subjects: tuple[Subject, ...]
+    inputs: Batch
+    wanted: torch.Tensor | None  # what the block gives by its own weights and inputs; None unless the algorithm asks
+    kernels: "KernelSet"
+    seed: int
+
+    def run(self, part: Batch) -> torch.Tensor:
+        """Hidden states behind the block."""
+        return call_block(self.block, part, self.index)
+
+
+Algorithm = Callable[[Work], Codes]
+
+
+def largest_of(work: Work) -> Mapping[str, float]:
+    """The largest magnitude that each tensor's scales need, for those that need one of more than a group."""
+    own = {s.tensor: float(s.weight(work.block).abs().max()) for s in work.subjects if s.reach}
+    return {s.tensor: max(own[n] for n in s.reach) for s in work.subjects if s.reach}
+
+
+def rows_of(block: nn.Module, subjects: Iterable[Subject]) -> NDArray[np.float32]:
+    """Matrices with the same columns, one below the other, in fp32."""
+    parts = [s.weight(block).detach().float() for s in subjects]
+    found: NDArray[np.float32] = torch.cat(parts).contiguous().numpy()
+    return found
+
+
+def quantize_alone(
+    weight: NDArray[np.float32],
+    subject: Subject,
+    kernels: "KernelSet",
+    amax: float | None,
+    importance: NDArray[np.float32] | None = None,
+) -> Quantized:
+    """The nearest codes, under round-to-nearest's scales, or with importance [columns] under searched ones. Raises
+    NonFiniteWeight."""
+    rows, columns = weight.shape
+    scheme = subject.scheme
+    buffers = Buffers(*(np.zeros(shape, kind) for shape, kind in buffer_shapes(rows, columns, scheme)))
+    search = default_search(scheme, weighted=True) if importance is not None else None
+    found, bad = quantize_rows(
+        weight, "F32", scheme, buffers, np.empty((rows, STATS)), kernels, amax, subject.dtype, search,
+        importance if search else None,
+    )  # fmt: skip
+    if bad:
+        raise NonFiniteWeight(
+            f"{subject.tensor}: {bad} groups hold NaN or infinity, or need a scale beyond {scheme.scale}; "
+            "is the checkpoint damaged?"
+        )
+    return found
+
+
+def put_codes(
+    block: nn.Module, subjects: Iterable[Subject], codes: Mapping[str, Quantized], kernels: "KernelSet"
+) -> None:
+    """Replace weights by what their codes stand for."""
+    with torch.no_grad():
+        for s in subjects:
+            if s.tensor in codes:
+                values = torch.from_numpy(decode_rows(codes[s.tensor], s.scheme, kernels))
+                s.weight(block).copy_(values)
