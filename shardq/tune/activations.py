@@ -43,6 +43,13 @@ class Batch:
             self.hidden[start:stop], tuple(_map(c, lambda own: Own(own.values[start:stop])) for c in self.calls)
         )
 
+    def pick(self, samples: Sequence[int]) -> "Batch":
+        """Some of the samples, in any order; their hidden states are a copy."""
+        return Batch(
+            self.hidden[list(samples)],
+            tuple(_map(c, lambda own: Own(tuple(own.values[i] for i in samples))) for c in self.calls),
+        )
+
     def moved(self, hidden: torch.Tensor) -> "Batch":
         """The same samples with other hidden states."""
         return replace(self, hidden=hidden)
@@ -53,7 +60,7 @@ class Batch:
             yield self.part(start, start + samples)
 
 
-def call_block(module: nn.Module, batch: Batch, index: int) -> torch.Tensor:
+def call_block(module: Callable[..., Any], batch: Batch, index: int) -> torch.Tensor:
     """Hidden states behind a block, [samples, tokens, width]."""
     call = _map(batch.calls[index], lambda own: torch.cat(own.values))
     found = module(batch.hidden, *call.args, **call.kwargs)

@@ -6,11 +6,13 @@ files are those of a run that was never stopped.
 """
 
 import io
+import math
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,16 +20,18 @@ import torch
 from shardq.errors import BadOption, CorruptShard
 from shardq.files.atomic import reading, write_atomic
 from shardq.kernels import load
-from shardq.plans import Plan, make_plan
+from shardq.plans import make_plan
 from shardq.recipe import Recipe
 from shardq.sources.base import Source
 from shardq.tune.block_gptq import tune_gptq
 from shardq.tune.block_rtn import tune_by_importance, tune_nearest
 from shardq.tune.blocks import BlockModel
 from shardq.tune.chain import Chain, begin_chain
-from shardq.tune.data import load_samples
+from shardq.tune.data import Samples, load_samples
 from shardq.tune.data_self import sample_self
 from shardq.tune.options import TuneOptions
+from shardq.tune.rounding import check_scheme
+from shardq.tune.signround import tune_signround
 from shardq.tune.subjects import Subject, find_subjects
 from shardq.tune.tokenizing import Tokenizer, open_tokenizer
 from shardq.tune.work import Codes, Work, put_codes
@@ -65,18 +69,20 @@ def tune_blocks(
 ) -> TuneResult:  # fmt: skip
     """Tune what `recipe` quantizes into `place.folder`. Raises BadOption for what cannot be tuned, RecipeChanged for a
     folder that was begun otherwise, and what planning and reading raise."""
+    _refuse(recipe)
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
     with ExitStack() as stack:
         model = stack.enter_context(BlockModel.open(source, dtype=dtype, trust_remote_code=trust_remote_code))
         plan = make_plan(model.checkpoint, recipe)
-        _refuse(plan)
         subjects = find_subjects(model, plan)
         if not any(subjects.blocks):
             raise BadOption(f"{source.label}: nothing in its blocks gets codes that can be tuned")
+        for s in (s for own in subjects.blocks for s in own if options.algorithm == "signround"):
+            check_scheme(s.scheme)
         writer = TunedWriter(place.folder, {**plan.identity(), **options.as_dict()})
         names = model.block_names
         resumed = next((i for i, name in enumerate(names) if not writer.has(name)), len(names))
-        ids, dropped = _samples(model, options, open_tokenizer(source, trust_remote_code), place.folder)
+        ids, dropped = _samples(model, options, open_tokenizer(source, trust_remote_code), place)
         if resumed < len(names):
             run = _Run(model, options, writer, _begin(model, ids, options, place))
             for index, own in enumerate(subjects.blocks):
@@ -90,20 +96,19 @@ def tune_blocks(
         )  # fmt: skip
 
 
-def _refuse(plan: Plan) -> None:
-    if plan.recipe.gguf:
-        raise BadOption(
-            f"{plan.recipe.preset}: blocks of GGUF files cannot be tuned yet; give --importance to quantize"
-        )
-    if plan.recipe.fold or plan.recipe.importance:
+def _refuse(recipe: Recipe) -> None:
+    if recipe.gguf:
+        raise BadOption(f"{recipe.preset}: blocks of GGUF files cannot be tuned yet; give --importance to quantize")
+    if recipe.fold or recipe.importance:
         raise BadOption("tuning takes weights as the source has them: leave --fold and --importance out")
-    if plan.recipe.purpose != "quantize":
+    if recipe.purpose != "quantize":
         raise BadOption("only what is quantized can be tuned")
 
 
 def _begin(model: BlockModel, ids: torch.Tensor, options: TuneOptions, place: Place) -> Chain:
+    plain = options.algorithm == "signround"
     return begin_chain(
-        model, ids, plain=False, quanted=options.enable_quanted_input, max_ram_bytes=place.max_ram_bytes,
+        model, ids, plain=plain, quanted=options.enable_quanted_input, max_ram_bytes=place.max_ram_bytes,
         folder=place.folder,
     )  # fmt: skip
 
@@ -136,6 +141,8 @@ class _Run:
 
 
 def _tune(work: Work, options: TuneOptions) -> Codes:
+    if options.algorithm == "signround":
+        return tune_signround(work, options.signround)
     if options.algorithm == "gptq":
         return tune_gptq(work, options.gptq)
     return tune_by_importance(work) if options.algorithm == "opt-rtn" else tune_nearest(work)
@@ -151,17 +158,17 @@ def _read(folder: Path, name: str, subjects: tuple[Subject, ...]) -> Codes:
     return {s.tensor: found[s.module].quantized for s in subjects}
 
 
-def _samples(model: BlockModel, options: TuneOptions, tokenizer: Tokenizer, folder: Path) -> tuple[torch.Tensor, int]:
+def _samples(model: BlockModel, options: TuneOptions, tokenizer: Tokenizer, place: Place) -> tuple[torch.Tensor, int]:
     """Ids [samples, tokens], int64, and how many samples were dropped: those that a run began with stay."""
-    path = folder / IDS
+    path, max_ram_bytes = place.folder / IDS, place.max_ram_bytes
     if path.exists():
         with reading(path):
             stored = np.load(path)
         return torch.from_numpy(stored), 0
     data = options.data
 
-    def sampler(count: int, seqlen: int, seed: int) -> Any:
-        return sample_self(model, tokenizer, count, seqlen, seed)
+    def sampler(count: int, seqlen: int, seed: int) -> Samples:
+        return sample_self(model, tokenizer, count, seqlen, seed, resident=_resident(model, max_ram_bytes))
 
     found = load_samples(
         data.dataset, tokenizer, count=data.nsamples, seqlen=data.seqlen, seed=data.seed, sampler=sampler
@@ -170,3 +177,11 @@ def _samples(model: BlockModel, options: TuneOptions, tokenizer: Tokenizer, fold
     np.save(buffer, found.ids.numpy())
     write_atomic(path, buffer.getvalue())
     return found.ids, found.dropped
+
+
+def _resident(model: BlockModel, max_ram_bytes: int | None) -> int:
+    """How many blocks stay in memory while the model samples: what half of the memory holds, or of what is allowed."""
+    allowed = max_ram_bytes or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    shapes = model.matched.shapes
+    largest = max(sum(math.prod(shapes[p]) for p in own) for own in model.matched.blocks) * model.dtype.itemsize
+    return min(len(model.block_names), allowed // 2 // max(1, largest))

@@ -6,9 +6,10 @@ from typing import Any, Final, Literal
 
 from shardq.errors import BadOption
 from shardq.tune.block_gptq import GptqOptions
+from shardq.tune.signround import SignRoundOptions
 
-AlgorithmName = Literal["gptq", "opt-rtn", "rtn"]
-ALGORITHMS: Final[tuple[AlgorithmName, ...]] = ("gptq", "opt-rtn", "rtn")
+AlgorithmName = Literal["signround", "gptq", "opt-rtn", "rtn"]
+ALGORITHMS: Final[tuple[AlgorithmName, ...]] = ("signround", "gptq", "opt-rtn", "rtn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class TuneOptions:
     dtype: str = "float32"  # what is computed with; auto: the model's own
     enable_quanted_input: bool = True  # a block is tuned with what comes out of those before it with their codes
     gptq: GptqOptions = field(default_factory=GptqOptions)
+    signround: SignRoundOptions = field(default_factory=SignRoundOptions)
 
     def __post_init__(self) -> None:
         """Raises BadOption."""
@@ -44,6 +46,7 @@ class TuneOptions:
     def as_dict(self) -> Mapping[str, Any]:
         """Plain values, for the identity of a folder."""
         values = asdict(self)
-        if self.algorithm != "gptq":
-            del values["gptq"]
+        for name in ("gptq", "signround"):
+            if self.algorithm != name:
+                del values[name]
         return {f"tune.{key}": value for key, value in values.items()}

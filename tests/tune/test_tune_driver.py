@@ -1,0 +1,146 @@
+"""Models tuned block by block: nearer to themselves than the nearest codes, and the same files after a stop."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("transformers", reason="block mode needs transformers")
+
+from shardq.errors import BadOption, RecipeChanged
+from shardq.kernels import load
+from shardq.plans import make_plan
+from shardq.quantizers.float_scales import global_scale
+from shardq.recipe import Recipe, make_recipe
+from shardq.sources import open_source
+from shardq.tune import driver
+from shardq.tune.blocks import BlockModel
+from shardq.tune.driver import Place, TuneResult, tune_blocks
+from shardq.tune.options import DataOptions, TuneOptions
+from shardq.tune.signround import SignRoundOptions
+from shardq.tune.subjects import find_subjects
+from shardq.tune.work import Work, put_codes
+from shardq.tuned import read_tuned
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    models: Any = importlib.import_module("tuned_models")
+
+DATA = DataOptions("random", nsamples=6, seqlen=16, seed=1)
+LEARNING = SignRoundOptions(iters=12, batch_size=3)
+NAMES = ("llama", "qwen3_moe", "qwen3_vl")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("models")
+    return {name: models.make_model(name, base / name) for name in NAMES}
+
+
+def _recipe(scheme: str = "W3A16G32", layout: str = "fake", **more: Any) -> Recipe:
+    return make_recipe(scheme, layout=layout, **more)
+
+
+def _options(algorithm: Any, **more: Any) -> TuneOptions:
+    return TuneOptions(algorithm=algorithm, data=DATA, signround=LEARNING, **more)
+
+
+def _tune(folder: Path, out: Path, algorithm: str, recipe: Recipe | None = None, **more: Any) -> TuneResult:
+    return tune_blocks(open_source(str(folder)), recipe or _recipe(), _options(algorithm, **more), Place(out))
+
+
+@torch.no_grad()
+def _error(folder: Path, out: Path, recipe: Recipe | None = None) -> float:
+    """Mean square of what is behind the last block, with codes beside without, on the samples of the tuning."""
+    ids = torch.from_numpy(np.load(out / driver.IDS))
+    with BlockModel.open(open_source(str(folder)), dtype=torch.float32) as model:
+        subjects = find_subjects(model, make_plan(model.checkpoint, recipe or _recipe()))
+        plain, coded = model.embed(ids), model.embed(ids)
+        for index, own in enumerate(subjects.blocks):
+            with model.block(index) as block:
+                model.advance(block, plain, index)
+                found = read_tuned(out, model.block_names[index])
+                put_codes(block, own, {s.tensor: found[s.module].quantized for s in own}, load())
+                model.advance(block, coded, index)
+        return float((plain.hidden - coded.hidden).square().mean())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_algorithm_is_better_than_the_nearest_codes(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    results = {a: _tune(folders[name], tmp_path / a, a) for a in ("rtn", "gptq", "signround")}
+    errors = {a: _error(folders[name], tmp_path / a) for a in results}
+    assert errors["gptq"] < 0.8 * errors["rtn"], errors
+    assert errors["signround"] < 0.9 * errors["rtn"], errors
+    modules = {r.modules for r in results.values()}
+    assert modules == {3 * (4 + 8 * 3) if name == "qwen3_moe" else 3 * 7}
+    assert all(r.left == () for r in results.values())
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "signround", "opt-rtn"])
+@pytest.mark.parametrize("quanted", [True, False])
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(
+    algorithm: str, quanted: bool, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    _tune(folders["llama"], whole, algorithm, enable_quanted_input=quanted)
+    real = driver._tune
+
+    def stopping(work: Work, options: TuneOptions) -> Any:
+        if work.index == 2:
+            raise KeyboardInterrupt
+        return real(work, options)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(driver, "_tune", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            _tune(folders["llama"], again, algorithm, enable_quanted_input=quanted)
+    result = _tune(folders["llama"], again, algorithm, enable_quanted_input=quanted)
+    assert result.resumed == 2
+    files = sorted(p.name for p in whole.iterdir())
+    assert files == sorted(p.name for p in again.iterdir())
+    assert all((whole / n).read_bytes() == (again / n).read_bytes() for n in files)
+
+
+def test_hidden_states_in_files_give_the_same_codes(folders: dict[str, Path], tmp_path: Path) -> None:
+    source = open_source(str(folders["llama"]))
+    one_sample = DATA.seqlen * 64 * 4
+    for name, most in (("memory", None), ("files", one_sample)):
+        tune_blocks(source, _recipe(), _options("signround"), Place(tmp_path / name, most))
+    for path in (tmp_path / "memory").iterdir():
+        assert path.read_bytes() == (tmp_path / "files" / path.name).read_bytes(), path.name
+
+
+def test_members_of_a_fused_group_share_their_scale(folders: dict[str, Path], tmp_path: Path) -> None:
+    recipe = _recipe("NVFP4A16", "compressed-tensors")
+    _tune(folders["llama"], tmp_path / "out", "gptq", recipe)
+    found = read_tuned(tmp_path / "out", "model.layers.0")
+    scales = {m.rpartition(".")[2]: t.quantized.global_scale for m, t in found.items()}
+    weights = load_file(folders["llama"] / "model.safetensors")
+    largest = {m: float(weights[f"{m}.weight"].abs().max()) for m in found}
+    for group in (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)):
+        most = max(value for m, value in largest.items() if m.rpartition(".")[2] in group)
+        assert {scales[m] for m in group} == {float(global_scale(most, 6.0))}
+
+
+def test_a_folder_keeps_its_words(folders: dict[str, Path], tmp_path: Path) -> None:
+    _tune(folders["llama"], tmp_path / "out", "rtn")
+    with pytest.raises(RecipeChanged, match=r"tune\.algorithm"):
+        _tune(folders["llama"], tmp_path / "out", "gptq")
+
+
+def test_what_cannot_be_tuned_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match="GGUF"):
+        _tune(folders["llama"], tmp_path / "a", "gptq", make_recipe("Q4_0"))
+    with pytest.raises(BadOption, match="--algorithm"):
+        _options("sorcery")
+    with pytest.raises(BadOption, match="learns the rounding of integers"):
+        _tune(folders["llama"], tmp_path / "b", "signround", _recipe("MXFP4A16", "compressed-tensors"))
