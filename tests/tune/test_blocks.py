@@ -215,3 +215,13 @@ def test_models_whose_blocks_are_not_one_after_the_other_are_refused(tmp_path: P
         pytest.raises(UnsupportedSource, match=r"\[2, 1, 24, 64\]"),
     ):
         model.embed(models.some_ids())
+
+
+def test_experts_that_a_checkpoint_has_one_by_one_become_stacks(tmp_path: Path) -> None:
+    """gpt-oss: alternating gate and up, [inputs, outputs], with biases."""
+    case = sources.CASES["gpt_oss_bf16"]
+    stacks = sources.write_source(case, tmp_path / "stacks")
+    single = sources.write_twin(case, stacks, tmp_path / "single", None)
+    assert any(".experts.2.gate_proj.bias" in n for n in sources.read_tensors(single))
+    ids = models.some_ids()
+    assert torch.equal(models.block_logits(single, ids), models.whole_logits(stacks, ids))
