@@ -42,7 +42,7 @@ class BlockModel:
         self.source, self.checkpoint, self.skeleton, self.matched = source, checkpoint, skeleton, matched
         self._reader = BlockReader(source, load())
         self._fetched: dict[int, Fetched] = {}
-        self._head_is_there = self._as_tuple = False
+        self._head_is_there = self._embedding_is_there = self._as_tuple = False
         self._fill(self.skeleton.model, matched.small, "")
 
     @classmethod
@@ -107,7 +107,7 @@ class BlockModel:
         with. The embedding is read for it, and freed."""
         hidden: list[torch.Tensor] = []
         calls: list[Call] = []
-        with self._front(ids):
+        with self.embedding(ids):
             for index in range(len(ids)):
                 found = record_calls(self._blocks, self._forward(ids[index : index + 1]), self.checkpoint.label)
                 if found.hidden.shape[:2] != (1, ids.shape[1]):
@@ -119,6 +119,34 @@ class BlockModel:
                 hidden.append(found.hidden.clone())
                 self._as_tuple = found.as_tuple
         return Batch(torch.cat(hidden), tuple(calls))
+
+    @contextmanager
+    def embedding(self, ids: torch.Tensor | None = None) -> Iterator[None]:
+        """A context in which the embedding has content, for several calls of `embed` or `embed_next`, or only the rows
+        of some ids; at its end the head, which may be the same parameter, is given back, too."""
+        if self._embedding_is_there:
+            yield
+            return
+        self.free_head()
+        self._fill_front(ids)
+        self._embedding_is_there = True
+        try:
+            yield
+        finally:
+            self.free_head()
+            self._empty(self.matched.front)
+            self._embedding_is_there = False
+
+    @torch.no_grad()
+    def embed_next(self, ids: torch.Tensor, cache: Any) -> Batch:
+        """The next ids of samples, [samples, tokens], behind those that a cache of transformers has seen: as `embed`,
+        but all samples in one call, and the blocks that `run` calls put what they compute into the cache."""
+        with self.embedding():
+            model = self.skeleton.model
+            forward = lambda: model(input_ids=ids, past_key_values=cache, use_cache=True)  # noqa: E731
+            found = record_calls(self._blocks, forward, self.checkpoint.label)
+            self._as_tuple = found.as_tuple
+            return Batch(found.hidden.clone(), tuple(found.calls))
 
     def prefetch(self, index: int) -> None:
         """Begin to read a block in the background; nothing for one that does not exist or is under way."""
@@ -163,7 +191,7 @@ class BlockModel:
         """Of hidden states behind the last block, [samples, tokens, width], by the model's own last norm, head and
         whatever it does there: [samples, tokens, vocabulary]. Reads the head if it is not there."""
         if not self._head_is_there:
-            self._fill(self.skeleton.model, self.matched.head, "")
+            self._fill(self.skeleton.model, self._own_head, "")
             self._head_is_there = True
         with replace_blocks(self._blocks, hidden, self._as_tuple):
             found: torch.Tensor = self._end(hidden).logits
@@ -172,8 +200,13 @@ class BlockModel:
     def free_head(self) -> None:
         """Give back what `logits` has read."""
         if self._head_is_there:
-            self._empty(self.matched.head)
+            self._empty(self._own_head)
             self._head_is_there = False
+
+    @property
+    def _own_head(self) -> tuple[str, ...]:
+        """Of the head, what the embedding does not have here already."""
+        return tuple(n for n in self.matched.head if not (self._embedding_is_there and n in self.matched.front))
 
     # --- content ---------------------------------------------------------------------------------------------------
 
@@ -190,22 +223,16 @@ class BlockModel:
     def _forward(self, ids: torch.Tensor) -> Callable[[], Any]:
         return lambda: self.skeleton.model(input_ids=ids, use_cache=False)
 
-    @contextmanager
-    def _front(self, ids: torch.Tensor) -> Iterator[None]:
-        rows = sorted(set(ids.flatten().tolist()))
-        table = self._table(len(rows))
-        if table is None:
+    def _fill_front(self, ids: torch.Tensor | None) -> None:
+        rows = None if ids is None else sorted(set(ids.flatten().tolist()))
+        table = None if rows is None else self._table(len(rows))
+        if rows is None or table is None:
             self._fill(self.skeleton.model, self.matched.front, "")
-        else:
-            (name,) = self.matched.front
-            value = self._reader.fetch_rows(table, rows, self.matched.conversions.dtypes[name])
-            for own in self.matched.tied.get(name, (name,)):
-                set_content(self.skeleton.model, own, value)
-        try:
-            yield
-        finally:
-            self._empty(self.matched.front)
-            self._head_is_there = False  # it may be the same parameter
+            return
+        (name,) = self.matched.front
+        value = self._reader.fetch_rows(table, rows, self.matched.conversions.dtypes[name])
+        for own in self.matched.tied.get(name, (name,)):
+            set_content(self.skeleton.model, own, value)
 
     def _table(self, rows: int) -> TensorRef | None:
         """The embedding as a tensor of which few rows can be read for themselves; None where that is not so."""

@@ -10,6 +10,7 @@ from shardq.sources.base import Source
 from shardq.tune.blocks import BlockModel
 from shardq.tune.data import load_samples
 from shardq.tune.data_grammar import RANDOM
+from shardq.tune.data_self import sample_self
 from shardq.tune.evaluation import Evaluation, cut_windows, evaluate
 from shardq.tune.inputs import Experts
 from shardq.tune.stats import Statistics, collect
@@ -36,7 +37,10 @@ def collect_from(
         raise BadOption(f"statistics need at least one token, not {wanted} in samples of {each}")
     tokenizer = open_tokenizer(source, trust_remote_code)
     with BlockModel.open(source, dtype=kept, trust_remote_code=trust_remote_code) as model:
-        samples = load_samples(data, tokenizer, count=max(1, wanted // each), seqlen=each, seed=seed)
+        samples = load_samples(
+            data, tokenizer, count=max(1, wanted // each), seqlen=each, seed=seed,
+            sampler=lambda count, seqlen, seed: sample_self(model, tokenizer, count, seqlen, seed),
+        )  # fmt: skip
         return collect(model, samples, report, experts)
 
 

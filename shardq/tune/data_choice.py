@@ -1,8 +1,8 @@
 """Which samples of a set are taken, and how many of each set of a mix.
 
 Source: AutoRound 0.16.1, `calib_dataset._get_dataset_impl`. Other than there:
-- joined samples (`concat`) are long enough with tokenizers that put special tokens around a text, where AutoRound makes
-  them shorter and then drops them;
+- joined samples (`concat`) are there, and full also with tokenizers that put special tokens around a text: AutoRound's
+  code for them would make those shorter and then drop them, but it fails before that, on every set;
 - of several sets without `num` beside one with it, each gets its full share;
 - what a chat template begins with the token of a beginning does not get a second one.
 """

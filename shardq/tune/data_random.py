@@ -33,7 +33,7 @@ def permuted(items: Sequence[T], seed: int) -> list[T]:
     halves = _halves(np.random.PCG64(seed))
     order = list(items)
     for last in reversed(range(1, len(order))):
-        chosen = _bounded(halves, last + 1)
+        chosen = _bounded(halves, last)
         order[last], order[chosen] = order[chosen], order[last]
     return order
 
@@ -58,11 +58,9 @@ def _halves(bits: np.random.PCG64) -> Iterator[int]:
         yield raw >> 32
 
 
-def _bounded(halves: Iterator[int], limit: int) -> int:
-    """Uniform in [0, limit): D. Lemire's method, as numpy's `buffered_bounded_lemire_uint32`."""
-    product = next(halves) * limit
-    if product & 0xFFFFFFFF < limit:
-        threshold = (2**32 - limit) % limit
-        while product & 0xFFFFFFFF < threshold:
-            product = next(halves) * limit
-    return product >> 32
+def _bounded(halves: Iterator[int], most: int) -> int:
+    """Uniform in [0, most]: as many low bits as it needs, until they fit; numpy's `random_interval`."""
+    mask = (1 << most.bit_length()) - 1
+    while (found := next(halves) & mask) > most:
+        pass
+    return found

@@ -1,7 +1,7 @@
 """A checkpoint's tokenizer: texts to ids, as transformers does it, without transformers where tokenizer.json is there.
 
-Source: transformers 5.23, `TokenizersBackend`: the post-processor of tokenizer.json says which special tokens are put
-around a text, unless tokenizer_config.json has `add_bos_token` or `add_eos_token`, or there is none: then these do.
+Source: transformers 5.23, `TokenizersBackend`: the post-processor of tokenizer.json alone says which special tokens are
+put around a text; `add_bos_token` and `add_eos_token` of tokenizer_config.json count only where there is no such file.
 """
 
 import json
@@ -94,7 +94,7 @@ def open_tokenizer(source: Source, trust_remote_code: bool = False) -> Tokenizer
     }
     config = _table(small, CONFIG, source.label)
     if FAST in small:
-        encoder: Encoder = _open_fast(small[FAST], config, source.label)
+        encoder: Encoder = _open_fast(small[FAST], source.label)
     else:
         encoder = _open_slow(source, files, trust_remote_code)
     return _describe(encoder, config, _template(small, config, source.label), source.label)
@@ -146,7 +146,7 @@ class _Fast:
         return self.backend.get_vocab(with_added_tokens=True), {n: bool(t.special) for n, t in added.items()}
 
 
-def _open_fast(data: bytes, config: Mapping[str, Any], label: str) -> _Fast:
+def _open_fast(data: bytes, label: str) -> _Fast:
     package = import_tuning_package("tokenizers", f"the {FAST} of {label}")
     try:
         backend = package.Tokenizer.from_buffer(data)
@@ -154,25 +154,7 @@ def _open_fast(data: bytes, config: Mapping[str, Any], label: str) -> _Fast:
         raise SourceUnreadable(f"{FAST} of {label}: {error}") from error
     backend.no_truncation()
     backend.no_padding()
-    if backend.post_processor is None or "add_bos_token" in config or "add_eos_token" in config:
-        backend.post_processor = _post_processor(backend, config, package, label)
     return _Fast(backend)
-
-
-def _post_processor(backend: Any, config: Mapping[str, Any], package: Any, label: str) -> Any:
-    """What puts the tokens of beginning and end around a text, where the config says so."""
-    pieces: dict[str, list[str]] = {"bos_token": [], "eos_token": []}
-    tokens: dict[str, int] = {}
-    for kind, piece in pieces.items():
-        text = _content(config.get(kind))
-        if config.get(f"add_{kind}") and text:
-            number = backend.token_to_id(text)
-            if number is None:
-                raise SourceUnreadable(f"{CONFIG} of {label}: {kind} {text!a} is not in {FAST}")
-            piece.append(f"{text}:0")
-            tokens[text] = number
-    single = [*pieces["bos_token"], "$A:0", *pieces["eos_token"]]
-    return package.processors.TemplateProcessing(single=single, special_tokens=list(tokens.items()))
 
 
 # --- everything else, through transformers -----------------------------------------------------------------------
