@@ -38,9 +38,9 @@ EXAMPLES = (
 @gguf_options
 @mixture_options
 @click.option(
-    "--calibrate", metavar="random|DATASET",
-    help="Make the file of --importance first: run 64 random ids (256 below 3 bits), or texts, through SOURCE, one "
-    "block in memory. Needs shardq[tune].",
+    "--calibrate", metavar="random|self|DATASET",
+    help="Make the file of --importance first: run 64 random ids (256 below 3 bits), tokens that the model samples, or "
+    "texts through SOURCE, one block in memory. Needs shardq[tune].",
 )  # fmt: skip
 @run_options
 @output_options

@@ -180,6 +180,12 @@ def test_statistics_of_texts_tell_the_file(tmp_path: Path) -> None:
     assert found.provenance.tokens == 64
 
 
+def test_statistics_of_the_models_own_tokens(tmp_path: Path) -> None:
+    folder = models.make_model("llama", tmp_path / "model")
+    found = collect_statistics(folder, data="self", tokens=24, seqlen=6)
+    assert (found.provenance.data, found.provenance.tokens, found.provenance.seed) == ("self-generated", 24, 0)
+
+
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     folder = models.make_model("opt", tmp_path / "model")
     with pytest.raises(BadOption, match="at least one token"):
