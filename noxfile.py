@@ -148,7 +148,7 @@ def engine_llama_cpp(session: nox.Session) -> None:
     package = f"llama-cpp-python=={version}"
     session.install("--no-binary", "llama-cpp-python", package, env={"CMAKE_ARGS": arguments})
     sources = session.create_tmp()  # the converter is in the source package alone
-    session.run("pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", sources, package)
+    session.run("pip", "download", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", sources, package)
     archive = Path(sources, f"llama_cpp_python-{version}.tar.gz")
     session.run("python", "-m", "tarfile", "-e", str(archive), sources)
     llama_cpp = Path(sources, f"llama_cpp_python-{version}", "vendor", "llama.cpp")

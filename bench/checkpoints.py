@@ -1,6 +1,7 @@
 """Synthetic checkpoints for the benches: BF16 decoders with the spread of real weights."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,18 +13,41 @@ from shardq.files.safetensors import TensorSpec, plan_file
 
 SHARD_BYTES: Final = 350_000_000
 ROWS: Final = 1024  # made at once
+TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 Fill = Callable[[tuple[int, int]], NDArray[np.uint16]]
 
 
 def write_qwen3(folder: Path, gigabytes: float) -> Path:
     """A Qwen3 of about that size, hidden size 2048 (1024 below 1 GB), shards of at most 350 MB. Reused if it exists."""
     hidden = 2048 if gigabytes >= 1 else 1024
-    config = _config(hidden, vocabulary=16 * hidden)
-    embeddings = 2 * config["vocab_size"] * hidden * 2
+    return _write_decoder(folder, gigabytes, _config(hidden, vocabulary=16 * hidden))
+
+
+def _write_decoder(folder: Path, gigabytes: float, config: dict[str, Any]) -> Path:
+    embeddings = 2 * config["vocab_size"] * config["hidden_size"] * 2
     layer = sum(2 * s.shape[0] * (s.shape[1] if len(s.shape) > 1 else 1) for s in _layer(0, config))
     config["num_hidden_layers"] = max(1, round((gigabytes * 1e9 - embeddings) / layer))
     specs = [*_ends(config), *(s for n in range(config["num_hidden_layers"]) for s in _layer(n, config))]
     return write(folder, config, list(_shards(specs)), _spread(np.random.default_rng(20251121)))
+
+
+def write_llama(folder: Path, gigabytes: float, tokenizer: Path) -> Path:
+    """A Llama of about that size, hidden size 2048, with the tokenizer of another checkpoint. Reused if it exists.
+
+    All of its rows are whole blocks of 256 columns, which llama.cpp's types want.
+    """
+    vocabulary = json.loads((tokenizer / "tokenizer.json").read_text())
+    tokens = [*vocabulary["model"]["vocab"].values(), *(t["id"] for t in vocabulary["added_tokens"])]
+    config = _config(2048, vocabulary=-(-(max(tokens) + 1) // 256) * 256)
+    config |= {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "intermediate_size": 5632,
+        "num_key_value_heads": 4, "mlp_bias": False,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in tokenizer.iterdir():
+        if path.name in TOKENIZER_FILES:
+            shutil.copy(path, folder)
+    return _write_decoder(folder, gigabytes, config)
 
 
 def write_plain(folder: Path, shards: int, tensors: int, tensor_bytes: int) -> Path:
@@ -94,7 +118,7 @@ def _layer(number: int, config: Mapping[str, Any]) -> Iterator[TensorSpec]:
     query, key = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
     shapes: dict[str, tuple[int, ...]] = {
         "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
-        "self_attn.q_norm": (head,), "self_attn.k_norm": (head,),
+        **({"self_attn.q_norm": (head,), "self_attn.k_norm": (head,)} if config["model_type"] == "qwen3" else {}),
         "self_attn.q_proj": (query, hidden), "self_attn.k_proj": (key, hidden), "self_attn.v_proj": (key, hidden),
         "self_attn.o_proj": (hidden, query),
         "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner),

@@ -25,18 +25,18 @@ def open_account(
     """`staged`: disk that each source shard takes; `over`: shards that need not come any more. Raises BudgetTooSmall,
     DiskFull."""
     uploads = any(lane.uploader for lane in lanes) and not limits.keep_local
-    sealed = [frozenset(lane.sealed) for lane in lanes]
+    made, held = [lane.made for lane in lanes], [lane.held for lane in lanes]
     todo = [
         replace(cost, staged_bytes=staged[cost.name])
-        for cost in shard_costs(work, staged=False, sealed=sealed, proven=over)
+        for cost in shard_costs(work, staged=False, made=made, proven=over, held=held)
     ]
-    owners = {key: cost.name for cost in todo for key in cost.files}
+    owners = {(f.lane, f.name): cost.name for cost in todo for f in cost.files}
     kept, waiting = record_bytes(work), dict[str, int]()
     for lane in lanes:
         for name, file in lane.files.items():
             owner = owners.setdefault((lane.number, name), file.shards[0])
-            made = name in lane.sealed or set(file.shards) <= set(over)
-            if made and (name not in lane.uploaded or limits.keep_local):
+            is_made = name in made[lane.number] or set(file.shards) <= set(over)
+            if is_made and (name not in lane.uploaded or limits.keep_local):
                 waiting[owner] = waiting.get(owner, 0) + file.size_bytes
     if not uploads:
         kept += sum(waiting.values())

@@ -11,6 +11,16 @@ AHEAD: Final = 3  # shards staged or on their way at a time; with uploads, as ma
 
 
 @dataclass(frozen=True, slots=True)
+class FileCost:
+    """Disk that one output file needs."""
+
+    lane: int  # number of the output
+    name: str
+    size_bytes: int
+    hold: int  # so many shards after the one that it begins with have to be done before it is made
+
+
+@dataclass(frozen=True, slots=True)
 class ShardCost:
     """Disk that one shard needs."""
 
@@ -19,8 +29,7 @@ class ShardCost:
     output_bytes: int  # for the output files that begin with it
     hold: int = 0  # so many shards after it have to be done before it can go: they share a stack or a scale
     lent_bytes: int = 0  # what it would take instead in range mode, for what it borrows of others
-    output_hold: int | None = None  # as `hold`, until the last of the output files is made; None: as long
-    files: tuple[tuple[int, str], ...] = ()  # these files: number of the output, name
+    files: tuple[FileCost, ...] = ()  # these files; none are given where all are made when the shard may go
 
     @property
     def total_bytes(self) -> int:
@@ -28,9 +37,9 @@ class ShardCost:
         return self.staged_bytes + self.output_bytes
 
     @property
-    def made_after(self) -> int:
-        """`output_hold`, whatever it is."""
-        return self.hold if self.output_hold is None else self.output_hold
+    def outputs(self) -> tuple[tuple[int, int], ...]:
+        """Size and hold of the output files."""
+        return tuple((f.size_bytes, f.hold) for f in self.files) or ((self.output_bytes, self.hold),)
 
 
 class Admission:
@@ -56,7 +65,7 @@ class Admission:
         self._begun: list[str] = []
         self._uploads, self._hurried = uploads, hurried
         self._ahead = max([AHEAD, *(c.hold + 1 for c in todo)])  # fewer could not get on
-        self._open_outputs = 2 * max([self._ahead, *(c.made_after + 1 for c in todo)])
+        self._open_outputs = 2 * max([self._ahead, *(hold + 1 for c in todo for _, hold in c.outputs)])
         self._staged: dict[str, int] = {}
         self._outputs = dict(waiting)  # on the disk and to be uploaded
         self._budget = ByteBudget(cap_bytes)
@@ -121,7 +130,7 @@ def _widest(todo: Sequence[ShardCost], outputs: bool) -> int:
     now = peak = 0
     for number, cost in enumerate(todo):
         now -= ends.pop(number, 0)
-        for size, hold in ((cost.staged_bytes, cost.hold), (cost.output_bytes if outputs else 0, cost.made_after)):
+        for size, hold in ((cost.staged_bytes, cost.hold), *(cost.outputs if outputs else ())):
             now += size
             ends[number + hold + 1] = ends.get(number + hold + 1, 0) + size
         peak = max(peak, now)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.arena import Arena
-from shardq.block_tasks import BlocksTask, Take, Vector, VectorsTask
+from shardq.block_tasks import FP32, BlocksTask, Take, Vector, VectorsTask
 from shardq.dequantize.base import Encoded
 from shardq.dequantize.decoding import code_rows
 from shardq.errors import NonFiniteWeight, NotExact
@@ -20,6 +20,8 @@ from shardq.schemes import BLOCKS
 
 MX_BYTES: Final = 17  # of a block of MXFP4: its exponent, then codes of columns j and j + 16
 MX_COLUMNS: Final = 32
+BF16_END: Final = np.float32((2 - 2**-8) * 2.0**127)  # from here on BF16 has infinity
+ROOM_BYTES: Final = 1 << 19  # of the fp32 of rows that are made at once: source, blocks and they fit a level-2 cache
 Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the file
 
 
@@ -42,6 +44,7 @@ class Given:
     rows: NDArray[Any]
     dtype: str
     parts: Mapping[str, NDArray[Any]] | None  # what encoded ones are made of
+    wide: NDArray[np.float32] | None = None  # encoded ones before they were rounded
 
 
 class BlockRows:
@@ -51,6 +54,7 @@ class BlockRows:
         self.task = task
         self._vectors, self._kernels = vectors, kernels
         self._takings = [_taking(task, take, arena) for take in task.takes]
+        self._room = arena.take((room_floats(task),), np.float32)
 
     def add(self, given: Given) -> None:
         """Make what becomes of some rows. Raises NonFiniteWeight, NotExact, BadImportance."""
@@ -59,14 +63,17 @@ class BlockRows:
             if not inside:
                 continue
             lines = t.take.rows[inside.start : inside.stop]
-            picked = given.rows[lines.start - given.row : lines[-1] + 1 - given.row : lines.step]
+            rows, dtype = given.rows, given.dtype
+            if t.take.narrowed and given.wide is not None:
+                rows, dtype = given.wide, "F32"
+            picked = rows[lines.start - given.row : lines[-1] + 1 - given.row : lines.step]
             there = slice(inside.start - t.first, inside.stop - t.first)
             if t.held is not None:
-                self._kernels.widen(np.ascontiguousarray(picked), given.dtype, t.held[there])
+                self._kernels.widen(np.ascontiguousarray(picked), dtype, t.held[there])
             elif t.take.carried:
                 self._carry(t, given, lines, there)
             else:
-                self._fill(t.take, np.ascontiguousarray(picked), given.dtype, t.out[there], t.stats[there])
+                self._fill(t.take, np.ascontiguousarray(picked), dtype, t.out[there], t.stats[there])
 
     def finish(self) -> Figures:
         """Make what needed all rows first. Returns the figures of all that is quantized."""
@@ -87,15 +94,29 @@ class BlockRows:
     ) -> None:
         if take.added:
             rows, dtype = _added(rows, dtype, take, self._kernels), "F32"
+        kept, kind = (self._narrowed(rows, dtype, take), "BF16") if take.narrowed else (rows, dtype)
         if not take.is_quantized:
-            out[...] = self._plain(rows, dtype, take)
+            out[...] = self._plain(kept, kind, take)
             return
         vector = None if take.importance is None else self._vectors.get_raw(take.importance)
-        if self._kernels.quantize_blocks(rows, dtype, take.type, vector, out):
-            raise self._unfit(rows, dtype, take)
+        columns, group = rows.shape[1], BLOCKS[take.type].group_size
+        count = max(1, self._room.size // columns)
+        for at in range(0, len(rows), count):
+            there = slice(at, at + count)
+            some, blocks = rows[there], out[there]
+            wide = self._room[: some.size].reshape(some.shape)
+            if self._kernels.quantize_blocks(kept[there], kind, take.type, vector, blocks):
+                raise self._unfit(some, dtype, take)
+            self._kernels.dequantize_blocks(blocks, take.type, wide)
+            self._kernels.error_values(some, dtype, wide, group, stats[there])
+
+    def _narrowed(self, rows: NDArray[Any], dtype: str, take: Take) -> NDArray[np.uint16]:
+        """Rows as BF16."""
         wide = np.empty(rows.shape, np.float32)
-        self._kernels.dequantize_blocks(out, take.type, wide)
-        self._kernels.error_values(rows, dtype, wide, BLOCKS[take.type].group_size, stats)
+        self._kernels.widen(rows, dtype, wide)
+        if not (wide.min() > -BF16_END and wide.max() < BF16_END):  # a NaN is neither
+            raise self._unfit(rows, dtype, take)
+        return store(wide, np.dtype(np.uint16))
 
     def _plain(self, rows: NDArray[Any], dtype: str, take: Take) -> NDArray[np.uint8]:
         """Rows as plain floats, as bytes [rows, bytes of one]."""
@@ -139,10 +160,13 @@ class BlockRows:
 
 
 def fill_vector(vector: Vector, data: NDArray[Any], take: Take, kernels: KernelSet, shard: str) -> NDArray[np.uint8]:
-    """The fp32 bytes of a take of a vector, in its order; `data` as kernels take it. Raises NonFiniteWeight."""
+    """The fp32 bytes of a take of a vector, in its order; `data` as kernels take it. What is added to fp16 is added in
+    fp16, as llama.cpp's converter does. Raises NonFiniteWeight."""
     wide = np.empty((1, vector.count), np.float32)
     kernels.widen(data.reshape(1, -1), vector.dtype, wide)
     made = wide[0, take.rows.start : take.rows.stop : take.rows.step] + np.float32(take.added)
+    if take.added and vector.dtype == "F16":
+        made = made.astype(np.float16).astype(np.float32)
     if not np.isfinite(made).all():
         raise NonFiniteWeight(
             f"{vector.tensor} in {shard} holds NaN or infinity: expected finite numbers for {take.tensor}; the "
@@ -208,9 +232,16 @@ def rotary_places(row: int, end_row: int, rows: int, heads: int) -> NDArray[np.i
     return head * size + 2 * pair + half
 
 
+def room_floats(task: BlocksTask) -> int:
+    """What the rows decode to that are measured at once: as many as ROOM_BYTES holds, at least one."""
+    taken = [t for t in task.takes if t.is_quantized]
+    sizes = [(task.columns, len(t.rows)) if t.turned else (task.end_row - task.row, task.columns) for t in taken]
+    return max((min(rows, max(1, ROOM_BYTES // FP32 // columns)) * columns for rows, columns in sizes), default=0)
+
+
 def shapes(task: BlocksTask) -> list[tuple[tuple[int, ...], type]]:
-    """The arrays that `BlockRows` takes from an arena, but for temporaries."""
-    found: list[tuple[tuple[int, ...], type]] = []
+    """The arrays that `BlockRows` takes from an arena: all but temporaries of rows that are kept or carried."""
+    found: list[tuple[tuple[int, ...], type]] = [((room_floats(task),), np.float32)]
     for take in task.takes:
         rows = task.columns if take.turned else len(take.within(task.row, task.end_row))
         found += [((rows, take.row_bytes(task.columns)), np.uint8), ((rows, FIGURES), np.float64)]

@@ -33,6 +33,7 @@ class Take:
     added: float = 0.0  # to each element first, in fp32
     importance: "Ref | None" = None  # how much an error counts in each column
     carried: bool = False  # codes of the source are kept
+    narrowed: bool = False  # each element is rounded to BF16 first, half to even
 
     @property
     def is_quantized(self) -> bool:

@@ -125,6 +125,7 @@ class DerivedRows:
         self._made, self._source, self._kernels = made, source, kernels
         self._arena, self._vectors = Arena(), VectorCache()
         is_vector = isinstance(made.work, Vector)
+        rounded = rounded and not any(take.narrowed for take in made.work.takes)  # from fp32, and so once
         self._rows = None if is_vector else SourceRows(made.tensor, made.encoded, rounded, source, kernels)
 
     def derive(self, row: int, end_row: int) -> tuple[list[tuple[str, Extent]], Errors]:

@@ -24,6 +24,11 @@ Events, by the key "event". The pipeline writes and reads them; this module know
     | amax    | tensor, value                | no      | a tensor's largest magnitude, from verified bytes          |
     | lent    | to, shard, sha256            | no      | what one shard borrows of another, from verified bytes     |
     | sealed  | file, sha256, size           | yes     | an output file is complete and on the disk                 |
+    | settled | shard                        | yes     | all that becomes of a source shard is on the disk, though  |
+    |         |                              |         | files that it is in may not be complete                    |
+    | unsettled | shards                     | yes     | it was, but such a file is gone                            |
+    | distrust |                             | yes     | what is neither settled nor sealed may not be on the disk, |
+    |         |                              |         | also where it can be read                                  |
     | freed   | shard                        | no      | a source shard is deleted, as nothing needs it any more    |
     | uploaded | file, to                    | yes     | a sealed file is in the storage of a destination           |
 

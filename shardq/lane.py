@@ -1,6 +1,6 @@
 """One output of a run: its plan, its folder, its journal, and how far it is. Knows nothing of workers and transfers."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from shardq.figures import write_figures
 from shardq.journal import Journal
 from shardq.loans import Digest, Pair
 from shardq.plans import OutputFile, Plan
+from shardq.settling import Settling
 from shardq.staging import Progressed, Staging
 from shardq.tasks import Done, Member, Sealed, Task
 from shardq.uploader import Uploader
@@ -50,17 +51,12 @@ class Lane:
         self._done: dict[int, Done] = dict(before.tasks)
         self._left = dict.fromkeys(self.files, 0)  # tasks of this run still to finish
         self._shard_tasks: dict[str, list[Task]] = {s.name: [] for s in plan.checkpoint.shards}
-        self._readers: dict[str, set[str]] = {}  # source shard -> those whose tasks read it
-        self._files_of: dict[str, set[str]] = {}  # source shard -> files that its tasks write into
+        self._settling = Settling(plan, before.settled) if plan.settles else None
         for task in plan.tasks:
             self._shard_tasks[task.shard].append(task)
-            self._files_of.setdefault(task.shard, set()).update(task.files)
-            for shard in task.shards if task.files else ():
-                self._readers.setdefault(shard, set()).add(task.shard)
-            for name in task.files if task.shard not in before.settled else ():
+            for name in () if self.is_settled(task.shard) else task.files:
                 self._left[name] += 1
-        self._settled: set[str] = set(before.settled)
-        self._settling: set[str] = set()
+        self.is_trusted = True  # False: what is read back may never have reached the disk
         self._journaled: set[int] = set()  # tasks of streamed shards
         self._amax: dict[str, float] = {}  # recorded
         self._begun: set[str] = set()  # files that have their size and header
@@ -82,14 +78,14 @@ class Lane:
 
     def needs(self, shard: str) -> bool:
         """True while some file that needs this source shard is not sealed, or what was made of it not settled."""
-        if self.plan.settles:
-            return any(not self._is_kept(reader) for reader in self._readers.get(shard, ()))
+        if self._settling:
+            return self._settling.needs(shard, self.sealed)
         return any(f.name not in self.sealed for f in self.files_of(shard))
 
     def member(self, task: Task) -> Member | None:
         """What is left of a task: nothing when its files are sealed; a check when an interrupted run has done it."""
         unsealed = [f for f in task.files if f not in self.sealed]
-        if not unsealed or task.shard in self._settled:
+        if not unsealed or self.is_settled(task.shard):
             return None
         if len(unsealed) < len(task.files):
             assert isinstance(task, BlocksTask | VectorsTask)
@@ -151,8 +147,14 @@ class Lane:
             self._left[file] += change
 
     def is_made(self, name: str) -> bool:
-        """True when nothing is left to do for a file but to seal it, and that has not begun."""
-        return self._left[name] == 0 and name not in self.sealed and name not in self._sealing
+        """True when nothing is left to do for a file but to seal it, and that may begin and has not."""
+        if self._left[name] or name in self.sealed or name in self._sealing:
+            return False
+        return self._settling is None or not self._settling.is_busy(name)
+
+    def doubtful(self, name: str) -> Iterable[str]:
+        """Source shards that must be known to be right before a file is sealed."""
+        return self._settling.doubtful(name) if self._settling else self.files[name].shards
 
     def begin_seal(self, name: str) -> None:
         """A file that is made is about to be sealed."""
@@ -171,31 +173,37 @@ class Lane:
 
     def to_settle(self, shard: str) -> tuple[str, ...] | None:
         """Files to be made durable now that all that becomes of a source shard is made and recorded, so that it may go
-        before they are sealed; None if it is not, if that has begun, or if all of them are being sealed."""
-        if not self.plan.settles or shard in self._settled or shard in self._settling:
+        before they are sealed; None if it is not, or if that has begun or has to wait for a file that is being sealed.
+        """
+        if not self._settling or self._settling.is_begun(shard):
             return None
-        tasks = [t for t in self._shard_tasks[shard] if t.files]
+        files = self._settling.files(shard) - self.sealed.keys()
+        tasks = self._shard_tasks[shard]
+        if not files or not files.isdisjoint(self._sealing):
+            return None
         if not all(t.id in self._journaled or all(f in self.sealed for f in t.files) for t in tasks):
             return None
-        return tuple(sorted(self._files_of[shard] - self.sealed.keys() - self._sealing)) or None
+        self._settling.begin(shard, files)
+        return tuple(sorted(files))
 
-    def begin_settle(self, shard: str) -> None:
-        """What was made of a shard is about to be made durable."""
-        self._settling.add(shard)
-
-    def settle(self, shard: str) -> None:
-        """What was made of a source shard is durable: record that."""
-        self._settling.discard(shard)
-        self._settled.add(shard)
+    def settle(self, shard: str) -> tuple[frozenset[str], frozenset[str]]:
+        """What was made of a source shard is durable: record that. Returns the files that have it, and the shards that
+        it was made of."""
+        assert self._settling
         self._journal.append({"event": "settled", "shard": shard}, durable=True)
+        return self._settling.end(shard), self._settling.reads(shard)
 
     def is_settled(self, shard: str) -> bool:
         """True if all that was made of a shard is durable and recorded before its files are sealed."""
-        return shard in self._settled
+        return self._settling is not None and self._settling.has(shard)
 
-    def _is_kept(self, shard: str) -> bool:
-        """True if all that was made of a shard is durable."""
-        return shard in self._settled or self._files_of.get(shard, set()) <= self.sealed.keys()
+    def distrust(self) -> None:
+        """The disk has refused to make something durable: what is neither settled nor sealed may be lost, though it
+        can still be read. Record that, and nothing made before or after; a plan that does not settle has deleted the
+        file instead."""
+        if self._settling and self.is_trusted:
+            self.is_trusted = False
+            self._journal.append({"event": "distrust"}, durable=True)
 
     def record_fetched(self, shard: str, sha256: str) -> None:
         """A source shard is here and was verified."""
@@ -210,11 +218,19 @@ class Lane:
         self._journal.append({"event": "uploaded", "file": name, "to": self._destination}, durable=True)
         self.uploaded.add(name)
 
-    def trim(self, begun: Iterable[str]) -> None:
-        """Delete unfinished files of an earlier run that nobody has counted: of others than the `begun` shards."""
-        wanted = {f.name for shard in begun for f in self.files_of(shard) if f.shards[0] == shard}
-        wanted |= {f.name for shard in self._settled for f in self.files_of(shard)}
-        self.staging.trim_parts(wanted)
+    @property
+    def made(self) -> frozenset[str]:
+        """Files that an earlier run has sealed, or has only left to be sealed."""
+        return frozenset(f for f in self.files if f in self.sealed or (self._settling and self._left[f] == 0))
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Unfinished files that have in them what was made of settled shards, and may be all that is left of these."""
+        return self._settling.held(self.sealed) if self._settling else frozenset()
+
+    def trim(self, counted: Collection[str]) -> None:
+        """Delete unfinished files of an earlier run that are not among the `counted`."""
+        self.staging.trim_parts(self.held.union(counted, self.made))
 
     def resume_uploads(self, keep_local: bool) -> None:
         """Send what an interrupted run had sealed, and drop what it had sent."""
@@ -232,4 +248,5 @@ class Lane:
     def _journal_task(self, done: Done) -> None:
         more: dict[str, Any] = {} if done.amax is None else {"amax": done.amax}
         more |= write_figures(done.figures, done.losses)
-        self._journal.append({"event": "task", "id": done.id, "checksum": done.checksum, **more}, durable=False)
+        if self.is_trusted:
+            self._journal.append({"event": "task", "id": done.id, "checksum": done.checksum, **more}, durable=False)

@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from shardq.admission import ShardCost, least_disk_bytes
+from shardq.admission import FileCost, ShardCost, least_disk_bytes
 from shardq.ahead import ahead_extents, ahead_memory_bytes
 from shardq.loans import WINDOW_BYTES
 from shardq.onepass import OnePass
+from shardq.plans import OutputFile
 from shardq.side_files import select_side_files
 from shardq.spans import Span, cut_all
 
@@ -28,43 +29,52 @@ class Requests:
 
 
 def shard_costs(
-    work: OnePass, staged: bool, sealed: Sequence[Collection[str]] = (), proven: Collection[str] = ()
+    work: OnePass,
+    staged: bool,
+    made: Sequence[Collection[str]] = (),
+    proven: Collection[str] = (),
+    held: Sequence[Collection[str]] = (),
 ) -> list[ShardCost]:
-    """Disk of each shard in the order of the plan, of those that are needed for files other than the `sealed` ones of
-    each output; `staged`: source shards are copied to the disk; `proven`: shards that need not come (proofs.py)."""
+    """Disk of each shard in the order of the plan, of those that are needed for files other than the `made` ones of
+    each output; `staged`: source shards are copied to the disk; `proven`: shards that need not come (proofs.py);
+    `held`: files of each output that are on the disk from the beginning."""
     shards = work.checkpoint.shards
     order = {s.name: number for number, s in enumerate(shards)}
-    output, until, made, needed = dict.fromkeys(order, 0), dict(order), dict(order), set[str]()
-    files: dict[str, list[tuple[int, str]]] = {}
-    for lane, plan in enumerate(work.plans):
-        for file in plan.files:
-            coming = [s for s in file.shards if s not in proven]
-            if not coming or (sealed and file.name in sealed[lane]):
-                continue
-            first, last = coming[0], max(order[s] for s in coming)
-            output[first] += file.size_bytes
-            files.setdefault(first, []).append((lane, file.name))
-            made[first] = max(made[first], last)
-            needed.update(coming)
-            for s in () if plan.settles else coming:
-                until[s] = max(until[s], last)
-        for group in {t.shards for t in plan.tasks if t.files} if plan.settles else ():
-            last = max(order[s] for s in group)
-            for s in group:
-                until[s] = max(until[s], last)
+    until, files, needed = dict(order), dict[str, list[tuple[int, OutputFile, int]]](), set[str]()
+    left_to_make = [
+        (lane, file, coming)
+        for lane, plan in enumerate(work.plans)
+        for file in plan.files
+        if (coming := [s for s in file.shards if s not in proven]) and not (made and file.name in made[lane])
+    ]
+    needed.update(*(coming for _, _, coming in left_to_make))
     left = [s for s in shards if s.name in needed]
+    for lane, file, coming in left_to_make:
+        first = left[0].name if held and file.name in held[lane] else coming[0]
+        files.setdefault(first, []).append((lane, file, max(order[s] for s in coming)))
+    apart = [coming for lane, _, coming in left_to_make if not work.plans[lane].settles]
+    together = {t.shards & needed for p in work.plans if p.settles for t in p.tasks if t.files}
+    for group in (*apart, *together):
+        last = max((order[s] for s in group), default=0)
+        until |= {s: max(until[s], last) for s in group}
     place = {s.name: number for number, s in enumerate(left)}
     ends = {order[s.name]: place[s.name] for s in left}
     lent = {s.name: sum(loan.disk_bytes for loan in work.loans.get(s.name, ())) for s in left}
+
+    def hold(shard: str, last: int) -> int:
+        return max(0, ends.get(last, place[shard]) - place[shard])
+
     return [
         ShardCost(
             s.name,
             s.size_bytes if staged else 0,
-            output[s.name],
-            ends.get(until[s.name], place[s.name]) - place[s.name],
+            sum(file.size_bytes for _, file, _ in files.get(s.name, ())),
+            hold(s.name, until[s.name]),
             lent[s.name],
-            ends.get(made[s.name], place[s.name]) - place[s.name],
-            tuple(files.get(s.name, ())),
+            tuple(
+                FileCost(lane, file.name, file.size_bytes, hold(s.name, last))
+                for lane, file, last in files.get(s.name, ())
+            ),
         )
         for s in left
     ]

@@ -90,7 +90,7 @@ class Pipeline:
         asked = {s.name for own in self._wanted.values() for n in own - amax.keys() for s in self._shards_of(n)}
         self._proven = find_proven(lanes, busy, self._proofs, asked) if slots else frozenset()
         self._passed |= self._proven
-        self._over = self._proven | {s for s in self._shards if s not in busy and all(_is_over(x, s) for x in lanes)}
+        self._over = self._proven | {s for s in self._shards if s not in busy and not any(x.needs(s) for x in lanes)}
         self._owners: Mapping[tuple[int, str], str] = {}  # file of a lane -> the shard that it begins with
         self._waiting: dict[str, Shard] = {}  # shards at hand whose bundles read others that are not
         self._ahead: AheadReader | None = None
@@ -211,6 +211,8 @@ class Pipeline:
                 self._lanes[m.lane].count_failed(m.task.id)
             self._end(bundle)
         else:
+            if isinstance(work, SealTask | SettleTask):
+                self._lanes[work.lane].distrust()
             self._error = self._error or error
 
     def _on_surveyed(self, surveyed: Surveyed) -> None:
@@ -249,25 +251,28 @@ class Pipeline:
         for lane in self._lanes:
             for file in lane.files_of(shard.name):
                 self._seal_made(lane, file)
-            if not self._open[shard.name] and (files := lane.to_settle(shard.name)):
-                lane.begin_settle(shard.name)
-                self._todo.appendleft(SettleTask(lane.number, shard.name, files))
+            self._settle_made(lane, shard.name)
 
     def _seal_made(self, lane: Lane, file: OutputFile) -> None:
         """Begin to seal a file if nothing of it is missing."""
         if lane.is_made(file.name) and self._is_sure(lane, file):
             lane.begin_seal(file.name)
-            self._todo.appendleft(SealTask(lane.number, file.name, file.size_bytes))
+            self._todo.appendleft(SealTask(lane.number, file.name, file.size_bytes, lane.plan.settles))
+
+    def _settle_made(self, lane: Lane, shard: str) -> None:
+        """Begin to settle a source shard if nothing is left to do with it."""
+        if not self._open[shard] and (files := lane.to_settle(shard)):
+            self._todo.appendleft(SettleTask(lane.number, shard, files))
 
     def _is_sure(self, lane: Lane, file: OutputFile) -> bool:
         """True if all that a file needs was made of the right bytes."""
+        shards = frozenset(lane.doubtful(file.name))
         passed = all(
-            lane.is_settled(s)
-            or not self._supply.may_stream(self._shards[s])
+            not self._supply.may_stream(self._shards[s])
             or (s in self._passed and not self._open[s] and s not in self._suspect)
-            for s in file.shards
+            for s in shards
         )
-        return passed and not self._proofs.are_open(file.shards, file.shards)
+        return passed and not self._proofs.are_open(shards, shards)
 
     def _has_read_right(self, work: Bundle | Task) -> bool:
         """True if all that it read of a streamed shard, and of what that borrows, is known to be right."""
@@ -315,16 +320,24 @@ class Pipeline:
     def _on_sealed(self, sealed: Sealed) -> None:
         """A file is durable in `part`: settle it, record it, and only then let its sources go."""
         lane = self._lanes[sealed.lane]
+        if not lane.is_trusted:
+            return  # it is done again, and may need all that it was made of
         lane.seal(sealed)
         for name in lane.files[sealed.file].shards:
             self._free(self._shards[name])
+            self._settle_made(lane, name)
         self._tell("file", sealed.file)
 
     def _on_settled(self, settled: Settled) -> None:
         """What was made of a shard is durable: record it, and only then let go what it was made of."""
-        self._lanes[settled.lane].settle(settled.shard)
-        for name in self._reads[settled.shard]:
+        lane = self._lanes[settled.lane]
+        if not lane.is_trusted:
+            return
+        files, reads = lane.settle(settled.shard)
+        for name in reads:
             self._free(self._shards[name])
+        for name in files:
+            self._seal_made(lane, lane.files[name])
 
     def _on_fetched(self, got: Fetched) -> None:
         """Queue the bundles of a shard; what an earlier run did is only checked."""
@@ -451,8 +464,10 @@ class Pipeline:
             lane.staging.drop_lent()
         for lane in self._lanes[1:]:
             lane.staging.trim_sources(())  # it may have been the first one of an earlier run
+        kept = set(self._admission.begun)
         for lane in self._lanes:
-            lane.trim(self._admission.begun)
+            begun = [name for (number, name), owner in self._owners.items() if number == lane.number and owner in kept]
+            lane.trim(begun)
             for file in lane.files.values() if lane.plan.settles else ():
                 self._seal_made(lane, file)
         self._bring(first)
@@ -472,11 +487,6 @@ class Pipeline:
                 total_files=sum(len(lane.files) for lane in self._lanes),
             )
         )
-
-
-def _is_over(lane: Lane, shard: str) -> bool:
-    """True if an output needs nothing more of a shard of which no task is left."""
-    return lane.is_settled(shard) or not any(f.name not in lane.sealed for f in lane.files_of(shard))
 
 
 def source_paths(work: OnePass, source: Source, staging: Staging) -> dict[str, str]:

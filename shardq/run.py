@@ -20,7 +20,7 @@ from shardq.executors.processes import ProcessExecutor
 from shardq.files.atomic import write_atomic
 from shardq.files.safetensors import tensor_bytes
 from shardq.gguf.model_files import needed_texts
-from shardq.headers import read_checkpoint
+from shardq.headers import read_checkpoint, read_headers
 from shardq.lane import Lane
 from shardq.ledger import LEDGER, Errors, decode_ledger
 from shardq.limits import Limits
@@ -247,6 +247,7 @@ def _open_lane(number: int, p: Prepared, source: Source, limits: Limits, restart
         write_atomic(p.staging.source_record, encode_checkpoint(p.plan.checkpoint))
     if destination:
         before = still_stored(before, destination, p.staging, limits.keep_local)
+        before = p.staging.check_settled(before, p.plan, journal)
     return Lane(number, p.plan, p.staging, journal, before, Uploader(destination) if destination else None, label)
 
 
@@ -258,10 +259,19 @@ def make_executor(parallel: int, workplace: Workplace, task_bytes: int | None) -
 
 
 def _checkpoint(source: Source, staging: Staging, limits: Limits, restart: bool) -> Checkpoint:
-    """The source's headers; those of the first run when its shards are being deleted on the way."""
-    if limits.delete_source and not restart and staging.source_record.exists():
-        return decode_checkpoint(staging.source_record.read_bytes())
-    return read_checkpoint(source)
+    """The source's headers; those of the first run where its shards are being deleted on the way, but for shards that
+    are there and are others now: the identity of the run then tells."""
+    eaten = limits.delete_source and not restart and staging.source_record.exists() and source.commit is None
+    recorded = decode_checkpoint(staging.source_record.read_bytes()) if eaten else None
+    if recorded is None or recorded.label != source.label:
+        return read_checkpoint(source)
+    files = {f.name: f for f in source.files()}
+    headers = read_headers(source, [files[s.name] for s in recorded.shards if s.name in files])
+    shards = (
+        replace(s, size_bytes=files[s.name].size_bytes, header_sha256=headers[s.name].sha256) if s.name in files else s
+        for s in recorded.shards
+    )
+    return replace(recorded, shards=tuple(shards))
 
 
 def _folder(source: Source) -> Path | None:

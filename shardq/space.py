@@ -18,11 +18,13 @@ def check_space(
     """Raises DiskFull when the file system of an output folder has less free than the shards in `todo` need. The
     outputs of a run are taken to be on one file system."""
     staged = {c.name: allocated_bytes(stagings[0].src / c.name) for c in todo}
-    parts = {c.name: sum(allocated_bytes(stagings[lane].part / f) for lane, f in c.files) for c in todo}
-    left = [
-        replace(c, staged_bytes=c.staged_bytes - staged[c.name], output_bytes=c.output_bytes - parts[c.name])
-        for c in todo
-    ]
+    left: list[ShardCost] = []
+    for c in todo:
+        files = tuple(
+            replace(f, size_bytes=f.size_bytes - allocated_bytes(stagings[f.lane].part / f.name)) for f in c.files
+        )
+        output_bytes = sum(f.size_bytes for f in files)
+        left.append(replace(c, staged_bytes=c.staged_bytes - staged[c.name], output_bytes=output_bytes, files=files))
     need = _growth_bytes(work, left) if delete_source else least_disk_bytes(left, 0, uploads)
     free = shutil.disk_usage(stagings[0].work).free
     if need > free:
@@ -42,7 +44,7 @@ def _growth_bytes(work: OnePass, left: Sequence[ShardCost]) -> int:
         now += cost.total_bytes - goes.pop(number, 0)
         peak = max(peak, now)
         goes[number + cost.hold + 1] = goes.get(number + cost.hold + 1, 0) + sizes[cost.name]
-    return peak + max((c.output_bytes for c in left), default=0)  # the next file is begun before the last one is done
+    return peak + max((c.output_bytes for c in left[1:]), default=0)  # the next is begun before the last one is done
 
 
 def allocated_bytes(path: Path) -> int:

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from shardq.figures import read_figures
 from shardq.files.atomic import preallocate, pwrite_all, sync_folder, sync_way, writing
 from shardq.journal import Journal
 from shardq.plans import OutputFile, Plan
-from shardq.tasks import Done
+from shardq.tasks import Done, Task
 
 WORK: Final = ".shardq"
 PROVENANCE: Final = "shardq.json"
@@ -88,7 +88,16 @@ class Staging:
             events = []
         stamps = {"event": "stamps", "modified": modified}
         journal.append(stamps, durable=True)
-        return journal, self._progress([*events, stamps], plan, destination)
+        return journal, self.check_settled(self._progress([*events, stamps], plan, destination), plan, journal)
+
+    def check_settled(self, before: Progressed, plan: Plan, journal: Journal) -> Progressed:
+        """What is left of `before`, whose settled shards may have lost a file that they are in. That is recorded: when
+        the file is there again, not all of them are in it."""
+        gone = {f.name for f in plan.files if f.name not in before.sealed and not self.has_part(f)}
+        lost = {t.shard for t in plan.tasks if t.files and (t.id not in before.tasks or not gone.isdisjoint(t.files))}
+        if unsettled := before.settled & lost:
+            journal.append({"event": "unsettled", "shards": sorted(unsettled)}, durable=True)
+        return replace(before, settled=before.settled - unsettled)
 
     def refuse_other(self, identity: Mapping[str, Any]) -> None:
         """Raises RecipeChanged as `open` does, without changing anything."""
@@ -230,6 +239,10 @@ class Staging:
                 amax[e["tensor"]] = e["value"]
             elif e["event"] == "settled":
                 settled.add(e["shard"])
+            elif e["event"] == "unsettled":
+                settled -= set(e["shards"])
+            elif e["event"] == "distrust":  # tasks that are done again in any case keep the files that are sealed
+                tasks = {i: d for i, d in tasks.items() if _is_durable(plan.tasks[i], settled, sealed)}
             elif e["event"] == "lent":
                 lent[e["to"], e["shard"]] = e["sha256"]
             elif e["event"] == "stamps":
@@ -247,10 +260,7 @@ class Staging:
                 with writing(path):
                     (self.part / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(path, self.part / name)
-        gone = {f.name for f in plan.files if f.name not in sealed and not self.has_part(f)}
-        lost = {t.shard for t in plan.tasks if t.files and (t.id not in tasks or not gone.isdisjoint(t.files))}
-        kept = frozenset(settled - lost)
-        return Progressed(tasks, sealed, frozenset(uploaded & sealed.keys()), amax, lent, kept)
+        return Progressed(tasks, sealed, frozenset(uploaded & sealed.keys()), amax, lent, frozenset(settled))
 
     def _intact(self, file: str, size: int) -> bool:
         """True if a sealed file is there, in `ready` or already in its place."""
@@ -259,6 +269,11 @@ class Staging:
                 if path.stat().st_size == size:
                     return True
         return False
+
+
+def _is_durable(task: Task, settled: Collection[str], sealed: Collection[str]) -> bool:
+    """True if what a task made is on the disk, or if it is done again without a look at what is there."""
+    return task.shard in settled or any(f in sealed for f in task.files)
 
 
 def _begins(name: str) -> bool:

@@ -169,7 +169,7 @@ def is_alignment(value: object) -> TypeGuard[int]:
 
 def _string(text: str) -> bytes:
     data = text.encode("utf-8", "surrogateescape")
-    return struct.pack("<Q", len(data)) + data
+    return len(data).to_bytes(8, "little") + data
 
 
 def _pair(pair: KeyValue) -> bytes:
@@ -184,25 +184,25 @@ def _pair(pair: KeyValue) -> bytes:
     else:
         head += struct.pack("<I", kind.id)
     values = pair.value if isinstance(pair.value, tuple) else (pair.value,)
-    if not all(_fits(v, kind) for v in values):
+    if not all(_fits(sort, kind) for sort in set(map(type, values))):  # of a few types, not of each token
         raise ValueError(f"key {pair.key!a}: {str(pair.value)[:80]!a} is not {kind.name}")
     try:
         if not kind.code:
-            return head + b"".join(_string(str(v)) for v in values)
+            return head + b"".join(map(_string, map(str, values)))
         return head + struct.pack(f"<{len(values)}{kind.code}", *values)
     except (struct.error, OverflowError, UnicodeEncodeError) as error:
         raise ValueError(f"key {pair.key!a}: not {kind.name}: {error}") from error
 
 
-def _fits(value: Scalar, kind: ValueType) -> bool:
+def _fits(sort: type, kind: ValueType) -> bool:
     """Of the right sort; `struct` checks ranges. True is no integer here, though Python has it so."""
     if kind.name == STRING:
-        return isinstance(value, str)
+        return issubclass(sort, str)
     if kind.name == "bool":
-        return isinstance(value, bool)
-    if isinstance(value, bool):
+        return issubclass(sort, bool)
+    if issubclass(sort, bool):
         return False
-    return isinstance(value, int) or (isinstance(value, float) and kind.code in "fd")
+    return issubclass(sort, int) or (issubclass(sort, float) and kind.code in "fd")
 
 
 def _info(spec: GgufSpec, position: int) -> bytes:

@@ -51,7 +51,7 @@ class Pairs:
         """An array of values of one type; an empty one is left out. Raises UnsupportedSource."""
         if not values:
             return
-        kinds = {next((name for sort, name in ARRAY_TYPES if isinstance(value, sort)), "") for value in values}
+        kinds = {_kind_of(sort) for sort in set(map(type, values))}  # of a few types, not of each token
         if len(kinds) > 1 or "" in kinds:
             raise _wrong(key, values, "values of one type")
         self._set(key, kinds.pop(), tuple(values))
@@ -59,6 +59,10 @@ class Pairs:
     def _set(self, key: str, kind: str, value: Scalar | tuple[Scalar, ...]) -> None:
         full = key.replace("{arch}", self._arch)
         self._pairs[full] = KeyValue(full, kind, value)
+
+
+def _kind_of(sort: type) -> str:
+    return next((name for known, name in ARRAY_TYPES if issubclass(sort, known)), "")
 
 
 def _whole(key: str, value: object, least: int = 0) -> int:

@@ -69,8 +69,9 @@ def plan_gguf_output(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     planned = _planned(specs, plans, sourced, recipe)
     files = _files(checkpoint, weights, plans, sourced)
     begins = {t.name: plans[t.file].offsets[t.name][0] for t in planned.tensors}
-    takes = find_takes(planned.tensors, begins, sourced, weights)
-    tasks = plan_tasks(checkpoint, weights, takes, rounded=recipe.decode == "rounded")
+    rounded = recipe.decode == "rounded"
+    takes = find_takes(planned.tensors, begins, sourced, weights, rounded)
+    tasks = plan_tasks(checkpoint, weights, takes, rounded)
     decisions = _decide(checkpoint, weights, planned, takes)
     searches = Searches({}, {}, planned.notes)
     return Plan(checkpoint, recipe, weights, decisions, files, tasks, {}, {}, {}, searches, planned)

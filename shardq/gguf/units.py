@@ -9,6 +9,7 @@ from shardq.cut import Part, cut_shard, is_matrix
 from shardq.dequantize.plain import rounds
 from shardq.errors import LayoutRefuses, UnsupportedSource
 from shardq.formats import WEIGHT_DTYPES
+from shardq.gguf.mixtures import SOURCE_TYPE
 from shardq.gguf.planned import PlannedTensor
 from shardq.weights import Weights
 
@@ -17,20 +18,26 @@ if TYPE_CHECKING:
 
 
 def find_takes(
-    tensors: Sequence[PlannedTensor], begins: Mapping[str, int], sourced: "Mapping[str, Sourced]", weights: Weights
+    tensors: Sequence[PlannedTensor],
+    begins: Mapping[str, int],
+    sourced: "Mapping[str, Sourced]",
+    weights: Weights,
+    rounded: bool,
 ) -> dict[str, tuple[Take, ...]]:
-    """What becomes of each weight. Raises UnsupportedSource for weights that are no floats, and for shapes that do not
-    go together."""
+    """What becomes of each weight; `rounded`: by way of BF16, as llama.cpp's converter has it. Raises UnsupportedSource
+    for weights that are no floats, and for shapes that do not go together."""
     takes: dict[str, list[Take]] = {}
     for t in tensors:
         made = sourced[t.name]
         slice_bytes = t.size_bytes // max(1, len(made.taken))
         for index, (taken, part, ref) in enumerate(zip(made.taken, made.tensor.parts, made.weighing, strict=True)):
+            weight = weights.tensors[taken.weight]
             take = Take(
                 t.name, t.file, begins[t.name] + index * slice_bytes, t.type, taken.rows, part.rotary_heads,
                 taken.turned, made.tensor.added, ref, taken.carried and t.type == made.tensor.type,
+                narrowed=rounded and made.tensor.type is None and weight.dtype != SOURCE_TYPE,
             )  # fmt: skip
-            _check(weights.tensors[taken.weight], take, slice_bytes)
+            _check(weight, take, slice_bytes)
             takes.setdefault(taken.weight, []).append(take)
     return {name: tuple(own) for name, own in takes.items()}
 

@@ -15,6 +15,7 @@ import shardq
 from shardq import Limits, make_recipe
 from shardq.files.gguf_read import read_gguf
 from shardq.gguf.options import GgufOptions
+from shardq.recipe import Decode
 
 pytestmark = pytest.mark.oracle
 
@@ -22,6 +23,10 @@ GOLDEN = Path(__file__).parents[1] / "pipeline" / "golden_gguf_files"
 TEXT = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
 LOST = 1.5  # of the bf16 model's perplexity, in the smallest file that is tried: a file that is wrong is far above
 WEIGHED = [("Q2_K", "gguf"), ("Q3_K_M", "legacy"), ("Q4_0", "gguf"), ("Q4_K_M", "legacy"), ("IQ4_XS", "gguf")]
+QUANTIZED = (  # sources that the converter reads and rounds to bf16
+    "FP8_BLOCK@fp8", "FP8_DYNAMIC@compressed-tensors", "W4A16G32@compressed-tensors", "W4A16G32@gptq",
+    "W8A8@compressed-tensors",
+)  # fmt: skip
 OPTIONS = [
     made.Wanted("Q4_K_M", pure=True),
     made.Wanted("Q3_K_S", output_type="Q8_0"),
@@ -55,7 +60,13 @@ def room(tmp_path: Path) -> Iterator[Path]:
 
 
 def differences(
-    peer: Any, source: Path, whole: Path, row: made.Wanted, room: Path, pre: str | None = None
+    peer: Any,
+    source: Path,
+    whole: Path,
+    row: made.Wanted,
+    room: Path,
+    pre: str | None = None,
+    decode: Decode = "exact",
 ) -> list[str]:
     """Between what shardq makes of a checkpoint and what llama.cpp makes of its converter's file of it."""
     names = ("pure", "output_type", "embedding_type", "overrides", "requantize")
@@ -68,7 +79,9 @@ def differences(
         words["imatrix"] = made.divided(stats, row.imatrix)
     theirs = peer.quantize(whole, room / "theirs.gguf", peer.FILE_TYPES[row.file_type], **words)
     options = GgufOptions(row.pure, row.output_type, row.embedding_type, row.overrides, tokenizer_pre=pre)
-    recipe = make_recipe(f"gguf:{row.file_type}", importance=file, gguf=options, requantize=row.requantize)
+    recipe = make_recipe(
+        f"gguf:{row.file_type}", importance=file, gguf=options, requantize=row.requantize, decode=decode
+    )
     done = shardq.quantize(source, recipe, output_dir=room / "ours", limits=Limits(parallel=2))
     (ours,) = done.output.glob("*.gguf")
     found: list[str] = peer.differences(ours, theirs)
@@ -97,6 +110,17 @@ def test_experts_have_slices_of_an_imatrix(name: str, kind: str, peer: Any, room
     source = made.write(case, room)
     whole = peer.convert(source, room / "whole.gguf", case.case.pre)
     assert not differences(peer, source, whole, made.Wanted(kind, "gguf"), room, case.case.pre)
+
+
+@pytest.mark.parametrize("scheme", QUANTIZED)
+@pytest.mark.parametrize("name", ["llama", "deepseek3", "qwen3moe", "qwen2moe"])
+def test_quantized_sources_are_decoded_as_there(name: str, scheme: str, peer: Any, room: Path) -> None:
+    case = made.FILES[name].case
+    source = room / "quantized" / case.folder
+    shardq.quantize(made.write(made.FILES[name], room), scheme, output_dir=source, limits=Limits(parallel=1))
+    whole = peer.convert(source, room / "whole.gguf", case.pre)
+    for kind in ("Q8_0", "Q4_K_M"):
+        assert not differences(peer, source, whole, made.Wanted(kind), room / kind, case.pre, "rounded")
 
 
 @pytest.mark.parametrize("name", made.FILES)

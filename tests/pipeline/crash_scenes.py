@@ -7,8 +7,10 @@ kind of run, add a row.
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 from unittest.mock import patch
@@ -17,7 +19,11 @@ import shardq
 from shardq.sources.base import SourceFile
 from shardq.sources.demo import DemoSource
 
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
+import gguf_sources
+
 SHARDS: Final = "*.safetensors"
+PART_BYTES: Final = 22_000  # so that both shards of gguf_sources' smallest model write into some part
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,7 @@ class Scene:
     prepare: Callable[[], None]  # makes the disk what it is before the first run
     run: Callable[[], object]  # may be repeated until it says that it is done
     only_here: Mapping[str, Path]  # shards with no other copy, and where they are before the first run
+    begins: str = "config.json"  # the output's file without which nothing loads: it comes last
 
 
 def keeping(disk: Path, original: Path) -> Scene:
@@ -69,7 +76,7 @@ def nested(disk: Path, original: Path) -> Scene:
     return eating(disk, source)
 
 
-def fetching(disk: Path, original: Path) -> Scene:
+def fetching(disk: Path, original: Path, recipe: str | shardq.Recipe = "W4A16") -> Scene:
     """A remote source, fetched into the staging folder by threads: the demo, but as small as the others."""
     out = disk / "out"
     held = {p.name: p.read_bytes() for p in original.iterdir()}
@@ -77,9 +84,11 @@ def fetching(disk: Path, original: Path) -> Scene:
 
     def run() -> object:
         with patch("shardq.sources.demo.open_demo", lambda: DemoSource(held, listing)):
-            return shardq.quantize("demo", output_dir=out, limits=shardq.Limits(parallel=1))
+            return shardq.quantize("demo", recipe, output_dir=out, limits=shardq.Limits(parallel=1))
 
-    return Scene(disk, out, lambda: _clear(disk), run, {})
+    with patch("shardq.sources.demo.open_demo", lambda: DemoSource(held, listing)):
+        begins = _first_of(shardq.plan("demo", recipe))
+    return Scene(disk, out, lambda: _clear(disk), run, {}, begins)
 
 
 def several(disk: Path, original: Path) -> Scene:
@@ -99,13 +108,60 @@ def several(disk: Path, original: Path) -> Scene:
     return Scene(disk, outs, lambda: _clear(disk), run, {})
 
 
+def gguf(disk: Path, _original: Path, part_bytes: int | None, eats: bool) -> Scene:
+    """A GGUF file of two shards, or several. With `eats` the shards are deleted, each when it is settled."""
+    written = gguf_sources.write("smallest", disk.parent / "gguf")
+    source, out = disk / written.name, disk / "out"
+    recipe = gguf_sources.recipe("smallest", part_bytes)
+
+    def prepare() -> None:
+        _clear(disk)
+        if eats:
+            shutil.copytree(written, source)
+
+    def run() -> object:
+        limits = shardq.Limits(parallel=1, delete_source=eats)
+        return shardq.quantize(source if eats else written, recipe, output_dir=out, limits=limits)
+
+    shards = [p.name for p in written.glob(SHARDS)]
+    begins = _first_of(shardq.plan(written, recipe))
+    return Scene(disk, out, prepare, run, {n: source / n for n in shards} if eats else {}, begins)
+
+
+def gguf_beside(disk: Path, _original: Path) -> Scene:
+    """Two GGUF outputs of other file types, one in parts, and shards of safetensors, from one read."""
+    written, outs = gguf_sources.write("smallest", disk.parent / "gguf"), disk / "outs"
+    recipes = [
+        gguf_sources.recipe("smallest", PART_BYTES), shardq.make_recipe("W4A16", group_size=32),
+        gguf_sources.recipe("smallest", None, "q8_0"),
+    ]  # fmt: skip
+
+    def run() -> object:
+        return shardq.quantize_many(written, recipes, output_dir=outs, limits=shardq.Limits(parallel=1))
+
+    return Scene(disk, outs, lambda: _clear(disk), run, {})
+
+
+def gguf_fetching(disk: Path, _original: Path) -> Scene:
+    """A GGUF file of a remote source."""
+    return fetching(disk, gguf_sources.write("smallest", disk.parent / "gguf"), gguf_sources.recipe("smallest"))
+
+
 SCENES: Final[Mapping[str, Callable[[Path, Path], Scene]]] = {
     "keeping": keeping,
     "eating": eating,
     "nested": nested,
     "fetching": fetching,
     "several": several,
+    "gguf parts": partial(gguf, part_bytes=PART_BYTES, eats=True),
+    "gguf": partial(gguf, part_bytes=None, eats=True),
+    "gguf fetching": gguf_fetching,
+    "gguf beside": gguf_beside,
 }
+
+
+def _first_of(plan: shardq.Plan) -> str:
+    return plan.files[0].name if plan.gguf else "config.json"
 
 
 def _clear(disk: Path) -> None:

@@ -37,7 +37,7 @@ def write_source(case: Case, folder: Path) -> Path:
     """The checkpoint: a shard for each layer and one for what stands behind them; embeddings are in the first."""
     tensors = {name: t for piece in build(case) for name, t in piece.source.items()}
     layers = 1 + max(_layer(name, 0) for name in tensors)
-    _write(folder, tensors, lambda name: 1 + _layer(name, 0 if "embed" in name else layers), case.config)
+    write_tensors(folder, tensors, lambda name: 1 + _layer(name, 0 if "embed" in name else layers), case.config)
     for name, content in case.side_files.items():
         (folder / name).write_text(json.dumps(content))
     return folder
@@ -57,13 +57,13 @@ def write_twin(case: Case, source: Path, out: Path, dtype: str | None = "F32") -
             tensors[name] = store_as(t.data, dtype or case.dtype) if rounded else t
             places[name] = shard_of[next(iter(piece.source))]
     config = {k: v for k, v in case.config.items() if k not in QUANTIZATION}
-    return _write(out, tensors, places.__getitem__, config, max(shard_of.values()))
+    return write_tensors(out, tensors, places.__getitem__, config, max(shard_of.values()))
 
 
 def scatter(folder: Path, out: Path, place: Place, shards: int) -> Path:
     """The checkpoint in `folder` with its tensors in other shards; those that get none are not there."""
     config = json.loads((folder / "config.json").read_text())
-    _write(out, read_tensors(folder), place, config, shards)
+    write_tensors(out, read_tensors(folder), place, config, shards)
     for path in folder.iterdir():
         if path.suffix == ".json" and not (out / path.name).exists():
             (out / path.name).write_bytes(path.read_bytes())
@@ -132,9 +132,10 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
     return found
 
 
-def _write(
+def write_tensors(
     folder: Path, tensors: Mapping[str, Stored], place: Place, config: Mapping[str, Any], shards: int | None = None
 ) -> Path:
+    """Tensors as a checkpoint: each in the shard of the number that `place` gives, of so many."""
     folder.mkdir(parents=True)
     by_shard: dict[int, list[str]] = {}
     for name in tensors:

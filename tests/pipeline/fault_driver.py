@@ -29,7 +29,7 @@ import shardq
 from shardq.errors import ShardqError
 from shardq.journal import Journal
 
-CONFIG: Final = "config.json"
+WEIGHTS: Final = (".safetensors", ".gguf")
 DONE, REFUSED, RAISED = 0, 10, 11  # exit codes of a run
 HANGS_S: Final = 60  # the time after which a run is killed
 
@@ -138,14 +138,15 @@ class Sweep:
         """What is wrong between two runs."""
         there = contents(self._scene.out)
         wrong: list[str] = []
-        shards = {n: h for n, h in self._expected.items() if n.endswith(".safetensors")}
+        shards = {n: h for n, h in self._expected.items() if n.endswith(WEIGHTS)}
         incomplete = [n for n, h in shards.items() if there.get(n) != h]
-        for folder in _finished(there):
-            wrong += [f"{folder}{CONFIG} beside incomplete {n}" for n in incomplete if n.startswith(folder)]
+        begins = self._scene.begins
+        for folder in _finished(there, begins):
+            wrong += [f"{folder}{begins} beside incomplete {n}" for n in incomplete if n.startswith(folder)]
         for name, source in self._scene.only_here.items():
             kept = source.exists() and _hash(source) == self._originals[name]
-            made = shards[name] in (there.get(name), there.get(f".shardq/ready/{name}"))
-            if not kept and not made:
+            made = shards[name] in (there.get(name), there.get(f".shardq/ready/{name}")) if name in shards else True
+            if not kept and not made:  # of shards without a file of their own the next run tells
                 wrong.append(f"{name} is lost")
         return wrong
 
@@ -155,7 +156,7 @@ class Sweep:
         kind = CUTS[case % len(CUTS)]
         if case % self._options.verify_every == 0:
             self._found.verified += 1
-            outs = [self._scene.out / folder for folder in _finished(self._expected)]
+            outs = [self._scene.out / f for f in _finished(self._expected, self._scene.begins)]
             if problems := [p for out in outs for p in shardq.verify(out, deep=True).problems]:
                 return [f"verify: {p}" for p in problems]
         Disk.load(self._saved, self._scene.disk).cut(kind, random.Random(case))
@@ -213,10 +214,10 @@ class Sweep:
         return ", ".join(sorted(n for n, _ in there.items() ^ self._expected.items())) or "none"
 
 
-def _finished(there: Mapping[str, str]) -> list[str]:
-    """The output folders that have a configuration, each with a slash behind it; "" for the folder itself."""
+def _finished(there: Mapping[str, str], begins: str) -> list[str]:
+    """The output folders that have the file that comes last, each with a slash behind it; "" for the folder itself."""
     names = [n for n in there if "/.shardq/" not in f"/{n}"]
-    return [n.removesuffix(CONFIG) for n in names if n == CONFIG or n.endswith(f"/{CONFIG}")]
+    return [n.removesuffix(begins) for n in names if n == begins or n.endswith(f"/{begins}")]
 
 
 def _endings(fault: Fault) -> set[int]:
@@ -231,8 +232,9 @@ def delete_early(sources: Mapping[str, Path]) -> None:
     append = Journal.append
 
     def late(journal: Journal, event: Mapping[str, object], durable: bool) -> None:
-        if event["event"] == "sealed":
-            sources[str(event["file"])].unlink(missing_ok=True)
+        name = {"sealed": event.get("file"), "settled": event.get("shard")}.get(str(event["event"]))
+        if path := sources.get(str(name)):
+            path.unlink(missing_ok=True)
         append(journal, event, durable)
 
     patch.object(Journal, "append", late).start()

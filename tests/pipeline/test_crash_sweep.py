@@ -23,14 +23,17 @@ SHARES = 2  # driver processes at a time
 
 Sweep = Callable[..., list[dict[str, Any]]]
 
-# What a sweep has to find, as the options that put it in.
+# What a sweep has to find: the scene, and the options that put it in.
 BUGS = {
-    "file fsync of the seal": {"forgotten": ["Worker._seal"]},
-    "folder fsync of settle": {"forgotten": ["sync_folder<Staging.settle"]},
-    "fsync of the journal": {"forgotten": ["Journal.append"]},
-    "fsync of write_atomic": {"forgotten": ["write_atomic"]},
-    "folder fsync of publish": {"forgotten": ["sync_folder<publish"]},
-    "delete before the journal line": {"early_delete": True},
+    "file fsync of the seal": ("eating", {"forgotten": ["Worker._seal"]}),
+    "folder fsync of settle": ("eating", {"forgotten": ["sync_folder<Staging.settle"]}),
+    "fsync of the journal": ("eating", {"forgotten": ["Journal.append"]}),
+    "fsync of write_atomic": ("eating", {"forgotten": ["write_atomic"]}),
+    "folder fsync of publish": ("eating", {"forgotten": ["sync_folder<publish"]}),
+    "delete before the journal line": ("eating", {"early_delete": True}),
+    "file fsync of a settled shard": ("gguf", {"forgotten": ["Worker._settle"]}),
+    "folder fsync of a settled shard": ("gguf", {"forgotten": ["sync_folder<Worker._settle"]}),
+    "delete before it is settled": ("gguf", {"early_delete": True, "kinds": ["removed"]}),
 }
 
 
@@ -59,7 +62,17 @@ def sweep(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Sweep:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scene", "part", "doubles"),
-    [("eating", 1, 120), ("nested", 8, 20), ("fetching", 4, 40), ("keeping", 8, 20), ("several", 40, 10)],
+    [
+        ("eating", 1, 120),
+        ("nested", 8, 20),
+        ("fetching", 4, 40),
+        ("keeping", 8, 20),
+        ("several", 40, 10),
+        ("gguf parts", 10, 20),
+        ("gguf", 24, 8),
+        ("gguf fetching", 40, 6),
+        ("gguf beside", 120, 6),
+    ],
 )
 def test_fault_at_every_call(sweep: Sweep, scene: str, part: int, doubles: int) -> None:
     """`part`: of the faults of a scene that is much like the others, one in so many."""
@@ -76,12 +89,13 @@ def test_fault_at_every_call(sweep: Sweep, scene: str, part: int, doubles: int) 
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", BUGS)
 def test_bug_is_found(sweep: Sweep, bug: str) -> None:
-    words = {"kinds": CUTS, "enough": 1, **BUGS[bug]}
-    found = sweep("eating", *({**words, "share": [i, SHARES]} for i in range(SHARES)))
+    scene, options = BUGS[bug]
+    words = {"kinds": CUTS, "enough": 1, **options}
+    found = sweep(scene, *({**words, "share": [i, SHARES]} for i in range(SHARES)))
     assert any(f["wrong"] for f in found)
 
 
-@pytest.mark.parametrize("scene", ["eating", "fetching"])
+@pytest.mark.parametrize("scene", ["eating", "fetching", "gguf parts"])
 def test_no_change_escapes_the_sweep(make_checkpoint: Callable[..., Path], tmp_path: Path, scene: str) -> None:
     """The C library sees the same calls as the sweep, native code included."""
     compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)

@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ from shardq.supply import Supply
 
 LAYERS = 5
 TARGET = "me/quantized"
-SAMPLE_S = 0.0005
 LIMIT_S = 30.0  # for anything that takes milliseconds on an idle machine
 MB = 1_000_000
 MODES = [(False, False), (True, False), (False, True), (True, True)]  # stream, push
@@ -66,35 +64,6 @@ def source(model: Any) -> Source:
     return found
 
 
-class Meter:
-    """Looks at a folder again and again."""
-
-    def __init__(self, folder: Path, used_bytes: Callable[[Path], int]) -> None:
-        self._used_bytes = used_bytes
-        self._folder, self._over = folder, threading.Event()
-        self.peak_bytes = self.samples = 0
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> "Meter":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def look(self, _step: Progress) -> None:
-        """Also at every step of the run, when a file has just come or gone."""
-        self.peak_bytes = max(self.peak_bytes, self._used_bytes(self._folder))
-        self.samples += 1
-
-    def _watch(self) -> None:
-        while not self._over.wait(SAMPLE_S):
-            now = self._used_bytes(self._folder)
-            self.peak_bytes = max(self.peak_bytes, now)
-            self.samples += 1
-
-
 def run(
     source: Source, out: Path, model: Any, stream: bool, push: bool, cap: int | None, report: Report = lambda _: None
 ) -> None:
@@ -119,7 +88,7 @@ def test_the_least_cap_that_is_accepted_is_kept(
     model: Any, source: Source, folder: Path, tmp_path: Path, stream: bool, push: bool, measures: ModuleType
 ) -> None:
     out, cap = tmp_path / "out", least(folder, stream, push)
-    with Meter(out, measures.used_bytes) as meter:
+    with measures.Meter(out) as meter:
         run(source, out, model, stream, push, cap, meter.look)
     assert meter.samples > 20
     assert meter.peak_bytes <= cap
@@ -163,7 +132,7 @@ def test_shards_that_a_run_with_a_larger_cap_staged_are_trimmed(
     with pytest.raises(KeyboardInterrupt):
         run(source, out, model, False, push, None, stop)
     assert measures.used_bytes(out) > 3 * 7 * MB
-    meter = Meter(out, measures.used_bytes)
+    meter = measures.Meter(out)
     run(source, out, model, False, push, cap, lambda step: meter.look(step) if step.stage != "start" else None)
     assert meter.samples > LAYERS
     assert meter.peak_bytes <= cap
@@ -203,7 +172,7 @@ def test_outputs_that_a_run_with_a_larger_cap_began_are_trimmed(
     with pytest.raises(KeyboardInterrupt):
         run(source, out, model, True, True, None, stop)
     assert measures.used_bytes(out) < cap
-    with Meter(out, measures.used_bytes) as meter:
+    with measures.Meter(out) as meter:
         run(source, out, model, False, True, cap, meter.look)
     assert meter.peak_bytes <= cap
     assert len(made(out, model, True)) == LAYERS

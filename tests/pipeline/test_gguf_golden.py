@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf_files_made as made
 import pytest
@@ -20,6 +20,9 @@ from shardq.gguf.metadata import find_tensors
 from shardq.gguf.model_files import ModelFiles
 from shardq.gguf.options import GgufOptions
 from shardq.gguf.tensors import SourceTensor
+
+if TYPE_CHECKING:
+    from shardq.recipe import Decode
 
 pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
 pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
@@ -36,7 +39,9 @@ def golden(name: str) -> dict[str, Any]:
 def recipe(row: made.Wanted, case: made.FileCase, folder: Path) -> shardq.Recipe:
     options = GgufOptions(row.pure, row.output_type, row.embedding_type, row.overrides, tokenizer_pre=case.case.pre)
     file = imatrix(row, case, folder)
-    return make_recipe(f"gguf:{row.file_type.lower()}", importance=file, gguf=options, requantize=row.requantize)
+    decode: Decode = "exact" if case.dtype == "BF16" else "rounded"  # golden files came by way of BF16
+    name = f"gguf:{row.file_type.lower()}"
+    return make_recipe(name, importance=file, gguf=options, requantize=row.requantize, decode=decode)
 
 
 def imatrix(row: made.Wanted, case: made.FileCase, folder: Path) -> Path | None:

@@ -1,6 +1,7 @@
 """Killed at any moment, a run that uploads is finished by the same command: exactly one commit, the one that a run
 without a kill makes, and nothing that the journal calls uploaded is sent again."""
 
+import importlib
 import itertools
 import json
 import os
@@ -10,7 +11,8 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +40,11 @@ MOMENTS = [
     (r"^POST .*/verify", LAYERS - 1, True),
     (r"^POST .*/preupload/", 0, True),
     *((r"^POST .*/commit/", 0, act) for act in (True, False)),
+]
+GGUF_MOMENTS = [
+    (r"^GET /store/", LAYERS + 2, True),
+    *((r"^PUT /put/", skip, act) for skip, act in ((0, True), (2, False), (3, True))),
+    (r"^POST .*/commit/", 0, True),
 ]
 ANY_TIME = ("at no request, but after a random time", 0, True)
 NEVER = ("at no request", 0, True)
@@ -119,50 +126,85 @@ def puts(hub: Any) -> Counter[str]:
     return Counter(s.path.removeprefix("/put/").partition("?")[0] for s in whole)
 
 
+@dataclass(frozen=True)
+class Kills:
+    """Runs of one kind that are killed at each of some moments, until each has come."""
+
+    hub: Any
+    source: str
+    words: tuple[str, ...]  # options that say what to make
+    expected: dict[str, bytes]
+    moments: Sequence[tuple[str, int, bool]]
+    ways: Sequence[tuple[str, ...]]  # to run, taking turns
+
+    def play(self, folder: Path, begin: Begin) -> Counter[tuple[str, int, bool]]:
+        """The moments, and how often a run was killed there."""
+        chance = random.Random(8)
+        moments = list(self.moments)
+        chance.shuffle(moments)
+        killed: Counter[tuple[str, int, bool]] = Counter()
+        ways = itertools.cycle(self.ways)
+        while moments:
+            out, way = folder / f"out{killed.total()}", next(ways)
+            self.hub.repos.pop(REPO, None)
+            self.hub.commits.clear()
+            self.hub.objects.clear()
+            sent: Counter[str] = Counter()
+            stored: set[str] = set()  # as the journal said after the last kill
+            while True:  # run, kill, run, kill, ... until one run gets through
+                moment = moments.pop() if moments else NEVER
+                wire = self.hub.log = Tripwire(moment)
+                slow_s = 0.01 if moment is ANY_TIME else 0.0
+                process = begin(self.source, out, slow_s, "--push-to", REPO, "--parallel", "1", *self.words, *way)
+                wire.kill = process.kill_group
+                if moment is ANY_TIME and process.wait_for(wire.has_begun):
+                    time.sleep(chance.uniform(0, 0.4))
+                    process.kill_group()
+                code = process.wait(LIMIT_S)
+                assert not puts(self.hub).keys() & stored
+                sent += puts(self.hub)
+                stored = journaled(out)
+                assert len(self.hub.commits) <= 1
+                if code == 0:
+                    if moment is not NEVER:  # too little was left to do: try it with a run from the start
+                        moments.append(moment)
+                    break
+                assert code == -signal.SIGKILL, process.communicate()[1]
+                killed[moment] += 1
+                assert self.hub.commits or REPO not in self.hub.repos or pushed(self.hub) == {}
+            assert pushed(self.hub) == self.expected
+            assert len(self.hub.commits) == 1
+            assert way == ("--keep-local",) or not out.exists()
+            assert set(sent.values()) == {1}
+            assert files_of(out) == (self.expected if way == ("--keep-local",) else {})
+        return killed
+
+
 @pytest.mark.slow
 def test_kill_at_any_moment_leaves_one_commit(
     push_hub: Any, source: str, expected: dict[str, bytes], tmp_path: Path, begin: Begin
 ) -> None:
-    chance = random.Random(8)
     moments = [*MOMENTS, *[ANY_TIME] * RANDOM_KILLS]
-    chance.shuffle(moments)
-    killed: Counter[tuple[str, int, bool]] = Counter()
-    ways = itertools.cycle(WAYS)
-    while moments:
-        out, way = tmp_path / f"out{killed.total()}", next(ways)
-        push_hub.repos.pop(REPO, None)
-        push_hub.commits.clear()
-        push_hub.objects.clear()
-        sent: Counter[str] = Counter()
-        stored: set[str] = set()  # as the journal said after the last kill
-        while True:  # run, kill, run, kill, ... until one run gets through
-            moment = moments.pop() if moments else NEVER
-            wire = push_hub.log = Tripwire(moment)
-            slow_s = 0.01 if moment is ANY_TIME else 0.0
-            process = begin(source, out, slow_s, "--push-to", REPO, "--parallel", "1", *way)
-            wire.kill = process.kill_group
-            if moment is ANY_TIME and process.wait_for(wire.has_begun):
-                time.sleep(chance.uniform(0, 0.4))
-                process.kill_group()
-            code = process.wait(LIMIT_S)
-            assert not puts(push_hub).keys() & stored
-            sent += puts(push_hub)
-            stored = journaled(out)
-            assert len(push_hub.commits) <= 1
-            if code == 0:
-                if moment is not NEVER:  # too little was left to do: try it with a run from the start
-                    moments.append(moment)
-                break
-            assert code == -signal.SIGKILL, process.communicate()[1]
-            killed[moment] += 1
-            assert push_hub.commits or REPO not in push_hub.repos or pushed(push_hub) == {}
-        assert pushed(push_hub) == expected
-        assert len(push_hub.commits) == 1
-        assert way == ("--keep-local",) or not out.exists()
-        assert set(sent.values()) == {1}
-        assert files_of(out) == (expected if way == ("--keep-local",) else {})
+    killed = Kills(push_hub, source, (), expected, moments, WAYS).play(tmp_path, begin)
     assert killed.keys() >= {*MOMENTS}
     assert killed.total() >= 25
+
+
+@pytest.mark.slow
+def test_kill_of_a_run_that_makes_parts_of_a_gguf_file(
+    push_hub: Any, host_model: Callable[[Path], str], tmp_path: Path, begin: Begin
+) -> None:
+    """Of which most are sent before the last shard comes."""
+    pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
+    pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        made: Any = importlib.import_module("gguf_sources")
+    source, recipe = host_model(made.write("rotary", tmp_path / "source")), made.recipe("rotary", 64 << 10)
+    shardq.quantize(source, recipe, output_dir=tmp_path / "undisturbed", limits=ONE)
+    words = ("--scheme", "gguf:q4_k_m", "--tokenizer-pre", recipe.gguf.tokenizer_pre, "--split-max-size", "65536B")
+    kills = Kills(push_hub, source, words, files_of(tmp_path / "undisturbed"), GGUF_MOMENTS, WAYS[:2])
+    assert kills.play(tmp_path, begin).keys() >= {*GGUF_MOMENTS}
 
 
 @pytest.mark.parametrize(

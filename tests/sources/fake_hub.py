@@ -110,7 +110,7 @@ class Repo:
 
 
 def is_large(path: str) -> bool:
-    return path.endswith((".safetensors", "tokenizer.json"))
+    return path.endswith((".safetensors", ".gguf", "tokenizer.json"))
 
 
 class _Server(ThreadingHTTPServer):

@@ -37,6 +37,7 @@ class FileCase:
     case: Case
     shards: int = 1
     neighbours: bool = False
+    dtype: str = "BF16"
 
     def parts(self) -> list[list[str]]:
         """The names of the tensors of each shard."""
@@ -73,7 +74,7 @@ FILE_TYPES = (
 OVERRIDES = (("ffn_(up|gate)", "Q3_K"), (r"blk\.1\.attn_v", "Q8_0"))
 MORE: Mapping[str, tuple[Wanted, ...]] = {
     "llama": (
-        *(Wanted(kind, "legacy") for kind in ("Q4_0", "Q5_0", "Q4_K_M", "Q2_K", "IQ4_XS")),
+        *(Wanted(kind, "legacy") for kind in ("Q4_0", "Q5_0", "Q4_K_M", "Q2_K", "Q2_K_S", "IQ4_XS")),
         Wanted("Q4_K_M", overrides=OVERRIDES),
         Wanted("Q5_K_M", pure=True),
         Wanted("Q4_K_M", output_type="F16", embedding_type="Q8_0"),
@@ -87,6 +88,7 @@ MORE: Mapping[str, tuple[Wanted, ...]] = {
         *(Wanted(kind, "gguf") for kind in ("Q4_K_M", "Q3_K_L", "IQ4_NL")),
         Wanted("Q6_K", overrides=OVERRIDES),
     ),
+    "phi3_f32": (Wanted("F32"),),
     "mixtral": (Wanted("Q5_K_S", "gguf", overrides=OVERRIDES),),
     "gpt_oss": tuple(Wanted(kind, requantize=True) for kind in ("Q8_0", "Q4_K_M", "Q2_K", "IQ4_XS")),
 }
@@ -151,7 +153,7 @@ def spread(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     count = int(np.prod(shape, dtype=int))
     raw = np.random.Philox(key=crc32(name.encode())).random_raw(count)
     sums = raw.view(np.uint8).reshape(count, 8).sum(axis=1, dtype=np.int32) - np.int32(8 * 255 // 2)
-    found = sums.astype(np.float32) * np.float32(2**-13)
+    found: NDArray[np.float32] = sums.astype(np.float32) * np.float32(2**-13)
     if len(shape) == 1:
         return found + np.float32("norm" in name)
     found[::1009] *= np.float32(8)
@@ -164,7 +166,8 @@ def spread(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 def packed(name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Codes of MXFP4, all there are, or their scales, some powers of two below one."""
     raw = np.random.Philox(key=crc32(name.encode())).random_raw(int(np.prod(shape, dtype=int))).reshape(shape)
-    return (raw % np.uint64(256) if name.endswith("_blocks") else np.uint64(118) + raw % np.uint64(5)).astype(np.uint8)
+    found = raw % np.uint64(256) if name.endswith("_blocks") else np.uint64(118) + raw % np.uint64(5)
+    return np.asarray(found, np.uint8)
 
 
 def write(made: FileCase, parent: Path) -> Path:
@@ -177,7 +180,9 @@ def write(made: FileCase, parent: Path) -> Path:
     files: dict[str, str] = {}
     for i, part in enumerate(made.parts()):
         file = f"model-{i + 1:05d}-of-{made.shards:05d}.safetensors" if made.shards > 1 else "model.safetensors"
-        write_shard(folder / file, {name: (case.shapes[name], *content(name, case.shapes[name])) for name in part})
+        write_shard(
+            folder / file, {name: (shape := case.shapes[name], *content(name, shape, made.dtype)) for name in part}
+        )
         files |= dict.fromkeys(part, file)
     if made.shards > 1:
         total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -186,9 +191,12 @@ def write(made: FileCase, parent: Path) -> Path:
     return folder
 
 
-def content(name: str, shape: tuple[int, ...]) -> tuple[str, bytes]:
+def content(name: str, shape: tuple[int, ...], dtype: str) -> tuple[str, bytes]:
     """Type and bytes of a tensor."""
-    return ("U8", packed(name, shape).tobytes()) if is_packed(name) else ("BF16", bf16(spread(name, shape)))
+    if is_packed(name):
+        return "U8", packed(name, shape).tobytes()
+    found = spread(name, shape)
+    return dtype, bf16(found) if dtype == "BF16" else found.astype({"F16": "<f2", "F32": "<f4"}[dtype]).tobytes()
 
 
 def model(name: str, shards: int = 1, outer: int = OUTER, **more: Any) -> FileCase:
@@ -245,8 +253,10 @@ FILES: Mapping[str, FileCase] = {
     "qwen3moe": model("qwen3moe", 3),
     "qwen2moe": FileCase(widened(fused_experts()), 2),
     "gemma2": model("gemma2"),
+    "gemma2_f16": replace(model("gemma2"), dtype="F16"),
     "gemma3": model("gemma3", 2),
     "phi3": model("phi3"),
+    "phi3_f32": replace(model("phi3"), dtype="F32"),
     "gpt_oss": replace(model("gpt_oss", 2), neighbours=True),  # as the converter needs: scales behind their blocks
     "gpt_oss_bf16": model("gpt_oss_bf16", 2),
     # Keys of 128 as in all real ones. llama.cpp takes it without q_lora_rank only if it says that it has 27 layers.

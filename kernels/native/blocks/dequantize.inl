@@ -79,34 +79,44 @@ inline void get_line_k(const uint8_t* from, float* out) {
 
 inline void get_q6k(const uint8_t* from, float* out) {
     const float d = float_of_half(get_half(from + 208));
-    int high[256];
-    get_pairs_of_bits(from + 128, high);
-    for (int j = 0; j < 16; j++) {
-        const float scale = d * static_cast<float>(static_cast<int8_t>(from[192 + j]));
-        const uint8_t* low = from + j / 8 * 64 + j % 4 * 16;
-        const int shift = j % 8 / 4 * 4;
-        for (int i = 0; i < 16; i++) {
-            const int code = ((low[i] >> shift) & 15) | high[j * 16 + i] << 4;
-            out[j * 16 + i] = scale * static_cast<float>(code - 32);
+    int codes[256];
+    get_pairs_of_bits(from + 128, codes);
+    for (int k = 0; k < 8; k++) {  // 32 columns whose low bits are halves of 32 bytes
+        const uint8_t* low = from + k / 4 * 64 + k % 2 * 32;
+        for (int l = 0; l < 32; l++) {
+            codes[k * 32 + l] = (((low[l] >> (k % 4 / 2 * 4)) & 15) | codes[k * 32 + l] << 4) - 32;
         }
     }
-}
-
-inline void get_table(const uint8_t* from, float d, float* out) {
-    for (int i = 0; i < 16; i++) {
-        out[i] = d * kTableValues[from[i] & 15];
-        out[i + 16] = d * kTableValues[from[i] >> 4];
+    for (int j = 0; j < 16; j++) {
+        const float scale = d * static_cast<float>(static_cast<int8_t>(from[192 + j]));
+        for (int i = j * 16; i < j * 16 + 16; i++) out[i] = scale * static_cast<float>(codes[i]);
     }
 }
 
-inline void get_iq4nl(const uint8_t* from, float* out) { get_table(from + 2, float_of_half(get_half(from)), out); }
+// Values of nibbles, times d; of columns 0 to 15 the low ones.
+#ifdef SHARDQ_NIBBLE_VALUES
+inline void get_table(const uint8_t* from, const int8_t* values, float d, float* out) {
+    scale_values(from, values, d, out);
+}
+#else
+inline void get_table(const uint8_t* from, const int8_t* values, float d, float* out) {
+    for (int i = 0; i < 16; i++) {
+        out[i] = static_cast<float>(values[from[i] & 15]) * d;
+        out[i + 16] = static_cast<float>(values[from[i] >> 4]) * d;
+    }
+}
+#endif
+
+inline void get_iq4nl(const uint8_t* from, float* out) {
+    get_table(from + 2, kTableLevels, float_of_half(get_half(from)), out);
+}
 
 inline void get_iq4xs(const uint8_t* from, float* out) {
     const float d = float_of_half(get_half(from));
     const uint16_t high = get_half(from + 2);
     for (int b = 0; b < 8; b++) {
         const int scale = ((from[4 + b / 2] >> (b % 2 * 4)) & 15) | ((high >> (2 * b)) & 3) << 4;
-        get_table(from + 8 + b * 16, d * static_cast<float>(scale - 32), out + b * 32);
+        get_table(from + 8 + b * 16, kTableLevels, d * static_cast<float>(scale - 32), out + b * 32);
     }
 }
 
@@ -137,12 +147,8 @@ inline void get_ternary4(const uint8_t* from, float* out) {
 }
 
 inline void get_mxfp4(const uint8_t* from, float* out) {
-    constexpr float kValues[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-    const float d = Mxfp4::half_scale(from[0]);
-    for (int i = 0; i < 16; i++) {
-        out[i] = kValues[from[1 + i] & 15] * d;
-        out[i + 16] = kValues[from[1 + i] >> 4] * d;
-    }
+    constexpr int8_t kValues[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    get_table(from + 1, kValues, Mxfp4::half_scale(from[0]), out);
 }
 
 template <class Get>

@@ -1,7 +1,17 @@
 // The formats with elements of a table: IQ4_NL and IQ4_XS of ggml 0.25.3. Part of bodies.inl; contract_blocks.py has
 // the formulas and the bytes.
 
-constexpr float kTableValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+constexpr int8_t kTableLevels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+struct TableValues {
+    float each[16];
+};
+constexpr TableValues widen_table() {
+    TableValues values{};
+    for (int i = 0; i < 16; i++) values.each[i] = static_cast<float>(kTableLevels[i]);
+    return values;
+}
+constexpr TableValues kTable = widen_table();
+constexpr const float (&kTableValues)[16] = kTable.each;
 // Half way between neighbours: from there on it is the upper one.
 constexpr float kTableMiddles[15] = {-115.5f, -93.5f, -74,   -57,   -42, -28.5f, -16, -4.5f,
                                      7,       19,     31.5f, 45.5f, 61,  79,     101};
@@ -65,6 +75,7 @@ template <int kColumns>
 struct TableBlock {
     static constexpr int kCols = kColumns, kSub = 32;
     static constexpr float kLeast = kTiny;
+    static constexpr bool kBlank = false;
     using Found = TableFound;
 
     static void search(Tile& t, bool important, Found& found) {

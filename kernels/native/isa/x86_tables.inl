@@ -3,8 +3,22 @@
 #include <immintrin.h>
 
 #define SHARDQ_TABLE_VALUE
+#define SHARDQ_NIBBLE_VALUES
 
 namespace {
+
+// get_table in blocks/dequantize.inl is the specification.
+inline void scale_values(const uint8_t* from, const int8_t* table, float d, float* out) {
+    const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table)), low = _mm_set1_epi8(15);
+    const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    const __m128i high = _mm_and_si128(_mm_srli_epi16(both, 4), low);
+    __m128i each[2] = {_mm_shuffle_epi8(values, _mm_and_si128(both, low)), _mm_shuffle_epi8(values, high)};
+    for (int i = 0; i < 32; i += 8) {
+        const __m256 value = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(each[i / 16]));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(value, _mm256_set1_ps(d)));
+        each[i / 16] = _mm_unpackhi_epi64(each[i / 16], each[i / 16]);
+    }
+}
 
 #if defined(__AVX512F__)
 
