@@ -6,12 +6,14 @@ from shardq.cli._exit_codes import exit_codes
 from shardq.cli.audit import audit
 from shardq.cli.convert import convert
 from shardq.cli.dequantize import dequantize
+from shardq.cli.eval import evaluate
 from shardq.cli.formats import formats
 from shardq.cli.inspect import inspect
 from shardq.cli.kernels import kernels
 from shardq.cli.plan import plan
 from shardq.cli.quantize import quantize
 from shardq.cli.schemes import schemes
+from shardq.cli.stats import stats
 from shardq.cli.verify import verify
 from shardq.errors import ShardqError
 
@@ -42,5 +44,7 @@ def commands() -> None:
     """
 
 
-for _command in (quantize, convert, dequantize, plan, verify, audit, inspect, schemes, formats, kernels):
+for _command in (
+    quantize, convert, dequantize, plan, verify, audit, inspect, stats, evaluate, schemes, formats, kernels,
+):  # fmt: skip
     commands.add_command(_command)

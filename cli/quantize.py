@@ -14,7 +14,9 @@ from shardq.cli._mixture import SUFFIX as MIXTURE
 from shardq.cli._mixture import check_mixture, mixture_options, write_mixture
 from shardq.cli._options import build_recipes, recipe_options
 from shardq.cli._run import RUN, path_beside, run_options, run_recipes, take_run_words
-from shardq.errors import NotExact
+from shardq.cli._statistics import SUFFIX as STATISTICS
+from shardq.cli._statistics import write_calibration
+from shardq.errors import BadOption, MissingPackage, NotExact
 
 if TYPE_CHECKING:
     from shardq.recipe import Recipe
@@ -28,11 +30,18 @@ EXAMPLES = (
 )
 
 
-@click.command("quantize", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, NotExact)))
+@click.command(
+    "quantize", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, NotExact, MissingPackage))
+)
 @click.argument("source")
 @recipe_options
 @gguf_options
 @mixture_options
+@click.option(
+    "--calibrate", metavar="random|self|DATASET",
+    help="Make the file of --importance first: run 64 random ids (256 below 3 bits), tokens that the model samples, or "
+    "texts through SOURCE, one block in memory. Needs shardq[tune].",
+)  # fmt: skip
 @run_options
 @output_options
 @click.pass_obj
@@ -42,7 +51,7 @@ def quantize(
     include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
     policy: str, mtp: str, quant_nontext: bool, decode: str, requantize: bool, search: str | None,
     importance: str | None, fold: str | None, tuned: str | None, rtn: bool, target_bits: float | None,
-    options: str | None, ignore_scale_bits: bool,
+    options: str | None, ignore_scale_bits: bool, calibrate: str | None,
 ) -> None:  # fmt: skip
     """Quantize SOURCE into a folder, or with several schemes or layouts into several, from one read.
 
@@ -59,6 +68,13 @@ def quantize(
             targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn, moved, tuned,
         )  # fmt: skip
 
+    if calibrate is not None:
+        if importance or rtn:
+            raise BadOption("--calibrate makes what --importance names, and --rtn has no use for it: give one of them")
+        bases = build(layer_config, None)
+        path = path_beside(source, bases[0], STATISTICS)
+        write_calibration(console, source, subfolder, calibrate, min(r.scheme.bits for r in bases), path)
+        importance = str(path)
     if fold == AUTO:
         base = build(layer_config, None)[0]
         path = path_beside(source, base, FOLD)

@@ -13,7 +13,19 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from shardq.api import audit, find_fold, inspect, mix, plan, plan_headers, quantize, quantize_many, verify
+    from shardq.api import (
+        audit,
+        collect_statistics,
+        evaluate,
+        find_fold,
+        inspect,
+        mix,
+        plan,
+        plan_headers,
+        quantize,
+        quantize_many,
+        verify,
+    )
     from shardq.audit_statement import Audit
     from shardq.errors import ShardqError
     from shardq.gguf_inspection import GgufInspection
@@ -39,8 +51,10 @@ _HOMES: Final = {
     "ShardqError": "shardq.errors",
     "Verification": "shardq.verified",
     "audit": "shardq.api",
+    "collect_statistics": "shardq.api",
     "convert_recipe": "shardq.recipe",
     "dequantize_recipe": "shardq.recipe",
+    "evaluate": "shardq.api",
     "find_fold": "shardq.api",
     "inspect": "shardq.api",
     "mix": "shardq.api",
@@ -65,8 +79,10 @@ __all__ = [
     "Verification",
     "__version__",
     "audit",
+    "collect_statistics",
     "convert_recipe",
     "dequantize_recipe",
+    "evaluate",
     "find_fold",
     "inspect",
     "make_recipe",

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from shardq.inspection import Inspection
     from shardq.mixing import Mixed
     from shardq.sources.hub_xet import XetOptions
+    from shardq.tune.evaluation import Evaluation
+    from shardq.tune.inputs import Experts
+    from shardq.tune.stats import Statistics
     from shardq.verified import Verification
 
 
@@ -215,6 +218,66 @@ def find_fold(
     from shardq.folding import find_fold as find
 
     return find(open_source(str(source), subfolder), _recipe(recipe), report=report)
+
+
+def collect_statistics(
+    source: str | Path,
+    *,
+    data: str = "random",
+    tokens: int | None = None,
+    seqlen: int | None = None,
+    seed: int = 0,
+    experts: "Experts" = "all",
+    dtype: str = "float32",
+    subfolder: str | None = None,
+    trust_remote_code: bool = False,
+    report: Callable[[int, int], None] | None = None,
+) -> "Statistics":
+    """Run `data` through a model, one block in memory, and count how large the inputs of its matrices are: for the
+    `importance` of `make_recipe`, once `shardq.tune.stats.write_importance` has written it to a file.
+
+    `data`: "random", "self" for tokens that the model samples, or what AutoRound calls a dataset. `tokens` in all, by
+    default 64 random ones, 2048 of its own, 8192 others, in samples of `seqlen`, by default 512, 64 of its own, or all.
+    `experts`: see `shardq.tune.stats.collect`. `dtype`: what is computed with, "auto" for the model's own. `report` is
+    called with blocks done, and all. Needs shardq[tune].
+    Raises MissingPackage, BadOption, UnsupportedSource for models that transformers does not know, and what reading
+    raises.
+    """
+    from shardq.tune.library import check_packages
+
+    check_packages()
+    from shardq.tune.calls import collect_from
+
+    opened = open_source(str(source), subfolder)
+    return collect_from(opened, data, tokens, seqlen, seed, experts, dtype, trust_remote_code, report)
+
+
+def evaluate(
+    result: str | Path,
+    text: str,
+    *,
+    reference: str | Path | None = None,
+    windows: int = 8,
+    seqlen: int = 512,
+    dtype: str = "auto",
+    subfolder: str | None = None,
+    trust_remote_code: bool = False,
+    report: Callable[[int, int], None] | None = None,
+) -> "Evaluation":
+    """Perplexity of a model, quantized or not, on `windows` evenly spaced windows of a text; with a `reference`, its
+    source, also how far predictions are from its own. Both go through their blocks one by one, so that models larger
+    than memory can be judged. Weights are decoded as the checkpoint has them; activations are not quantized.
+
+    `dtype`: what both are computed with, "auto" for the type of `result`'s configuration. `subfolder` is the
+    reference's. Needs shardq[tune]. Raises as `collect_statistics`; BadOption for a text with too few tokens.
+    """
+    from shardq.tune.library import check_packages
+
+    check_packages()
+    from shardq.tune.calls import evaluate_on
+
+    other = None if reference is None else open_source(str(reference), subfolder)
+    return evaluate_on(open_source(str(result)), other, text, windows, seqlen, dtype, trust_remote_code, report)
 
 
 def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection | GgufInspection":

@@ -1,0 +1,77 @@
+"""Statistics of a command: how they are told, and those that `quantize --calibrate` makes beside its output."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import click
+
+from shardq.cli._console import Console
+
+SUFFIX: Final = ".importance.safetensors"  # of the file beside an output folder
+IMATRIX_SUFFIX: Final = ".imatrix.gguf"
+SHOWN: Final = 3  # layers told before "and N more"
+
+
+def write_calibration(console: Console, source: str, subfolder: str | None, data: str, bits: int, path: Path) -> None:
+    """Make the file of importance for a scheme of `bits`; one that is there already is used as it is.
+
+    In a process of its own: what torch takes of memory ends with it, and is none of the run's.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from shardq.importance import LOW_BITS, LOW_BITS_TOKENS
+
+    if path.exists():
+        if not console.quiet:
+            click.echo(f"using the statistics in {path}; delete it to make them again", err=True)
+        return
+    tokens = LOW_BITS_TOKENS if bits < LOW_BITS and data == "random" else None
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        told = pool.submit(_write, console, source, subfolder, data, tokens, str(path)).result()
+    if not console.quiet:
+        click.echo(told, err=True)
+
+
+def _write(console: Console, source: str, subfolder: str | None, data: str, tokens: int | None, path: str) -> str:
+    """Make the file, and say what is in it."""
+    from shardq import api
+    from shardq.tune.library import check_packages
+
+    check_packages()
+    with block_progress(console, "statistics") as report:
+        found = api.collect_statistics(source, data=data, tokens=tokens, subfolder=subfolder, report=report)
+    from shardq.tune.stats import write_importance
+
+    write_importance(found, path)
+    return f"statistics of {len(found.modules)} modules from {found.provenance.tokens} tokens written to {path}"
+
+
+def tell_unseen(never_hit: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> Iterator[str]:
+    """A line for each layer with experts that the router gave no token, as far as these are few."""
+    shown = list(never_hit.items())[:SHOWN]
+    for prefix, experts in shown:
+        yield f"{prefix}: {len(experts)} of {counts[prefix]} experts were given no token"
+    if len(never_hit) > SHOWN:
+        yield f"and so in {len(never_hit) - SHOWN} more layers"
+
+
+@contextlib.contextmanager
+def block_progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A line for each tenth, or on a terminal one that changes."""
+    tenths = {0} if not console.quiet else set(range(11))
+    on_terminal = sys.stderr.isatty() and not console.quiet and not console.verbose
+
+    def report(done: int, count: int) -> None:
+        tenth = 10 * done // max(1, count)
+        text = f"{what}: block {done} of {count}"
+        if on_terminal:
+            click.echo(f"\r{text}\x1b[K", err=True, nl=done == count)
+        elif tenth not in tenths:
+            tenths.add(tenth)
+            click.echo(text, err=True)
+
+    yield report

@@ -1,0 +1,209 @@
+"""Statistics of a model's inputs, block by block: mean x_j**2 of what comes into every Linear layer, by the names of
+the checkpoint's modules, for `quantize --importance` and for llama.cpp.
+
+Source of the recipe: quality.md, section 6 D. Sums are in double precision; llama-imatrix adds in fp32.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shardq.errors import UnsupportedSource
+from shardq.importance_files import Provenance, join_names
+from shardq.importance_files import write_importance as write_vectors
+from shardq.tune.blocks import BlockModel
+from shardq.tune.inputs import SECOND, Experts, Sums, recording, squares
+from shardq.tune.joining import Joint
+from shardq.untied import untied_head
+from shardq.weights import Weights, recorded_weights
+
+if TYPE_CHECKING:
+    import os
+
+    from shardq.tune.data import Samples
+
+WEIGHT: Final = ".weight"
+Told = Callable[[int, int], None]  # blocks done, and all
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Sums of squares of one module's input."""
+
+    squares: NDArray[np.float64]  # [columns]
+    tokens: int  # that it saw; 0: none, and the sums are 0
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of a whole model."""
+
+    modules: Mapping[str, Moment]  # by module of the checkpoint, in its order; of each expert its own
+    routed: Mapping[str, tuple[int, ...]]  # prefix of experts -> tokens that the router gave each of them
+    experts: Experts
+    provenance: Provenance
+
+    @property
+    def never_hit(self) -> Mapping[str, tuple[int, ...]]:
+        """Experts that the router gave no token, by their prefix."""
+        found = {name: tuple(i for i, n in enumerate(of) if not n) for name, of in self.routed.items()}
+        return {name: of for name, of in found.items() if of}
+
+
+@torch.no_grad()
+def collect(model: BlockModel, samples: "Samples", report: Told | None = None, experts: Experts = "all") -> Statistics:
+    """Run samples through a model, one block in memory, and count what comes into each matrix.
+
+    `experts`: `all` shows each token to every expert, so that none stays unseen; `routed` counts as the model's own
+    router has it, as llama-imatrix does. Raises UnsupportedSource for a form of experts that is not known, and what
+    reading raises.
+    """
+    names = _Names(model)
+    modules: dict[str, Moment] = {}
+    routed: dict[str, tuple[int, ...]] = {}
+    count = len(model.block_names)
+    batch = model.embed(samples.ids)
+    for index, name in enumerate(model.block_names):
+        with model.block(index) as module:
+            model.prefetch(index + 1)
+            with recording(module, name, experts) as inputs:
+                model.advance(module, batch, index)
+        for parameter, sums in inputs.sums.items():
+            modules |= names.moments(parameter, sums)
+        for stacks, tokens in inputs.routed.items():
+            routed[names.prefix(stacks)] = tuple(tokens.tolist())
+        if report:
+            report(index + 1, count)
+    if head := names.head():
+        total = sum(squares(model.before_head(part.hidden)) for part in batch.split(1))
+        modules[head] = Moment(np.asarray(total), samples.ids.numel())
+    provenance = Provenance(
+        samples.kind,
+        samples.ids.numel(),
+        samples.seed if samples.kind != "text" else None,
+        model.checkpoint.label,
+        model.checkpoint.commit,
+        samples.label if samples.kind == "text" else "",
+    )
+    return Statistics(modules, routed, experts, provenance)
+
+
+class _Names:
+    """Parameters of a model -> modules of its checkpoint."""
+
+    def __init__(self, model: BlockModel) -> None:
+        self._model, self._matched = model, model.matched
+        self._weights: Weights = recorded_weights(model.checkpoint, frozenset(), None, None)
+        self._stacks = {s.tensor: s for s in self._weights.stacks} | {s.weight: s for s in self._weights.stacks}
+
+    def moments(self, parameter: str, sums: Sums) -> Iterator[tuple[str, Moment]]:
+        """Of each module that a parameter is made of. Raises UnsupportedSource for columns that are none of its."""
+        if sums.squares.ndim == 1:
+            for tensor in self._sources(parameter):
+                yield tensor.removesuffix(WEIGHT), Moment(self._checked(tensor, sums.squares), int(sums.tokens))
+            return
+        for expert, (own, tokens) in enumerate(zip(sums.squares, sums.tokens.tolist(), strict=True)):
+            for module in self._experts(parameter)[expert]:
+                yield module, Moment(own, tokens)
+
+    def prefix(self, stacks: str) -> str:
+        """What the experts of a module are called: `a.mlp.experts`."""
+        module = self._experts(f"{stacks}.{SECOND}")[0][0]
+        return module.rpartition(".")[0].rpartition(".")[0]
+
+    def head(self) -> str | None:
+        """The head's module, also of one that is the embedding and would get weights of its own."""
+        tied = untied_head(self._matched.tensors, self._model.checkpoint.config)
+        if tied is not None:
+            return tied.module
+        names = {n for c in self._model.matched.conversions.find(self._matched.head) for n, _ in c.sources}
+        return next((n.removesuffix(WEIGHT) for n in names if n.endswith(WEIGHT) and "head" in n), None)
+
+    def _sources(self, parameter: str) -> Sequence[str]:
+        return [name for name, _ in self._matched.conversions.by_parameter[parameter].sources]
+
+    def _checked(self, tensor: str, own: NDArray[np.float64]) -> NDArray[np.float64]:
+        shape = self._matched.tensors[tensor].shape or ()
+        if shape[-1:] != own.shape:
+            raise UnsupportedSource(
+                f"{tensor} {list(shape)} is not a matrix of {len(own)} inputs, as its module has it"
+            )
+        return own
+
+    def _experts(self, parameter: str) -> list[list[str]]:
+        """For each expert its modules of this parameter."""
+        conversion = self._matched.conversions.by_parameter[parameter]
+        sources = conversion.sources
+        if isinstance(conversion.converter, Joint):
+            numbers = range(conversion.converter.shape[0])
+            pieces = conversion.converter.pieces
+            return [[p.tensor.removesuffix(WEIGHT) for p in pieces if p.expert == i] for i in numbers]
+        stack = self._stacks.get(sources[0][0])
+        if stack is not None and stack.experts is not None:
+            numbers = range(stack.experts)
+            return [[f"{stack.prefix}.{i}.{p.projection}" for p in stack.parts] for i in numbers]
+        by_pattern: dict[str, list[str]] = defaultdict(list)
+        for name, pattern in sources:
+            by_pattern[pattern].append(name.removesuffix(WEIGHT))
+        return [list(of) for of in zip(*by_pattern.values(), strict=True)]
+
+
+# --- shardq's own form ---------------------------------------------------------------------------------------------
+
+
+def write_importance(statistics: Statistics, path: "str | os.PathLike[str]") -> tuple[str, ...]:
+    """Write importance_files.py's form: a vector for each module, modules with the same input together.
+
+    An expert that no token has reached gets the mean of its layer's others. Returns the modules that no token came by,
+    which are left out. Raises BadImportance, DiskFull, NotWritable.
+    """
+    means, absent = _means(statistics)
+    groups: dict[tuple[str, bytes], list[str]] = defaultdict(list)
+    for name, vector in means.items():
+        groups[name.rpartition(".")[0], vector.tobytes()].append(name)
+    vectors = {join_names(names): means[names[0]] for names in groups.values()}
+    write_vectors(path, vectors, statistics.provenance)
+    return absent
+
+
+def _means(statistics: Statistics) -> tuple[dict[str, NDArray[np.float64]], tuple[str, ...]]:
+    """Mean squares by name, the same vector of all experts under one with `*`."""
+    found: dict[str, NDArray[np.float64]] = {}
+    absent = []
+    experts = _by_layer(statistics)
+    for (prefix, leaf), names in experts.items():
+        members = [statistics.modules[n] for n in names]
+        seen = [m.squares / m.tokens for m in members if m.tokens]
+        if not seen:
+            absent += names
+        elif all(m is seen[0] or np.array_equal(m, seen[0]) for m in seen) and len(seen) == len(names):
+            found[f"{prefix}.*.{leaf}"] = seen[0]
+        else:
+            total = sum(m.tokens for m in members)
+            mean = np.sum([m.squares for m in members], axis=0) / total
+            found |= {n: m.squares / m.tokens if m.tokens else mean for n, m in zip(names, members, strict=True)}
+    inside = {n for names in experts.values() for n in names}
+    for name, moment in statistics.modules.items():
+        if name in inside:
+            continue
+        if moment.tokens and moment.squares.any():
+            found[name] = moment.squares / moment.tokens
+        else:
+            absent.append(name)
+    return found, tuple(absent)
+
+
+def _by_layer(statistics: Statistics) -> dict[tuple[str, str], list[str]]:
+    """Modules of experts: prefix and projection -> one for each expert, in order."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in statistics.modules:
+        before, _, leaf = name.rpartition(".")
+        prefix, _, number = before.rpartition(".")
+        if prefix in statistics.routed and number.isdecimal():
+            found[prefix, leaf].append(name)
+    return found

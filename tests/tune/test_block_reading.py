@@ -1,0 +1,142 @@
+"""What is read of shards for a block: every byte once, in few ranges, also from the Hub."""
+
+import importlib
+import importlib.util
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from shardq.headers import read_checkpoint
+from shardq.kernels import load
+from shardq.sources import open_source
+from shardq.sources.base import FileReader, Source
+from shardq.sources.hub import open_hub
+from shardq.sources.hub_errors import RetryPolicy
+
+pytest.importorskip("transformers", reason="transformers builds the models: pip install shardq[tune]")
+
+from shardq.tune import reading
+from shardq.tune.blocks import BlockModel
+from shardq.tune.reading import BlockReader
+
+TESTS = Path(__file__).parents[1]
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(TESTS / "tune")
+    models: Any = importlib.import_module("tuned_models")
+
+
+@pytest.fixture
+def fake() -> ModuleType:
+    """The fake Hub of the tests of sources."""
+    path = TESTS / "sources" / "fake_hub.py"
+    spec = importlib.util.spec_from_file_location("shardq_fake_hub", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def hub(fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for word in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(word, raising=False)
+    hub = fake.FakeHub()
+    yield hub
+    hub.close()
+
+
+@dataclass
+class Counting:
+    """A source that counts the bytes of each shard that readers are asked for."""
+
+    inner: Source
+    asked: Counter[tuple[str, int]] = field(default_factory=Counter)
+    ranges: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def open_file(self, name: str, on_bytes: Callable[[int], None]) -> FileReader:
+        counting, inner = self, self.inner.open_file(name, on_bytes)
+
+        class Reader:
+            def read_into(self, begin: int, out: memoryview) -> None:
+                counting.asked.update((name, at) for at in range(begin, begin + out.nbytes))
+                counting.ranges += 1
+                inner.read_into(begin, out)
+
+            def close(self) -> None:
+                inner.close()
+
+        return Reader()
+
+
+def expected_bytes(model: BlockModel, parameters: tuple[str, ...]) -> set[tuple[str, int]]:
+    conversions = model.matched.conversions.find(parameters)
+    refs = [model.matched.tensors[n] for c in conversions for n, _ in c.sources]
+    return {(t.shard, at) for t in refs for at in range(t.begin, t.end)}
+
+
+@pytest.mark.parametrize("shards", [1, 20])
+def test_each_byte_of_a_block_is_read_once(shards: int, tmp_path: Path) -> None:
+    folder = models.scatter(models.make_model("qwen3_moe", tmp_path / "model"), tmp_path / "scattered", shards)
+    source: Any = Counting(open_source(str(folder)))
+    with BlockModel.open(source) as model:
+        for index in range(3):
+            source.asked.clear()
+            source.ranges = 0
+            with model.block(index):
+                pass
+            wanted = expected_bytes(model, model.matched.blocks[index])
+            assert source.asked == dict.fromkeys(wanted, 1)
+            assert source.ranges <= (1 if shards == 1 else 40)
+
+
+def test_a_block_comes_by_ranges_from_the_hub(hub: Any, fake: ModuleType, tmp_path: Path) -> None:
+    folder = models.scatter(models.make_model("llama", tmp_path / "model"), tmp_path / "scattered", 20)
+    repo = fake.Repo()
+    repo.commit({p.name: p.read_bytes() for p in folder.iterdir()})
+    hub.repos["org/model"] = repo
+    source = open_hub("org/model", endpoint=hub.url, retry=RetryPolicy(timeout_s=5.0))
+    ids = models.some_ids()
+    with BlockModel.open(source, dtype=torch.float32, attention="eager") as model:
+        batch = model.embed(ids)
+        hub.log.clear()
+        for index in range(3):
+            with model.block(index) as module:
+                model.prefetch(index + 1)
+                batch = batch.moved(model.run(module, batch, index))
+        sent = [s for s in hub.log if s.origin == "storage"]
+        wanted = sum(len(expected_bytes(model, of)) for of in model.matched.blocks)
+        logits = model.logits(batch.hidden)
+    assert all(s.range and s.status == 206 for s in sent)
+    assert sum(s.sent_bytes or 0 for s in sent) == wanted
+    assert torch.equal(logits, models.whole_logits(folder, ids))
+
+
+def test_tensors_may_span_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = models.make_model("llama", tmp_path / "model")
+    source = open_source(str(folder))
+    tensors = [t for n, t in read_checkpoint(source).tensors.items() if ".layers.0." in n]
+    monkeypatch.setattr(reading, "PIECE_BYTES", 1000)
+    reader = BlockReader(source, load())
+    fetched = reader.fetch(tensors, whole=False)
+    state = models.load_whole(folder, torch.bfloat16).state_dict()
+    for t in tensors:
+        assert torch.equal(fetched.take(t.name, torch.bfloat16), state[t.name])
+    assert all(p.content is None for of in fetched._pieces.values() for p in of)
+    reader.close()
