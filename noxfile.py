@@ -49,6 +49,14 @@ def test(session: nox.Session) -> None:
 
 
 @nox.session
+def tune(session: nox.Session) -> None:
+    """The tests of block mode, most of which need transformers."""
+    session.install(TORCH)
+    session.install(".[test,tune]", "transformers==5.23.0")
+    session.run("pytest", "tests/tune", *session.posargs)
+
+
+@nox.session
 def oracles(session: nox.Session) -> None:
     """The comparisons with the rivals' own packages and with real loaders; installs about 2 GB."""
     session.install(TORCH)

@@ -105,6 +105,10 @@ def recipe_options(function: F) -> F:
             help="Move scales between neighbours first, which changes nothing of what the model computes: as a file "
             "says, or as is best for these weights (auto: they are read once more; makes the file).",
         ),
+        click.option(
+            "--tuned", metavar="DIR", type=click.Path(file_okay=False),
+            help="Take codes that were tuned before, from their folder, in place of making them.",
+        ),
         click.option("--rtn", is_flag=True, help="Plain round-to-nearest: the same as --search none."),
     )  # fmt: skip
     for option in reversed(options):
@@ -117,19 +121,21 @@ def build_recipes(
     layer_config: str | None, ignore: Sequence[str], include: Sequence[str], ignore_dialect: str, quant_lm_head: bool,
     ragged: str, targets: Sequence[str] = (), policy: str = "all", mtp: str = "keep", quant_nontext: bool = False,
     decode: str = "exact", requantize: bool = False, search: str | None = None, importance: str | None = None,
-    rtn: bool = False, fold: "str | Fold | None" = None,
+    rtn: bool = False, fold: "str | Fold | None" = None, tuned: str | None = None,
 ) -> "list[Recipe]":  # fmt: skip
     """A Recipe for each scheme in each layout. Raises what make_recipe does, which checks all words."""
     from shardq.fold import read_fold
     from shardq.gguf.file_types import find_file_type
     from shardq.importance import load_importance
     from shardq.recipe import make_recipe
+    from shardq.tuned import load_tuned
 
     if rtn and search not in {None, "none"}:
         raise BadOption(f"--rtn is --search none, and --search {search} is given, too: take one of them back")
     search = "none" if rtn else search
     weighed = load_importance(importance) if importance else None
     moved = read_fold(fold) if isinstance(fold, str) else fold
+    codes = load_tuned(tuned) if tuned else None
     layouts = [x.strip() for x in layout.split(",")] if layout else [None]
     gguf = take_gguf_options()
     wanted = schemes or (DEFAULT_SCHEME,)
@@ -157,6 +163,7 @@ def build_recipes(
             search=cast("SearchMode | None", search),
             importance=weighed,
             fold=moved,
+            tuned=codes,
             gguf=gguf if find_file_type(scheme.partition("@")[0]) else None,
         )
         for scheme in wanted

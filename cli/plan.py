@@ -38,7 +38,7 @@ def plan(
     ignore: tuple[str, ...], include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str,
     targets: tuple[str, ...], policy: str, mtp: str, quant_nontext: bool,
     decode: str, requantize: bool, search: str | None, importance: str | None,
-    fold: str | None, rtn: bool,
+    fold: str | None, tuned: str | None, rtn: bool,
 ) -> None:  # fmt: skip
     """Say what `quantize` would do with SOURCE, from headers alone.
 
@@ -52,7 +52,7 @@ def plan(
     recipes = build_recipes(
         schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
         ragged, targets, policy, mtp, quant_nontext, decode, requantize,
-        search, importance, rtn, fold,
+        search, importance, rtn, fold, tuned,
     )  # fmt: skip
     if (source is None) == (headers is None) or (headers and subfolder):
         raise BadOption("give either SOURCE, perhaps with --subfolder, or --headers DIR")

@@ -38,9 +38,9 @@ EXAMPLES = (
 @gguf_options
 @mixture_options
 @click.option(
-    "--calibrate", metavar="random|DATASET",
-    help="Make the file of --importance first: run 64 random ids (256 below 3 bits), or texts, through SOURCE, one "
-    "block in memory. Needs shardq[tune].",
+    "--calibrate", metavar="random|self|DATASET",
+    help="Make the file of --importance first: run 64 random ids (256 below 3 bits), tokens that the model samples, or "
+    "texts through SOURCE, one block in memory. Needs shardq[tune].",
 )  # fmt: skip
 @run_options
 @output_options
@@ -50,8 +50,8 @@ def quantize(
     group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
     include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
     policy: str, mtp: str, quant_nontext: bool, decode: str, requantize: bool, search: str | None,
-    importance: str | None, fold: str | None, rtn: bool, target_bits: float | None, options: str | None,
-    ignore_scale_bits: bool, calibrate: str | None,
+    importance: str | None, fold: str | None, tuned: str | None, rtn: bool, target_bits: float | None,
+    options: str | None, ignore_scale_bits: bool, calibrate: str | None,
 ) -> None:  # fmt: skip
     """Quantize SOURCE into a folder, or with several schemes or layouts into several, from one read.
 
@@ -65,7 +65,7 @@ def quantize(
     def build(rules: str | None, moved: str | None) -> "list[Recipe]":
         return build_recipes(
             schemes, layout, bits, group_size, symmetric, rules, ignore, include, ignore_dialect, quant_lm_head, ragged,
-            targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn, moved,
+            targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn, moved, tuned,
         )  # fmt: skip
 
     if calibrate is not None:

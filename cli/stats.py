@@ -29,10 +29,10 @@ EXAMPLES = (
 )
 @click.argument("source")
 @click.option(
-    "--data", metavar="DATASET", default="random", show_default=True, help="random, or as AutoRound's --dataset."
+    "--data", metavar="DATASET", default="random", show_default=True, help="random, self, or as AutoRound's --dataset."
 )
-@click.option("--tokens", type=int, metavar="N", help="In all. Default: 64 random ones, 8192 of other data.")
-@click.option("--seqlen", type=int, metavar="N", help="Of a sample. Default: 512, or all tokens if they are fewer.")
+@click.option("--tokens", type=int, metavar="N", help="In all. Default: 64 random ones, 2048 of self, 8192 others.")
+@click.option("--seqlen", type=int, metavar="N", help="Of a sample. Default: 512 (self: 64), or all.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of random ids, and of the choice.")
 @click.option(
     "--format", "form", type=click.Choice(["shardq", "imatrix"]), default="shardq", show_default=True,

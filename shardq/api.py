@@ -236,9 +236,10 @@ def collect_statistics(
     """Run `data` through a model, one block in memory, and count how large the inputs of its matrices are: for the
     `importance` of `make_recipe`, once `shardq.tune.stats.write_importance` has written it to a file.
 
-    `data`: "random", or what AutoRound calls a dataset. `tokens` in all, by default 64 random ones or 8192 others, in
-    samples of `seqlen`, by default 512 or all. `experts`: see `shardq.tune.stats.collect`. `dtype`: what is computed
-    with, "auto" for the model's own. `report` is called with blocks done, and all. Needs shardq[tune].
+    `data`: "random", "self" for tokens that the model samples, or what AutoRound calls a dataset. `tokens` in all, by
+    default 64 random ones, 2048 of its own, 8192 others, in samples of `seqlen`, by default 512, 64 of its own, or all.
+    `experts`: see `shardq.tune.stats.collect`. `dtype`: what is computed with, "auto" for the model's own. `report` is
+    called with blocks done, and all. Needs shardq[tune].
     Raises MissingPackage, BadOption, UnsupportedSource for models that transformers does not know, and what reading
     raises.
     """

@@ -62,6 +62,11 @@ def audit_result(result: Source, where: str, source: str | None, subfolder: str 
     read_result = Meter(result)
     output = read_output(read_result, where)
     check_numerics(output)
+    if output.identity.get("recipe.tuned"):
+        raise VerifyFailed(
+            f"{where} has codes that were tuned, which its source alone does not give: `shardq verify --source` "
+            "measures its errors"
+        )
     read_source = Meter(_open_recorded(source, subfolder, output))
     return audit_output(output, read_result, read_source, question)
 

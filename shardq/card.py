@@ -128,6 +128,8 @@ def _options(r: Recipe) -> list[str]:
         words += ["--importance", r.importance.label]
     if r.fold:
         words += ["--fold", FOLD]
+    if r.tuned:
+        words += ["--tuned", r.tuned.label]
     return [*words, "--search", r.search]
 
 

@@ -83,6 +83,12 @@ class BadFold(ShardqError):
     exit_code = 18
 
 
+class BadTuned(ShardqError):
+    """Tuned codes that are damaged or unfinished, or of another model, scheme or layout than is asked for."""
+
+    exit_code = 19
+
+
 # --- what the source holds ---------------------------------------------------------------------------------------
 
 

@@ -195,6 +195,8 @@ def _entry(plan: Plan, d: Decision, errors: Errors | None) -> dict[str, Any]:
         entry["place"] = {"module": place.module, "index": place.index, "count": place.count}
     if d.carried:
         entry["carried"] = True
+    if t.name in plan.tuned and plan.recipe.tuned:
+        entry["tuned"] = plan.recipe.tuned.algorithm
     if search := plan.searches.searches.get(t.name):
         entry |= {"search": describe_search(search), "weighed": t.name in plan.searches.vectors}
     if errors and (losses := errors.losses):

@@ -67,8 +67,10 @@ def write_values(specs: Iterable[OutSpec], out: Mapping[str, NDArray[Any]]) -> N
 
 
 def way_of(task: QuantizeTask) -> Way | None:
-    """None for what is only decoded, or carried."""
-    return None if task.scheme is None or task.goal else (task.scheme, task.amax, task.search, task.importance)
+    """None for what is only decoded, carried, or tuned."""
+    if task.scheme is None or task.goal or task.tuned:
+        return None
+    return (task.scheme, task.amax, task.search, task.importance)
 
 
 def losses_of(making: Making, ways: Mapping[Way, Rows]) -> Losses | None:

@@ -4,7 +4,7 @@ refusal made, before a weight is read; two plans of the same input are equal."""
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from typing import Any
@@ -27,6 +27,7 @@ from shardq.roles import Role
 from shardq.schemes import Scheme
 from shardq.searching import Searches, find_searches
 from shardq.tasks import CopyTask, Piece, QuantizeTask, Target, Task
+from shardq.tuned import TunedRef, match_tuned
 from shardq.version import NUMERICS, VERSION
 from shardq.weights import Weights, find_weights, is_turned, kept_shape
 
@@ -59,6 +60,7 @@ class Plan:
     goals: Mapping[str, Goal]  # tensor whose codes are carried -> how
     searches: Searches
     gguf: PlannedGguf | None = None  # of files of llama.cpp
+    tuned: Mapping[str, TunedRef] = field(default_factory=dict)  # quantized tensor -> codes that were tuned for it
 
     @property
     def layout(self) -> Layout:
@@ -162,13 +164,15 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     if any(t.shape is None for t in weights.tensors.values()):
         return Plan(checkpoint, recipe, weights, decisions, (), (), places, {}, {}, Searches({}, {}))
     goals = {d.tensor.name: d.goal for d in decisions if d.goal}
-    reaches = find_reaches(_reaching(decisions, goals), checkpoint.config)
+    tuned = match_tuned(decisions, recipe.tuned) if recipe.tuned else {}
+    made = [d for d in decisions if d.tensor.name not in tuned]
+    reaches = find_reaches(_reaching(made, goals), checkpoint.config)
     written = [d for d in decisions if d.action != "drop"]
     homes = _homes(written, places)
     files = _files(checkpoint, weights, written, layout, places, homes, reaches)
-    searches = find_searches(decisions, recipe, weights.importance)
-    tasks = _tasks(checkpoint, recipe, written, places, homes, files, searches)
-    plan = Plan(checkpoint, recipe, weights, decisions, files, tasks, places, reaches, goals, searches)
+    searches = find_searches(made, recipe, weights.importance)
+    tasks = _tasks(checkpoint, recipe, written, places, homes, files, searches, tuned)
+    plan = Plan(checkpoint, recipe, weights, decisions, files, tasks, places, reaches, goals, searches, tuned=tuned)
     layout.config_block(recipe.scheme, plan.choices(), VERSION)  # refuses what no configuration can say
     if lost := [f.name for f in files if not fnmatchcase(f.name, layout.file_names)]:
         raise LayoutRefuses(
@@ -267,6 +271,7 @@ def _tasks(
     homes: Mapping[str, str],
     files: Sequence[OutputFile],
     searches: Searches,
+    tuned: Mapping[str, TunedRef],
 ) -> tuple[Task, ...]:
     """All tasks: those of the cut, shard by shard."""
     by_name = {d.tensor.name: d for d in decisions}
@@ -284,7 +289,8 @@ def _tasks(
                 tasks.append(CopyTask(number, shard, shard, pieces))
             else:
                 file = by_file[_file_of(d, places, homes)]
-                tasks.append(_quantize_task(number, unit[0], d, file, recipe, places, searches))
+                task = _quantize_task(number, unit[0], d, file, recipe, places, searches)
+                tasks.append(replace(task, tuned=tuned[d.tensor.name]) if d.tensor.name in tuned else task)
     return tuple(tasks)
 
 

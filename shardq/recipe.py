@@ -18,6 +18,7 @@ from shardq.layouts import GGUF_LAYOUT, PLAIN_LAYOUT, default_layout, find_layou
 from shardq.patterns import Dialect, LayerRule, Pattern, parse_layer_config, parse_pattern
 from shardq.policy import Policy
 from shardq.schemes import BLOCKS, PLAIN_WEIGHTS, Scheme, change_scheme, parse_scheme
+from shardq.tuned import TunedCodes, load_tuned
 
 CONVERTED = "converted"  # the preset of what has the source's own schemes
 Ragged = Literal["refuse", "keep", "shrink"]
@@ -55,6 +56,7 @@ class Recipe:
     decode: Decode = "exact"  # weights of a quantized source are quantized as decoded in fp32, or as a checkpoint of 16
     # bits would have them
     gguf: GgufOptions | None = None  # of a file of llama.cpp, whose file type is the preset
+    tuned: TunedCodes | None = None  # codes of some weights, which are then not made anew
 
     @property
     def scheme_name(self) -> str:
@@ -94,6 +96,7 @@ class Recipe:
             "symmetric": self.symmetric,
             "dtype": self.dtype,
             **({"gguf": self.gguf.as_dict()} if self.gguf else {}),
+            **({"tuned": self.tuned.sha256} if self.tuned else {}),
         }
 
 
@@ -120,6 +123,7 @@ def make_recipe(
     importance: str | Path | Importance | None = None,
     fold: str | Path | Fold | None = None,
     gguf: GgufOptions | None = None,
+    tuned: str | Path | TunedCodes | None = None,
 ) -> Recipe:
     """A Recipe from the words that the command line and scripts use.
 
@@ -164,6 +168,7 @@ def make_recipe(
             ("--quant-nontext", quant_nontext),
             ("--search", search not in (None, "none")),
             ("--fold", moved),
+            ("--tuned", tuned),
         ):
             if meaningless:
                 raise BadOption(f"{option} means nothing for the file type {file_type.name}: leave it out")
@@ -189,6 +194,7 @@ def make_recipe(
         search=search or ("auto" if weighed or moved else "none"),
         importance=weighed,
         fold=moved,
+        tuned=load_tuned(tuned) if isinstance(tuned, str | Path) else tuned,
     )
 
 

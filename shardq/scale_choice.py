@@ -24,6 +24,8 @@ class ScaleChoice:
     folded: int  # weights and vectors whose scales were moved
     left: dict[str, int]  # why others have round-to-nearest's scales -> how many
     blocks: int = 0  # in ggml's blocks, whose scales are searched as llama.cpp does
+    tuned: int = 0  # whose codes were tuned before
+    algorithm: str = ""  # by which
 
     def describe(self) -> dict[str, Any]:
         """Plain values, `text` among them."""
@@ -40,6 +42,8 @@ class ScaleChoice:
             by = f", errors weighed by {self.importance}" if self.weighed else ""
             by += f" in {self.weighed}" if 0 < self.weighed < self.searched else ""
             parts.insert(0, f"{self.searched} searched{by}")
+        if self.tuned:
+            parts.insert(0, f"{self.tuned} tuned by {self.algorithm}")
         if self.folded:
             parts.append(f"{self.folded} tensors folded")
         return "; ".join(parts)
@@ -50,7 +54,7 @@ def choose_scales(plan: "Plan") -> ScaleChoice:
     recipe, searches = plan.recipe, plan.searches
     if plan.gguf:
         return _choose_blocks(plan, plan.gguf)
-    wanted = [d for d in plan.decisions if d.scheme and not d.carried]
+    wanted = [d for d in plan.decisions if d.scheme and not d.carried and d.tensor.name not in plan.tuned]
     left: Counter[str] = Counter()
     for d in wanted:
         if d.tensor.name not in searches.searches:
@@ -62,12 +66,14 @@ def choose_scales(plan: "Plan") -> ScaleChoice:
     by = " and ".join(filter(None, (label, sizes)))
     return ScaleChoice(
         search=recipe.search,
-        quantized=len(wanted),
+        quantized=len(wanted) + len(plan.tuned),
         searched=len(searches.searches),
         weighed=len(searches.vectors),
         importance=by if searches.vectors else None,
         folded=sum(any(e.scaling for e in d.tensor.encoded) for d in plan.decisions),
         left=dict(left),
+        tuned=len(plan.tuned),
+        algorithm=recipe.tuned.algorithm if recipe.tuned else "",
     )
 
 

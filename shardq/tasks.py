@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shardq.dequantize.base import Encoded
     from shardq.importance_vectors import Ref
     from shardq.search import Search
+    from shardq.tuned import TunedRef
 
 TILE_BYTES = 1 << 20  # source bytes held at once: fits a core's second-level cache with its codes
 SLAB_BYTES = 64 << 20  # source bytes of the largest task; fixed, so that plans do not depend on the machine
@@ -63,6 +64,7 @@ class QuantizeTask(RowsOfMatrix):
     goal: "Goal | None" = None  # codes are carried there as they are, not made anew
     search: "Search | None" = None  # for better scales
     importance: "Ref | None" = None  # how much an error counts in each column
+    tuned: "TunedRef | None" = None  # codes that were tuned are packed, not made anew
 
     @property
     def files(self) -> tuple[str, ...]:

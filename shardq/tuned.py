@@ -1,113 +1,226 @@
-"""Codes that were tuned beside an output, for the main job to pack: a folder with a safetensors file for each block."""
+"""Codes that were tuned block by block, in a folder beside the output, and the way of a module's rows out of it.
+
+    tuned.json            identity of the tuning, and sha256 of each file; written last
+    <block>.safetensors   codes.MODULE U8 [rows, columns], scales.MODULE F32 [rows, G], perhaps zeros.MODULE U8 and
+                          biases.MODULE F32 alike; `modules` of its metadata says of each its scheme and global scale
+
+The main job packs such codes into any layout, in place of making its own. Nothing here needs torch.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from shardq.errors import CorruptShard, OutputOccupied, RecipeChanged
-from shardq.files.atomic import reading, sync_way, write_atomic, writing
-from shardq.files.safetensors import TensorSpec, plan_file, read_header
-from shardq.quantizers.quantized import Quantized
+from shardq.errors import BadTuned, CorruptShard, RecipeChanged, UnknownDtype
+from shardq.files.atomic import pread_exact, reading, sync_way, write_atomic, writing
+from shardq.files.safetensors import HeaderTensor, TensorSpec, plan_file, read_header
+from shardq.importance_vectors import Stamp, take_stamp
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from shardq.decide import Decision
+    from shardq.quantizers.quantized import Quantized
+    from shardq.schemes import Scheme
 
-IDENTITY: Final = "identity.json"
 MANIFEST: Final = "tuned.json"
-FORMAT: Final = "shardq-tuned"
+IDENTITY: Final = "identity.json"  # while blocks are still missing
 SUFFIX: Final = ".safetensors"
-_TAGS: Final[dict[str, "np.dtype[Any]"]] = {"U8": np.dtype(np.uint8), "F32": np.dtype("<f4")}
-_PARTS: Final = ("codes", "scales", "zeros", "biases", "global_scale")
+SHOWN: Final = 4  # names told in a message before "and N more"
+PARTS: Final = ("codes", "scales", "zeros", "biases")
+DTYPES: Final[Mapping[str, str]] = {"codes": "U8", "scales": "F32", "zeros": "U8", "biases": "F32"}
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What became of one module."""
+    """What was found for one module: canonical codes of its whole weight, under the scheme of its plan."""
 
-    scheme: str  # Scheme.name
-    quantized: Quantized
+    scheme: "Scheme"
+    quantized: "Quantized"
+
+
+@dataclass(frozen=True, slots=True)
+class TunedRef:
+    """Where a worker finds the codes of one module: it travels with a task."""
+
+    stamp: Stamp
+    columns: int
+    groups: int
+    begins: tuple[int, ...]  # offsets of the arrays of PARTS, -1 for none
+    global_scale: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TunedCodes:
+    """A finished folder."""
+
+    label: str  # the folder's name
+    sha256: str  # of its manifest
+    algorithm: str
+    schemes: Mapping[str, Mapping[str, Any]]  # module -> what decides its codes
+    shapes: Mapping[str, tuple[int, int]]
+    refs: Mapping[str, TunedRef]
 
 
 class TunedWriter:
-    """Writes a folder, block by block; what an earlier run has finished stays."""
+    """A folder while it is made. A block that is there is whole and durable."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Makes the folder. Raises RecipeChanged if it holds another identity, OutputOccupied if it is something
-        else's."""
-        self.folder = folder
-        text = json.dumps(identity, sort_keys=True, indent=1).encode()
+        """`identity`: all that decides the codes, `algorithm` among it. Raises RecipeChanged for a folder of another
+        one, NotWritable."""
+        self._folder, self._identity = folder, dict(identity)
+        text = json.dumps(self._identity, sort_keys=True).encode()
         with writing(folder):
-            os.makedirs(folder, exist_ok=True)
-            sync_way(folder)
-        path = folder / IDENTITY
-        if not path.exists():
-            if any(folder.iterdir()):
-                raise OutputOccupied(f"{folder} is there and holds no tuned codes: choose another output folder")
-            write_atomic(path, text)
+            folder.mkdir(parents=True, exist_ok=True)
+            found = next((folder / n for n in (MANIFEST, IDENTITY) if (folder / n).exists()), None)
+        if found is None:
+            write_atomic(folder / IDENTITY, text)
             return
-        before = read_identity(folder)
-        after = json.loads(text)
-        changed = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
-        if changed:
-            raise RecipeChanged(
-                f"{folder} was begun with another {', '.join(changed)}: give the same words, or delete the folder"
-            )
+        with reading(found):
+            stored = json.loads(found.read_bytes())
+        if (stored["identity"] if found.name == MANIFEST else stored) != json.loads(text):
+            raise RecipeChanged(f"{folder} holds codes that were tuned otherwise: delete it, or choose another output")
 
     def has(self, block: str) -> bool:
-        """True if an earlier run, or this one, has finished it."""
-        return (self.folder / f"{block}{SUFFIX}").exists()
+        """True if an earlier run has finished it."""
+        return (self._folder / f"{block}{SUFFIX}").exists()
 
     def write(self, block: str, modules: Mapping[str, Tuned]) -> None:
-        """Put a block's file in place, whole and durable. Raises DiskFull, NotWritable."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for module, tuned in modules.items():
-            q = tuned.quantized
-            found = {"codes": q.codes, "scales": q.scales, "zeros": q.zeros, "biases": q.biases}
-            arrays |= {f"{module}.{part}": np.ascontiguousarray(a) for part, a in found.items() if a is not None}
-            if q.global_scale is not None:
-                arrays[f"{module}.global_scale"] = np.array([q.global_scale], "<f4")
-        specs = [TensorSpec(n, "U8" if a.dtype == np.uint8 else "F32", a.shape) for n, a in arrays.items()]
-        schemes = json.dumps({m: t.scheme for m, t in modules.items()}, sort_keys=True)
-        plan = plan_file(specs, {"format": FORMAT, "schemes": schemes})
-        write_atomic(
-            self.folder / f"{block}{SUFFIX}", plan.header + b"".join(arrays[name].tobytes() for name in plan.offsets)
-        )
+        """All modules of one block. Raises DiskFull, NotWritable."""
+        import numpy as np
+
+        arrays: dict[str, Any] = {}
+        said = {}
+        for module, t in modules.items():
+            q = t.quantized
+            for part, array in zip(PARTS, (q.codes, q.scales, q.zeros, q.biases), strict=True):
+                if array is not None:
+                    arrays[f"{part}.{module}"] = np.ascontiguousarray(array)
+            said[module] = {"scheme": asdict(t.scheme), "global_scale": q.global_scale}
+        specs = [TensorSpec(name, DTYPES[name.partition(".")[0]], a.shape) for name, a in arrays.items()]
+        plan = plan_file(specs, {"modules": json.dumps(said, sort_keys=True)})
+        data = plan.header + b"".join(arrays[name].tobytes() for name in plan.offsets)
+        write_atomic(self._folder / f"{block}{SUFFIX}", data)
 
     def finish(self) -> None:
-        """Write the manifest: files and their sha256."""
-        files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(self.folder.glob(f"*{SUFFIX}"))}
-        write_atomic(self.folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1).encode())
+        """All blocks are there. Raises DiskFull, NotWritable."""
+        blocks = {path.name: _sha256(path) for path in sorted(self._folder.glob(f"*{SUFFIX}"))}
+        manifest = {"format": 1, "identity": self._identity, "blocks": blocks}
+        write_atomic(self._folder / MANIFEST, json.dumps(manifest, sort_keys=True, indent=1).encode())
+        with writing(self._folder):
+            (self._folder / IDENTITY).unlink(missing_ok=True)
+            sync_way(self._folder)
 
 
-def read_identity(folder: Path) -> dict[str, Any]:
-    """What a folder was begun with."""
-    with reading(folder / IDENTITY):
-        found: dict[str, Any] = json.loads((folder / IDENTITY).read_bytes())
-    return found
+def load_tuned(folder: str | os.PathLike[str]) -> TunedCodes:
+    """A finished folder; every file is hashed. Raises BadTuned for one that is damaged or not finished,
+    SourceUnreadable."""
+    root = Path(folder)
+    if not (root / MANIFEST).exists():
+        raise BadTuned(f"{root.name} has no {MANIFEST}: it is no folder of tuned codes, or its tuning is not finished")
+    with reading(root / MANIFEST):
+        raw = (root / MANIFEST).read_bytes()
+    try:
+        manifest = json.loads(raw)
+        blocks, algorithm = dict(manifest["blocks"]), str(manifest["identity"]["algorithm"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise BadTuned(f"{root.name}/{MANIFEST} is damaged ({error}): tune again") from error
+    schemes: dict[str, Mapping[str, Any]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    refs: dict[str, TunedRef] = {}
+    for name, expected in blocks.items():
+        if "/" in name or _sha256(root / name) != expected:
+            raise BadTuned(f"{root.name}/{name} is not what {MANIFEST} says: tune again")
+        read_block(root / name, schemes, shapes, refs)
+    return TunedCodes(root.name, hashlib.sha256(raw).hexdigest(), algorithm, schemes, shapes, refs)
 
 
-def read_tuned(folder: Path, block: str) -> dict[str, Tuned]:
-    """What a finished block's file holds, by module. Raises SourceUnreadable, CorruptShard."""
-    path = folder / f"{block}{SUFFIX}"
-    header = read_header(path)
-    with reading(path):
-        data = path.read_bytes()
-    if header.metadata.get("format") != FORMAT:
-        raise CorruptShard(f"{path} holds no tuned codes; delete the folder and tune again")
-    schemes: dict[str, str] = json.loads(header.metadata["schemes"])
-    arrays = {t.name: np.frombuffer(data[t.begin : t.end], _TAGS[t.dtype]).reshape(t.shape) for t in header.tensors}
-    found = {}
-    for module, scheme in schemes.items():
-        codes, scales, zeros, biases, whole = (arrays.get(f"{module}.{part}") for part in _PARTS)
-        assert codes is not None
-        assert scales is not None
-        found[module] = Tuned(
-            scheme, Quantized(codes, scales, zeros, biases, None if whole is None else float(whole[0]))
+def match_tuned(decisions: Sequence["Decision"], tuned: TunedCodes) -> dict[str, TunedRef]:
+    """The codes of every weight that is quantized and was tuned. Raises BadTuned for a folder of another model or
+    another recipe, and where none of it is of use."""
+    found: dict[str, TunedRef] = {}
+    wrong = []
+    for d in decisions:
+        ref = tuned.refs.get(d.tensor.module)
+        if d.scheme is None or ref is None:
+            continue
+        if tuned.schemes[d.tensor.module] != asdict(d.scheme) or tuned.shapes[d.tensor.module] != d.tensor.shape:
+            wrong.append(d.tensor.module)
+        found[d.tensor.name] = ref
+    left = sorted(tuned.refs.keys() - {d.tensor.module for d in decisions if d.scheme})
+    if wrong or left or not found:
+        told = (wrong or left)[:SHOWN]
+        raise BadTuned(
+            f"{tuned.label} does not fit {len(wrong) + len(left)} modules: {', '.join(told) or 'all'}; tune with the "
+            "scheme, format and options of the output"
         )
     return found
+
+
+def read_tuned(ref: TunedRef, row: int, end_row: int) -> "Quantized":
+    """Canonical codes of some rows. Raises BadTuned when the file has changed since it was checked."""
+    import numpy as np
+
+    from shardq.quantizers.quantized import Quantized
+
+    path = ref.stamp.path
+    with reading(path):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            if take_stamp(fd, path) != ref.stamp:
+                raise BadTuned(f"{os.path.basename(path)} has changed since the plan was made; start again")
+            arrays: list[Any] = []
+            for part, begin in zip(PARTS, ref.begins, strict=True):
+                width = ref.columns if part == "codes" else ref.groups
+                made = np.empty((end_row - row, width), np.uint8 if DTYPES[part] == "U8" else np.float32)
+                if begin >= 0:
+                    pread_exact(fd, made.data, begin + row * width * made.itemsize, path)
+                arrays.append(made if begin >= 0 else None)
+        finally:
+            os.close(fd)
+    codes, scales, zeros, biases = arrays
+    return Quantized(codes, scales, zeros, biases, ref.global_scale)
+
+
+def read_block(
+    path: Path, schemes: dict[str, Mapping[str, Any]], shapes: dict[str, tuple[int, int]], refs: dict[str, TunedRef]
+) -> None:
+    try:
+        header = read_header(path, path.name)
+        said = json.loads(header.metadata["modules"])
+        with reading(path):
+            fd = os.open(path, os.O_RDONLY)
+        try:
+            stamp = take_stamp(fd, os.path.abspath(path))
+        finally:
+            os.close(fd)
+        tensors = {t.name: t for t in header.tensors}
+        for module, own in said.items():
+            parts = [tensors.get(f"{part}.{module}") for part in PARTS]
+            codes, scales = parts[0], parts[1]
+            if codes is None or scales is None or not _fit(parts):
+                raise BadTuned(f"{path.name}: the arrays of {module} do not go together: tune again")
+            schemes[module] = own["scheme"]
+            shapes[module] = (codes.shape[0], codes.shape[1])
+            begins = tuple(-1 if t is None else t.begin for t in parts)
+            refs[module] = TunedRef(stamp, codes.shape[1], scales.shape[1], begins, own["global_scale"])
+    except (CorruptShard, UnknownDtype, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BadTuned(f"{path.name} is damaged ({error}): tune again") from error
+
+
+def _fit(parts: Sequence[HeaderTensor | None]) -> bool:
+    """Matrices of the same rows, in the types that they are written in, and scales and what goes with them alike."""
+    there = [(name, t) for name, t in zip(PARTS, parts, strict=True) if t]
+    alike = {t.shape for name, t in there if name != "codes"}
+    return (
+        all(len(t.shape) == 2 and t.dtype == DTYPES[name] for name, t in there)
+        and len({t.shape[0] for _, t in there}) == 1
+        and len(alike) == 1
+    )
+
+
+def _sha256(path: Path) -> str:
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,7 +4,6 @@ Inputs and outputs are files; only the small records of `tasks` cross the proces
 reused from task to task, because fresh pages cost more than the arithmetic.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,8 +23,7 @@ from shardq.decoded import DecodedRows, keep_rows, round_rows
 from shardq.descriptors import Descriptors
 from shardq.errors import CorruptShard, KernelUnavailable, NonFiniteWeight, NotExact
 from shardq.figures import COUNTS, FIGURES, WEIGHED, Figures, sum_figures
-from shardq.files.atomic import pread_exact, pwrite_all, sync_way, writing
-from shardq.files.writeback import start_writeback
+from shardq.files.atomic import pread_exact, pwrite_all, writing
 from shardq.importance_vectors import VectorCache
 from shardq.kernels import KernelChoiceError, KernelSet, load
 from shardq.layouts import find_layout
@@ -46,6 +44,7 @@ from shardq.making import (
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows, quantize_rows
 from shardq.schemes import Scheme
+from shardq.sealing import seal_file, settle_files
 from shardq.source_bytes import SourceBytes
 from shardq.tasks import (
     TILE_BYTES,
@@ -65,6 +64,7 @@ from shardq.tasks import (
     SurveyTask,
     Workplace,
 )
+from shardq.tuned import read_tuned
 
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Report = BundleDone | Surveyed | Sealed | Settled
@@ -203,6 +203,8 @@ class Worker:
                 self._keep(tile, m)
             elif m.task.goal:
                 self._carry(tile, m)
+            elif m.task.tuned:
+                self._pack_tuned(tile, m)
 
     def _keep(self, tile: Tile, making: Making) -> None:
         """Rows as they were decoded, in the type that the weight has."""
@@ -233,6 +235,20 @@ class Worker:
         there = slice(tile.row, tile.row + count)
         measure_rows(tile.wide, "F32", task.scheme, part, making.stats[there], self._kernels)
 
+    def _pack_tuned(self, tile: Tile, making: Making) -> None:
+        """Rows with the codes that were tuned for them."""
+        task = making.task
+        assert task.tuned
+        assert task.scheme
+        assert making.stats is not None
+        row, count = task.row + tile.row, len(tile.rows)
+        part = read_tuned(task.tuned, row, row + count)
+        making.layout.pack(part, tile.row, making.out, task.scheme, self._kernels)
+        there = slice(tile.row, tile.row + count)
+        measure_rows(tile.rows, tile.dtype, task.scheme, part, making.stats[there], self._kernels)
+        if not np.isfinite(making.stats[there]).all():
+            raise self._non_finite(task, task.scheme, tile)
+
     def _write(self, making: Making) -> None:
         path = self._part(making.member.lane, making.task.file)
         with writing(path):
@@ -258,7 +274,7 @@ class Worker:
         works = {way: buffer_shapes(rows, first.columns, way[0]) for t in tasks if (way := way_of(t))}
         specs = [specs_of(t) for t in tasks]
         slabs = [slab_shapes(t, s) for t, s in zip(tasks, specs, strict=True)]
-        own = [t.reads_back or t.goal is not None for t in tasks]
+        own = [t.reads_back or t.goal is not None or t.tuned is not None for t in tasks]
         figures = [(stats_shape, np.float64)] * (len(works) + sum(own))
         figures += [(losses_shape, np.float64)] * sum(way[2] is not None for way in works)
         wanted = [(room_shape, np.uint8), *figures, *(shape for work in works.values() for shape in work)]
@@ -430,42 +446,16 @@ class Worker:
         return Surveyed(task.tensor, task.key, amax)
 
     def _seal(self, task: SealTask) -> Sealed:
-        """fsync and sha256 of a finished file; the disk writes while the hash runs."""
-        path = self._part(task.lane, task.file)
+        """A finished file."""
         self._parts.close()
         self._arena.reset(TILE_BYTES)
         tile = self._arena.take((TILE_BYTES,), np.uint8)
-        digest = hashlib.sha256()
-        with writing(path):
-            fd = os.open(path, os.O_RDWR)
-            try:
-                start_writeback(fd)
-                for at in range(0, task.size_bytes, TILE_BYTES):  # read: page faults of a map cost more than the copy
-                    part = tile[: min(TILE_BYTES, task.size_bytes - at)]
-                    pread_exact(fd, part.data, at, task.file)
-                    digest.update(part.data)
-                try:
-                    os.fsync(fd)
-                except OSError:
-                    if not task.keeps:
-                        os.unlink(path)  # what is read back may never reach the disk, yet would pass for done
-                    raise
-            finally:
-                os.close(fd)
-        return Sealed(task.lane, task.file, digest.hexdigest())
+        return Sealed(task.lane, task.file, seal_file(self._part(task.lane, task.file), task, tile))
 
     def _settle(self, task: SettleTask) -> Settled:
-        """fsync of unfinished files and of their names."""
+        """Unfinished files."""
         self._parts.close()
-        for file in task.files:
-            path = self._part(task.lane, file)
-            with writing(path):
-                fd = os.open(path, os.O_RDWR)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-                sync_way(os.path.dirname(path))
+        settle_files(self._part(task.lane, file) for file in task.files)
         return Settled(task.lane, task.shard)
 
     # --- files -----------------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ from shardq.tune.reading import BlockReader, Fetched
 from shardq.tune.skeleton import Skeleton, compute_buffers, make_skeleton, set_content
 
 SHOWN: Final = 4
+FEW: Final = 4  # an embedding is read whole for more than the 4th part of its rows
+FLOATS: Final = ("BF16", "F16", "F32")
 
 
 class BlockModel:
@@ -105,7 +107,7 @@ class BlockModel:
         with. The embedding is read for it, and freed."""
         hidden: list[torch.Tensor] = []
         calls: list[Call] = []
-        with self.embedding():
+        with self.embedding(ids):
             for index in range(len(ids)):
                 found = record_calls(self._blocks, self._forward(ids[index : index + 1]), self.checkpoint.label)
                 if found.hidden.shape[:2] != (1, ids.shape[1]):
@@ -119,14 +121,14 @@ class BlockModel:
         return Batch(torch.cat(hidden), tuple(calls))
 
     @contextmanager
-    def embedding(self) -> Iterator[None]:
-        """A context in which the embedding has content, for several calls of `embed` or `embed_next`; at its end the
-        head, which may be the same parameter, is given back, too."""
+    def embedding(self, ids: torch.Tensor | None = None) -> Iterator[None]:
+        """A context in which the embedding has content, for several calls of `embed` or `embed_next`, or only the rows
+        of some ids; at its end the head, which may be the same parameter, is given back, too."""
         if self._embedding_is_there:
             yield
             return
         self.free_head()
-        self._fill(self.skeleton.model, self.matched.front, "")
+        self._fill_front(ids)
         self._embedding_is_there = True
         try:
             yield
@@ -149,7 +151,7 @@ class BlockModel:
     def prefetch(self, index: int) -> None:
         """Begin to read a block in the background; nothing for one that does not exist or is under way."""
         if index < self.skeleton.count and index not in self._fetched:
-            self._fetched[index] = self._reader.fetch(self._tensors(self.matched.blocks[index]))
+            self._fetched[index] = self._reader.fetch(self._tensors(self.matched.blocks[index]), whole=True)
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
@@ -221,6 +223,27 @@ class BlockModel:
     def _forward(self, ids: torch.Tensor) -> Callable[[], Any]:
         return lambda: self.skeleton.model(input_ids=ids, use_cache=False)
 
+    def _fill_front(self, ids: torch.Tensor | None) -> None:
+        rows = None if ids is None else sorted(set(ids.flatten().tolist()))
+        table = None if rows is None else self._table(len(rows))
+        if rows is None or table is None:
+            self._fill(self.skeleton.model, self.matched.front, "")
+            return
+        (name,) = self.matched.front
+        value = self._reader.fetch_rows(table, rows, self.matched.conversions.dtypes[name])
+        for own in self.matched.tied.get(name, (name,)):
+            set_content(self.skeleton.model, own, value)
+
+    def _table(self, rows: int) -> TensorRef | None:
+        """The embedding as a tensor of which few rows can be read for themselves; None where that is not so."""
+        if len(self.matched.front) != 1:
+            return None
+        (name,) = self.matched.front
+        (c,) = self.matched.conversions.find((name,))
+        t = self.matched.tensors[c.sources[0][0]]
+        plain = c.converter is None and not t.encoded and t.dtype in FLOATS and t.shape == self.matched.shapes[name]
+        return t if plain and t.shape and rows * FEW < t.shape[0] else None
+
     def _copied(self, name: str) -> nn.Module:
         module = self.skeleton.model.get_submodule(name)
         shared = {id(m.config): m.config for m in self.skeleton.model.modules() if hasattr(m, "config")}
@@ -237,7 +260,7 @@ class BlockModel:
     def _fill(self, module: nn.Module, parameters: Sequence[str], prefix: str, fetched: Fetched | None = None) -> None:
         """Give parameters of the model, whose names in `module` lack the prefix, their content."""
         conversions: Conversions = self.matched.conversions
-        fetched = fetched or self._reader.fetch(self._tensors(parameters))
+        fetched = fetched or self._reader.fetch(self._tensors(parameters), whole=False)
         left = set(parameters)
         for c in conversions.find(parameters):
             for name, value in self._made(c, fetched):

@@ -9,7 +9,8 @@ from shardq.errors import BadOption
 from shardq.sources.base import Source
 from shardq.tune.blocks import BlockModel
 from shardq.tune.data import load_samples
-from shardq.tune.data_grammar import RANDOM
+from shardq.tune.data_grammar import RANDOM, SELF
+from shardq.tune.data_self import sample_self
 from shardq.tune.evaluation import Evaluation, cut_windows, evaluate
 from shardq.tune.inputs import Experts
 from shardq.tune.stats import Statistics, collect
@@ -18,8 +19,10 @@ from shardq.tune.tokenizing import open_tokenizer
 AUTO: Final = "auto"
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RANDOM_TOKENS: Final = 64  # quality.md, 6 D
+SELF_TOKENS: Final = 2048
 OTHER_TOKENS: Final = 8192
 SAMPLE_TOKENS: Final = 512
+SELF_SAMPLE_TOKENS: Final = 64  # each costs a pass through the model
 
 Told = Callable[[int, int], None]
 
@@ -30,13 +33,16 @@ def collect_from(
 ) -> Statistics:  # fmt: skip
     """See `shardq.api.collect_statistics`."""
     kept = _dtype(dtype)
-    wanted = (RANDOM_TOKENS if data == RANDOM else OTHER_TOKENS) if tokens is None else tokens
-    each = min(wanted, SAMPLE_TOKENS) if seqlen is None else seqlen
+    wanted = {RANDOM: RANDOM_TOKENS, SELF: SELF_TOKENS}.get(data, OTHER_TOKENS) if tokens is None else tokens
+    each = min(wanted, SELF_SAMPLE_TOKENS if data == SELF else SAMPLE_TOKENS) if seqlen is None else seqlen
     if wanted < 1 or each < 1:
         raise BadOption(f"statistics need at least one token, not {wanted} in samples of {each}")
     tokenizer = open_tokenizer(source, trust_remote_code)
     with BlockModel.open(source, dtype=kept, trust_remote_code=trust_remote_code) as model:
-        samples = load_samples(data, tokenizer, count=max(1, wanted // each), seqlen=each, seed=seed)
+        samples = load_samples(
+            data, tokenizer, count=max(1, wanted // each), seqlen=each, seed=seed,
+            sampler=lambda count, seqlen, seed: sample_self(model, tokenizer, count, seqlen, seed),
+        )  # fmt: skip
         return collect(model, samples, report, experts)
 
 

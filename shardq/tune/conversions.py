@@ -2,7 +2,7 @@
 and conversions (transformers 5, core_model_loading.py), applied to one block instead of a whole model."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from shardq.errors import UnsupportedSource
+from shardq.tune.joining import Joint, Load, find_joints
 from shardq.tune.library import import_part
-
-Load = Callable[[str, torch.dtype], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class Conversion:
     key: str  # the first parameter
     parameters: tuple[str, ...]
     sources: tuple[tuple[str, str], ...]  # tensors of the checkpoint, and the pattern by which each is collected
-    converter: Any  # of transformers; None for what has another name at most
+    converter: Any  # of transformers, or a Joint; None for what has another name at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +39,9 @@ class Conversions:
         return tuple({(c := self.by_parameter[p]).key: c for p in parameters}.values())
 
 
-def find_conversions(model: Any, names: Iterable[str], dtype: torch.dtype) -> Conversions:
-    """The conversions of a checkpoint's tensors `names` into the parameters and buffers of `model`.
+def find_conversions(model: Any, names: Iterable[str], dtype: torch.dtype, config: Any) -> Conversions:
+    """The conversions of a checkpoint's tensors `names` into the parameters and buffers of `model`; `config` is its
+    config.json.
 
     Source: `convert_and_load_state_dict_in_model` of transformers 5.23, in the order in which it collects tensors.
     """
@@ -65,6 +65,13 @@ def find_conversions(model: Any, names: Iterable[str], dtype: torch.dtype) -> Co
         collected.setdefault(key, []).append((name, pattern or name))
     made = (_conversion(key, chosen[key], tuple(sources)) for key, sources in collected.items())
     by_parameter = {p: c for c in made for p in c.parameters if p in state}
+    keys = {key: name for name, key in unexpected.items()}
+    joints = find_joints(state, [n for n in state if n not in by_parameter], keys, config)
+    for parameter, joint in joints.items():
+        sources = tuple((p.tensor, p.tensor) for p in joint.pieces)
+        by_parameter[parameter] = Conversion(parameter, (parameter,), sources, joint)
+        for p in joint.pieces:
+            del unexpected[p.tensor]
     return Conversions(by_parameter, unexpected, _dtypes(model, state, dtype))
 
 
@@ -97,6 +104,9 @@ def convert(
     dtype = dtypes[c.key]
     if c.converter is None:
         yield c.key, load(c.sources[0][0], dtype)
+        return
+    if isinstance(c.converter, Joint):
+        yield c.key, c.converter.make(dtype, load)
         return
     worker = deepcopy(c.converter)
     for name, pattern in c.sources:

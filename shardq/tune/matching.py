@@ -65,12 +65,12 @@ def _find(checkpoint: Checkpoint, skeleton: Skeleton) -> tuple[Mapping[str, Tens
     """Stacks of experts whole where the model knows them by their names, else a matrix for each expert."""
     weights = find_weights(checkpoint, dequantize_recipe())
     model = skeleton.model
-    found = find_conversions(model, weights.tensors, skeleton.dtype)
+    found = find_conversions(model, weights.tensors, skeleton.dtype, checkpoint.config)
     foreign = [n for n in found.unexpected if len(weights.tensors[n].shape or ()) == 3]
     if not foreign:
         return weights.tensors, found
     split = recorded_weights(checkpoint, frozenset(weights.tensors) - frozenset(foreign), None, None)
-    return split.tensors, find_conversions(model, split.tensors, skeleton.dtype)
+    return split.tensors, find_conversions(model, split.tensors, skeleton.dtype, checkpoint.config)
 
 
 def _shared(names: Iterable[str], tied: Mapping[str, str], conversions: Conversions) -> dict[str, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Final
@@ -21,6 +21,8 @@ from shardq.sources.base import FileReader, Source
 from shardq.weights import is_turned, kept_shape
 
 PIECE_BYTES: Final = 32 << 20  # read at once, and freed at once
+AHEAD: Final = 3  # pieces under way of a tensor that nobody has asked for before
+NEAR_BYTES: Final = 1 << 18  # between rows that are read together, and read at once of them
 TILE_WEIGHTS: Final = 1 << 20  # decoded at once
 REMOTE_READERS: Final = 4
 LOCAL_READERS: Final = 2
@@ -50,6 +52,12 @@ class Piece:
         self.users = 0
         self.content: Future[NDArray[np.uint8]] | None = None
 
+    def release(self) -> None:
+        """One tensor less needs it."""
+        self.users -= 1
+        if not self.users:
+            self.content = None
+
 
 class BlockReader:
     """Reads groups of tensors of one source. For one thread; its own read in the background."""
@@ -60,12 +68,36 @@ class BlockReader:
         self._idle: dict[str, list[FileReader]] = defaultdict(list)
         self._lock = Lock()
 
-    def fetch(self, tensors: Sequence[TensorRef]) -> "Fetched":
-        """Begin to read all bytes of some tensors."""
-        pieces = _pieces(tensors)
-        for p in (p for of in pieces.values() for p in of):
-            p.content = self._pool.submit(self._read, p.shard, p.begin, p.end)
-        return Fetched(tensors, pieces, self._kernels)
+    def fetch(self, tensors: Sequence[TensorRef], whole: bool) -> "Fetched":
+        """Begin to read some tensors: `whole`, all bytes of all of them, or each when it is taken."""
+        fetched = Fetched(tensors, _pieces(tensors), self._kernels, self._begin)
+        if whole:
+            fetched.begin()
+        return fetched
+
+    def fetch_rows(self, t: TensorRef, rows: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A matrix of floats that are stored as they are, of which only some rows, rising, are read: the others are
+        zeros, which take no memory until they are touched."""
+        assert t.shape is not None
+        stored = TORCH[t.dtype or ""]
+        row_bytes = t.shape[1] * stored.itemsize
+        made = torch.from_numpy(np.zeros(t.shape, f"i{dtype.itemsize}")).view(dtype)
+        spans = [(t.begin + row * row_bytes, t.begin + (row + 1) * row_bytes) for row in rows]
+        step = max(1, NEAR_BYTES // row_bytes) * row_bytes
+        windows = [span for near in _joined(spans, NEAR_BYTES) for span in _cut(*near, step)]
+        read = self._pool.map(lambda span: (span[0], self._read(t.shard, *span)), windows)
+        wanted = set(rows)
+        for begin, raw in read:
+            first = (begin - t.begin) // row_bytes
+            values = torch.from_numpy(raw).view(stored).reshape(-1, t.shape[1])
+            for row in range(first, first + len(values)):
+                if row in wanted:
+                    made[row] = values[row - first]
+        return made
+
+    def _begin(self, piece: Piece) -> None:
+        if piece.content is None:
+            piece.content = self._pool.submit(self._read, piece.shard, piece.begin, piece.end)
 
     def close(self) -> None:
         """Let go of files and threads; what is being read comes to its end."""
@@ -89,24 +121,34 @@ class BlockReader:
 class Fetched:
     """Tensors whose bytes are here, or under way."""
 
-    def __init__(self, tensors: Sequence[TensorRef], pieces: Mapping[str, Sequence[Piece]], kernels: KernelSet) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[TensorRef],
+        pieces: Mapping[str, Sequence[Piece]],
+        kernels: KernelSet,
+        begin: Callable[[Piece], None],
+    ) -> None:
         self._tensors = {t.name: t for t in tensors}
-        self._pieces = pieces
+        self._pieces, self._begin = pieces, begin
         self._starts = {shard: [p.begin for p in of] for shard, of in pieces.items()}
         self._kernels = kernels
         for p in (p for t in tensors for span in _spans(t) for p in self._over(*span)):
             p.users += 1
 
+    def begin(self) -> None:
+        """Read all of it in the background."""
+        for p in (p for of in self._pieces.values() for p in of):
+            self._begin(p)
+
     def take(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """A tensor as the checkpoint has it, once: floats in `dtype`, others in their own type; encoded ones decoded in
         fp32 and rounded once, half to even. Waits for its bytes. Raises NonFiniteWeight, and what reading raises."""
         t = self._tensors.pop(name)
-        made = self._decoded(t, dtype) if t.encoded else self._plain(t, dtype)
-        for shard, begin, end in _spans(t):
-            for p in self._over(shard, begin, end):
-                p.users -= 1
-                if not p.users:
-                    p.content = None
+        if not t.encoded:
+            return self._plain(t, dtype)
+        made = self._decoded(t, dtype)
+        for p in (p for span in _spans(t) for p in self._over(*span)):
+            p.release()
         return made
 
     def _plain(self, t: TensorRef, dtype: torch.dtype) -> torch.Tensor:
@@ -114,10 +156,20 @@ class Fetched:
         stored = TORCH.get(t.dtype or "")
         if stored is None:
             raise UnsupportedSource(f"{t.name} in {t.shard} has the type {t.dtype}: no block can be made of it")
-        made = torch.empty(t.shape, dtype=stored)
-        if t.size_bytes:
-            self._copy(t.shard, t.begin, made.reshape(-1).view(torch.uint8).numpy())
-        return made.to(dtype) if stored.is_floating_point else made
+        made = torch.empty(t.shape, dtype=dtype if stored.is_floating_point else stored)
+        flat, at = made.reshape(-1), 0
+        for begin in range(t.begin, t.end, step := PIECE_BYTES // stored.itemsize * stored.itemsize):
+            for p in self._over(t.shard, begin, min(t.end, begin + AHEAD * step)):
+                self._begin(p)
+            raw = np.empty(min(step, t.end - begin), np.uint8)
+            self._copy(t.shard, begin, raw)
+            values = torch.from_numpy(raw).view(stored)
+            flat[at : at + len(values)] = values
+            at += len(values)
+            for p in list(self._over(t.shard, begin, begin + len(raw))):
+                if p.end <= begin + len(raw) or begin + len(raw) == t.end:
+                    p.release()
+        return made
 
     def _decoded(self, t: TensorRef, dtype: torch.dtype) -> torch.Tensor:
         made = torch.empty(kept_shape(t), dtype=dtype)
@@ -144,7 +196,10 @@ class Fetched:
 
     def _copy(self, shard: str, begin: int, out: NDArray[np.uint8]) -> None:
         end = begin + len(out)
-        for p in self._over(shard, begin, end):
+        wanted = list(self._over(shard, begin, end))
+        for p in wanted:
+            self._begin(p)
+        for p in wanted:
             assert p.content is not None
             content, first, behind = p.content.result(), max(begin, p.begin), min(end, p.end)
             out[first - begin : behind - begin] = content[first - p.begin : behind - p.begin]
@@ -174,23 +229,28 @@ def _pieces(tensors: Sequence[TensorRef]) -> dict[str, list[Piece]]:
     for t in tensors:
         for shard, begin, end in _spans(t):
             spans[shard].append((begin, end))
-    return {shard: [Piece(shard, *span) for span in _joined(of)] for shard, of in spans.items()}
+    pieces = {shard: [s for near in _joined(of) for s in _cut(*near, PIECE_BYTES)] for shard, of in spans.items()}
+    return {shard: [Piece(shard, *span) for span in of] for shard, of in pieces.items()}
 
 
-def _joined(spans: list[Span]) -> Iterator[Span]:
+def _joined(spans: list[Span], gap_bytes: int = 0) -> Iterator[Span]:
+    """Spans as few as possible: those that overlap, or are no further apart, together."""
     begin = end = -1
     for first, behind in sorted(spans):
-        if first > end or begin < 0:
-            yield from _cut(begin, end)
+        if begin < 0:
             begin, end = first, behind
-        else:
+        elif first <= end + gap_bytes:
             end = max(end, behind)
-    yield from _cut(begin, end)
+        else:
+            yield begin, end
+            begin, end = first, behind
+    if begin >= 0:
+        yield begin, end
 
 
-def _cut(begin: int, end: int) -> Iterator[Span]:
-    for at in range(begin, end, PIECE_BYTES) if begin >= 0 else ():
-        yield at, min(end, at + PIECE_BYTES)
+def _cut(begin: int, end: int, size_bytes: int) -> Iterator[Span]:
+    for at in range(begin, end, size_bytes):
+        yield at, min(end, at + size_bytes)
 
 
 def _no_report(count: int) -> None:

@@ -18,6 +18,7 @@ from shardq.importance_files import Provenance, join_names
 from shardq.importance_files import write_importance as write_vectors
 from shardq.tune.blocks import BlockModel
 from shardq.tune.inputs import SECOND, Experts, Sums, recording, squares
+from shardq.tune.joining import Joint
 from shardq.untied import untied_head
 from shardq.weights import Weights, recorded_weights
 
@@ -136,7 +137,12 @@ class _Names:
 
     def _experts(self, parameter: str) -> list[list[str]]:
         """For each expert its modules of this parameter."""
-        sources = self._matched.conversions.by_parameter[parameter].sources
+        conversion = self._matched.conversions.by_parameter[parameter]
+        sources = conversion.sources
+        if isinstance(conversion.converter, Joint):
+            numbers = range(conversion.converter.shape[0])
+            pieces = conversion.converter.pieces
+            return [[p.tensor.removesuffix(WEIGHT) for p in pieces if p.expert == i] for i in numbers]
         stack = self._stacks.get(sources[0][0])
         if stack is not None and stack.experts is not None:
             numbers = range(stack.experts)

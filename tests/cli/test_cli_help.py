@@ -27,7 +27,8 @@ def error_classes(base: type[errors.ShardqError] = errors.ShardqError) -> set[ty
 
 
 def test_commands_are_those_of_this_version() -> None:
-    assert " ".join(NAMES) == "audit convert dequantize formats inspect kernels plan quantize schemes verify"
+    known = "audit convert dequantize eval formats inspect kernels plan quantize schemes stats verify"
+    assert " ".join(NAMES) == known
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -127,6 +127,20 @@ def test_samples_may_run_one_by_one(tmp_path: Path) -> None:
     assert torch.equal(found, torch.cat([models.whole_logits(folder, one[None]) for one in ids]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "tied"])
+def test_few_ids_need_few_rows_of_the_embedding(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = models.make_model(name, tmp_path / "model")
+    ids = torch.tensor([[3, 4, 80, 3, 41]])
+    with BlockModel.open(open_source(str(folder)), dtype=dtype, attention="eager") as model:
+        table = model._table(4)
+        assert table is not None
+        rows = model._reader.fetch_rows(table, [3, 4, 41, 80], dtype)
+        assert rows.any(1).nonzero()[:, 0].tolist() == [3, 4, 41, 80]
+        assert model._table(24) is None
+    assert torch.equal(models.block_logits(folder, ids, dtype), models.whole_logits(folder, ids, dtype))
+
+
 def test_calls_keep_once_what_all_samples_share() -> None:
     shared, first, second = torch.zeros(1, 2), torch.ones(1, 2), torch.full((1, 2), 2.0)
     calls = [Call((first,), {"table": (shared, first), "cache": None})]
@@ -215,3 +229,13 @@ def test_models_whose_blocks_are_not_one_after_the_other_are_refused(tmp_path: P
         pytest.raises(UnsupportedSource, match=r"\[2, 1, 24, 64\]"),
     ):
         model.embed(models.some_ids())
+
+
+def test_experts_that_a_checkpoint_has_one_by_one_become_stacks(tmp_path: Path) -> None:
+    """gpt-oss: alternating gate and up, [inputs, outputs], with biases."""
+    case = sources.CASES["gpt_oss_bf16"]
+    stacks = sources.write_source(case, tmp_path / "stacks")
+    single = sources.write_twin(case, stacks, tmp_path / "single", None)
+    assert any(".experts.2.gate_proj.bias" in n for n in sources.read_tensors(single))
+    ids = models.some_ids()
+    assert torch.equal(models.block_logits(single, ids), models.whole_logits(stacks, ids))

@@ -12,6 +12,7 @@ template <int kTop>
 struct ImportantSigned {
     static constexpr int kCols = 32, kSub = 32;
     static constexpr float kLeast = kTiny;
+    static constexpr bool kBlank = false;
     using Found = RayFound;
 
     static void search(Tile& t, bool, Found& found) {
@@ -30,6 +31,7 @@ template <int kTop>
 struct ImportantAffine {
     static constexpr int kCols = 32, kSub = 32;
     static constexpr float kLeast = kAnything;
+    static constexpr bool kBlank = false;
     using Found = LineFound;
 
     static void search(Tile& t, bool, Found& found) {

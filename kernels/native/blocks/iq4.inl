@@ -75,6 +75,7 @@ template <int kColumns>
 struct TableBlock {
     static constexpr int kCols = kColumns, kSub = 32;
     static constexpr float kLeast = kTiny;
+    static constexpr bool kBlank = false;
     using Found = TableFound;
 
     static void search(Tile& t, bool important, Found& found) {

@@ -56,6 +56,7 @@ inline LineScales line_scales(const LineFound& found, int at, int count, int top
 struct Q2K {
     static constexpr int kCols = 256, kSub = 16;
     static constexpr float kLeast = kAnything;
+    static constexpr bool kBlank = true;
     using Found = LineFound;
 
     static void search(Tile& t, bool important, Found& found) {
@@ -115,6 +116,7 @@ template <int kTop>
 struct LineK {
     static constexpr int kCols = 256, kSub = 32;
     static constexpr float kLeast = kAnything;
+    static constexpr bool kBlank = true;
     using Found = LineFound;
 
     static void search(Tile& t, bool important, Found& found) {

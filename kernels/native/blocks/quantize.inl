@@ -62,7 +62,8 @@ inline float mean_of_row(const Weights& w, int64_t row, Tile& scratch) {
     return sum / static_cast<float>(w.cols);
 }
 
-// Formats that search: F::search(tile, ...) and F::put(tile, ..., block, out).
+// Formats that search: F::search(tile, ...) and F::put(tile, ..., block, out). Where F::kBlank, a block without a
+// sub-block that is searched is all zero bytes.
 template <class F, bool kRowMeans = false>
 inline int64_t quantize_searched(const Weights& w, const float* importance, int64_t size_bytes, uint8_t* out) {
     constexpr int kCount = kTileCols / F::kCols;
@@ -83,14 +84,21 @@ inline int64_t quantize_searched(const Weights& w, const float* importance, int6
         }
         load_tile(w, block * F::kCols, count, F::kCols, F::kSub, t);
         choose_subs(F::kLeast, F::kSub, t);
+        if (F::kBlank && t.active == 0) {
+            std::memset(out + block * size_bytes, 0, static_cast<size_t>(count * size_bytes));
+            for (int b = 0; b < count; b++) bad += t.bad[b] ? 1 : 0;
+            continue;
+        }
         if (importance != nullptr) load_importance(importance, w.cols, block * F::kCols, count, F::kCols, t);
         turn_subs(t, t.x, F::kSub, t.turned);
         F::search(t, importance != nullptr, found);
         place_found(t, F::kSub, found);
         for (int b = 0; b < count; b++) {
             uint8_t* to = out + (block + b) * size_bytes;
-            const bool fits = F::put(t, importance != nullptr, found, b, to);
-            bad += keep_or_clear(fits && !t.bad[b], size_bytes, to);
+            const bool blank = F::kBlank && is_blank(t, F::kLeast, b * (F::kCols / F::kSub), F::kCols / F::kSub);
+            const bool fits = blank ? false : F::put(t, importance != nullptr, found, b, to);
+            keep_or_clear(fits && !t.bad[b], size_bytes, to);
+            bad += (blank || fits) && !t.bad[b] ? 0 : 1;
         }
     }
     return bad;

@@ -4,20 +4,28 @@
 struct Q3K {
     static constexpr int kCols = 256, kSub = 16;
     static constexpr float kLeast = kTiny;
+    static constexpr bool kBlank = true;
     struct Found {
-        RayFound ray;            // of importance
-        float scale[kTileSubs];  // of the descent, with its codes
-        uint8_t codes[kTileCols];
+        RayFound ray;  // of importance
+        Descents descents;
+        float scale[kTileSubs];  // of the descents
+        int lane[kTileSubs];     // in them, or -1
 
         void move(int from, int to) {
             ray.move(from, to);
             scale[to] = scale[from];
-            std::memmove(codes + to * kSub, codes + from * kSub, kSub);
+            lane[to] = lane[from];
         }
         void clear(int sub, float first) {
             ray.clear(sub, first);
             scale[sub] = 0.0f;
-            std::memset(codes + sub * kSub, 0, kSub);
+            lane[sub] = -1;
+        }
+        void put_codes(int sub, uint8_t* to) const {
+            for (int i = 0; i < kSub; i++) {
+                const int level = lane[sub] < 0 ? -4 : static_cast<int>(descents.levels[place_of<kSub>(lane[sub], i)]);
+                to[i] = static_cast<uint8_t>(level + 4);
+            }
         }
     };
 
@@ -26,9 +34,8 @@ struct Q3K {
             weigh_super_blocks(kSub, 2.0f, t);
             return search_rays<kSub, 4>(t, found.ray);
         }
-        for (int at = 0; at < t.active; at += kSide * kStrip) {
-            descend_rays<kSub, 4>(t.turned + at * kSub, at, found.scale, found.codes);
-        }
+        for (int i = 0; i < kTileSubs; i++) found.lane[i] = i;
+        descend_rays<kSub, 4>(t.turned, t.active, found.descents, found.scale);
     }
 
     // Sixteen scales of six bits, plus 32.
@@ -70,7 +77,7 @@ struct Q3K {
             } else if (important) {
                 put_found_codes(t.x + at, kSub, 4, found.ray, first + j, sub);
             } else {
-                std::memcpy(sub, found.codes + at, kSub);
+                found.put_codes(first + j, sub);
             }
         }
         for (int l = 0; l < 32; l++) {
@@ -89,6 +96,7 @@ struct Q3K {
 struct Q6K {
     static constexpr int kCols = 256, kSub = 16;
     static constexpr float kLeast = kTiny;
+    static constexpr bool kBlank = true;
     using Found = RayFound;
 
     static void search(Tile& t, bool important, Found& found) {

@@ -3,10 +3,11 @@
 // Searches put a sub-block into each lane. What ggml sums, it sums over the columns of a sub-block in order: so does a
 // lane, and gives the same bits.
 
-constexpr int kTileCols = 1024;
+constexpr int kTileCols = 4096;
 constexpr int kTileSubs = kTileCols / 16;    // sub-blocks of a tile
 constexpr int kTileBlocks = kTileCols / 32;
 constexpr int kSide = 2;                     // vectors of sub-blocks at once, so that one waits while the other works
+constexpr int kDescents = 4;                 // likewise, where a step waits longer
 constexpr float kTiny = 1e-15f;              // ggml's GROUP_MAX_EPS
 constexpr float kAnything = 1e-45f;          // the smallest number above 0
 
@@ -105,9 +106,10 @@ inline void load_tile(const Weights& w, int64_t at, int count, int block_cols, i
     const int cols = count * block_cols, subs = block_cols / sub_cols;
     widen_any(w, at, cols, t.x);
     for (int i = cols; i < kTileCols; i++) t.x[i] = 0.0f;
-    for (int s = 0; s < kTileCols / sub_cols; s++) {
+    for (int s = 0; s < count * subs; s++) {
         t.most[s] = magnitude_bits(largest_magnitude(t.x + s * sub_cols, sub_cols));
     }
+    for (int s = count * subs; s < kTileCols / sub_cols; s++) t.most[s] = 0;
     for (int b = 0; b < count; b++) {
         t.bad[b] = false;
         for (int s = b * subs; s < (b + 1) * subs; s++) t.bad[b] |= t.most[s] >= 0x7f800000;
@@ -126,6 +128,13 @@ inline void choose_subs(float least, int sub_cols, Tile& t) {
         t.active += t.most[s] >= bits ? 1 : 0;
     }
     for (int i = t.active; i > 0 && i % (kSide * kStrip) != 0; i++) t.order[i] = t.order[i - 1];
+}
+
+// Whether none of some sub-blocks is searched.
+inline bool is_blank(const Tile& t, float least, int first, int count) {
+    int32_t most = 0;
+    for (int s = first; s < first + count; s++) most = t.most[s] > most ? t.most[s] : most;
+    return most < magnitude_bits(least);
 }
 
 // From the order of the search to that of the sub-blocks; the others get what ggml has for them.

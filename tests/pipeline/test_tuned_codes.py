@@ -1,0 +1,91 @@
+"""Tuned codes are packed as codes that the main job makes itself."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shardq
+from shardq import Limits, make_recipe
+from shardq.errors import BadTuned, RecipeChanged, VerifyFailed
+from shardq.headers import read_headers
+from shardq.kernels import load
+from shardq.outputs import open_result, read_output, target_of
+from shardq.tuned import MANIFEST, Tuned, TunedWriter, load_tuned
+from shardq.unpack import OutputShard, read_module
+
+SCHEMES = ["W4A16", "W3A16_ASYM@compressed-tensors", "W4A16G64@mlx", "MXFP4@compressed-tensors", "NVFP4A16"]
+INLINE = Limits(parallel=1)
+IDENTITY = {"algorithm": "test", "seed": 1}
+
+
+def taken(folder: Path, scheme: str) -> dict[str, Tuned]:
+    """The codes of an output, by module."""
+    output = read_output(open_result(str(folder)), str(folder))
+    headers = read_headers(output.source, [output.files[n] for n in output.provenance["files"]])
+    schemes = {d.tensor.name: d.scheme for d in shardq.plan("demo", scheme).decisions if d.scheme}
+    found = {}
+    for name, entry in output.ledger["tensors"].items():
+        if entry["outcome"] == "quantized":
+            shard = OutputShard(output.source, entry["file"], headers[entry["file"]])
+            q = read_module(shard, target_of(name, entry), output.layout, schemes[name], load())
+            found[name.removesuffix(".weight")] = Tuned(schemes[name], q)
+    return found
+
+
+def tuned_folder(folder: Path, modules: dict[str, Tuned]) -> Path:
+    writer = TunedWriter(folder, IDENTITY)
+    for block in sorted({m.rpartition(".")[0] for m in modules}):
+        writer.write(block, {m: t for m, t in modules.items() if m.rpartition(".")[0] == block})
+    writer.finish()
+    return folder
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_codes_of_a_run_give_its_bytes_again(scheme: str, tmp_path: Path) -> None:
+    plain = shardq.quantize("demo", scheme, output_dir=tmp_path / "plain", limits=INLINE)
+    folder = tuned_folder(tmp_path / "tuned", taken(plain.output, scheme))
+    made = shardq.quantize("demo", make_recipe(scheme, tuned=folder), output_dir=tmp_path / "made", limits=INLINE)
+    for path in plain.output.glob("*.safetensors"):
+        assert (made.output / path.name).read_bytes() == path.read_bytes()
+    assert made.scales.startswith(f"{plain.quantized} tuned by test")
+    assert not shardq.verify(made.output, deep=True, source="demo").problems
+    with pytest.raises(VerifyFailed, match="codes that were tuned"):
+        shardq.audit(made.output, source="demo")
+
+
+def test_other_codes_give_other_weights_and_errors(tmp_path: Path) -> None:
+    plain = shardq.quantize("demo", "W4A16", output_dir=tmp_path / "plain", limits=INLINE)
+    modules = taken(plain.output, "W4A16")
+    changed = next(iter(modules))
+    codes = modules[changed].quantized.codes
+    np.copyto(codes, (codes + 1) % 16)
+    folder = tuned_folder(tmp_path / "tuned", modules)
+    made = shardq.quantize("demo", make_recipe("W4A16", tuned=folder), output_dir=tmp_path / "made", limits=INLINE)
+    assert plain.errors
+    assert made.errors
+    assert made.errors.relative > plain.errors.relative
+    assert not shardq.verify(made.output, deep=True, source="demo").problems
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    plain = shardq.quantize("demo", "W4A16", output_dir=tmp_path / "plain", limits=INLINE)
+    modules = taken(plain.output, "W4A16")
+    folder = tuned_folder(tmp_path / "tuned", modules)
+    with pytest.raises(BadTuned, match="does not fit"):
+        shardq.plan("demo", make_recipe("W4A16G32", tuned=folder))
+    with pytest.raises(RecipeChanged):
+        TunedWriter(folder, {**IDENTITY, "seed": 2})
+    assert TunedWriter(folder, IDENTITY).has(next(iter(modules)).rpartition(".")[0])
+    with pytest.raises(BadTuned, match=MANIFEST):
+        load_tuned(tmp_path / "plain")
+    block = next(folder.glob("*.safetensors"))
+    data = bytearray(block.read_bytes())
+    data[-1] ^= 1
+    block.write_bytes(bytes(data))
+    with pytest.raises(BadTuned, match="is not what"):
+        load_tuned(folder)
+    (folder / MANIFEST).write_text(json.dumps({"blocks": []}))
+    with pytest.raises(BadTuned, match="damaged"):
+        load_tuned(folder)
