@@ -187,6 +187,7 @@ def read_tuned(ref: TunedRef, row: int, end_row: int) -> "Quantized":
 def read_block(
     path: Path, schemes: dict[str, Mapping[str, Any]], shapes: dict[str, tuple[int, int]], refs: dict[str, TunedRef]
 ) -> None:
+    """Add what a block's file holds, by module. Raises BadTuned."""
     try:
         header = read_header(path, path.name)
         said = json.loads(header.metadata["modules"])

@@ -8,16 +8,16 @@ files are those of a run that was never stopped.
 import io
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 
-from shardq.errors import BadOption, CorruptShard
+from shardq.errors import BadOption, BadTuned
 from shardq.files.atomic import reading, write_atomic
 from shardq.kernels import load
 from shardq.plans import make_plan
@@ -35,7 +35,7 @@ from shardq.tune.signround import tune_signround
 from shardq.tune.subjects import Subject, find_subjects
 from shardq.tune.tokenizing import Tokenizer, open_tokenizer
 from shardq.tune.work import Codes, Work, put_codes
-from shardq.tuned import Tuned, TunedWriter, read_tuned
+from shardq.tuned import SUFFIX, Tuned, TunedRef, TunedWriter, read_block, read_tuned
 
 IDS: Final = "ids.npy"  # of the samples, beside the blocks
 Told = Callable[[int, int], None]  # blocks done, and all
@@ -84,7 +84,7 @@ def tune_blocks(
         resumed = next((i for i, name in enumerate(names) if not writer.has(name)), len(names))
         ids, dropped = _samples(model, options, open_tokenizer(source, trust_remote_code), place)
         if resumed < len(names):
-            run = _Run(model, options, writer, _begin(model, ids, options, place))
+            run = _Run(model, options, place.folder, writer, _begin(model, ids, options, place))
             for index, own in enumerate(subjects.blocks):
                 run.block(index, own)
                 if report:
@@ -119,6 +119,7 @@ class _Run:
 
     model: BlockModel
     options: TuneOptions
+    folder: Path
     writer: TunedWriter
     chain: Chain
 
@@ -130,11 +131,11 @@ class _Run:
             self.model.prefetch(index + 1)
             wanted = self.chain.enter(module, index)
             if self.writer.has(name):
-                codes = _read(self.writer.folder, name, subjects)
+                codes = _read(self.folder, name, subjects)
             else:
                 work = Work(module, index, subjects, self.chain.inputs, wanted, kernels, self.options.data.seed)
                 codes = _tune(work, self.options)
-                self.writer.write(name, {s.module: Tuned(s.scheme.name, codes[s.tensor]) for s in subjects})
+                self.writer.write(name, {s.module: Tuned(s.scheme, codes[s.tensor]) for s in subjects})
             if not is_last:
                 put_codes(module, subjects, codes, kernels)
                 self.chain.leave(module, index)
@@ -149,13 +150,15 @@ def _tune(work: Work, options: TuneOptions) -> Codes:
 
 
 def _read(folder: Path, name: str, subjects: tuple[Subject, ...]) -> Codes:
-    """Codes of a finished block, by tensor. Raises CorruptShard."""
-    found = read_tuned(folder, name)
-    for s in subjects:
-        codes = found[s.module].quantized.codes if s.module in found else None
-        if codes is None or codes.shape != s.shape:
-            raise CorruptShard(f"{folder}: no codes of {s.module} {list(s.shape)} for {name}; delete the folder")
-    return {s.tensor: found[s.module].quantized for s in subjects}
+    """Codes of a finished block, by tensor. Raises BadTuned."""
+    schemes: dict[str, Mapping[str, Any]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    refs: dict[str, TunedRef] = {}
+    read_block(folder / f"{name}{SUFFIX}", schemes, shapes, refs)
+    lacking = [s.module for s in subjects if shapes.get(s.module) != s.shape]
+    if lacking:
+        raise BadTuned(f"{folder.name}/{name}{SUFFIX} has no codes of {lacking[0]}: delete the folder and tune again")
+    return {s.tensor: read_tuned(refs[s.module], 0, s.shape[0]) for s in subjects}
 
 
 def _samples(model: BlockModel, options: TuneOptions, tokenizer: Tokenizer, place: Place) -> tuple[torch.Tensor, int]:

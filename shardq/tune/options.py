@@ -49,4 +49,4 @@ class TuneOptions:
         for name in ("gptq", "signround"):
             if self.algorithm != name:
                 del values[name]
-        return {f"tune.{key}": value for key, value in values.items()}
+        return values
