@@ -14,6 +14,7 @@ from shardq.cli.plan import plan
 from shardq.cli.quantize import quantize
 from shardq.cli.schemes import schemes
 from shardq.cli.stats import stats
+from shardq.cli.tune import tune
 from shardq.cli.verify import verify
 from shardq.errors import ShardqError
 
@@ -45,6 +46,6 @@ def commands() -> None:
 
 
 for _command in (
-    quantize, convert, dequantize, plan, verify, audit, inspect, stats, evaluate, schemes, formats, kernels,
+    quantize, convert, dequantize, plan, verify, audit, inspect, stats, tune, evaluate, schemes, formats, kernels,
 ):  # fmt: skip
     commands.add_command(_command)

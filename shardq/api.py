@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from shardq.inspection import Inspection
     from shardq.mixing import Mixed
     from shardq.sources.hub_xet import XetOptions
+    from shardq.tune.driver import TuneResult
     from shardq.tune.evaluation import Evaluation
     from shardq.tune.inputs import Experts
+    from shardq.tune.options import TuneOptions
     from shardq.tune.stats import Statistics
     from shardq.verified import Verification
 
@@ -250,6 +252,37 @@ def collect_statistics(
 
     opened = open_source(str(source), subfolder)
     return collect_from(opened, data, tokens, seqlen, seed, experts, dtype, trust_remote_code, report)
+
+
+def tune(
+    source: str | Path,
+    recipe: str | Recipe,
+    folder: str | Path,
+    *,
+    options: "TuneOptions | None" = None,
+    subfolder: str | None = None,
+    max_ram_bytes: int | None = None,
+    trust_remote_code: bool = False,
+    report: Callable[[int, int], None] | None = None,
+) -> "TuneResult":
+    """Tune the codes of what `recipe` quantizes, one block in memory, into `folder`, for the `tuned` of `make_recipe`.
+
+    What a stopped call has finished stays, and the same call goes on. `options`: how and with which data, by default
+    SignRound as AutoRound does it. Hidden states beyond `max_ram_bytes` go into files of the folder. `report` is called
+    with blocks done, and all. Needs shardq[tune].
+    Raises MissingPackage, BadOption for what cannot be tuned, RecipeChanged for a folder that was begun otherwise,
+    UnsupportedSource for models that transformers does not know, and what planning and reading raise.
+    """
+    from shardq.tune.library import check_packages
+
+    check_packages()
+    from shardq.tune.driver import Place, tune_blocks
+    from shardq.tune.options import TuneOptions
+
+    opened, place = open_source(str(source), subfolder), Place(Path(folder), max_ram_bytes)
+    return tune_blocks(
+        opened, _recipe(recipe), options or TuneOptions(), place, trust_remote_code=trust_remote_code, report=report
+    )
 
 
 def evaluate(

@@ -1,7 +1,8 @@
 """What the tuning of a model is told, and what decides its codes."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from shardq.errors import BadOption
@@ -12,11 +13,21 @@ AlgorithmName = Literal["signround", "gptq", "opt-rtn", "rtn"]
 ALGORITHMS: Final[tuple[AlgorithmName, ...]] = ("signround", "gptq", "opt-rtn", "rtn")
 
 
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+RECIPES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "default": {},
+        "light": {"iters": 50, "lr": 5e-3},
+        "best": {"iters": 1000, "nsamples": 512},
+    }
+)  # auto-round 0.16.1, cli/main.py
+
+
 @dataclass(frozen=True, slots=True)
 class DataOptions:
     """Calibration data, under AutoRound's names."""
 
-    dataset: str = "random"
+    dataset: str = "NeelNanda/pile-10k"
     nsamples: int = 128
     seqlen: int = 2048
     seed: int = 42
@@ -31,7 +42,7 @@ class DataOptions:
 class TuneOptions:
     """All that decides codes, beside the plan."""
 
-    algorithm: AlgorithmName = "gptq"
+    algorithm: AlgorithmName = "signround"
     data: DataOptions = field(default_factory=DataOptions)
     dtype: str = "float32"  # what is computed with; auto: the model's own
     enable_quanted_input: bool = True  # a block is tuned with what comes out of those before it with their codes
@@ -40,6 +51,8 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         """Raises BadOption."""
+        if self.dtype not in DTYPES:
+            raise BadOption(f"--dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if self.algorithm not in ALGORITHMS:
             raise BadOption(f"--algorithm {self.algorithm!r}: expected one of {', '.join(ALGORITHMS)}")
 
@@ -50,3 +63,24 @@ class TuneOptions:
             if self.algorithm != name:
                 del values[name]
         return values
+
+
+def build_options(words: Mapping[str, Any]) -> TuneOptions:
+    """Options from words by their names, those of all parts together; `recipe` names a row of RECIPES, whose values
+    others replace. Raises BadOption for a word that the algorithm has no use for, or that nobody knows."""
+    given = {k: v for k, v in words.items() if k != "recipe" and v is not None}
+    recipe = words.get("recipe") or "default"
+    if recipe not in RECIPES:
+        raise BadOption(f"--recipe {recipe!r}: expected one of {', '.join(RECIPES)}")
+    algorithm = given.get("algorithm", "signround")
+    parts = {"data": DataOptions, "gptq": GptqOptions, "signround": SignRoundOptions}
+    names = {part: {f.name for f in fields(kind)} for part, kind in parts.items()}
+    own = {k: v for k, v in given.items() if k in {"algorithm", "dtype", "enable_quanted_input"}}
+    if unknown := given.keys() - own.keys() - {n for of in names.values() for n in of}:
+        raise BadOption(f"{', '.join(sorted(unknown))}: no option of tuning")
+    for part in ("gptq", "signround"):
+        if part != algorithm and (idle := sorted(given.keys() & names[part])):
+            raise BadOption(f"--{idle[0]} has a meaning for --algorithm {part}, not for {algorithm}: leave it out")
+    values = {**RECIPES[recipe], **given}
+    of_parts = {part: kind(**{k: v for k, v in values.items() if k in names[part]}) for part, kind in parts.items()}
+    return TuneOptions(**own, **of_parts)

@@ -1,0 +1,117 @@
+"""Words of `shardq tune` that decide codes, what they stand for, and the process that tunes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from shardq.cli._console import Console
+from shardq.cli._statistics import block_progress
+
+if TYPE_CHECKING:
+    from shardq.recipe import Recipe
+    from shardq.tune.driver import TuneResult
+    from shardq.tune.options import TuneOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+SUFFIX: Final = ".tuned"  # of the folder beside an output folder
+_KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
+
+
+def _keep(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    assert option.name
+    if value is not None:
+        ctx.meta.setdefault(_KEY, {})[option.name] = value
+
+
+def _option(name: str, **settings: Any) -> Callable[[F], F]:
+    """With words joined by dashes, and as AutoRound writes it."""
+    words = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}"))
+    return click.option(*words, expose_value=False, callback=_keep, **settings)
+
+
+def tuning_options(function: F) -> F:
+    """Options under AutoRound's names; a command finds them with `take_options`."""
+    options = (
+        _option(
+            "--algorithm", type=click.Choice(["signround", "gptq", "opt-rtn", "rtn"]),
+            help="How codes are found: rounding learned by gradients, errors made up for by later columns, searched "
+            "scales, the nearest codes. Default: signround.",
+        ),
+        _option(
+            "--recipe", type=click.Choice(["default", "light", "best"]),
+            help="AutoRound's: 200 steps with 128 samples; 50 larger steps; 1000 steps with 512 samples.",
+        ),
+        _option(
+            "--dataset", metavar="DATASET",
+            help="random, self (sampled by the model), a file, or as AutoRound's. Default: NeelNanda/pile-10k.",
+        ),
+        _option("--nsamples", type=int, metavar="N", help="Samples. Default: the recipe's."),
+        _option("--seqlen", type=int, metavar="N", help="Tokens of a sample. Default: 2048."),
+        _option("--seed", type=int, metavar="N", help="Of the choice of samples, and their order. Default: 42."),
+        _option("--iters", type=int, metavar="N", help="Steps for a block (signround)."),
+        _option("--batch-size", type=int, metavar="N", help="Samples of a step. Default: 8 (signround)."),
+        _option(
+            "--gradient-accumulate-steps", type=int, metavar="N", help="Batches of a step. Default: 1 (signround)."
+        ),
+        _option("--lr", type=float, metavar="X", help="First step of the rounding. Default: 1/iters (signround)."),
+        _option("--minmax-lr", type=float, metavar="X", help="First step of the ranges. Default: --lr (signround)."),
+        click.option(
+            "--enable_minmax_tuning/--disable_minmax_tuning", default=None, expose_value=False, callback=_keep,
+            help="Learn ranges, too. Default: yes (signround).",
+        ),
+        _option("--not-use-best-mse", is_flag=True, default=None, help="Keep the last step, not the best (signround)."),
+        _option(
+            "--dynamic-max-gap", type=int, metavar="N", help="End after so many steps without a better (signround)."
+        ),
+        click.option(
+            "--enable_quanted_input/--disable_quanted_input", default=None, expose_value=False, callback=_keep,
+            help="Tune a block with what those before it give with their codes. Default: yes.",
+        ),
+        _option("--damping", type=float, metavar="X", help="Of the mean diagonal, added to H. Default: 0.01 (gptq)."),
+        _option(
+            "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            help="What is computed with; auto: the model's own. Default: float32.",
+        ),
+        _option("--trust-remote-code", is_flag=True, default=None, help="Run code that the checkpoint brings along."),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def take_options() -> "tuple[TuneOptions, bool]":
+    """What `tuning_options` stand for, and whether the checkpoint's code may run. Raises BadOption."""
+    from shardq.tune.options import build_options
+
+    words = dict(click.get_current_context().meta.get(_KEY, {}))
+    trust = bool(words.pop("trust_remote_code", False))
+    return build_options(words), trust
+
+
+def run_tuning(
+    console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: Path, subfolder: str | None,
+    max_ram_bytes: int | None, trust_remote_code: bool,
+) -> "TuneResult":  # fmt: skip
+    """Tune, in a process of its own: what torch takes of memory ends with it."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(
+            _tune, console, source, recipe, options, str(folder), subfolder, max_ram_bytes, trust_remote_code
+        ).result()
+
+
+def _tune(
+    console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: str, subfolder: str | None,
+    max_ram_bytes: int | None, trust_remote_code: bool,
+) -> "TuneResult":  # fmt: skip
+    from shardq import api
+
+    with block_progress(console, "tuning") as report:
+        return api.tune(
+            source, recipe, folder, options=options, subfolder=subfolder, max_ram_bytes=max_ram_bytes,
+            trust_remote_code=trust_remote_code, report=report,
+        )  # fmt: skip
