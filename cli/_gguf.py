@@ -55,7 +55,9 @@ def take_gguf_options() -> "GgufOptions | None":
     """What the user gave for `gguf_options`; None for nothing. Raises BadOption."""
     from shardq.gguf.options import GgufOptions
 
-    words = click.get_current_context().meta[_KEY]
+    words = click.get_current_context().meta.get(_KEY)
+    if words is None:  # a command without them
+        return None
     made = GgufOptions(
         pure=words["pure"],
         output_type=words["output_type"],
