@@ -72,7 +72,7 @@ def tuning_options(function: F) -> F:
         _option("--damping", type=float, metavar="X", help="Of the mean diagonal, added to H. Default: 0.01 (gptq)."),
         _option(
             "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-            help="What is computed with; auto: the model's own. Default: float32.",
+            help="What is computed with; auto: the model's own. Default: auto for signround, else float32.",
         ),
         _option("--trust-remote-code", is_flag=True, default=None, help="Run code that the checkpoint brings along."),
     )  # fmt: skip

@@ -70,7 +70,7 @@ def tune_blocks(
     """Tune what `recipe` quantizes into `place.folder`. Raises BadOption for what cannot be tuned, RecipeChanged for a
     folder that was begun otherwise, and what planning and reading raise."""
     _refuse(recipe)
-    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    dtype = None if options.precision == "auto" else getattr(torch, options.precision)
     with ExitStack() as stack:
         model = stack.enter_context(BlockModel.open(source, dtype=dtype, trust_remote_code=trust_remote_code))
         plan = make_plan(model.checkpoint, recipe)

@@ -44,21 +44,26 @@ class TuneOptions:
 
     algorithm: AlgorithmName = "signround"
     data: DataOptions = field(default_factory=DataOptions)
-    dtype: str = "float32"  # what is computed with; auto: the model's own
+    dtype: str | None = None  # what is computed with; auto: the model's own. None: that for signround, else float32
     enable_quanted_input: bool = True  # a block is tuned with what comes out of those before it with their codes
     gptq: GptqOptions = field(default_factory=GptqOptions)
     signround: SignRoundOptions = field(default_factory=SignRoundOptions)
 
     def __post_init__(self) -> None:
         """Raises BadOption."""
-        if self.dtype not in DTYPES:
+        if self.precision not in DTYPES:
             raise BadOption(f"--dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if self.algorithm not in ALGORITHMS:
             raise BadOption(f"--algorithm {self.algorithm!r}: expected one of {', '.join(ALGORITHMS)}")
 
+    @property
+    def precision(self) -> str:
+        """What is computed with."""
+        return self.dtype or ("auto" if self.algorithm == "signround" else "float32")
+
     def as_dict(self) -> Mapping[str, Any]:
         """Plain values, for the identity of a folder."""
-        values = asdict(self)
+        values = {**asdict(self), "dtype": self.precision}
         for name in ("gptq", "signround"):
             if self.algorithm != name:
                 del values[name]
