@@ -1,0 +1,61 @@
+"""`shardq tune`: from a folder to an output that passes its checks, and words that are refused before."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("transformers", reason="block mode needs transformers")
+
+from shardq.cli.group import commands
+from shardq.errors import BadOption
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    models: Any = importlib.import_module("tuned_models")
+
+WORDS = (
+    "--scheme", "W4A16", "--group-size", "32", "--format", "gptq", "--algorithm", "gptq", "--dataset", "random",
+    "--nsamples", "4", "--seqlen", "16", "--parallel", "1",
+)  # fmt: skip
+
+
+def _run(*words: str) -> Any:
+    return CliRunner().invoke(commands, list(words), catch_exceptions=False)
+
+
+def test_codes_are_tuned_and_packed(tmp_path: Path) -> None:
+    source, out = models.make_model("llama", tmp_path / "source"), tmp_path / "out"
+    made = _run("tune", str(source), *WORDS, "-o", str(out), "--json")
+    assert made.exit_code == 0, made.output
+    assert (tmp_path / "out.tuned" / "tuned.json").exists()
+    identity = json.loads((tmp_path / "out.tuned" / "tuned.json").read_text())["identity"]
+    assert identity["algorithm"] == "gptq"
+    assert identity["data"] == {"dataset": "random", "nsamples": 4, "seqlen": 16, "seed": 42}
+    checked = _run("verify", str(out), "--deep", "--source", str(source))
+    assert checked.exit_code == 0, checked.output
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--rtn",), "--algorithm"),
+        (("--search", "auto"), "--algorithm"),
+        (("--scheme", "W8A16"), "one output"),
+        (("--iters", "3"), "--iters has a meaning for --algorithm signround"),
+    ],
+)
+def test_words_without_a_meaning_are_refused(more: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    found = _run("tune", str(tmp_path), *WORDS, *more)
+    assert found.exit_code == BadOption.exit_code
+    assert told in found.output
+
+
+def test_a_dry_run_makes_nothing(tmp_path: Path) -> None:
+    source = models.make_model("llama", tmp_path / "source")
+    found = _run("tune", str(source), *WORDS, "-o", str(tmp_path / "out"), "--dry-run")
+    assert found.exit_code == 0, found.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
