@@ -111,7 +111,7 @@ def _tune(
     from shardq import api
 
     with block_progress(console, "tuning") as report:
-        return api.tune(
+        return api.tune_model(
             source, recipe, folder, options=options, subfolder=subfolder, max_ram_bytes=max_ram_bytes,
             trust_remote_code=trust_remote_code, report=report,
         )  # fmt: skip

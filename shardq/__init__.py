@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         plan_headers,
         quantize,
         quantize_many,
+        tune_model,
         verify,
     )
     from shardq.audit_statement import Audit
@@ -63,6 +64,7 @@ _HOMES: Final = {
     "plan_headers": "shardq.api",
     "quantize": "shardq.api",
     "quantize_many": "shardq.api",
+    "tune_model": "shardq.api",
     "verify": "shardq.api",
 }
 
@@ -91,6 +93,7 @@ __all__ = [
     "plan_headers",
     "quantize",
     "quantize_many",
+    "tune_model",
     "verify",
 ]
 

@@ -254,7 +254,7 @@ def collect_statistics(
     return collect_from(opened, data, tokens, seqlen, seed, experts, dtype, trust_remote_code, report)
 
 
-def tune(
+def tune_model(
     source: str | Path,
     recipe: str | Recipe,
     folder: str | Path,
