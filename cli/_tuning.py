@@ -1,5 +1,8 @@
 """Words of `shardq tune` that decide codes, what they stand for, and the process that tunes."""
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -8,6 +11,7 @@ import click
 
 from shardq.cli._console import Console
 from shardq.cli._statistics import block_progress
+from shardq.errors import TaskFailed
 
 if TYPE_CHECKING:
     from shardq.recipe import Recipe
@@ -94,14 +98,33 @@ def run_tuning(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: Path, subfolder: str | None,
     max_ram_bytes: int | None, trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
-    """Tune, in a process of its own: what torch takes of memory ends with it."""
+    """Tune, in a process of its own: what torch takes of memory ends with it. Raises TaskFailed when it is killed."""
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(
-            _tune, console, source, recipe, options, str(folder), subfolder, max_ram_bytes, trust_remote_code
-        ).result()
+    with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
+        try:
+            return pool.submit(
+                _tune, console, source, recipe, options, str(folder), subfolder, max_ram_bytes, trust_remote_code
+            ).result()
+        except BrokenProcessPool as error:
+            raise TaskFailed(
+                "the tuning was killed, perhaps for want of memory (--max-ram, fewer --nsamples, --batch-size 1 take "
+                "less): run the same command again to go on"
+            ) from error
+
+
+def _end_with_parent() -> None:
+    """Nobody would wait for the result."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _tune(

@@ -70,5 +70,8 @@ def tune(
         click.echo(
             f"codes of {found.modules} modules, tuned with {found.tokens} tokens, are in {found.folder}", err=True
         )
-    console.warn([f"{len(found.left)} modules are in no block and get the nearest codes"] if found.left else [])
+    if found.left:
+        console.warn(
+            [f"{len(found.left)} modules are not tuned and get the nearest codes: {', '.join(found.left[:3])}"]
+        )
     run_recipes(console, source, build(str(folder)), targets)
