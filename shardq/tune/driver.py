@@ -37,6 +37,7 @@ from shardq.tune.tokenizing import Tokenizer, open_tokenizer
 from shardq.tune.work import Codes, Work, put_codes
 from shardq.tuned import SUFFIX, Tuned, TunedRef, TunedWriter, read_block, read_tuned
 
+SEEDS: Final = 1 << 32  # more than a block takes
 IDS: Final = "ids.npy"  # of the samples, beside the blocks
 Told = Callable[[int, int], None]  # blocks done, and all
 
@@ -133,7 +134,8 @@ class _Run:
             if self.writer.has(name):
                 codes = _read(self.folder, name, subjects)
             else:
-                work = Work(module, index, subjects, self.chain.inputs, wanted, kernels, self.options.data.seed)
+                seed = self.options.data.seed + SEEDS * index  # another order of samples for each block
+                work = Work(module, index, subjects, self.chain.inputs, wanted, kernels, seed)
                 codes = _tune(work, self.options)
                 self.writer.write(name, {s.module: Tuned(s.scheme, codes[s.tensor]) for s in subjects})
             if not is_last:
