@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from shardq.cli._console import Console
+from shardq.errors import TaskFailed
 
 SUFFIX: Final = ".importance.safetensors"  # of the file beside an output folder
 IMATRIX_SUFFIX: Final = ".imatrix.gguf"
@@ -21,6 +22,7 @@ def write_calibration(console: Console, source: str, subfolder: str | None, data
     In a process of its own: what torch takes of memory ends with it, and is none of the run's.
     """
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     from shardq.importance import LOW_BITS, LOW_BITS_TOKENS
@@ -31,7 +33,13 @@ def write_calibration(console: Console, source: str, subfolder: str | None, data
         return
     tokens = LOW_BITS_TOKENS if bits < LOW_BITS and data == "random" else None
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        told = pool.submit(_write, console, source, subfolder, data, tokens, str(path)).result()
+        try:
+            told = pool.submit(_write, console, source, subfolder, data, tokens, str(path)).result()
+        except BrokenProcessPool as error:
+            raise TaskFailed(
+                "the process that makes the statistics was killed: expected it to end by itself; is there memory for "
+                "torch and four blocks of the model?"
+            ) from error
     if not console.quiet:
         click.echo(told, err=True)
 

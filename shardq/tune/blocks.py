@@ -151,7 +151,9 @@ class BlockModel:
     def prefetch(self, index: int) -> None:
         """Begin to read a block in the background; nothing for one that does not exist or is under way."""
         if index < self.skeleton.count and index not in self._fetched:
-            self._fetched[index] = self._reader.fetch(self._tensors(self.matched.blocks[index]), whole=True)
+            blanks = [self.matched.tensors[name] for name in self.matched.blanks[index]]
+            tensors = self._tensors(self.matched.blocks[index])
+            self._fetched[index] = self._reader.fetch([*tensors, *blanks], whole=True)
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
@@ -161,6 +163,12 @@ class BlockModel:
         fetched, name = self._fetched.pop(index), self.skeleton.block_name(index)
         module = self._copied(name)
         self._fill(module, self.matched.blocks[index], f"{name}.", fetched)
+        for blank in self.matched.blanks[index]:
+            if fetched.take(blank, torch.float32).any():
+                raise UnsupportedSource(
+                    f"{self.checkpoint.label} has {blank}, which {type(self.skeleton.model).__name__} has no place "
+                    "for, and it is not zero: transformers cannot compute with it"
+                )
         try:
             yield module
         finally:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from torch import nn
+
 from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.errors import CheckpointIncomplete, UnsupportedSource
 from shardq.recipe import dequantize_recipe
@@ -13,6 +15,7 @@ from shardq.tune.skeleton import Skeleton
 from shardq.weights import find_weights, recorded_weights
 
 SHOWN: Final = 4
+BIAS: Final = "bias"
 # Buffers that old checkpoints hold and models compute; transformers adds them to each model's own patterns.
 COMPUTED: Final = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 
@@ -29,6 +32,7 @@ class Matched:
     front: tuple[str, ...]  # embeddings
     head: tuple[str, ...]  # what only the end of the model needs
     tied: Mapping[str, tuple[str, ...]]  # of a parameter with several names: all of them
+    blanks: tuple[tuple[str, ...], ...]  # tensors of each block that must be zero: biases that the model does not have
     notes: tuple[str, ...]
 
 
@@ -38,7 +42,9 @@ def match_model(checkpoint: Checkpoint, skeleton: Skeleton) -> Matched:
     tensors, conversions = _find(checkpoint, skeleton)
     state = skeleton.model.state_dict(keep_vars=True)
     chosen = _shared(state, skeleton.model.all_tied_weights_keys, conversions)
-    notes = _refuse_unexpected(conversions.unexpected, skeleton, checkpoint.label)
+    blanks = _blanks(conversions.unexpected, tensors, skeleton)
+    left = {n: key for n, key in conversions.unexpected.items() if not any(n in of for of in blanks)}
+    notes = _refuse_unexpected(left, skeleton, checkpoint.label)
     mine = _text_prefixes(skeleton)
     needed = [n for n, of in chosen.items() if any(name.startswith(mine) for name in of)]
     _refuse_missing(needed, conversions, skeleton.model, checkpoint.label)
@@ -57,6 +63,7 @@ def match_model(checkpoint: Checkpoint, skeleton: Skeleton) -> Matched:
         tuple(n for n in outside if n in front),
         tuple(n for n in outside if n in head),
         {n: of for n, of in chosen.items() if len(of) > 1},
+        blanks,
         notes,
     )
 
@@ -113,13 +120,26 @@ def _ends(model: Any, chosen: Mapping[str, Sequence[str]]) -> tuple[set[str], se
 
 
 def _refuse_missing(needed: Iterable[str], conversions: Conversions, model: Any, label: str) -> None:
-    allowed = [re.compile(p) for p in model._keys_to_ignore_on_load_missing or ()]
-    missing = [n for n in needed if n not in conversions.by_parameter and not any(p.search(n) for p in allowed)]
+    missing = [n for n in needed if n not in conversions.by_parameter]
     if missing:
         raise CheckpointIncomplete(
             f"{label} has no tensor for {_listed(missing)}, which {type(model).__name__} needs: expected one for each; "
             "is it this model's checkpoint, or does transformers name it otherwise?"
         )
+
+
+def _blanks(
+    unexpected: Mapping[str, str], tensors: Mapping[str, TensorRef], skeleton: Skeleton
+) -> tuple[tuple[str, ...], ...]:
+    """Biases of Linear layers that have none, by block: old GPTQ checkpoints have zeros there."""
+    found: list[list[str]] = [[] for _ in range(skeleton.count)]
+    linear = {n for n, m in skeleton.model.named_modules() if isinstance(m, nn.Linear)}
+    for name, key in unexpected.items():
+        index, (module, _, leaf) = _block_of(key, skeleton.blocks), key.rpartition(".")
+        lacking = leaf == BIAS and module in linear and not tensors[name].encoded
+        if lacking and index is not None and index < skeleton.count:
+            found[index].append(name)
+    return tuple(map(tuple, found))
 
 
 def _refuse_unexpected(unexpected: Mapping[str, str], skeleton: Skeleton, label: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,22 @@ def test_what_a_checkpoint_lacks_or_has_too_much_is_told(tmp_path: Path) -> None
         BlockModel.open(open_source(str(folder)))
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_biases_that_a_model_lacks_must_be_zero(value: float, tmp_path: Path) -> None:
+    folder = models.make_model("llama", tmp_path / "model")
+    path, name = folder / "model.safetensors", "model.layers.1.mlp.up_proj.bias"
+    bias = torch.full((96,), value, dtype=torch.float16)
+    save_file({**load_file(path), name: bias}, path, metadata={"format": "pt"})
+    with BlockModel.open(open_source(str(folder))) as model:
+        block = model.block(1)
+        if value:
+            with pytest.raises(UnsupportedSource, match=r"up_proj\.bias, .* not zero"):
+                block.__enter__()
+        else:
+            with block as module:
+                assert module.get_submodule("mlp.up_proj").bias is None
+
+
 def test_a_checkpoint_of_other_shapes_is_told(tmp_path: Path) -> None:
     folder = models.make_model("llama", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
@@ -220,6 +237,43 @@ def test_models_that_are_not_known_are_refused(
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(error, match=match):
         BlockModel.open(open_source(str(folder)))
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own_shardq_test"
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+    def forward(self, *args, **kwargs):
+        found = super().forward(*args, **kwargs)
+        found.logits = found.logits * 2
+        return found
+"""
+
+
+def test_code_of_a_checkpoint_runs_only_when_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    folder = models.make_model("llama", tmp_path / "model")
+    ids = models.some_ids()
+    expected = models.whole_logits(folder, ids) * 2
+    config = json.loads((folder / "config.json").read_text())
+    autos = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    config |= {"model_type": "own_shardq_test", "architectures": ["OwnForCausalLM"], "auto_map": autos}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(CODE)
+    source = open_source(str(folder))
+    with pytest.raises(BadOption, match="--trust-remote-code"):
+        BlockModel.open(source)
+    with BlockModel.open(source, dtype=torch.float32, trust_remote_code=True, attention="eager") as model:
+        batch = model.embed(ids)
+        for index in range(len(model.block_names)):
+            with model.block(index) as module:
+                batch = batch.moved(model.run(module, batch, index))
+        assert torch.equal(model.logits(batch.hidden), expected)
 
 
 def test_models_whose_blocks_are_not_one_after_the_other_are_refused(tmp_path: Path) -> None:
