@@ -13,6 +13,7 @@ AlgorithmName = Literal["signround", "gptq", "opt-rtn", "rtn"]
 ALGORITHMS: Final[tuple[AlgorithmName, ...]] = ("signround", "gptq", "opt-rtn", "rtn")
 
 
+TUNING: Final = 1  # of the algorithms: another one where the same words give other codes
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 RECIPES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -63,7 +64,7 @@ class TuneOptions:
 
     def as_dict(self) -> Mapping[str, Any]:
         """Plain values, for the identity of a folder."""
-        values = {**asdict(self), "dtype": self.precision}
+        values = {**asdict(self), "dtype": self.precision, "tuning": TUNING}
         for name in ("gptq", "signround"):
             if self.algorithm != name:
                 del values[name]
