@@ -25,13 +25,13 @@ Sweep = Callable[..., list[dict[str, Any]]]
 
 # What a sweep has to find: the scene, and the options that put it in.
 BUGS = {
-    "file fsync of the seal": ("eating", {"forgotten": ["Worker._seal"]}),
+    "file fsync of the seal": ("eating", {"forgotten": ["seal_file"]}),
     "folder fsync of settle": ("eating", {"forgotten": ["sync_folder<Staging.settle"]}),
     "fsync of the journal": ("eating", {"forgotten": ["Journal.append"]}),
     "fsync of write_atomic": ("eating", {"forgotten": ["write_atomic"]}),
     "folder fsync of publish": ("eating", {"forgotten": ["sync_folder<publish"]}),
     "delete before the journal line": ("eating", {"early_delete": True}),
-    "file fsync of a settled shard": ("gguf", {"forgotten": ["Worker._settle"]}),
+    "file fsync of a settled shard": ("gguf", {"forgotten": ["settle_files"]}),
     "folder fsync of a settled shard": ("gguf", {"forgotten": ["sync_folder<Worker._settle"]}),
     "delete before it is settled": ("gguf", {"early_delete": True, "kinds": ["removed"]}),
 }
