@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         plan_headers,
         quantize,
         quantize_many,
+        report,
         tune_model,
         verify,
     )
@@ -64,6 +65,7 @@ _HOMES: Final = {
     "plan_headers": "shardq.api",
     "quantize": "shardq.api",
     "quantize_many": "shardq.api",
+    "report": "shardq.api",
     "tune_model": "shardq.api",
     "verify": "shardq.api",
 }
@@ -93,6 +95,7 @@ __all__ = [
     "plan_headers",
     "quantize",
     "quantize_many",
+    "report",
     "tune_model",
     "verify",
 ]

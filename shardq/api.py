@@ -407,3 +407,18 @@ def _recipe(recipe: str | Recipe) -> Recipe:
 
 def _silent(step: Progress) -> None:
     """Report nothing."""
+
+
+def report(result: str | Path, other: str | Path | None = None, *, seconds: float | None = None) -> str:
+    """One page of HTML about a finished output, a folder or "org/name[@revision]", or about two side by side: sizes,
+    bits per weight, errors by layer, module and tensor, schemes, what is kept and why, engines, provenance. It needs
+    nothing from elsewhere.
+
+    `seconds`: what making the result took, for the page; records do not say it. Reads records and headers. Raises
+    VerifyFailed where one is unfinished or no output of shardq, SourceUnreadable, HubAccess, HubTransfer.
+    """
+    from shardq.html_report.facts import read_facts
+    from shardq.html_report.page import draw_comparison, draw_report
+
+    first = read_facts(str(result))
+    return draw_report(first, seconds) if other is None else draw_comparison(first, read_facts(str(other)))
