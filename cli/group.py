@@ -14,6 +14,7 @@ from shardq.cli.plan import plan
 from shardq.cli.quantize import quantize
 from shardq.cli.report import report
 from shardq.cli.schemes import schemes
+from shardq.cli.score import score
 from shardq.cli.stats import stats
 from shardq.cli.tune import tune
 from shardq.cli.verify import verify
@@ -47,7 +48,7 @@ def commands() -> None:
 
 
 for _command in (
-    quantize, convert, dequantize, plan, verify, audit, inspect, report, stats, tune, evaluate, schemes, formats,
-    kernels,
+    quantize, convert, dequantize, plan, verify, audit, score, inspect, report, stats, tune, evaluate, schemes,
+    formats, kernels,
 ):  # fmt: skip
     commands.add_command(_command)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         quantize,
         quantize_many,
         report,
+        score,
         tune_model,
         verify,
     )
@@ -66,6 +67,7 @@ _HOMES: Final = {
     "quantize": "shardq.api",
     "quantize_many": "shardq.api",
     "report": "shardq.api",
+    "score": "shardq.api",
     "tune_model": "shardq.api",
     "verify": "shardq.api",
 }
@@ -96,6 +98,7 @@ __all__ = [
     "quantize",
     "quantize_many",
     "report",
+    "score",
     "tune_model",
     "verify",
 ]
