@@ -1,7 +1,7 @@
 """Charts as inline SVG; colours are classes of style.css, which knows light and dark."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Final
@@ -41,10 +41,9 @@ def find_shades(grids: Sequence[Grid]) -> Shades | None:
 
 def draw_errors(grid: Grid, shades: Shades) -> str:
     """A heat map of relative errors; modules that are kept everywhere have no row, and a grid of them is empty."""
-    measured = tuple(m for m in grid.modules if any(c.relative_error is not None for c in _row(grid, m)))
-    if not measured:
+    if not grid.measured:
         return ""
-    grid = replace(grid, modules=measured)
+    grid = replace(grid, modules=grid.measured)
 
     def paint(cell: Cell) -> tuple[str, str]:
         error = cell.relative_error
@@ -114,10 +113,6 @@ def draw_layers(series: Sequence[tuple[str, Mapping[int, float]]]) -> str:
             title = f"<title>{escape(label)}, layer {n}: {values[n]:.4f}</title>"
             parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" class="l{number}">{title}</circle>')
     return _svg(width, height, "".join(parts), "relative error by layer")
-
-
-def _row(grid: Grid, module: str) -> Iterator[Cell]:
-    return (cell for n in grid.layers if (cell := grid.cells.get((n, module))))
 
 
 def _draw_grid(grid: Grid, paint: Callable[[Cell], tuple[str, str]], title: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from shardq.html_report.facts import Row, relative_error
+from shardq.html_report.rows import Row, relative_error
 
 MATRIX: Final = 2  # dimensions of what has a cell, at the least
 
@@ -41,6 +41,12 @@ class Grid:
     layers: tuple[int, ...]
     modules: tuple[str, ...]
     cells: Mapping[tuple[int, str], Cell]
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Modules with an error in any layer; those that are kept everywhere have none."""
+        found = {m for (_, m), cell in self.cells.items() if cell.relative_error is not None}
+        return tuple(m for m in self.modules if m in found)
 
     def of_layer(self, layer: int) -> tuple[Row, ...]:
         """All matrices of a layer."""

@@ -5,8 +5,9 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from shardq.html_report.facts import Facts, total_roles
+from shardq.html_report.facts import Facts
 from shardq.html_report.grid import find_grids
+from shardq.html_report.rows import total_roles
 from shardq.html_report.sections import (
     Shown,
     show_engines,

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from shardq.html_report.facts import Row
 from shardq.html_report.names import GAP, split_name
+from shardq.html_report.rows import Row
 
 ERROR_UNIT: Final = 1e-6
 SHARE_UNIT: Final = 1e-4

@@ -2,6 +2,8 @@
 
 import json
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,10 +16,12 @@ from hollow_outputs import write_hollow
 import shardq
 from shardq.errors import VerifyFailed
 from shardq.html_report.charts import STEPS, Shades
-from shardq.html_report.facts import Facts, read_facts, relative_error, total_roles
+from shardq.html_report.facts import Facts, read_facts
 from shardq.html_report.grid import find_grids
 from shardq.html_report.names import Place, place_of
 from shardq.html_report.page import draw_report
+from shardq.html_report.picture import PICTURE, SIDE, main_grid
+from shardq.html_report.rows import relative_error, total_roles
 from shardq.html_report.table import ERROR_UNIT, encode_rows
 from shardq.ledger import merge
 
@@ -192,3 +196,40 @@ def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".shardq").mkdir()
     with pytest.raises(VerifyFailed, match="unfinished"):
         shardq.report(tmp_path)
+
+
+def test_the_picture_is_a_png_of_the_heat_map(results: dict[str, Path]) -> None:
+    """Read back by the specification: every cell has the shade of its error."""
+    data = (results["W4A16"] / PICTURE).read_bytes()
+    chunks: dict[bytes, bytes] = {}
+    at = 8
+    while at < len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        chunks[kind] = body = data[at + 8 : at + 8 + size]
+        assert struct.unpack_from(">I", data, at + 8 + size)[0] == zlib.crc32(kind + body)
+        at += 12 + size
+    width, height, depth, colour, *_ = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    assert (data[:8], depth, colour) == (b"\x89PNG\r\n\x1a\n", 4, 3)
+    pixels = zlib.decompress(chunks[b"IDAT"])
+    line = 1 + -(-width // 2)
+    assert len(pixels) == line * height
+    found = main_grid(find_grids(read_facts(str(results["W4A16"])).rows))
+    assert found
+    grid, shades = found
+    for row, module in enumerate(grid.measured):
+        for column, layer in enumerate(grid.layers):
+            x, y = column * SIDE + 4, row * SIDE + 4
+            pair = pixels[y * line + 1 + x // 2]
+            shown = pair & 15 if x % 2 else pair >> 4
+            cell = grid.cells.get((layer, module))
+            error = cell.relative_error if cell else None
+            assert shown == (0 if cell is None else 1 if error is None else 2 + shades.step(error))
+
+
+def test_the_card_has_the_same_figures(results: dict[str, Path]) -> None:
+    for path in results.values():
+        facts, card = read_facts(str(path)), (path / "README.md").read_text(encoding="utf-8")
+        assert f"]({PICTURE})" in card
+        for t in total_roles(facts.rows):
+            assert f"| {t.role} | {t.scheme or 'kept'} | {t.tensors} |" in card
+            assert f"| {t.bits_per_weight:.2f} |" in card
