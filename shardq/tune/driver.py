@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from shardq.errors import BadOption, BadTuned
-from shardq.files.atomic import reading, write_atomic
+from shardq.files.atomic import reading, write_atomic, writing
 from shardq.kernels import load
+from shardq.lock import FolderLock
 from shardq.plans import make_plan
 from shardq.recipe import Recipe
 from shardq.sources.base import Source
@@ -39,6 +40,7 @@ from shardq.tuned import SUFFIX, Tuned, TunedRef, TunedWriter, read_block, read_
 
 SEEDS: Final = 1 << 32  # more than a block takes
 IDS: Final = "ids.npy"  # of the samples, beside the blocks
+LOCK: Final = "lock"  # beside them; stays, empty
 Told = Callable[[int, int], None]  # blocks done, and all
 
 
@@ -68,8 +70,9 @@ def tune_blocks(
     source: Source, recipe: Recipe, options: TuneOptions, place: Place, *, trust_remote_code: bool = False,
     report: Told | None = None,
 ) -> TuneResult:  # fmt: skip
-    """Tune what `recipe` quantizes into `place.folder`. Raises BadOption for what cannot be tuned, RecipeChanged for a
-    folder that was begun otherwise, and what planning and reading raise."""
+    """Tune what `recipe` quantizes into `place.folder`. Raises BadOption for what cannot be tuned, OutputLocked for a
+    folder that another run works in, RecipeChanged for one that was begun otherwise, and what planning and reading
+    raise."""
     _refuse(recipe)
     dtype = None if options.precision == "auto" else getattr(torch, options.precision)
     with ExitStack() as stack:
@@ -80,6 +83,7 @@ def tune_blocks(
             raise BadOption(f"{source.label}: nothing in its blocks gets codes that can be tuned")
         for s in (s for own in subjects.blocks for s in own if options.algorithm == "signround"):
             check_scheme(s.scheme)
+        stack.enter_context(_lock(place.folder))
         writer = TunedWriter(place.folder, {**plan.identity(), **options.as_dict()})
         names = model.block_names
         resumed = next((i for i, name in enumerate(names) if not writer.has(name)), len(names))
@@ -95,6 +99,12 @@ def tune_blocks(
             place.folder, len(names), resumed, sum(map(len, subjects.blocks)), subjects.left, len(ids),
             ids.numel(), dropped,
         )  # fmt: skip
+
+
+def _lock(folder: Path) -> FolderLock:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return FolderLock(folder / LOCK)
 
 
 def _refuse(recipe: Recipe) -> None:
