@@ -55,6 +55,7 @@ def tuning_options(function: F) -> F:
         _option("--seqlen", type=int, metavar="N", help="Tokens of a sample. Default: 2048."),
         _option("--seed", type=int, metavar="N", help="Of the choice of samples, and their order. Default: 42."),
         _option("--iters", type=int, metavar="N", help="Steps for a block (signround)."),
+        _option("--nblocks", type=int, metavar="N", help="Blocks that are learned together. Default: 1 (signround)."),
         _option("--batch-size", type=int, metavar="N", help="Samples of a step. Default: 8 (signround)."),
         _option(
             "--gradient-accumulate-steps", type=int, metavar="N", help="Batches of a step. Default: 1 (signround)."

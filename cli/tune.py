@@ -39,8 +39,8 @@ def tune(
     """Quantize SOURCE with codes that are tuned with data, one transformer block in memory at a time.
 
     Codes go into a folder beside the output, with `.tuned` behind its name, block by block; then they are packed as
-    `quantize --tuned` does it. The same command resumes a run that was stopped. Weights outside of the blocks get the
-    nearest codes. Needs shardq[tune].
+    `quantize --tuned` does it. The same command resumes a run that was stopped. Of what lies outside of the blocks the
+    head is tuned, too (--quant-lm-head); the rest gets the nearest codes. Needs shardq[tune].
     """
     if search or importance or fold or tuned or rtn:
         raise BadOption(

@@ -2,6 +2,7 @@
 codes stand for."""
 
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,19 +24,28 @@ class Chain:
     plain: Batch | None  # the way without codes; None if nobody asks for it
     quanted: bool  # what a block with codes gives is the next one's input
 
-    def enter(self, block: nn.Module, index: int) -> torch.Tensor | None:
-        """Take the plain way through a block; returns what it gave there."""
+    def enter(self, blocks: Sequence[nn.Module], first: int) -> torch.Tensor | None:
+        """Take the plain way through some blocks; returns what it gave behind the last."""
         if self.plain is None:
             return None
         if not self.quanted:
             self.inputs.hidden[:] = self.plain.hidden
-        self.model.advance(block, self.plain, index)
+        for index, block in enumerate(blocks, first):
+            self.model.advance(block, self.plain, index)
         return self.plain.hidden
 
-    def leave(self, block: nn.Module, index: int) -> None:
-        """Take the other way through the block, which has the weights of its codes now."""
+    def leave(self, blocks: Sequence[nn.Module], first: int) -> None:
+        """Take the other way through the blocks, which have the weights of their codes now."""
         if self.quanted:
-            self.model.advance(block, self.inputs, index)
+            for index, block in enumerate(blocks, first):
+                self.model.advance(block, self.inputs, index)
+
+    def end(self, change: Callable[[Batch], Batch]) -> tuple[Batch, Batch | None]:
+        """Inputs of what comes behind the last block, and the same on the plain way, by what `change` makes of each."""
+        if self.plain is None:
+            return change(self.inputs), None
+        plain = change(self.plain)
+        return (change(self.inputs) if self.quanted else plain), plain
 
 
 def begin_chain(

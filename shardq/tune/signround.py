@@ -33,6 +33,7 @@ class SignRoundOptions:
     """Under auto-round's names."""
 
     iters: int = 200
+    nblocks: int = 1  # blocks that are learned together, by what the last of them gives
     batch_size: int = 8
     gradient_accumulate_steps: int = 1
     lr: float | None = None  # None: 1 / iters
@@ -43,8 +44,8 @@ class SignRoundOptions:
 
     def __post_init__(self) -> None:
         """Raises BadOption."""
-        if self.iters < 1 or self.batch_size < 1 or self.gradient_accumulate_steps < 1:
-            raise BadOption("SignRound needs at least one of iters, batch_size and gradient_accumulate_steps")
+        if min(self.iters, self.batch_size, self.gradient_accumulate_steps, self.nblocks) < 1:
+            raise BadOption("SignRound needs at least one of iters, batch_size, gradient_accumulate_steps and nblocks")
 
     def rates(self, bits: int) -> tuple[float, float]:
         """First steps of V and of factors."""

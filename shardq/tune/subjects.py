@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
@@ -10,9 +10,13 @@ from torch import nn
 from shardq.plans import Plan
 from shardq.schemes import Scheme
 from shardq.tune.blocks import BlockModel
+from shardq.tune.matching import head_tensor
 
 if TYPE_CHECKING:
+    from shardq.decide import Decision
     from shardq.tune.conversions import Conversion
+
+WEIGHT: Final = "weight"  # of a head
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,14 @@ class Subjects:
     """Of a whole model."""
 
     blocks: tuple[tuple[Subject, ...], ...]  # of each block, in the order of its parameters
+    head: Subject | None  # the output projection, if it gets codes; its place is in that module
     left: tuple[str, ...]  # modules that get codes, but by no tuning: outside of blocks, or of a form that is not known
+
+    def all(self) -> Iterator[Subject]:
+        """Of blocks and head."""
+        yield from (s for own in self.blocks for s in own)
+        if self.head:
+            yield self.head
 
 
 def find_subjects(model: BlockModel, plan: Plan) -> Subjects:
@@ -57,19 +68,33 @@ def find_subjects(model: BlockModel, plan: Plan) -> Subjects:
     blocks: list[tuple[Subject, ...]] = []
     found: set[str] = set()
     for name, parameters in zip(model.block_names, model.matched.blocks, strict=True):
-        own: list[Subject] = []
-        for tensor, place in _places(model, name, parameters):
-            d = wanted.get(tensor)
-            if d is None or d.scheme is None or d.tensor.shape is None or d.tensor.dtype is None:
-                continue
-            rows, columns = d.tensor.shape
-            reach = plan.reaches.get(tensor, (tensor,)) if d.scheme.reach != "group" else ()
-            whole = tuple(dict.fromkeys((tensor, *reach))) if reach else ()
-            subject = Subject(tensor, d.tensor.module, (rows, columns), d.tensor.dtype, d.scheme, whole, place)
-            found.add(tensor)
-            own.append(subject)
-        blocks.append(tuple(own))
-    return Subjects(tuple(blocks), tuple(d.tensor.module for n, d in wanted.items() if n not in found))
+        places = _places(model, name, parameters)
+        own = tuple(_subject(plan, wanted[tensor], place) for tensor, place in places if tensor in wanted)
+        found.update(s.tensor for s in own)
+        blocks.append(own)
+    head = _find_head(model, plan, wanted)
+    found |= {head.tensor} if head else set()
+    return Subjects(tuple(blocks), head, tuple(d.tensor.module for n, d in wanted.items() if n not in found))
+
+
+def _subject(plan: Plan, d: "Decision", place: Place) -> Subject:
+    tensor, scheme = d.tensor, d.scheme
+    assert scheme is not None
+    assert tensor.shape is not None
+    assert tensor.dtype is not None
+    rows, columns = tensor.shape
+    reach = plan.reaches.get(tensor.name, (tensor.name,)) if scheme.reach != "group" else ()
+    whole = tuple(dict.fromkeys((tensor.name, *reach))) if reach else ()
+    return Subject(tensor.name, tensor.module, (rows, columns), tensor.dtype, scheme, whole, place)
+
+
+def _find_head(model: BlockModel, plan: Plan, wanted: "Mapping[str, Decision]") -> Subject | None:
+    """A head that is a Linear layer with the weight that the plan has under its name."""
+    name = head_tensor(model.matched, model.checkpoint.config)
+    module, d = model.head_module, wanted.get(name or "")
+    if d is None or not isinstance(module, nn.Linear) or tuple(module.weight.shape) != d.tensor.shape:
+        return None
+    return _subject(plan, d, Place(WEIGHT))
 
 
 def _places(model: BlockModel, block: str, parameters: Sequence[str]) -> Iterator[tuple[str, Place]]:
