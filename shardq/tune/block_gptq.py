@@ -17,7 +17,7 @@ from torch import nn
 
 from shardq.quantizers.quantized import Quantized
 from shardq.tune.gptq import Order, Scales, quantize_gptq
-from shardq.tune.inputs import FIRST, SECOND, between, given
+from shardq.tune.inputs import SECOND, between, first_of, given
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Codes, Work, largest_of, put_codes, quantize_alone, rows_of
 
@@ -86,7 +86,7 @@ def _tune_experts(work: Work, stage: Stage, compensate: _Compensate) -> None:
     (name,) = stage.modules
     module: Any = work.block.get_submodule(name)
     tokens, chosen = _routed(work, name)
-    first = FIRST[0] if module.has_gate else FIRST[1]
+    first = first_of(module)
     by_expert: dict[tuple[str, int], list[Subject]] = {}
     for s in stage.subjects:
         assert s.place.expert is not None

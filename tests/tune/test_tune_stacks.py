@@ -1,0 +1,128 @@
+"""Experts that a checkpoint stores as stacks, turned or with gate and up in alternate rows: tuned codes reach the main
+job in the form of each of its matrices."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import shardq
+from shardq.kernels import load
+from shardq.plans import make_plan
+from shardq.quantizers.decode import decode_rows
+from shardq.recipe import Recipe, make_recipe
+from shardq.sources import open_source
+from shardq.tune import driver
+from shardq.tune.blocks import BlockModel
+from shardq.tune.driver import Place, TuneResult, tune_blocks
+from shardq.tune.inputs import recording
+from shardq.tune.options import DataOptions, TuneOptions
+from shardq.tune.signround import SignRoundOptions
+from shardq.tune.subjects import find_subjects
+from shardq.tune.work import put_codes
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    models: Any = importlib.import_module("tuned_models")
+
+DATA = DataOptions("random", nsamples=8, seqlen=16, seed=1)
+LEARNING = SignRoundOptions(iters=20, batch_size=8)
+EXPERTS = {"gpt_oss": 3 * 4 * 3, "llama4": 2 * 4 * 3, "qwen3_vl_moe": 3 * 4 * 3}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("models")
+    return {name: models.make_model(name, base / name) for name in EXPERTS}
+
+
+def _recipe(scheme: str = "W3A16G32", layout: str = "fake", **more: Any) -> Recipe:
+    return make_recipe(scheme, layout=layout, **more)
+
+
+def _tune(folder: Path, out: Path, algorithm: Any, recipe: Recipe | None = None) -> TuneResult:
+    options = TuneOptions(algorithm=algorithm, data=DATA, signround=LEARNING)
+    return tune_blocks(open_source(str(folder)), recipe or _recipe(), options, Place(out))
+
+
+@torch.no_grad()
+def _error(folder: Path, out: Path) -> float:
+    """Mean square of what is behind the last block, with codes beside without, on the samples of the tuning."""
+    ids = torch.from_numpy(np.load(out / driver.IDS))
+    with BlockModel.open(open_source(str(folder)), dtype=torch.float32) as model:
+        subjects = find_subjects(model, make_plan(model.checkpoint, _recipe()))
+        plain, coded = model.embed(ids), model.embed(ids)
+        for index, own in enumerate(subjects.blocks):
+            with model.block(index) as block:
+                model.advance(block, plain, index)
+                put_codes(block, own, driver._read(out, model.block_names[index], own), load())
+                model.advance(block, coded, index)
+        return float((plain.hidden - coded.hidden).square().mean())
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_the_nearest_codes_are_those_of_quantize(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    recipe = {"scheme": "W4A16G32", "layout": "compressed-tensors"}
+    result = _tune(folders[name], tmp_path / "tuned", "rtn", _recipe(**recipe))
+    assert result.left == ()
+    assert result.modules >= EXPERTS[name]
+    made, plain = tmp_path / "made", tmp_path / "plain"
+    limits = shardq.Limits(parallel=1)
+    shardq.quantize(folders[name], _recipe(**recipe, tuned=str(tmp_path / "tuned")), output_dir=made, limits=limits)
+    shardq.quantize(folders[name], _recipe(**recipe), output_dir=plain, limits=limits)
+    shards = sorted(p.name for p in plain.glob("*.safetensors"))
+    assert shards
+    for shard in shards:
+        assert (made / shard).read_bytes() == (plain / shard).read_bytes(), shard
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_each_algorithm_is_better_than_the_nearest_codes(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    errors = {}
+    for algorithm in ("rtn", "gptq", "signround"):
+        assert _tune(folders[name], tmp_path / algorithm, algorithm).left == ()
+        errors[algorithm] = _error(folders[name], tmp_path / algorithm)
+    assert errors["gptq"] < 0.9 * errors["rtn"], errors
+    assert errors["signround"] < 0.95 * errors["rtn"], errors
+
+
+@torch.no_grad()
+def _weighed(folder: Path, outs: Sequence[Path]) -> list[tuple[float, ...]]:
+    """Errors of the first block's experts, by what comes into them, of each output."""
+    found = []
+    with BlockModel.open(open_source(str(folder)), dtype=torch.float32) as model:
+        own = find_subjects(model, make_plan(model.checkpoint, _recipe())).blocks[0]
+        batch = model.embed(torch.from_numpy(np.load(outs[0] / driver.IDS)))
+        with model.block(0) as block:
+            with recording(block, "block", "all") as inputs:
+                model.advance(block, batch, 0)
+            codes = [driver._read(out, model.block_names[0], own) for out in outs]
+            for s in (s for s in own if s.place.expert is not None):
+                squares = inputs.sums[f"block.{s.place.parameter}"].squares[s.place.expert]
+                wanted = s.weight(block).double().numpy()
+                made = [decode_rows(of[s.tensor], s.scheme, load()) for of in codes]
+                found.append(tuple(float((squares * (wanted - m) ** 2).sum()) for m in made))
+    return found
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_searched_scales_lower_the_error_that_they_are_searched_by(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    for algorithm in ("opt-rtn", "rtn"):
+        _tune(folders[name], tmp_path / algorithm, algorithm)
+    errors = _weighed(folders[name], [tmp_path / "opt-rtn", tmp_path / "rtn"])
+    assert len(errors) == 4 * 3
+    assert sum(searched for searched, _ in errors) < 0.97 * sum(nearest for _, nearest in errors)
+    assert sum(searched <= nearest for searched, nearest in errors) == len(errors)
