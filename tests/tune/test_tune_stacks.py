@@ -2,6 +2,7 @@
 job in the form of each of its matrices."""
 
 import importlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
@@ -23,6 +25,7 @@ from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, TuneResult, tune_blocks
 from shardq.tune.inputs import recording
 from shardq.tune.options import DataOptions, TuneOptions
+from shardq.tune.reading import BlockReader
 from shardq.tune.signround import SignRoundOptions
 from shardq.tune.subjects import find_subjects
 from shardq.tune.work import put_codes
@@ -30,6 +33,8 @@ from shardq.tune.work import put_codes
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     models: Any = importlib.import_module("tuned_models")
+    patch.syspath_prepend(Path(__file__).parents[1] / "pipeline")
+    sources: Any = importlib.import_module("encoded_sources")
 
 DATA = DataOptions("random", nsamples=8, seqlen=16, seed=1)
 LEARNING = SignRoundOptions(iters=20, batch_size=8)
@@ -45,6 +50,40 @@ def one_thread() -> None:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("models")
     return {name: models.make_model(name, base / name) for name in EXPERTS}
+
+
+def _write(kind: str, folder: Path) -> Path:
+    """A checkpoint with experts: blocks of codes, stacks in 16 bits, these one by one, or of square slices."""
+    if kind == "square":
+        model = models.make_model("gpt_oss", folder / "made")
+        path = model / "model.safetensors"
+        tensors = {n: t[:, :64] if n.endswith("down_proj") else t for n, t in load_file(path).items()}
+        tensors = {n: t[..., :128] if "gate_up_proj" in n else t for n, t in tensors.items()}
+        save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
+        return Path(model)
+    case = sources.CASES[kind.removesuffix(" single")]
+    made: Path = sources.write_source(case, folder / "made")
+    return sources.write_twin(case, made, folder / "single", None) if kind.endswith("single") else made
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "gpt_oss_bf16", "gpt_oss_bf16 single", "square", "granitemoe"])
+@torch.no_grad()
+def test_places_hold_the_weights_of_the_plan(kind: str, tmp_path: Path) -> None:
+    source = open_source(str(_write(kind, tmp_path)))
+    with BlockModel.open(source, dtype=torch.float32) as model:
+        plan = make_plan(model.checkpoint, _recipe("W4A16G32", requantize=True))
+        found = find_subjects(model, plan)
+        assert found.left == ()
+        own = [s for s in found.blocks[0] if s.place.expert is not None]
+        assert len(own) == 3 * (max(s.place.expert or 0 for s in own) + 1)
+        reader = BlockReader(source, load())
+        with model.block(0) as block:
+            for s in found.blocks[0]:
+                expected = reader.fetch([plan.weights.tensors[s.tensor]], False).take(s.tensor, torch.float32)
+                assert torch.equal(s.weight(block), expected), s.tensor
+        reader.close()
 
 
 def _recipe(scheme: str = "W3A16G32", layout: str = "fake", **more: Any) -> Recipe:
