@@ -79,6 +79,20 @@ def tuning_options(function: F) -> F:
             "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             help="What is computed with; auto: the model's own. Default: auto for signround, else float32.",
         ),
+        click.option(
+            "--device", "--devices", "--device-map", "--device_map", "device", metavar="DEVICE", expose_value=False,
+            callback=_keep,
+            help="What a block is computed on: auto, cpu, cuda, cuda:N. One block at a time lies there. Default: cpu.",
+        ),
+        _option(
+            "--low-gpu-mem-usage", is_flag=True, default=None,
+            help="Hidden states stay in main memory, and go to the device batch by batch.",
+        ),
+        _option("--disable-amp", is_flag=True, default=None, help="The same as --dtype float32."),
+        _option(
+            "--enable-deterministic-algorithms", is_flag=True, default=None,
+            help="Let torch refuse what a GPU does not compute twice alike; the CPU always does.",
+        ),
         _option("--trust-remote-code", is_flag=True, default=None, help="Run code that the checkpoint brings along."),
     )  # fmt: skip
     for option in reversed(options):

@@ -23,11 +23,10 @@ class Quantized:
 
     def rows(self, part: slice) -> "Quantized":
         """Some of the rows, one after the other in memory."""
-        zeros, biases = (None if a is None else np.ascontiguousarray(a[part]) for a in (self.zeros, self.biases))
         return replace(
             self,
             codes=np.ascontiguousarray(self.codes[part]),
             scales=np.ascontiguousarray(self.scales[part]),
-            zeros=zeros,
-            biases=biases,
+            zeros=None if self.zeros is None else np.ascontiguousarray(self.zeros[part]),
+            biases=None if self.biases is None else np.ascontiguousarray(self.biases[part]),
         )

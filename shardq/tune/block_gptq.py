@@ -91,7 +91,7 @@ def _tune_experts(work: Work, stage: Stage, compensate: _Compensate) -> None:
     for s in stage.subjects:
         assert s.place.expert is not None
         by_expert.setdefault((s.place.parameter.rpartition(".")[2], s.place.expert), []).append(s)
-    hessian = (tokens.T @ tokens).numpy()
+    hessian = (tokens.T @ tokens).cpu().numpy()
     for (parameter, _), subjects in by_expert.items():
         if parameter == first:
             compensate.all(subjects, hessian)
@@ -99,7 +99,7 @@ def _tune_experts(work: Work, stage: Stage, compensate: _Compensate) -> None:
         if parameter == SECOND:
             own = tokens[(chosen == expert).any(-1)]
             x = between(module, own if len(own) >= subjects[0].shape[1] else tokens, first, expert).float()
-            compensate.all(subjects, (x.T @ x).numpy())
+            compensate.all(subjects, (x.T @ x).cpu().numpy())
 
 
 def _routed(work: Work, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,7 +165,7 @@ def _hessian_of(work: Work, module: str) -> Any:
         for part in work.inputs.split(1):
             with suppress(_Met):
                 work.run(part)
-    return found[0].numpy()
+    return found[0].cpu().numpy()
 
 
 @contextmanager

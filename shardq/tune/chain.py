@@ -11,7 +11,7 @@ from torch import nn
 
 from shardq.errors import BudgetTooSmall
 from shardq.files.atomic import writing
-from shardq.tune.activations import Batch
+from shardq.tune.activations import CPU, Batch
 from shardq.tune.blocks import BlockModel
 
 
@@ -49,10 +49,12 @@ class Chain:
 
 
 def begin_chain(
-    model: BlockModel, ids: torch.Tensor, *, plain: bool, quanted: bool, max_ram_bytes: int | None, folder: Path
-) -> Chain:
-    """Samples [n, tokens] before the first block. Hidden states beyond `max_ram_bytes` lie in files of `folder` that
-    have no name, so that nothing is left behind. Raises DiskFull, NotWritable, BudgetTooSmall."""
+    model: BlockModel, ids: torch.Tensor, *, plain: bool, quanted: bool, max_ram_bytes: int | None, folder: Path,
+    device: torch.device = CPU, resident: bool = True,
+) -> Chain:  # fmt: skip
+    """Samples [n, tokens] before the first block, which is computed on a device; hidden states lie there, too, if
+    `resident`, else in main memory. Those beyond `max_ram_bytes` lie in files of `folder` that have no name, so that
+    nothing is left behind. Raises DiskFull, NotWritable, BudgetTooSmall."""
     batch = model.embed(ids)
     plain = plain or not quanted
     size = batch.hidden.numel() * batch.hidden.element_size()
@@ -62,6 +64,7 @@ def begin_chain(
             f"--max-ram of {max_ram_bytes} bytes: one sample's hidden states take {size // len(ids)}; ask for shorter "
             "samples, or allow more"
         )
+    batch = batch.on(device, whole=resident and not in_files)
     inputs = batch.moved(_spooled(batch.hidden, folder)) if in_files else batch
     if not plain:
         return Chain(model, inputs, None, quanted)

@@ -32,6 +32,7 @@ from shardq.tune.blocks import BlockModel
 from shardq.tune.chain import Chain, begin_chain
 from shardq.tune.data import Samples, load_samples
 from shardq.tune.data_self import sample_self
+from shardq.tune.devices import deterministic
 from shardq.tune.groups import Group, group_batch, group_subjects
 from shardq.tune.head import Logits, head_inputs, head_options
 from shardq.tune.options import TuneOptions
@@ -78,8 +79,10 @@ def tune_blocks(
     folder that another run works in, RecipeChanged for one that was begun otherwise, and what planning and reading
     raise."""
     _refuse(recipe)
+    options.compute.place()
     dtype = None if options.precision == "auto" else getattr(torch, options.precision)
     with ExitStack() as stack:
+        stack.enter_context(deterministic(options.compute.enable_deterministic_algorithms))
         model = stack.enter_context(BlockModel.open(source, dtype=dtype, trust_remote_code=trust_remote_code))
         plan = make_plan(model.checkpoint, recipe)
         subjects = find_subjects(model, plan)
@@ -129,7 +132,7 @@ def _begin(model: BlockModel, ids: torch.Tensor, options: TuneOptions, place: Pl
     plain = options.algorithm == "signround"
     return begin_chain(
         model, ids, plain=plain, quanted=options.enable_quanted_input, max_ram_bytes=place.max_ram_bytes,
-        folder=place.folder,
+        folder=place.folder, device=options.compute.place(), resident=not options.compute.low_gpu_mem_usage,
     )  # fmt: skip
 
 
@@ -144,6 +147,11 @@ class _Run:
     chain: Chain
     subjects: Subjects
 
+    @property
+    def device(self) -> torch.device:
+        """Where blocks are computed."""
+        return self.chain.inputs.device
+
     def group(self, first: int, stop: int) -> None:
         """Tune some blocks as one, or take their codes if those of all are there, and go through them."""
         names, kernels = self.model.block_names[first:stop], load()
@@ -151,7 +159,7 @@ class _Run:
         with ExitStack() as stack:
             blocks = []
             for index in range(first, stop):
-                blocks.append(stack.enter_context(self.model.block(index)))
+                blocks.append(stack.enter_context(self.model.block(index)).to(self.device))
                 self.model.prefetch(index + 1)
             wanted = self.chain.enter(blocks, first)
             if all(map(self.writer.has, names)):
@@ -171,7 +179,8 @@ class _Run:
         """Tune the output projection, behind all blocks."""
         inputs, plain = self.chain.end(lambda batch: head_inputs(self.model, batch))
         with self.model.head() as module:
-            wanted = None if plain is None else Logits(module, plain.hidden)
+            module.to(self.device)
+            wanted = None if plain is None else Logits(module, plain.hidden, self.device)
             seed = self.options.data.seed + SEEDS * len(self.model.block_names)
             work = Work(module, 0, (subject,), inputs, wanted, load(), seed)
             codes = _tune(work, replace(self.options, signround=head_options(self.options.signround)))

@@ -22,6 +22,7 @@ class Logits:
 
     head: nn.Module
     hidden: torch.Tensor
+    device: torch.device  # of the head
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -29,7 +30,7 @@ class Logits:
     @torch.no_grad()
     def __getitem__(self, samples: list[int]) -> torch.Tensor:
         """[samples, tokens, vocabulary]."""
-        found: torch.Tensor = self.head(self.hidden[samples])
+        found: torch.Tensor = self.head(self.hidden[samples].to(self.device))
         return found
 
 
@@ -37,7 +38,7 @@ def head_inputs(model: BlockModel, batch: Batch) -> Batch:
     """Samples behind the last block as they come into the head, which is called with nothing else. Hidden states are
     replaced where they lie. Raises UnsupportedSource for a head of another width."""
     for part in batch.split(1):
-        made = model.before_head(part.hidden)
+        made = model.before_head(part.hidden.cpu())
         if made.shape != part.hidden.shape:
             raise UnsupportedSource(
                 f"{model.checkpoint.label}: its head gets {list(made.shape)} of {list(part.hidden.shape)}: expected "

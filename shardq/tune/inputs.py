@@ -39,7 +39,7 @@ class Inputs:
 def squares(rows: torch.Tensor) -> NDArray[np.float64]:
     """Sums of squares of the columns of [..., columns], in double precision."""
     wide = rows.detach().reshape(-1, rows.shape[-1]).double()
-    found: NDArray[np.float64] = (wide * wide).sum(0).numpy()
+    found: NDArray[np.float64] = (wide * wide).sum(0).cpu().numpy()
     return found
 
 

@@ -139,7 +139,7 @@ def _loss(work: Work, units: list[_Unit], indices: list[int]) -> Tensor:
         return functional_call(work.block, weights, args, kwargs)
 
     found = call_block(run, batch, work.index)
-    wanted = work.wanted[indices]
+    wanted = work.wanted[indices].to(found.device)
     if found.shape[1] > 1:
         found, wanted = found[:, :-1], wanted[:, :-1]
     return (found.float() - wanted.float()).square().mean() * len(indices)

@@ -62,7 +62,7 @@ def largest_of(work: Work) -> Mapping[str, float]:
 def rows_of(block: nn.Module, subjects: Iterable[Subject]) -> NDArray[np.float32]:
     """Matrices with the same columns, one below the other, in fp32."""
     parts = [s.weight(block).detach().float() for s in subjects]
-    found: NDArray[np.float32] = torch.cat(parts).contiguous().numpy()
+    found: NDArray[np.float32] = torch.cat(parts).contiguous().cpu().numpy()
     return found
 
 
