@@ -15,6 +15,7 @@ from shardq.cli._progress import block_progress
 from shardq.errors import TaskFailed
 
 if TYPE_CHECKING:
+    from shardq.limits import Limits
     from shardq.recipe import Recipe
     from shardq.tune.driver import TuneResult
     from shardq.tune.options import TuneOptions
@@ -74,9 +75,8 @@ def tuning_options(function: F) -> F:
             "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             help="What is computed with; auto: the model's own. Default: auto for signround, else float32.",
         ),
-        click.option(
-            "--device", "--devices", "--device-map", "--device_map", "device", metavar="DEVICE", expose_value=False,
-            callback=_keep,
+        kept_option(
+            _KEY, "--device", "--devices", "--device-map", "--device_map", "device", metavar="DEVICE",
             help="What a block is computed on: auto, cpu, cuda, cuda:N. One block at a time lies there. Default: cpu.",
         ),
         _option(
@@ -104,7 +104,7 @@ def take_options() -> "tuple[TuneOptions, bool]":
 
 def run_tuning(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: Path, subfolder: str | None,
-    max_ram_bytes: int | None, trust_remote_code: bool,
+    limits: "Limits", trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
     """Tune, in a process of its own: what torch takes of memory ends with it. Raises TaskFailed when it is killed."""
     from concurrent.futures import ProcessPoolExecutor
@@ -114,7 +114,7 @@ def run_tuning(
     with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
         try:
             return pool.submit(
-                _tune, console, source, recipe, options, str(folder), subfolder, max_ram_bytes, trust_remote_code
+                _tune, console, source, recipe, options, str(folder), subfolder, limits, trust_remote_code
             ).result()
         except BrokenProcessPool as error:
             raise TaskFailed(
@@ -137,12 +137,12 @@ def _end_with_parent() -> None:
 
 def _tune(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: str, subfolder: str | None,
-    max_ram_bytes: int | None, trust_remote_code: bool,
+    limits: "Limits", trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
     from shardq import api
 
     with block_progress(console, "tuning") as report:
         return api.tune_model(
-            source, recipe, folder, options=options, subfolder=subfolder, max_ram_bytes=max_ram_bytes,
-            trust_remote_code=trust_remote_code, report=report,
+            source, recipe, folder, options=options, subfolder=subfolder, max_ram_bytes=limits.max_ram_bytes,
+            max_disk_bytes=limits.max_disk_bytes, trust_remote_code=trust_remote_code, report=report,
         )  # fmt: skip

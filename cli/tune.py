@@ -65,7 +65,7 @@ def tune(
         return
     folder = path_beside(source, recipes[0], SUFFIX)
     limits = words.limits(console)
-    found = run_tuning(console, source, recipes[0], options, folder, words.subfolder, limits.max_ram_bytes, trust)
+    found = run_tuning(console, source, recipes[0], options, folder, words.subfolder, limits, trust)
     if not console.quiet:
         click.echo(
             f"codes of {found.modules} modules, tuned with {found.tokens} tokens, are in {found.folder}", err=True

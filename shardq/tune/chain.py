@@ -56,9 +56,8 @@ def begin_chain(
     `resident`, else in main memory. Those beyond `max_ram_bytes` lie in files of `folder` that have no name, so that
     nothing is left behind. Raises DiskFull, NotWritable, BudgetTooSmall."""
     batch = model.embed(ids)
-    plain = plain or not quanted
     size = batch.hidden.numel() * batch.hidden.element_size()
-    in_files = max_ram_bytes is not None and (1 + plain) * size > max_ram_bytes
+    in_files = is_spooled(size, 1 + plain, max_ram_bytes)
     if in_files and max_ram_bytes is not None and size // len(ids) > max_ram_bytes:
         raise BudgetTooSmall(
             f"--max-ram of {max_ram_bytes} bytes: one sample's hidden states take {size // len(ids)}; ask for shorter "
@@ -70,6 +69,11 @@ def begin_chain(
         return Chain(model, inputs, None, quanted)
     other = _spooled(batch.hidden, folder) if in_files else batch.hidden.clone()
     return Chain(model, inputs, batch.moved(other), quanted)
+
+
+def is_spooled(hidden_bytes: int, chains: int, max_ram_bytes: int | None) -> bool:
+    """True if hidden states that so many chains have each lie in files."""
+    return max_ram_bytes is not None and chains * hidden_bytes > max_ram_bytes
 
 
 def _spooled(hidden: torch.Tensor, folder: Path) -> torch.Tensor:

@@ -33,6 +33,7 @@ from shardq.tune.chain import Chain, begin_chain
 from shardq.tune.data import Samples, load_samples
 from shardq.tune.data_self import sample_self
 from shardq.tune.devices import deterministic
+from shardq.tune.disk import check_disk
 from shardq.tune.groups import Group, group_batch, group_subjects
 from shardq.tune.head import Logits, head_inputs, head_options
 from shardq.tune.options import TuneOptions
@@ -65,10 +66,11 @@ class TuneResult:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run works, and how much memory hidden states may have."""
+    """Where a run works, how much memory hidden states may have, and how much disk all that it writes."""
 
     folder: Path
     max_ram_bytes: int | None = None
+    max_disk_bytes: int | None = None
 
 
 def tune_blocks(
@@ -76,8 +78,8 @@ def tune_blocks(
     report: Told | None = None,
 ) -> TuneResult:  # fmt: skip
     """Tune what `recipe` quantizes into `place.folder`. Raises BadOption for what cannot be tuned, OutputLocked for a
-    folder that another run works in, RecipeChanged for one that was begun otherwise, and what planning and reading
-    raise."""
+    folder that another run works in, RecipeChanged for one that was begun otherwise, BudgetTooSmall for one that must
+    not become as large, and what planning and reading raise."""
     _refuse(recipe)
     options.compute.place()
     dtype = None if options.precision == "auto" else getattr(torch, options.precision)
@@ -90,6 +92,8 @@ def tune_blocks(
             raise BadOption(f"{source.label}: nothing in its blocks gets codes that can be tuned")
         for s in subjects.all() if options.algorithm == "signround" else ():
             check_scheme(s.scheme)
+        data, chains = options.data, 2 if options.has_plain_chain else 1
+        check_disk(model, subjects, data.nsamples, data.seqlen, chains, place.max_ram_bytes, place.max_disk_bytes)
         stack.enter_context(_lock(place.folder))
         writer = TunedWriter(place.folder, {**plan.identity(), **options.as_dict()})
         names = model.block_names
@@ -129,10 +133,10 @@ def _refuse(recipe: Recipe) -> None:
 
 
 def _begin(model: BlockModel, ids: torch.Tensor, options: TuneOptions, place: Place) -> Chain:
-    plain = options.algorithm == "signround"
     return begin_chain(
-        model, ids, plain=plain, quanted=options.enable_quanted_input, max_ram_bytes=place.max_ram_bytes,
-        folder=place.folder, device=options.compute.place(), resident=not options.compute.low_gpu_mem_usage,
+        model, ids, plain=options.has_plain_chain, quanted=options.enable_quanted_input,
+        max_ram_bytes=place.max_ram_bytes, folder=place.folder,
+        device=options.compute.place(), resident=not options.compute.low_gpu_mem_usage,
     )  # fmt: skip
 
 

@@ -65,6 +65,11 @@ class TuneOptions:
         """What is computed with."""
         return self.dtype or ("auto" if self.algorithm == "signround" else "float32")
 
+    @property
+    def has_plain_chain(self) -> bool:
+        """Hidden states go through the model twice, also as its own weights have them."""
+        return self.algorithm == "signround" or not self.enable_quanted_input
+
     def as_dict(self) -> Mapping[str, Any]:
         """Plain values, for the identity of a folder."""
         values = {**asdict(self), "dtype": self.precision, "tuning": TUNING}
