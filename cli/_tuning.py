@@ -25,10 +25,10 @@ SUFFIX: Final = ".tuned"  # of the folder beside an output folder
 _KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
 
 
-def _option(name: str, **settings: Any) -> Callable[[F], F]:
-    """With words joined by dashes, and as AutoRound writes it."""
-    words = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}"))
-    return kept_option(_KEY, *words, **settings)
+def _option(name: str, *others: str, **settings: Any) -> Callable[[F], F]:
+    """With words joined by dashes, as AutoRound writes it, and under its other names there."""
+    words = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}", *others))
+    return kept_option(_KEY, name[2:].replace("-", "_"), *words, **settings)
 
 
 def tuning_options(function: F) -> F:
@@ -40,19 +40,23 @@ def tuning_options(function: F) -> F:
             "scales, the nearest codes. Default: signround.",
         ),
         _option(
-            "--recipe", type=click.Choice(["default", "light", "best"]),
-            help="AutoRound's: 200 steps with 128 samples; 50 larger steps; 1000 steps with 512 samples.",
+            "--recipe", type=click.Choice(["default", "light", "best", "opt-rtn", "rtn"]),
+            help="AutoRound's: 200 steps with 128 samples; 50 larger steps; 1000 steps with 512 samples; these "
+            "algorithms with 128 samples, and with one.",
         ),
         _option(
             "--dataset", metavar="DATASET",
             help="random, self (sampled by the model), a file, or as AutoRound's. Default: NeelNanda/pile-10k.",
         ),
-        _option("--nsamples", type=int, metavar="N", help="Samples. Default: the recipe's."),
-        _option("--seqlen", type=int, metavar="N", help="Tokens of a sample. Default: 2048."),
+        _option("--nsamples", "--nsample", type=int, metavar="N", help="Samples. Default: the recipe's."),
+        _option("--seqlen", "--seq_len", type=int, metavar="N", help="Tokens of a sample. Default: 2048."),
         _option("--seed", type=int, metavar="N", help="Of the choice of samples, and their order. Default: 42."),
-        _option("--iters", type=int, metavar="N", help="Steps for a block (signround)."),
+        _option("--iters", "--iter", type=int, metavar="N", help="Steps for a block (signround)."),
         _option("--nblocks", type=int, metavar="N", help="Blocks that are learned together. Default: 1 (signround)."),
-        _option("--batch-size", type=int, metavar="N", help="Samples of a step. Default: 8 (signround)."),
+        _option(
+            "--batch-size", "--train_bs", "--bs", type=int, metavar="N",
+            help="Samples of a step. Default: 8 (signround).",
+        ),
         _option(
             "--gradient-accumulate-steps", type=int, metavar="N", help="Batches of a step. Default: 1 (signround)."
         ),
@@ -75,8 +79,8 @@ def tuning_options(function: F) -> F:
             "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             help="What is computed with; auto: the model's own. Default: auto for signround, else float32.",
         ),
-        kept_option(
-            _KEY, "--device", "--devices", "--device-map", "--device_map", "device", metavar="DEVICE",
+        _option(
+            "--device", "--devices", "--device-map", "--device_map", metavar="DEVICE",
             help="What a block is computed on: auto, cpu, cuda, cuda:N. One block at a time lies there. Default: cpu.",
         ),
         _option(

@@ -22,7 +22,17 @@ EXAMPLES = (
 )
 
 
-@click.command("tune", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, BadTuned, MissingPackage)))
+class TuneCommand(ShardqCommand):
+    """Knows what auto-round calls its options."""
+
+    def explain(self, option: str) -> str | None:
+        """See autoround_options.py."""
+        from shardq.tune.autoround_options import explain
+
+        return explain(option)
+
+
+@click.command("tune", cls=TuneCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, BadTuned, MissingPackage)))
 @click.argument("source")
 @recipe_options
 @tuning_options

@@ -22,6 +22,8 @@ RECIPES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "default": {},
         "light": {"iters": 50, "lr": 5e-3},
         "best": {"iters": 1000, "nsamples": 512},
+        "opt-rtn": {"algorithm": "opt-rtn"},
+        "rtn": {"algorithm": "rtn", "nsamples": 1},
     }
 )  # auto-round 0.16.1, cli/main.py
 
@@ -92,15 +94,15 @@ def build_options(words: Mapping[str, Any]) -> TuneOptions:
     recipe = words.get("recipe") or "default"
     if recipe not in RECIPES:
         raise BadOption(f"--recipe {recipe!r}: expected one of {', '.join(RECIPES)}")
-    algorithm = given.get("algorithm", "signround")
+    values = {**RECIPES[recipe], **given}
+    algorithm = values.get("algorithm", "signround")
     parts = {"data": DataOptions, "compute": ComputeOptions, "gptq": GptqOptions, "signround": SignRoundOptions}
     names = {part: {f.name for f in fields(kind)} for part, kind in parts.items()}
-    own = {k: v for k, v in given.items() if k in {"algorithm", "dtype", "enable_quanted_input"}}
+    own = {k: v for k, v in values.items() if k in {"algorithm", "dtype", "enable_quanted_input"}}
     if unknown := given.keys() - own.keys() - {n for of in names.values() for n in of}:
         raise BadOption(f"{', '.join(sorted(unknown))}: no option of tuning")
     for part in ("gptq", "signround"):
         if part != algorithm and (idle := sorted(given.keys() & names[part])):
             raise BadOption(f"--{idle[0]} has a meaning for --algorithm {part}, not for {algorithm}: leave it out")
-    values = {**RECIPES[recipe], **given}
     of_parts = {part: kind(**{k: v for k, v in values.items() if k in names[part]}) for part, kind in parts.items()}
     return TuneOptions(**own, **of_parts)
