@@ -3,8 +3,9 @@ nothing, with the reason. The command refuses by this table what it does not hav
 of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 SAME: Final = "the same"
@@ -28,7 +29,7 @@ def _row(words: str, ours: str, why: str = "") -> Row:
     return Row(tuple(words.split()), ours, why)
 
 
-PARTS: Final[dict[str, tuple[Row, ...]]] = {
+PARTS: Final[Mapping[str, tuple[Row, ...]]] = MappingProxyType({
     "Model and data": (
         _row("--model_name --model --model_name_or_path", "SOURCE", "the first argument"),
         _row("--model_dtype", "--dtype", "what a block is computed with"),
@@ -172,7 +173,7 @@ PARTS: Final[dict[str, tuple[Row, ...]]] = {
             "--eval_task_by_task", "--eval_backend", "--vllm_args", "--eval_model_dtype", "--add_bos_token",
         )
     ),
-}  # fmt: skip
+})  # fmt: skip
 
 
 def all_rows() -> Iterator[Row]:
