@@ -23,7 +23,7 @@ from shardq.sources import open_source
 from shardq.tune import driver
 from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, TuneResult, tune_blocks
-from shardq.tune.inputs import recording
+from shardq.tune.inputs import between, first_of, given, recording
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.reading import BlockReader
 from shardq.tune.signround import SignRoundOptions
@@ -165,3 +165,23 @@ def test_searched_scales_lower_the_error_that_they_are_searched_by(
     assert len(errors) == 4 * 3
     assert sum(searched for searched, _ in errors) < 0.97 * sum(nearest for _, nearest in errors)
     assert sum(searched <= nearest for searched, nearest in errors) == len(errors)
+
+
+@torch.no_grad()
+def test_experts_of_llama_4_get_rows_that_the_router_weighed(folders: dict[str, Path]) -> None:
+    with BlockModel.open(open_source(str(folders["llama4"])), dtype=torch.float32) as model:
+        batch = model.embed(models.some_ids(2, 12))
+        met: list[tuple[torch.Tensor, torch.Tensor]] = []
+        with model.block(0) as block:
+            experts: Any = block.get_submodule("feed_forward.experts")
+            experts.register_forward_hook(lambda _, args, out: met.append((args[0], out)))
+            model.run(block, batch, 0)
+            ((rows, expected),) = met
+            x, chosen = given(experts, (rows,), {}, "experts")
+            assert len(x) == 2 * 12  # one expert for each token
+            made = torch.zeros_like(expected).view(4, 24, -1)
+            for expert in range(4):
+                own = x[(chosen == expert).any(-1)]
+                out = between(experts, own, first_of(experts), expert) @ experts.down_proj[expert]
+                made[expert][rows.view(4, 24, -1)[expert].any(-1)] = out
+    torch.testing.assert_close(made.view_as(expected), expected)
