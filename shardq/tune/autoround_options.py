@@ -111,7 +111,7 @@ PARTS: Final[Mapping[str, tuple[Row, ...]]] = MappingProxyType({
         _row("--enable_minmax_tuning", SAME),
         _row("--disable_minmax_tuning", SAME),
         _row("--no-enable_minmax_tuning", "--disable_minmax_tuning"),
-        _row("--enable_norm_bias_tuning", "", "norms and biases are not learned"),
+        _row("--enable_norm_bias_tuning", SAME),
         _row("--no-enable_norm_bias_tuning", "the default"),
         _row("--enable_alg_ext", "", "ranges are learned from the extremes; `--algorithm opt-rtn` searches scales"),
         _row("--no-enable_alg_ext", "the default"),

@@ -14,8 +14,9 @@ from shardq.tune.autoround_options import SAME, all_rows, as_markdown, explain
 DOCUMENT = Path(__file__).parents[2] / "docs" / "autoround_options.md"
 COMING = frozenset(
     {
-        "--momentum", "--enable_adam", "--awq_duo_scaling", "--awq-duo-scaling", "--awq_n_grid", "--awq-n-grid",
-        "--awq_seqlen", "--awq_apply_clip", "--awq-apply-clip", "--awq_clip_as_init", "--awq-clip-as-init",
+        "--momentum", "--enable_adam", "--enable_norm_bias_tuning", "--awq_duo_scaling", "--awq-duo-scaling",
+        "--awq_n_grid", "--awq-n-grid", "--awq_seqlen", "--awq_apply_clip", "--awq-apply-clip", "--awq_clip_as_init",
+        "--awq-clip-as-init",
     }
 )  # fmt: skip  # not there yet
 
