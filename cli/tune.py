@@ -50,7 +50,8 @@ def tune(
 
     Codes go into a folder beside the output, with `.tuned` behind its name, block by block; then they are packed as
     `quantize --tuned` does it. The same command resumes a run that was stopped. Of what lies outside of the blocks the
-    head is tuned, too (--quant-lm-head); the rest gets the nearest codes. Needs shardq[tune].
+    head is tuned, too (--quant-lm-head); the rest gets the nearest codes. --max-disk counts codes and output together.
+    Needs shardq[tune].
     """
     if search or importance or fold or tuned or rtn:
         raise BadOption(
@@ -84,4 +85,5 @@ def tune(
         console.warn(
             [f"{len(found.left)} modules are not tuned and get the nearest codes: {', '.join(found.left[:3])}"]
         )
-    run_recipes(console, source, build(str(folder)), targets)
+    taken_bytes = sum(path.stat().st_size for path in found.folder.iterdir())
+    run_recipes(console, source, build(str(folder)), targets, taken_bytes)

@@ -13,7 +13,8 @@ from shardq.tune.subjects import Subject, Subjects
 from shardq.tuned import DTYPES, PARTS
 
 LONGEST_SCALE: Final = -2.2250738585072014e-308  # of a whole tensor, as it is written
-OTHER_BYTES: Final = 1 << 16  # the manifest, a lock
+OTHER_BYTES: Final = 1 << 13  # the manifest, but for what it says of each file; a lock
+LINE_BYTES: Final = 256  # of a file, in the manifest
 ID_BYTES: Final = 8
 
 
@@ -44,7 +45,7 @@ def hidden_bytes(model: BlockModel, samples: int, tokens: int) -> int:
 def codes_bytes(subjects: Subjects) -> int:
     """All files of codes, and at most a few bytes more: not every symmetric code has a zero point."""
     files = [*subjects.blocks, *([(subjects.head,)] if subjects.head else [])]
-    return sum(_file_bytes(of) for of in files)
+    return sum(_file_bytes(of) + LINE_BYTES for of in files)
 
 
 def _file_bytes(subjects: Sequence[Subject]) -> int:

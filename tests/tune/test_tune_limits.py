@@ -15,7 +15,7 @@ from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
 from shardq.tune import chain
 from shardq.tune.blocks import BlockModel
-from shardq.tune.disk import codes_bytes, hidden_bytes
+from shardq.tune.disk import OTHER_BYTES, codes_bytes, hidden_bytes
 from shardq.tune.driver import Place, TuneResult, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.signround import SignRoundOptions
@@ -67,7 +67,7 @@ def test_files_of_codes_are_as_large_as_said(
     _tune(folders[name], Place(tmp_path / "out"), recipe, _options())
     found = sum(p.stat().st_size for p in (tmp_path / "out").glob("*.safetensors"))
     assert 0.9 * said < found <= said
-    assert sum(p.stat().st_size for p in (tmp_path / "out").iterdir()) < said + (1 << 16)
+    assert sum(p.stat().st_size for p in (tmp_path / "out").iterdir()) < said + OTHER_BYTES
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_cap_counts_hidden_states_in_files(
     monkeypatch.setattr(chain, "_spooled", count)
     with BlockModel.open(open_source(str(folders["llama"])), dtype=torch.float32) as model:
         codes = codes_bytes(find_subjects(model, make_plan(model.checkpoint, recipe)))
-    base = codes + SAMPLES * TOKENS * 8 + (1 << 16)
+    base = codes + SAMPLES * TOKENS * 8 + OTHER_BYTES
     needed = base + chains * SAMPLES * ONE_SAMPLE
     with pytest.raises(BudgetTooSmall, match=f"{chains * SAMPLES * ONE_SAMPLE} of hidden states"):
         _tune(folders["llama"], Place(tmp_path / "a", ONE_SAMPLE, needed - 1), recipe, options)
