@@ -22,9 +22,7 @@ class ComputeOptions:
 
     device: str = "cpu"  # auto, cpu, cuda, cuda:N or N
     low_gpu_mem_usage: bool = False  # hidden states stay in main memory, and go to the device batch by batch
-    enable_deterministic_algorithms: bool = (
-        False  # torch refuses what it cannot compute twice alike; not needed on CPUs
-    )
+    enable_deterministic_algorithms: bool = False  # torch refuses what it cannot compute twice alike
 
     def place(self) -> torch.device:
         """The device. Raises BadOption for one that is not there, and for several."""
