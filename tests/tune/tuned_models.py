@@ -61,7 +61,11 @@ MODELS: Final[Mapping[str, Callable[[], Any]]] = {
     "deepseek_v3": lambda: _config("DeepseekV3Config", **MOE, **LATENT),
     "gpt_oss": lambda: _config("GptOssConfig", num_local_experts=4, num_experts_per_tok=2, sliding_window=8),
     "llama4": lambda: _config(
-        "Llama4TextConfig", num_local_experts=4, intermediate_size=32, intermediate_size_mlp=96, moe_layers=[0, 2],
+        "Llama4TextConfig",
+        num_local_experts=4,
+        intermediate_size=32,
+        intermediate_size_mlp=96,
+        moe_layers=[0, 2],
         attention_chunk_size=16,
     ),
     "qwen3_vl_moe": lambda: transformers.Qwen3VLMoeConfig(
