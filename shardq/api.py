@@ -263,14 +263,15 @@ def tune_model(
     options: "TuneOptions | None" = None,
     subfolder: str | None = None,
     max_ram_bytes: int | None = None,
+    max_disk_bytes: int | None = None,
     trust_remote_code: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> "TuneResult":
     """Tune the codes of what `recipe` quantizes, one block in memory, into `folder`, for the `tuned` of `make_recipe`.
 
     What a stopped call has finished stays, and the same call goes on. `options`: how and with which data, by default
-    SignRound as AutoRound does it. Hidden states beyond `max_ram_bytes` go into files of the folder. `report` is called
-    with blocks done, and all. Needs shardq[tune].
+    SignRound as AutoRound does it. Hidden states beyond `max_ram_bytes` go into files of the folder; with codes, these
+    must not need more than `max_disk_bytes`. `report` is called with blocks done, and all. Needs shardq[tune].
     Raises MissingPackage, BadOption for what cannot be tuned, RecipeChanged for a folder that was begun otherwise,
     UnsupportedSource for models that transformers does not know, and what planning and reading raise.
     """
@@ -280,7 +281,7 @@ def tune_model(
     from shardq.tune.driver import Place, tune_blocks
     from shardq.tune.options import TuneOptions
 
-    opened, place = open_source(str(source), subfolder), Place(Path(folder), max_ram_bytes)
+    opened, place = open_source(str(source), subfolder), Place(Path(folder), max_ram_bytes, max_disk_bytes)
     return tune_blocks(
         opened, _recipe(recipe), options or TuneOptions(), place, trust_remote_code=trust_remote_code, report=report
     )
