@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.errors import BadTuned, CorruptShard, RecipeChanged, UnknownDtype
-from shardq.files.atomic import pread_exact, reading, sync_way, write_atomic, writing
+from shardq.files.atomic import pread_exact, reading, remove_unfinished, sync_way, write_atomic, writing
 from shardq.files.safetensors import HeaderTensor, TensorSpec, plan_file, read_header
 from shardq.importance_vectors import Stamp, take_stamp
 
@@ -68,20 +68,23 @@ class TunedWriter:
     """A folder while it is made. A block that is there is whole and durable."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """`identity`: all that decides the codes, `algorithm` among it. Raises RecipeChanged for a folder of another
-        one, NotWritable."""
+        """`identity`: all that decides the codes, `algorithm` among it. Files that a killed run had not finished go, so
+        one run at a time works here. Raises RecipeChanged for a folder of another identity, NotWritable."""
         self._folder, self._identity = folder, dict(identity)
         text = json.dumps(self._identity, sort_keys=True).encode()
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             found = next((folder / n for n in (MANIFEST, IDENTITY) if (folder / n).exists()), None)
+        if found:
+            with reading(found):
+                stored = json.loads(found.read_bytes())
+            if (stored["identity"] if found.name == MANIFEST else stored) != json.loads(text):
+                raise RecipeChanged(
+                    f"{folder} holds codes that were tuned otherwise: delete it, or choose another output"
+                )
+        remove_unfinished(folder)
         if found is None:
             write_atomic(folder / IDENTITY, text)
-            return
-        with reading(found):
-            stored = json.loads(found.read_bytes())
-        if (stored["identity"] if found.name == MANIFEST else stored) != json.loads(text):
-            raise RecipeChanged(f"{folder} holds codes that were tuned otherwise: delete it, or choose another output")
 
     def has(self, block: str) -> bool:
         """True if an earlier run has finished it."""

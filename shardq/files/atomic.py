@@ -8,6 +8,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shardq.errors import CorruptShard, DiskFull, NotWritable, ShardqError, SourceUnreadable
@@ -15,6 +16,7 @@ from shardq.errors import CorruptShard, DiskFull, NotWritable, ShardqError, Sour
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+UNFINISHED: Final = ".*.????????.tmp"  # glob for what has no name of its own yet
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ADVICE: Final = {
     errno.EACCES: "check its permissions and owner",
@@ -98,7 +100,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     The mode follows the umask. On failure nothing is left behind. Raises DiskFull or NotWritable.
     """
     folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{name}.{os.urandom(4).hex()}.tmp")
+    temporary = os.path.join(folder, f".{name}.{os.urandom(4).hex()}.tmp")  # as UNFINISHED has it
     with writing(path):
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         renamed = False
@@ -115,6 +117,16 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
                 with suppress(OSError):
                     os.unlink(temporary)
         sync_folder(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what processes that were killed have left of `write_atomic` in a folder, which no other may write to now.
+
+    Raises NotWritable.
+    """
+    with writing(folder):
+        for path in folder.glob(UNFINISHED):
+            path.unlink(missing_ok=True)
 
 
 def preallocate(fd: int, size_bytes: int, what: str) -> None:

@@ -79,7 +79,7 @@ def is_spooled(hidden_bytes: int, chains: int, max_ram_bytes: int | None) -> boo
 def _spooled(hidden: torch.Tensor, folder: Path) -> torch.Tensor:
     """A copy in a file, which the system may write out whenever it needs the memory."""
     size = hidden.numel() * hidden.element_size()
-    with writing(folder), tempfile.NamedTemporaryFile(dir=folder, prefix=".hidden-", suffix=".tmp") as file:
+    with writing(folder), tempfile.NamedTemporaryFile(dir=folder, prefix=".hidden.", suffix=".tmp") as file:
         file.truncate(size)
         made = torch.from_file(file.name, shared=True, size=hidden.numel(), dtype=hidden.dtype)
     copied = made.view(hidden.shape)

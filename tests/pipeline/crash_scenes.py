@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,17 @@ from unittest.mock import patch
 import shardq
 from shardq.sources.base import SourceFile
 from shardq.sources.demo import DemoSource
+from shardq.tuned import MANIFEST, load_tuned
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 import gguf_sources
 
 SHARDS: Final = "*.safetensors"
 PART_BYTES: Final = 22_000  # so that both shards of gguf_sources' smallest model write into some part
+
+
+def _verify(out: Path) -> Sequence[str]:
+    return shardq.verify(out, deep=True).problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,8 @@ class Scene:
     run: Callable[[], object]  # may be repeated until it says that it is done
     only_here: Mapping[str, Path]  # shards with no other copy, and where they are before the first run
     begins: str = "config.json"  # the output's file without which nothing loads: it comes last
+    check: Callable[[Path], Sequence[str]] = _verify  # what is wrong with a finished folder
+    passing: tuple[str, ...] = ()  # files whose content is of no use to anybody once all is done
 
 
 def keeping(disk: Path, original: Path) -> Scene:
@@ -147,6 +154,24 @@ def gguf_fetching(disk: Path, _original: Path) -> Scene:
     return fetching(disk, gguf_sources.write("smallest", disk.parent / "gguf"), gguf_sources.recipe("smallest"))
 
 
+def tuning(disk: Path, original: Path) -> Scene:
+    """Codes of a model, tuned block by block, with what transformers needs to make its blocks."""
+    from shardq.tune.driver import LOCK
+    from shardq.tune.options import build_options
+
+    out = disk / "out"
+    options = build_options({"algorithm": "gptq", "dataset": "random", "nsamples": 2, "seqlen": 8})
+
+    def run() -> object:
+        return shardq.tune_model(original, shardq.make_recipe("W4A16G32"), out, options=options)
+
+    def check(folder: Path) -> Sequence[str]:
+        load_tuned(folder)
+        return ()
+
+    return Scene(disk, out, lambda: _clear(disk), run, {}, MANIFEST, check, (LOCK,))
+
+
 SCENES: Final[Mapping[str, Callable[[Path, Path], Scene]]] = {
     "keeping": keeping,
     "eating": eating,
@@ -157,6 +182,7 @@ SCENES: Final[Mapping[str, Callable[[Path, Path], Scene]]] = {
     "gguf": partial(gguf, part_bytes=None, eats=True),
     "gguf fetching": gguf_fetching,
     "gguf beside": gguf_beside,
+    "tuning": tuning,
 }
 
 
