@@ -42,7 +42,7 @@ def _config(name: str, **options: Any) -> Any:
 ROPE: Final = {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True, "rope_theta": 10000.0}
 TEXT: Final = {**SMALL, "rope_parameters": ROPE}
 TOWER: Final = {
-    "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64, "patch_size": 14,
+    "depth": 2, "hidden_size": 48, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64, "patch_size": 14,
     "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
 }  # fmt: skip
 IMAGES: Final = {"image_token_id": 95, "video_token_id": 94, "vision_start_token_id": 93, "vision_end_token_id": 92}
@@ -78,7 +78,8 @@ MODELS: Final[Mapping[str, Callable[[], Any]]] = {
 }
 
 
-def _class(config: Any) -> Any:
+def auto_class(config: Any) -> Any:
+    """The class of transformers that a model loads with."""
     known = type(config) in transformers.AutoModelForCausalLM._model_mapping
     return transformers.AutoModelForCausalLM if known else transformers.AutoModelForImageTextToText
 
@@ -87,7 +88,7 @@ def make_model(name: str, folder: Path, dtype: torch.dtype = torch.bfloat16, **s
     """Write a model with random weights, norms and biases included, and a tokenizer of numbers."""
     config = MODELS[name]()
     torch.manual_seed(0)
-    model = _class(config).from_config(config, dtype=dtype)
+    model = auto_class(config).from_config(config, dtype=dtype)
     with torch.no_grad():
         for values in (*model.parameters(), *(b for n, b in model.named_buffers() if "correction" in n)):
             values.add_(torch.randn_like(values) * 0.05)
@@ -126,7 +127,7 @@ def scatter(folder: Path, out: Path, shards: int) -> Path:
 
 def load_whole(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The whole model, loaded by transformers."""
-    auto = _class(transformers.AutoConfig.from_pretrained(folder))
+    auto = auto_class(transformers.AutoConfig.from_pretrained(folder))
     return auto.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
 
 
