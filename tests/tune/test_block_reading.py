@@ -1,5 +1,6 @@
 """What is read of shards for a block: every byte once, in few ranges, also from the Hub."""
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -13,8 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from shardq import Limits, verify
 from shardq.headers import read_checkpoint
 from shardq.kernels import load
+from shardq.recipe import make_recipe
+from shardq.run import quantize_to_folder
 from shardq.sources import open_source
 from shardq.sources.base import FileReader, Source
 from shardq.sources.hub import open_hub
@@ -24,6 +28,8 @@ pytest.importorskip("transformers", reason="transformers builds the models: pip 
 
 from shardq.tune import reading
 from shardq.tune.blocks import BlockModel
+from shardq.tune.driver import Place, tune_blocks
+from shardq.tune.options import build_options
 from shardq.tune.reading import BlockReader
 
 TESTS = Path(__file__).parents[1]
@@ -126,6 +132,45 @@ def test_a_block_comes_by_ranges_from_the_hub(hub: Any, fake: ModuleType, tmp_pa
     assert all(s.range and s.status == 206 for s in sent)
     assert sum(s.sent_bytes or 0 for s in sent) == wanted
     assert torch.equal(logits, models.whole_logits(folder, ids))
+
+
+def _sent(hub: Any, shards: dict[str, str]) -> Counter[tuple[str, int]]:
+    """How often the storage has sent each byte of the shards, whose hashes these are, beside what was read first of
+    each, for its header, which is more than all of such a small one; the log begins anew."""
+    found: Counter[tuple[str, int]] = Counter()
+    for sha256, shard in shards.items():
+        header, *others = [s for s in hub.log if s.path.startswith(f"/store/{sha256}")]
+        assert header.begin == 0
+        found.update((shard, at) for s in others for at in range(s.begin, s.begin + s.sent_bytes))
+    hub.log.clear()
+    return found
+
+
+@pytest.mark.parametrize("algorithm", ["signround", "gptq"])
+def test_a_tuning_reads_each_byte_of_a_block_once(algorithm: str, hub: Any, fake: ModuleType, tmp_path: Path) -> None:
+    """Every layer lies in 20 shards, of which ranges come from the Hub; packing reads each weight once more."""
+    folder = models.scatter(models.make_model("qwen3_moe", tmp_path / "model"), tmp_path / "scattered", 20)
+    repo = fake.Repo()
+    repo.commit({p.name: p.read_bytes() for p in folder.iterdir()})
+    hub.repos["org/model"] = repo
+    shards = {hashlib.sha256(p.read_bytes()).hexdigest(): p.name for p in folder.glob("*.safetensors")}
+    with BlockModel.open(open_source(str(folder))) as model:
+        layers = [expected_bytes(model, of) for of in model.matched.blocks]
+        table = expected_bytes(model, model.matched.front)
+    assert all(len({shard for shard, _ in layer}) == 20 for layer in layers)
+    source = open_hub("org/model", endpoint=hub.url, retry=RetryPolicy(timeout_s=5.0))
+    words = {"iters": 2} if algorithm == "signround" else {}
+    options = build_options({"algorithm": algorithm, "dataset": "random", "nsamples": 2, "seqlen": 8, **words})
+    recipe = make_recipe("W4A16G32", layout="auto_round")
+    assert tune_blocks(source, recipe, options, Place(tmp_path / "codes")).left == ()
+    sent = _sent(hub, shards)
+    assert {sent[at] for layer in layers for at in layer} == {1}
+    assert max(sent[at] for at in table) == 1
+    tuned = make_recipe("W4A16G32", layout="auto_round", tuned=tmp_path / "codes")
+    quantize_to_folder(source, tuned, tmp_path / "out", Limits(parallel=1, stream=True), False, lambda _: None)
+    sent = _sent(hub, shards)
+    assert {sent[at] for layer in layers for at in layer} == {1}
+    assert verify(tmp_path / "out", deep=True, source=folder).problems == ()
 
 
 def test_tensors_may_span_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
