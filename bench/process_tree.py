@@ -45,11 +45,14 @@ class Measured:
         return self.user_s + self.system_s
 
 
-def measure(command: Sequence[str], env: Mapping[str, str], log: Path, others: Sequence[int] = ()) -> Measured:
+def measure(
+    command: Sequence[str], env: Mapping[str, str], log: Path, others: Sequence[int] = (), cap_bytes: int | None = None
+) -> Measured:
     """Run `command` and then sync. Raises RuntimeError, with the log's end, when it fails.
 
     Helpers that outlive the command (a fork server) are adopted and waited for, so that their time counts; `others` are
-    children of this process that have nothing to do with it.
+    children of this process that have nothing to do with it. Of private memory each process of the command may ask for
+    `cap_bytes`, whether it touches it or not (RLIMIT_DATA).
     """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -57,6 +60,8 @@ def measure(command: Sequence[str], env: Mapping[str, str], log: Path, others: S
     began_s = time.perf_counter()
     with log.open("wb") as out:
         process = subprocess.Popen(command, env={**os.environ, **env}, stdout=out, stderr=subprocess.STDOUT)
+        if cap_bytes is not None:
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (cap_bytes, cap_bytes))
         while process.poll() is None:
             peak = _larger(peak, tree_memory(process.pid))
             time.sleep(SAMPLE_S)
