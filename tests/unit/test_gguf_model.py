@@ -1,5 +1,6 @@
 """Metadata, tensors, and the rows that these are made of, against what llama.cpp's converter made of the same."""
 
+import itertools
 import json
 import sys
 from hashlib import sha256
@@ -16,7 +17,8 @@ from shardq.errors import MissingPackage, ShardqError, SourceUnreadable, Unsuppo
 from shardq.files.gguf import KeyValue, plan_gguf
 from shardq.gguf.metadata import find_metadata, find_tensors, order_quantized
 from shardq.gguf.model_files import ModelFiles
-from shardq.gguf.tensors import OutputTensor, Part, SourceTensor, file_spec, rotary_row
+from shardq.gguf.tensors import OutputTensor, Part, SourceTensor, file_spec
+from shardq.regrouping import Regrouping
 
 pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
 pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
@@ -70,17 +72,28 @@ def unpacked(tensor: OutputTensor, case: checkpoints.Case) -> NDArray[np.float32
     if tensor.values:
         return np.array(tensor.values, np.float32)
     pieces = [rows_of(part, checkpoints.values(part.source, case.shapes[part.source])) for part in tensor.parts]
-    data = pieces[0] if len(pieces) == 1 and len(tensor.shape) == pieces[0].ndim else np.stack(pieces)
-    return np.ascontiguousarray(data) + np.float32(tensor.added)
+    data = np.concatenate([piece.reshape(-1) for piece in pieces]).reshape(tensor.shape)
+    data = data + np.float32(tensor.added)
+    return -np.exp(data.astype(np.float64)).astype(np.float32) if tensor.negative_exp else data
+
+
+def swapped(place: int, order: Regrouping) -> int:
+    """Which row comes to a place: the one that a loop over the axes finds there."""
+    axes = itertools.product(range(order.outer), range(order.second), range(order.first), range(order.inner))
+    o, s, f, i = next(itertools.islice(axes, place, None))
+    return ((o * order.first + f) * order.second + s) * order.inner + i
 
 
 def rows_of(part: Part, source: NDArray[Any]) -> NDArray[Any]:
-    data = source if part.slice is None else source[part.slice]
+    data = source.reshape(-1) if part.slice is None and source.ndim > 2 else source
+    data = data if part.slice is None else data[part.slice]
     data = data[list(part.rows)]
     if part.columns is not None:
         data = data[:, list(part.columns)]
-    if part.rotary_heads:
-        data = data[[rotary_row(row, len(data), part.rotary_heads) for row in range(len(data))]]
+    if part.order:
+        data = data[[swapped(place, part.order) for place in range(len(data))]]
+    if part.column_order:
+        data = data[:, [swapped(place, part.column_order) for place in range(data.shape[1])]]
     return data.T if part.turned else data
 
 
