@@ -57,11 +57,11 @@ class Architecture:
     def blocks(self, parameters: Parameters, names: Iterable[str]) -> int:
         """Blocks of the file. Of those that predict further tokens its tensors tell, of which these are the plain names
         or GGUF's, where their names are other ones and the config does not."""
-        further = (parameters.find(self.further_key) or 0) if self.further_key else 0
+        further = parameters.further_blocks(self.further_key) if self.further_key else 0
         if not further and self.further_name:
             behind = max((block for name in names if (block := block_of(name)) is not None), default=0) + 1
-            further = max(0, behind - parameters.blocks)
-        return parameters.blocks + min(further, MAX_BLOCKS)
+            further = min(max(0, behind - parameters.blocks), MAX_BLOCKS)
+        return parameters.blocks + further
 
     def experts(self, parameters: Parameters) -> int:
         """Experts of a layer. Raises UnsupportedSource."""

@@ -63,6 +63,10 @@ class Parameters:
         """Transformer blocks, those for predicting further tokens not counted. Raises UnsupportedSource."""
         return self._limited(MAX_BLOCKS, *BLOCKS)
 
+    def further_blocks(self, key: str) -> int:
+        """Blocks behind those, of a key that may be missing or null. Raises UnsupportedSource."""
+        return self._limited(MAX_BLOCKS, key) if self.find(key) is not None else 0
+
     @property
     def tokens(self) -> int:
         """Size of the vocabulary. Raises UnsupportedSource."""

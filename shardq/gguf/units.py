@@ -114,11 +114,11 @@ def _check(t: TensorRef, take: Take) -> int:
     assert t.shape is not None
     if t.dtype not in WEIGHT_DTYPES:
         raise UnsupportedSource(f"{t.name} in {t.shard} is {t.dtype}: expected one of {', '.join(WEIGHT_DTYPES)}")
-    is_rows = len(t.shape) == 2 and (bool(t.encoded) or is_matrix(t))
-    rows, columns = t.shape if is_rows else (t.numel, 1)
-    needs_rows = bool(t.encoded) or take.type != "F32" or take.turned or take.column_order is not None
+    is_rows = bool(t.encoded) or is_matrix(t)
+    rows, columns = (*t.shape, 1)[:2] if is_rows else (t.numel, 1)
+    needs_rows = take.type != "F32" or take.turned or take.column_order is not None
     orders = ((take.order, len(take.rows)), (take.column_order, columns))
-    is_odd = (needs_rows and not is_rows) or (take.negative_exp and is_rows)
+    is_odd = len(t.shape) > 2 or take.negative_exp if is_rows else needs_rows
     if is_odd or any(o and o.size != size for o, size in orders) or not take.rows or take.rows[-1] >= rows:
         raise UnsupportedSource(
             f"{t.name} in {t.shard} is {list(t.shape)}: {take.tensor} of a GGUF file needs {len(take.rows)} rows of a "

@@ -193,6 +193,54 @@ def test_tensors_that_do_not_fit_are_refused(name: str, shape: tuple[int, ...], 
         find_tensors(changed("llama"), [[SourceTensor(name, shape)]])
 
 
+@pytest.mark.parametrize(
+    ("model", "name", "shape", "words"),
+    [
+        ("qwen35", "in_proj_qkv.weight", (111, 64), r"\[111, 64\]: expected 112 rows"),
+        ("qwen35", "in_proj_z.weight", (112, 64), r"\[112, 64\]: expected 64 rows"),
+        ("qwen35", "A_log", (5,), r"\[5\]: expected 4 rows"),
+        ("qwen35", "conv1d.weight", (112, 2, 4), r"expected \[channels, 1, taps\]"),
+        ("qwen35", "conv1d.weight", (64, 1, 4), "expected 112 rows"),
+        ("qwen3next", "in_proj_qkvz.weight", (175, 64), "expected 2 heads of 88 rows"),
+    ],
+)
+def test_heads_of_linear_attention_that_do_not_fit_are_refused(
+    model: str, name: str, shape: tuple[int, ...], words: str
+) -> None:
+    with pytest.raises(UnsupportedSource, match=words):
+        find_tensors(changed(model), [[SourceTensor(f"model.layers.0.linear_attn.{name}", shape)]])
+
+
+@pytest.mark.parametrize("heads", [0, 3, 8])
+def test_heads_of_values_are_a_multiple_of_those_of_keys(heads: int) -> None:
+    files = changed("qwen35", linear_num_key_heads=heads)
+    source = SourceTensor("model.layers.0.linear_attn.out_proj.weight", (64, 64))
+    if heads:
+        with pytest.raises(UnsupportedSource, match=f"4 heads of 16 for values and {heads} of 12 for keys"):
+            find_tensors(files, [[source]])
+    else:
+        (found,) = find_tensors(files, [[source]])
+        assert found.parts == (Part(source.name, range(64)),)
+
+
+@pytest.mark.parametrize(("name", "said"), [("qwen35", {"mtp_num_hidden_layers": 0}), ("qwen3next", {})])
+def test_layers_for_further_tokens_are_counted_where_they_are(name: str, said: dict[str, int]) -> None:
+    """Without one the file is that of the converter with --no-mtp."""
+    case, files = made.CASES[name], changed(name, **said)
+    kept = [source for source in shards(case)[0] if not source.name.startswith("mtp.")]
+    for sources, blocks in (([*shards(case)[0]], 3), (kept, 2)):
+        pairs = {p.key: p.value for p in find_metadata(files, find_tensors(files, [sources]), BF16_TYPE, case.pre)}
+        arch = pairs["general.architecture"]
+        assert pairs[f"{arch}.block_count"] == blocks
+        assert pairs[f"{arch}.attention.recurrent_layers"] == (True, False, False)[:blocks]
+        assert pairs.get(f"{arch}.nextn_predict_layers", 0) == blocks - 2
+
+
+def test_types_of_layers_are_as_many_as_layers() -> None:
+    with pytest.raises(UnsupportedSource, match=r"layer_types has 1 entries, expected one for each of 2"):
+        find_metadata(changed("qwen35", layer_types=["linear_attention"]), (), BF16_TYPE, "qwen35")
+
+
 @pytest.mark.parametrize("gone", ["experts.3.w2", "experts.0.w1"])
 def test_experts_that_are_not_all_there_are_refused(gone: str) -> None:
     case = made.CASES["mixtral"]
@@ -204,7 +252,7 @@ def test_experts_that_are_not_all_there_are_refused(gone: str) -> None:
 ODD: tuple[Any, ...] = (None, -1, 1.5, "x", [], [1], {"a": 1}, 1 << 40)
 
 
-@pytest.mark.parametrize("name", ["llama_json_pieces", "gemma3_bpe", "phi3_long", "deepseek3"])
+@pytest.mark.parametrize("name", ["llama_json_pieces", "gemma3_bpe", "phi3_long", "deepseek3", "qwen35"])
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json"])
 def test_odd_values_are_refused_or_taken_but_never_a_bug(name: str, file: str) -> None:
     case = made.CASES[name]
