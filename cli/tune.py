@@ -61,7 +61,7 @@ def tune(
             "tune makes one output: give one --scheme and one --format, and pack others by quantize --tuned"
         )
     if words.dry_run:
-        run_recipes(console, source, recipes, targets)
+        run_recipes(console, source, recipes, targets, before_tuning=True)
         return
     folder = path_beside(source, recipes[0], SUFFIX)
     limits = words.limits(console)
@@ -73,5 +73,12 @@ def tune(
     if found.left:
         console.warn(
             [f"{len(found.left)} modules are not tuned and get the nearest codes: {', '.join(found.left[:3])}"]
+        )
+    if found.borrowed:
+        console.warn(
+            [
+                f"{len(found.borrowed)} matrices of experts got no token, and scales of activations as their siblings "
+                f"(more --nsamples may reach them): {', '.join(found.borrowed[:3])}"
+            ]
         )
     run_recipes(console, source, build(str(folder)), targets)

@@ -8,7 +8,7 @@ files are those of a run that was never stopped.
 import io
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from shardq.kernels import load
 from shardq.plans import make_plan
 from shardq.recipe import Recipe
 from shardq.sources.base import Source
+from shardq.tune.activation_scales import find_input_scales
 from shardq.tune.block_gptq import tune_gptq
 from shardq.tune.block_rtn import tune_by_importance, tune_nearest
 from shardq.tune.blocks import BlockModel
@@ -32,7 +33,7 @@ from shardq.tune.data_self import sample_self
 from shardq.tune.options import TuneOptions
 from shardq.tune.rounding import check_scheme
 from shardq.tune.signround import tune_signround
-from shardq.tune.subjects import Subject, find_subjects
+from shardq.tune.subjects import Subject, check_left, find_subjects
 from shardq.tune.tokenizing import Tokenizer, open_tokenizer
 from shardq.tune.work import Codes, Work, put_codes
 from shardq.tuned import SUFFIX, Tuned, TunedRef, TunedWriter, read_block, read_tuned
@@ -54,6 +55,7 @@ class TuneResult:
     samples: int
     tokens: int
     dropped: int  # samples that were too short
+    borrowed: tuple[str, ...]  # modules of experts that no token went to: scales of activations are their siblings'
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,9 @@ def tune_blocks(
     dtype = None if options.precision == "auto" else getattr(torch, options.precision)
     with ExitStack() as stack:
         model = stack.enter_context(BlockModel.open(source, dtype=dtype, trust_remote_code=trust_remote_code))
-        plan = make_plan(model.checkpoint, recipe)
+        plan = make_plan(model.checkpoint, recipe, before_tuning=True)
         subjects = find_subjects(model, plan)
+        check_left(subjects, plan)
         if not any(subjects.blocks):
             raise BadOption(f"{source.label}: nothing in its blocks gets codes that can be tuned")
         for s in (s for own in subjects.blocks for s in own if options.algorithm == "signround"):
@@ -93,7 +96,7 @@ def tune_blocks(
         writer.finish()
         return TuneResult(
             place.folder, len(names), resumed, sum(map(len, subjects.blocks)), subjects.left, len(ids),
-            ids.numel(), dropped,
+            ids.numel(), dropped, _borrowed(place.folder, names),
         )  # fmt: skip
 
 
@@ -136,8 +139,10 @@ class _Run:
             else:
                 seed = self.options.data.seed + SEEDS * index  # another order of samples for each block
                 work = Work(module, index, subjects, self.chain.inputs, wanted, kernels, seed)
+                scales = find_input_scales(work, self.model.checkpoint.config)
                 codes = _tune(work, self.options)
-                self.writer.write(name, {s.module: Tuned(s.scheme, codes[s.tensor]) for s in subjects})
+                made = {s.module: Tuned(s.scheme, codes[s.tensor], scales.get(s.tensor)) for s in subjects}
+                self.writer.write(name, made)
             if not is_last:
                 put_codes(module, subjects, codes, kernels)
                 self.chain.leave(module, index)
@@ -153,14 +158,24 @@ def _tune(work: Work, options: TuneOptions) -> Codes:
 
 def _read(folder: Path, name: str, subjects: tuple[Subject, ...]) -> Codes:
     """Codes of a finished block, by tensor. Raises BadTuned."""
-    schemes: dict[str, Mapping[str, Any]] = {}
-    shapes: dict[str, tuple[int, int]] = {}
-    refs: dict[str, TunedRef] = {}
-    read_block(folder / f"{name}{SUFFIX}", schemes, shapes, refs)
+    shapes, refs = _headers(folder, name)
     lacking = [s.module for s in subjects if shapes.get(s.module) != s.shape]
     if lacking:
         raise BadTuned(f"{folder.name}/{name}{SUFFIX} has no codes of {lacking[0]}: delete the folder and tune again")
     return {s.tensor: read_tuned(refs[s.module], 0, s.shape[0]) for s in subjects}
+
+
+def _headers(folder: Path, name: str) -> tuple[dict[str, tuple[int, int]], dict[str, TunedRef]]:
+    schemes: dict[str, Mapping[str, Any]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    refs: dict[str, TunedRef] = {}
+    read_block(folder / f"{name}{SUFFIX}", schemes, shapes, refs)
+    return shapes, refs
+
+
+def _borrowed(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    found = (item for name in names for item in _headers(folder, name)[1].items())
+    return tuple(module for module, ref in found if ref.input_scale and ref.input_scale.borrowed)
 
 
 def _samples(model: BlockModel, options: TuneOptions, tokenizer: Tokenizer, place: Place) -> tuple[torch.Tensor, int]:

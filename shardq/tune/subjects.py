@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
 
+from shardq.errors import BadOption
+from shardq.layouts.input_scales import wants_input_scale
 from shardq.plans import Plan
 from shardq.schemes import Scheme
 from shardq.tune.blocks import BlockModel
 
 if TYPE_CHECKING:
     from shardq.tune.conversions import Conversion
+
+SHOWN: Final = 4  # modules told in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,22 @@ def find_subjects(model: BlockModel, plan: Plan) -> Subjects:
             own.append(subject)
         blocks.append(tuple(own))
     return Subjects(tuple(blocks), tuple(d.tensor.module for n, d in wanted.items() if n not in found))
+
+
+def check_left(subjects: Subjects, plan: Plan) -> None:
+    """Raises BadOption for modules that no tuning reaches and that want a scale of their activations."""
+    left = frozenset(subjects.left)
+    layout = plan.layout
+    lacking = [
+        d.tensor.module
+        for d in plan.decisions
+        if d.scheme and d.tensor.module in left and wants_input_scale(layout, d.scheme)
+    ]
+    if lacking:
+        raise BadOption(
+            f"scales of activations are found in blocks, for matrices of a known form, and {len(lacking)} modules are "
+            f"none: {', '.join(lacking[:SHOWN])}; keep them with --ignore"
+        )
 
 
 def _places(model: BlockModel, block: str, parameters: Sequence[str]) -> Iterator[tuple[str, Place]]:
