@@ -307,6 +307,7 @@ ALIASES: Final[Mapping[str, str]] = MappingProxyType(
         "INT8": "W8A8",
         "INT8_W8A8": "W8A8",
         "INT8_STATIC": "W8A8_STATIC",
+        "W8A8CH_STATIC": "W8A8_STATIC",
         "INT8_W8A8_STATIC": "W8A8_STATIC",
         "INT4": "W4A4CH",
         "FP8": "FP8_DYNAMIC",
