@@ -20,8 +20,8 @@ from shardq.tuned import TunedCodes, load_tuned, read_tuned
 
 pytestmark = pytest.mark.oracle
 NAME: Final = "llama"
-NEAR: Final = 1e-5  # of logits in fp32, relative; 2e-7 was measured, and 0.03 to 0.07 without rounding
-NEAR_FP4: Final = 0.02  # of one matrix in BF16, which is all that the library computes NVFP4 in; 0.1 without rounding
+NEAR: Final = 1e-5  # of logits in fp32, relative; 0 was measured, and 0.02 to 0.07 without rounding
+NEAR_FP4: Final = 0.03  # of one matrix in BF16, which is all that the library computes NVFP4 in: 0.015; else 0.095
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_nvfp4_rounds_activations_below_their_global_scale(models: Any, make: An
         model(ids)
     theirs, expected, other = found
     assert difference(theirs, expected) < NEAR_FP4
-    assert difference(theirs, other) > 3 * NEAR_FP4
+    assert difference(theirs, other) > 2 * NEAR_FP4
 
 
 def test_files_have_the_tensors_that_compressed_tensors_registers(models: Any, make: Any) -> None:
