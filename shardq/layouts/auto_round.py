@@ -189,7 +189,7 @@ class AutoRound(LayoutDefaults):
         """See Layout."""
         packing = self._packing(scheme)
         if packing is None:
-            words = ", ".join(p.word for p in self._packings)
+            words = ", ".join(dict.fromkeys(p.word for p in self._packings))
             return Refusal(f"has no packing for {scheme.element} ({scheme.name}): its packings are {words}", False)
         if scheme.symmetric != default.symmetric:
             return Refusal("cannot mix symmetric and asymmetric modules", ragged=False)
