@@ -19,6 +19,7 @@ EXAMPLES = (
     "shardq tune org/name --scheme W4A16 --dataset texts.jsonl -o name-W4A16",
     "shardq tune org/name --scheme W4A16@gptq --algorithm gptq --dataset self --nsamples 64 --seqlen 512",
     "shardq tune ./folder --scheme W2A16G64 --recipe best",
+    "shardq tune org/name --scheme FP8_STATIC --algorithm rtn --dataset self --nsamples 64 --seqlen 512",
 )
 
 
@@ -40,7 +41,8 @@ def tune(
 
     Codes go into a folder beside the output, with `.tuned` behind its name, block by block; then they are packed as
     `quantize --tuned` does it. The same command resumes a run that was stopped. Weights outside of the blocks get the
-    nearest codes. Needs shardq[tune].
+    nearest codes. Schemes with scales of activations (NVFP4, and those with STATIC in their names) get these here, by
+    the largest inputs of each matrix, whatever the algorithm. Needs shardq[tune].
     """
     if search or importance or fold or tuned or rtn:
         raise BadOption(

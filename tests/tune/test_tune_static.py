@@ -240,6 +240,7 @@ def test_outputs_have_the_scales(
     found = {n.removesuffix(f".{suffix}"): t for n, t in tensors.items() if n.endswith(f".{suffix}")}
     assert {(t.dtype, t.shape) for t in found.values()} == {(dtype, (1,))}
     assert {m: float(t) for m, t in found.items()} == _values(tmp_path / "tuned")
+    assert "with shardq, with calibration data:" in (tmp_path / "out" / "README.md").read_text()
     checked = _run("verify", str(tmp_path / "out"), "--deep", "--source", str(folders["llama"]))
     assert checked.exit_code == 0, checked.output
     shown = json.loads(_run("inspect", str(tmp_path / "out"), "--json").output)
