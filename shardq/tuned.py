@@ -20,6 +20,7 @@ from shardq.errors import BadOption, BadTuned, CorruptShard, RecipeChanged, Unkn
 from shardq.files.atomic import pread_exact, reading, sync_way, write_atomic, writing
 from shardq.files.safetensors import HeaderTensor, TensorSpec, plan_file, read_header
 from shardq.importance_vectors import Stamp, take_stamp
+from shardq.layouts.input_scales import wants_input_scale
 
 if TYPE_CHECKING:
     from shardq.decide import Decision
@@ -178,8 +179,6 @@ def check_input_scales(
 ) -> None:
     """Whether all weights have the scales of activations that the layout writes. Raises BadOption where nothing was
     tuned, BadTuned for a folder without them."""
-    from shardq.layouts.input_scales import wants_input_scale
-
     wanted = [d for d in decisions if d.scheme and wants_input_scale(layout, d.scheme)]
     lacking = [d for d in wanted if (ref := found.get(d.tensor.name)) is None or ref.input_scale is None]
     if not lacking:
