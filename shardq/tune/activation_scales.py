@@ -3,7 +3,7 @@ matrix of a block while the samples run through it.
 
 As auto-round 0.16.1 (`AlgorithmComposer._register_act_max_hooks`) and llm-compressor 0.14 (`StaticMinMaxObserver`) find
 it: the block has its own weights, and the inputs that it is tuned with. Activations are not quantized on their way.
-Matrices that a server runs as one share the largest, as do, of experts that no token goes to, all their siblings.
+Matrices that a server runs as one share the largest; an expert that no token goes to gets the largest of its siblings.
 """
 
 import math
