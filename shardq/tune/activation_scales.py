@@ -18,16 +18,17 @@ from torch import nn
 from shardq.errors import NonFiniteWeight, UnsupportedSource
 from shardq.fused import fused_groups
 from shardq.quantizers.input_scales import input_scale
-from shardq.tune.inputs import FIRST, SECOND, between, given, is_stacks
+from shardq.tune.inputs import SECOND, between, first_of, given, is_stacks
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Work
 from shardq.tuned import InputScale
 
+InputScales = dict[str, InputScale]  # by tensor
 Largest = dict[tuple[str, int | None], float]  # parameter of the block, and expert of a stack -> largest magnitude
 
 
 @torch.no_grad()
-def find_input_scales(work: Work, config: Mapping[str, Any] | None) -> dict[str, InputScale]:
+def find_input_scales(work: Work, config: Mapping[str, Any] | None) -> InputScales:
     """Of each tensor whose scheme wants one; `config`: config.json, which tells what servers fuse. A sample at a time.
 
     Raises UnsupportedSource for a matrix that the block does not use, NonFiniteWeight for inputs that are NaN or
@@ -57,7 +58,7 @@ def find_input_scales(work: Work, config: Mapping[str, Any] | None) -> dict[str,
 
 def _with_siblings(own: Mapping[str, float | None]) -> dict[str, float]:
     """Magnitudes of all modules of a block: what nothing came into has the largest of those whose names differ in
-    numbers alone. Raises UnsupportedSource."""
+    numbers alone, but for that of the block. Raises UnsupportedSource."""
     by_form: dict[str, list[float]] = {}
     for module, amax in own.items():
         by_form.setdefault(_form(module), []).extend([] if amax is None else [amax])
@@ -70,7 +71,8 @@ def _with_siblings(own: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _form(module: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", module)
+    block, number, inner = re.split(r"(\.\d+\.|$)", module, maxsplit=1)
+    return block + number + re.sub(r"(?<=\.)\d+(?=\.|$)", "*", inner)
 
 
 @contextmanager
@@ -80,9 +82,12 @@ def watching(block: nn.Module, subjects: list[Subject]) -> Iterator[Largest]:
     largest: Largest = {}
     hooks = []
     try:
-        for name in dict.fromkeys(s.place.parameter.rpartition(".")[0] for s in subjects):
+        for name, inner in dict.fromkeys(_split(s.place.parameter) for s in subjects):
             module = block.get_submodule(name)
-            hook = _stack_hook(largest, name) if is_stacks(module, name) else _hook(largest, f"{name}.weight")
+            if is_stacks(module, name):
+                hook = _stack_hook(largest, f"{name}.{inner}", first=inner != SECOND)
+            else:
+                hook = _hook(largest, f"{name}.{inner}" if name else inner)
             hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         yield largest
     finally:
@@ -102,16 +107,19 @@ def _hook(largest: Largest, parameter: str) -> Callable[..., None]:
     return hook
 
 
-def _stack_hook(largest: Largest, name: str) -> Callable[..., None]:
-    """Each expert by the tokens that the router gives it."""
+def _split(parameter: str) -> tuple[str, str]:
+    module, _, name = parameter.rpartition(".")
+    return module, name
+
+
+def _stack_hook(largest: Largest, parameter: str, first: bool) -> Callable[..., None]:
+    """Each expert by the tokens that the router gives it: what its `first` matrix gets, or its second."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x, chosen = given(module, args, kwargs, name)
-        first = FIRST[0] if module.has_gate else FIRST[1]
+        x, chosen = given(module, args, kwargs, parameter)
         for index in range(module.num_experts):
             rows = x[(chosen == index).any(-1)]
             if len(rows):
-                _add(largest, (f"{name}.{first}", index), rows)
-                _add(largest, (f"{name}.{SECOND}", index), between(module, rows, first, index))
+                _add(largest, (parameter, index), rows if first else between(module, rows, first_of(module), index))
 
     return hook

@@ -29,9 +29,11 @@ from shardq.schemes import PRESETS, Scheme
 from shardq.sources import open_source
 from shardq.tune import driver
 from shardq.tune.activation_scales import _with_siblings
+from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, TuneResult, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.signround import SignRoundOptions
+from shardq.tune.subjects import check_left, find_subjects
 from shardq.tune.work import Work
 from shardq.tuned import TunedRef, load_tuned, read_tuned
 
@@ -205,11 +207,23 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(
     assert all((again / p.name).read_bytes() == p.read_bytes() for p in whole.iterdir())
 
 
+def test_a_head_has_its_scale_too(folders: dict[str, Path], tmp_path: Path) -> None:
+    recipe, options = make_recipe("NVFP4", quant_lm_head=True), TuneOptions("rtn", DATA, enable_quanted_input=False)
+    tune_blocks(open_source(str(folders["llama"])), recipe, options, Place(tmp_path / "out"))
+    found = _values(tmp_path / "out")
+    largest = _largest(models.load_whole(folders["llama"]), torch.from_numpy(np.load(tmp_path / "out" / driver.IDS)))
+    assert len(found) == 3 * 7 + 1
+    assert found["lm_head"] == pytest.approx(input_scale(recipe.scheme, largest["lm_head"], "BF16"), rel=1e-4)
+
+
 def test_what_has_no_scale_is_refused_before_tuning(folders: dict[str, Path], tmp_path: Path) -> None:
-    source = open_source(str(folders["llama"]))
-    recipe = make_recipe("FP8_STATIC", quant_lm_head=True)
-    with pytest.raises(BadOption, match="1 modules are none: lm_head"):
-        tune_blocks(source, recipe, TuneOptions("rtn", DATA), Place(tmp_path / "out"))
+    with BlockModel.open(open_source(str(folders["llama"]))) as model:
+        plan = make_plan(model.checkpoint, make_recipe("FP8_STATIC"), before_tuning=True)
+        subjects = find_subjects(model, plan)
+        check_left(subjects, plan)
+        name = "model.layers.0.mlp.up_proj"
+        with pytest.raises(BadOption, match=f"1 modules are none: {name}"):
+            check_left(replace(subjects, left=(name,)), plan)
 
 
 # --- from a folder to an output ------------------------------------------------------------------------------------
