@@ -88,11 +88,10 @@ def tune(
             [f"{len(found.left)} modules are not tuned and get the nearest codes: {', '.join(found.left[:3])}"]
         )
     if found.borrowed:
-        console.warn(
-            [
-                f"{len(found.borrowed)} matrices of experts got no token, and scales of activations as their siblings "
-                f"(more --nsamples may reach them): {', '.join(found.borrowed[:3])}"
-            ]
+        text = (
+            f"{len(found.borrowed)} matrices of experts got no token, and scales of activations as their siblings "
+            f"(more --nsamples may reach them): {', '.join(found.borrowed[:3])}"
         )
+        console.warn([text])
     taken_bytes = sum(path.stat().st_size for path in found.folder.iterdir())
     run_recipes(console, source, build(str(folder)), targets, taken_bytes)
