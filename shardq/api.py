@@ -104,14 +104,19 @@ def plan(
 
 
 def plan_many(
-    source: str | Path, recipes: Sequence[str | Recipe], *, subfolder: str | None = None, targets: Sequence[str] = ()
+    source: str | Path,
+    recipes: Sequence[str | Recipe],
+    *,
+    subfolder: str | None = None,
+    targets: Sequence[str] = (),
+    before_tuning: bool = False,
 ) -> tuple[Plan, ...]:
-    """The plans of what `quantize_many` would make."""
+    """The plans of what `quantize_many` would make; `before_tuning`: once its codes and scales were tuned."""
     wanted = [_recipe(r) for r in recipes]
     make_orders(wanted, "", None)  # refuses what has no names
     opened = open_source(str(source), subfolder)
     checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
-    return tuple(_check(make_plan(checkpoint, r), targets) for r in wanted)
+    return tuple(_check(make_plan(checkpoint, r, before_tuning=before_tuning), targets) for r in wanted)
 
 
 def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets: Sequence[str] = ()) -> Plan:
