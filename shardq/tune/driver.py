@@ -31,6 +31,7 @@ from shardq.tune.data import Samples, load_samples
 from shardq.tune.data_self import sample_self
 from shardq.tune.options import TuneOptions
 from shardq.tune.rounding import check_scheme
+from shardq.tune.served import serving
 from shardq.tune.signround import tune_signround
 from shardq.tune.subjects import Subject, find_subjects
 from shardq.tune.tokenizing import Tokenizer, open_tokenizer
@@ -140,12 +141,14 @@ class _Run:
                 self.writer.write(name, {s.module: Tuned(s.scheme, codes[s.tensor]) for s in subjects})
             if not is_last:
                 put_codes(module, subjects, codes, kernels)
-                self.chain.leave(module, index)
+                with serving(module, subjects if self.options.enable_act_quant else ()):
+                    self.chain.leave(module, index)
 
 
 def _tune(work: Work, options: TuneOptions) -> Codes:
     if options.algorithm == "signround":
-        return tune_signround(work, options.signround)
+        with serving(work.block, work.subjects if options.enable_act_quant else ()):
+            return tune_signround(work, options.signround)
     if options.algorithm == "gptq":
         return tune_gptq(work, options.gptq)
     return tune_by_importance(work) if options.algorithm == "opt-rtn" else tune_nearest(work)

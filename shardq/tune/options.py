@@ -13,7 +13,7 @@ AlgorithmName = Literal["signround", "gptq", "opt-rtn", "rtn"]
 ALGORITHMS: Final[tuple[AlgorithmName, ...]] = ("signround", "gptq", "opt-rtn", "rtn")
 
 
-TUNING: Final = 1  # of the algorithms: another one where the same words give other codes
+TUNING: Final = 2  # of the algorithms: another one where the same words give other codes
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 RECIPES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -22,6 +22,14 @@ RECIPES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "best": {"iters": 1000, "nsamples": 512},
     }
 )  # auto-round 0.16.1, cli/main.py
+REFUSED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "enable_alg_ext": "auto-round's second SignRound, which starts from searched scales, is not here: "
+        "--algorithm opt-rtn searches them, signround learns ranges from the extremes",
+        "enable_lfq": "the last block is learned by what it gives, like all others: the head, by whose loss auto-round "
+        "would learn it, is not in memory then",
+    }
+)  # words of auto-round that have no meaning here, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,7 @@ class TuneOptions:
     data: DataOptions = field(default_factory=DataOptions)
     dtype: str | None = None  # what is computed with; auto: the model's own. None: that for signround, else float32
     enable_quanted_input: bool = True  # a block is tuned with what comes out of those before it with their codes
+    enable_act_quant: bool = True  # with inputs of matrices as a server quantizes them, where the scheme says so
     gptq: GptqOptions = field(default_factory=GptqOptions)
     signround: SignRoundOptions = field(default_factory=SignRoundOptions)
 
@@ -81,7 +90,10 @@ def build_options(words: Mapping[str, Any]) -> TuneOptions:
     algorithm = given.get("algorithm", "signround")
     parts = {"data": DataOptions, "gptq": GptqOptions, "signround": SignRoundOptions}
     names = {part: {f.name for f in fields(kind)} for part, kind in parts.items()}
-    own = {k: v for k, v in given.items() if k in {"algorithm", "dtype", "enable_quanted_input"}}
+    own = {k: v for k, v in given.items() if k in {"algorithm", "dtype", "enable_quanted_input", "enable_act_quant"}}
+    if refused := next((k for k in REFUSED if given.get(k)), None):
+        raise BadOption(f"--{refused}: {REFUSED[refused]}")
+    given = {k: v for k, v in given.items() if k not in REFUSED}
     if unknown := given.keys() - own.keys() - {n for of in names.values() for n in of}:
         raise BadOption(f"{', '.join(sorted(unknown))}: no option of tuning")
     for part in ("gptq", "signround"):

@@ -84,12 +84,12 @@ def check_scheme(scheme: Scheme) -> None:
 
 
 def make_grid(weight: Tensor, scheme: Scheme, dtype: str, parts: Sequence[Part] = ()) -> Grid:
-    """The grid of a weight [rows, columns], fp32, that the checkpoint has in `dtype`: one matrix, or several one below
-    the other. Raises as `check_scheme`."""
+    """The grid of a weight [rows, columns], fp32, that the checkpoint has in `dtype`: one matrix, or several that
+    `parts` names. Raises as `check_scheme`."""
     check_scheme(scheme)
     if scheme.format.is_integer:
         return make_integers(weight, scheme, dtype)
-    return make_floats(weight, scheme, dtype, parts or (Part(len(weight), None),))
+    return make_floats(weight, scheme, dtype, parts or (Part(slice(0, len(weight)), None),))
 
 
 def begin_learning(grid: Grid, factors: bool) -> Learned:

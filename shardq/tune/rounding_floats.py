@@ -8,7 +8,7 @@ its own power of two, they come out times element / number, and for all but FP8 
 sign off.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -35,29 +35,26 @@ Slope = Callable[[Tensor, Tensor, float], Tensor]  # of elements by the numbers 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Which rows share scales: cells are so many rows high, one below the other."""
+    """Which rows share scales."""
 
-    heights: tuple[int, ...] | None  # None: each row has its own
+    rows: tuple[slice, ...] | None  # of each cell; None: each row is one
 
     def spread(self, cells: Tensor) -> Tensor:
         """[cells, groups] -> [rows, groups]."""
-        if self.heights is None:
+        if self.rows is None:
             return cells
-        return torch.cat([row.expand(h, -1) for row, h in zip(cells, self.heights, strict=True)])
+        spread = cells.new_empty((max(r.stop for r in self.rows), cells.shape[1]))
+        for cell, rows in zip(cells, self.rows, strict=True):
+            spread[rows] = cell
+        return spread
 
     def sum(self, rows: Tensor) -> Tensor:
         """[rows, groups] -> [cells, groups], always in the same order."""
-        return rows if self.heights is None else torch.stack([p.sum(0) for p in self._pieces(rows)])
+        return rows if self.rows is None else torch.stack([rows[r].sum(0) for r in self.rows])
 
     def largest(self, rows: Tensor) -> Tensor:
         """[rows, groups] -> [cells, groups]."""
-        return rows if self.heights is None else torch.stack([p.amax(0) for p in self._pieces(rows)])
-
-    def _pieces(self, rows: Tensor) -> Iterator[Tensor]:
-        begin = 0
-        for height in self.heights or ():
-            yield rows[begin : begin + height]
-            begin += height
+        return rows if self.rows is None else torch.stack([rows[r].amax(0) for r in self.rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +104,14 @@ class FloatGrid:
         of = self.scheme.format
         by_number = grad * self.slope(numbers, elements, 2.0 ** lowest_exponent(of))  # over the step
         by_number.masked_fill_(numbers.abs() > of.max_value, 0)
-        by_step = (grad * elements - by_number * (self.weight / _divisors(r.scales))).sum(-1)
+        by_step = (grad * elements - by_number * (self.weight / divisors(r.scales))).sum(-1)
         return by_number * r.scales, self.cells.sum(by_step) * r.slopes
 
     def take_codes(self, v: Tensor, r: Rounded, rows: slice, kernels: "KernelSet") -> Quantized:
         """See Grid. Signs of zeros, and ties of MLX, are as in round-to-nearest."""
         assert r.kept is not None
         steps, scheme = r.scales[rows], self.scheme
-        quotients = self.weight[rows] / _divisors(steps)
+        quotients = self.weight[rows] / divisors(steps)
         numbers = torch.where(v[rows] == 0, quotients, quotients + v[rows])  # a -0 stays
         numbers = torch.where(steps == 0, 0, numbers)
         weight, wanted = (self._flat(x) for x in (self.weight[rows], numbers))
@@ -129,7 +126,7 @@ class FloatGrid:
 
     def _numbers(self, v: Tensor, steps: Tensor) -> Tensor:
         """What elements are found for."""
-        numbers = self.weight / _divisors(steps) + v
+        numbers = self.weight / divisors(steps) + v
         return below_halves(numbers) if _ties_down(self.scheme) else numbers
 
     def _flat(self, values: Tensor) -> Tensor:
@@ -144,30 +141,43 @@ def make_floats(weight: Tensor, scheme: Scheme, dtype: str, parts: Sequence[Part
     columns = weight.shape[1]
     group = scheme.group_columns(columns)
     grouped = (pad(weight, (0, -columns % group)) if columns % group else weight).reshape(len(weight), -1, group)
-    cells = Cells(_heights(scheme, parts))
+    cells = _find_cells(scheme, parts)
     absmax = cells.largest(grouped.abs().amax(-1))
     if scheme.reach == "tensor":
         absmax = torch.tensor([[p.amax] for p in parts], dtype=torch.float32, device=weight.device)
-    wholes = [float(global_scale(p.amax or 0, scheme.format.max_value)) for p in parts if scheme.reach == "fused"]
-    of_rows = tuple(w for w, p in zip(wholes, parts, strict=False) for _ in range(p.rows))
-    whole = torch.tensor(of_rows, device=weight.device)[:, None] if wholes else None
+    global_scales = _global_scales(scheme, parts, len(weight))
+    wholes = torch.tensor(global_scales, device=weight.device)[:, None] if global_scales else None
     slope = _SLOPES.get(scheme.scale, _through)
-    return FloatGrid(
-        grouped.contiguous(), columns, cells, absmax, rule_of(scheme, dtype, whole), slope, scheme, of_rows
-    )
+    rule = rule_of(scheme, dtype, wholes)
+    return FloatGrid(grouped.contiguous(), columns, cells, absmax, rule, slope, scheme, global_scales)
 
 
-def _heights(scheme: Scheme, parts: Sequence[Part]) -> tuple[int, ...] | None:
+def _find_cells(scheme: Scheme, parts: Sequence[Part]) -> Cells:
     if scheme.reach == "tensor":
-        return tuple(p.rows for p in parts)
+        return Cells(tuple(p.rows for p in parts))
     if scheme.group_rows == 1:
-        return None
-    high = scheme.group_rows
-    return tuple(min(high, p.rows - row) for p in parts for row in range(0, p.rows, high))
+        return Cells(None)
+    cells = []
+    for p in parts:
+        step = p.rows.step or 1
+        high = scheme.group_rows * step
+        cells += [slice(row, min(row + high, p.rows.stop), step) for row in range(p.rows.start, p.rows.stop, high)]
+    return Cells(tuple(cells))
 
 
-def _divisors(steps: Tensor) -> Tensor:
-    """A scale of 0 makes 0 of everything."""
+def _global_scales(scheme: Scheme, parts: Sequence[Part], rows: int) -> tuple[float, ...]:
+    """Of each row; empty where there are none."""
+    if scheme.reach != "fused":
+        return ()
+    found = np.ones(rows, np.float32)
+    for p in parts:
+        assert p.amax is not None
+        found[p.rows] = global_scale(p.amax, scheme.format.max_value)
+    return tuple(found.tolist())
+
+
+def divisors(steps: Tensor) -> Tensor:
+    """What numbers are divided by: a scale of 0 makes 0 of everything."""
     return torch.where(steps == 0, torch.inf, steps)
 
 

@@ -14,7 +14,7 @@ TYPES: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.
 class Part:
     """A matrix among the rows of a grid."""
 
-    rows: int
+    rows: slice  # from start to stop, with a step where matrices take turns
     amax: float | None  # the largest magnitude of all that its scheme reaches; None where that is a group
 
 

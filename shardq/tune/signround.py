@@ -62,7 +62,7 @@ class _Unit:
 
     parameter: str
     shape: tuple[int, ...]
-    subjects: tuple[Subject, ...]  # one below the other
+    subjects: tuple[Subject, ...]
     grid: Grid
     learned: Learned
     rates: tuple[float, float]
@@ -92,9 +92,7 @@ def tune_signround(work: Work, options: SignRoundOptions) -> Codes:
                     f"{unit.subjects[0].tensor}: holds NaN or infinity, or needs a scale beyond {unit.grid.stored}"
                 )
             for s in unit.subjects:
-                begin = _first_row(unit.shape, s)
-                rows = slice(begin, begin + s.shape[0])
-                codes[s.tensor] = unit.grid.take_codes(learned.v, rounded, rows, work.kernels)
+                codes[s.tensor] = unit.grid.take_codes(learned.v, rounded, _rows(unit.shape, s), work.kernels)
     return codes
 
 
@@ -174,13 +172,13 @@ def _make_unit(
             f"{first.module}: SignRound tunes all experts of a stack under one scheme; take --algorithm gptq, or give "
             "them one"
         )
-    ordered = tuple(sorted(subjects, key=lambda s: _first_row(shape, s)))
     weight = parameter.detach().float().reshape(-1, shape[-1])
-    grid = make_grid(weight, first.scheme, first.dtype, [Part(s.shape[0], amax.get(s.tensor)) for s in ordered])
+    grid = make_grid(weight, first.scheme, first.dtype, [Part(_rows(shape, s), amax.get(s.tensor)) for s in subjects])
     learned = begin_learning(grid, options.enable_minmax_tuning)
-    return _Unit(name, shape, ordered, grid, learned, options.rates(first.scheme.bits))
+    return _Unit(name, shape, tuple(subjects), grid, learned, options.rates(first.scheme.bits))
 
 
-def _first_row(shape: tuple[int, ...], s: Subject) -> int:
-    """Where a matrix begins among all rows of a parameter."""
-    return (s.place.expert or 0) * shape[-2] + (s.place.rows[0] if s.place.rows else 0)
+def _rows(shape: tuple[int, ...], s: Subject) -> slice:
+    """Those of a matrix among all rows of a parameter."""
+    begin = (s.place.expert or 0) * shape[-2] + (s.place.rows[0] if s.place.rows else 0)
+    return slice(begin, begin + s.shape[0])
