@@ -61,7 +61,7 @@ def tuning_options(function: F) -> F:
             help="Learn ranges, too. Default: yes (signround).",
         ),
         _option("--not-use-best-mse", is_flag=True, default=None, help="Keep the last step, not the best (signround)."),
-        _option("--momentum", type=float, metavar="X", help="Of gradients, before their signs. Default: 0 (signround)."),
+        _option("--momentum", type=float, metavar="X", help="Of gradients before signs. Default: 0 (signround)."),
         _option("--enable-adam", is_flag=True, default=None, help="Steps of AdamW instead of signs (signround)."),
         _option("--enable-alg-ext", is_flag=True, default=None, hidden=True),
         _option("--enable-lfq", is_flag=True, default=None, hidden=True),
@@ -72,8 +72,8 @@ def tuning_options(function: F) -> F:
             _KEY, "--enable_quanted_input/--disable_quanted_input", default=None,
             help="Tune a block with what those before it give with their codes. Default: yes.",
         ),
-        click.option(
-            "--enable_act_quant/--disable_act_quant", default=None, expose_value=False, callback=_keep,
+        kept_option(
+            _KEY, "--enable_act_quant/--disable_act_quant", default=None,
             help="Quantize inputs of matrices as the scheme's server will, while tuning and for the next block. "
             "Default: yes.",
         ),

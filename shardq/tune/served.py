@@ -38,7 +38,7 @@ def fake_quantize(x: Tensor, activation: Activation, exponent: Exponent) -> Tens
     absmax = grouped.abs().amax(-1)
     steps = _RULES[activation.scale](activation, exponent, absmax).make(absmax, torch.ones_like(absmax)).steps
     made = nearest(grouped / divisors(steps)[..., None], activation.element) * steps[..., None]
-    return made.reshape(*x.shape[:-1], -1)[..., :columns].to(x.dtype)
+    return made.flatten(1)[:, :columns].reshape(x.shape).to(x.dtype)
 
 
 def _plain(activation: Activation, exponent: Exponent, absmax: Tensor) -> ScaleRule:
