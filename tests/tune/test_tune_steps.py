@@ -1,18 +1,17 @@
 """How what is learned moves."""
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from shardq.tune.steps import LOSS_SCALE, Moved, Steps, make_steps
 
 
-def _pair() -> tuple[list[Moved], "torch.Tensor", "torch.Tensor"]:
+def _pair() -> tuple[list[Moved], torch.Tensor, torch.Tensor]:
     v, factor = torch.zeros(3, requires_grad=True), torch.ones(2, requires_grad=True)
     return [Moved((v,), 0.5, bounded=False), Moved((factor,), 0.25, bounded=True)], v, factor
 
 
-def _move(steps: Steps, tensor: "torch.Tensor", grad: list[float], share: float = 1.0) -> list[float]:
+def _move(steps: Steps, tensor: torch.Tensor, grad: list[float], share: float = 1.0) -> list[float]:
     tensor.grad = torch.tensor(grad)
     steps.move(share)
     assert tensor.grad is None
