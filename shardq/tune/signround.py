@@ -33,6 +33,7 @@ class SignRoundOptions:
     """Under auto-round's names."""
 
     iters: int = 200
+    nblocks: int = 1  # blocks that are learned together, by what the last of them gives
     batch_size: int = 8
     gradient_accumulate_steps: int = 1
     lr: float | None = None  # None: 1 / iters
@@ -47,8 +48,8 @@ class SignRoundOptions:
         """Raises BadOption."""
         if self.momentum < 0 or (self.momentum and self.enable_adam):
             raise BadOption(f"--momentum {self.momentum}: expected 0 or more, and none with Adam, which has its own")
-        if self.iters < 1 or self.batch_size < 1 or self.gradient_accumulate_steps < 1:
-            raise BadOption("SignRound needs at least one of iters, batch_size and gradient_accumulate_steps")
+        if min(self.iters, self.batch_size, self.gradient_accumulate_steps, self.nblocks) < 1:
+            raise BadOption("SignRound needs at least one of iters, batch_size, gradient_accumulate_steps and nblocks")
 
     def rates(self, bits: int) -> tuple[float, float]:
         """First steps of V and of factors."""
@@ -61,7 +62,8 @@ class _Unit:
     """A parameter of a block whose matrices get codes."""
 
     parameter: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # [..., rows, columns]
+    turned: bool  # the parameter is [..., columns, rows]
     subjects: tuple[Subject, ...]
     grid: Grid
     learned: Learned
@@ -69,7 +71,8 @@ class _Unit:
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """The parameter as codes make it, which gradients flow through."""
-        return values_of(self.grid, self.learned).reshape(self.shape).to(dtype)
+        whole = values_of(self.grid, self.learned).reshape(self.shape).to(dtype)
+        return whole.mT if self.turned else whole
 
     def moved(self, factors: bool) -> Iterator[Moved]:
         """What is to move."""
@@ -135,7 +138,7 @@ def _loss(work: Work, units: list[_Unit], indices: list[int]) -> Tensor:
         return functional_call(work.block, weights, args, kwargs)
 
     found = call_block(run, batch, work.index)
-    wanted = work.wanted[indices]
+    wanted = work.wanted[indices].to(found.device)
     if found.shape[1] > 1:
         found, wanted = found[:, :-1], wanted[:, :-1]
     return (found.float() - wanted.float()).square().mean() * len(indices)
@@ -161,9 +164,10 @@ def _by_parameter(subjects: tuple[Subject, ...]) -> Mapping[str, list[Subject]]:
 def _make_unit(
     block: nn.Module, name: str, subjects: list[Subject], options: SignRoundOptions, amax: Mapping[str, float]
 ) -> _Unit:
-    parameter = block.get_parameter(name)
-    shape = tuple(parameter.shape)
     first = subjects[0]
+    turned = first.place.turned
+    stored = block.get_parameter(name)
+    parameter = stored.mT if turned else stored
     if (
         len({(s.scheme, s.dtype) for s in subjects}) > 1
         or sum(s.shape[0] for s in subjects) != parameter[..., 0].numel()
@@ -172,13 +176,14 @@ def _make_unit(
             f"{first.module}: SignRound tunes all experts of a stack under one scheme; take --algorithm gptq, or give "
             "them one"
         )
+    shape = tuple(parameter.shape)
     weight = parameter.detach().float().reshape(-1, shape[-1])
     grid = make_grid(weight, first.scheme, first.dtype, [Part(_rows(shape, s), amax.get(s.tensor)) for s in subjects])
     learned = begin_learning(grid, options.enable_minmax_tuning)
-    return _Unit(name, shape, tuple(subjects), grid, learned, options.rates(first.scheme.bits))
+    return _Unit(name, shape, turned, tuple(subjects), grid, learned, options.rates(first.scheme.bits))
 
 
 def _rows(shape: tuple[int, ...], s: Subject) -> slice:
     """Those of a matrix among all rows of a parameter."""
-    begin = (s.place.expert or 0) * shape[-2] + (s.place.rows[0] if s.place.rows else 0)
-    return slice(begin, begin + s.shape[0])
+    begin, lines = (s.place.expert or 0) * shape[-2], s.place.lines or range(shape[-2])
+    return slice(begin + lines.start, begin + lines.stop, lines.step)

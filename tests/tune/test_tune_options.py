@@ -19,13 +19,22 @@ def test_recipes_have_auto_rounds_numbers() -> None:
     assert light.signround.rates(4) == (5e-3, 5e-3)
 
 
+def test_recipes_without_learning_name_their_algorithm() -> None:
+    searched, nearest = (build_options({"recipe": name}) for name in ("opt-rtn", "rtn"))
+    assert (searched.algorithm, searched.data.nsamples) == ("opt-rtn", 128)
+    assert (nearest.algorithm, nearest.data.nsamples) == ("rtn", 1)
+    assert build_options({"recipe": "rtn", "algorithm": "gptq", "nsamples": 8}).algorithm == "gptq"
+    with pytest.raises(BadOption, match="--iters has a meaning for --algorithm signround, not for rtn"):
+        build_options({"recipe": "rtn", "iters": 3})
+
+
 def test_words_replace_a_recipes() -> None:
     found = build_options({"recipe": "light", "iters": 10, "seed": 0, "enable_minmax_tuning": False, "nsamples": 3})
     assert (found.signround.iters, found.signround.lr, found.data.nsamples) == (10, 5e-3, 3)
     assert found.data.seed == 0
     assert not found.signround.enable_minmax_tuning
     assert build_options({"algorithm": "gptq", "damping": 0.1}).gptq.damping == 0.1
-    steps = build_options({"momentum": 0.5, "enable_alg_ext": False, "enable_act_quant": False})
+    steps = build_options({"momentum": 0.5, "enable_act_quant": False})
     assert (steps.signround.momentum, steps.signround.enable_adam, steps.enable_act_quant) == (0.5, False, False)
     assert build_options({"enable_adam": True}).signround.enable_adam
 
@@ -42,8 +51,6 @@ def test_words_replace_a_recipes() -> None:
         ({"sorcery": 1}, "no option of tuning"),
         ({"momentum": -0.1}, "--momentum -0.1"),
         ({"momentum": 0.9, "enable_adam": True}, "none with Adam"),
-        ({"enable_alg_ext": True}, "--enable_alg_ext: auto-round's second SignRound"),
-        ({"enable_lfq": True}, "--enable_lfq: the last block"),
     ],
 )
 def test_words_without_a_meaning_are_refused(words: dict[str, object], told: str) -> None:
