@@ -39,6 +39,7 @@ from shardq.tune.groups import Group, group_batch, group_subjects
 from shardq.tune.head import Logits, head_inputs, head_options
 from shardq.tune.options import TuneOptions
 from shardq.tune.rounding import check_scheme
+from shardq.tune.served import serving
 from shardq.tune.signround import tune_signround
 from shardq.tune.subjects import Subject, Subjects, check_left, find_subjects
 from shardq.tune.tokenizing import Tokenizer, open_tokenizer
@@ -182,7 +183,10 @@ class _Run:
             if stop < len(self.model.block_names) or self.subjects.head:
                 for block, own in zip(blocks, of_blocks, strict=True):
                     put_codes(block, own, codes, kernels)
-                self.chain.leave(blocks, first)
+                with ExitStack() as served:
+                    for block, own in zip(blocks, of_blocks if self.options.enable_act_quant else (), strict=False):
+                        served.enter_context(serving(block, own))
+                    self.chain.leave(blocks, first)
 
     def head(self, subject: Subject) -> None:
         """Tune the output projection, behind all blocks."""
@@ -214,7 +218,8 @@ def _tune(work: Work, options: TuneOptions) -> Codes:
     if not work.subjects:
         return {}
     if options.algorithm == "signround":
-        return tune_signround(work, options.signround)
+        with serving(work.block, work.subjects if options.enable_act_quant else ()):
+            return tune_signround(work, options.signround)
     if options.algorithm == "gptq":
         return tune_gptq(work, options.gptq)
     return tune_by_importance(work) if options.algorithm == "opt-rtn" else tune_nearest(work)
