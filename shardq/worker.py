@@ -43,6 +43,7 @@ from shardq.making import (
 )
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows, quantize_rows
+from shardq.replaced import read_replaced
 from shardq.schemes import Scheme
 from shardq.sealing import seal_file, settle_files
 from shardq.source_bytes import SourceBytes
@@ -53,6 +54,7 @@ from shardq.tasks import (
     CopyTask,
     Done,
     Member,
+    Piece,
     QuantizeTask,
     RowsTask,
     Sealed,
@@ -64,7 +66,7 @@ from shardq.tasks import (
     SurveyTask,
     Workplace,
 )
-from shardq.tuned import read_tuned
+from shardq.tuned import read_factors, read_tuned
 
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Report = BundleDone | Surveyed | Sealed | Settled
@@ -236,7 +238,8 @@ class Worker:
         measure_rows(tile.wide, "F32", task.scheme, part, making.stats[there], self._kernels)
 
     def _pack_tuned(self, tile: Tile, making: Making) -> None:
-        """Rows with the codes that were tuned for them."""
+        """Rows with the codes that were tuned for them. Errors are those of the weight that got the codes, which may
+        have been scaled before."""
         task = making.task
         assert task.tuned
         assert task.scheme
@@ -245,7 +248,12 @@ class Worker:
         part = read_tuned(task.tuned, row, row + count)
         making.layout.pack(part, tile.row, making.out, task.scheme, self._kernels)
         there = slice(tile.row, tile.row + count)
-        measure_rows(tile.rows, tile.dtype, task.scheme, part, making.stats[there], self._kernels)
+        weights, dtype = tile.rows, tile.dtype
+        if task.tuned.is_scaled:
+            weights, dtype = np.empty(tile.rows.shape, np.float32), "F32"
+            self._kernels.widen(tile.rows, tile.dtype, weights)
+            read_factors(task.tuned).apply(weights, row)
+        measure_rows(weights, dtype, task.scheme, part, making.stats[there], self._kernels)
         if not np.isfinite(making.stats[there]).all():
             raise self._non_finite(task, task.scheme, tile)
 
@@ -341,9 +349,11 @@ class Worker:
                 for at in range(0, piece.size_bytes, piece.strip_bytes):
                     part = slab.tile(at, min(piece.strip_bytes, piece.size_bytes - at))
                     digest = self._kernels.checksum(part)
-                    sums = [_fold(s, digest) for s in sums]
-                    for (lane, task), own in zip(copies, pieces, strict=True):
-                        self._put(lane, task.file, part, own.target + at)
+                    for i, ((lane, task), own) in enumerate(zip(copies, pieces, strict=True)):
+                        made = _content(own, part, at)
+                        more = digest if made is part else self._kernels.checksum(made)
+                        sums[i] = _fold(sums[i], more)
+                        self._put(lane, task.file, made, own.target + at)
         for (lane, task), checksum in zip(copies, sums, strict=True):
             yield lane, _copied(task.id, checksum)
 
@@ -363,6 +373,7 @@ class Worker:
         """Some rows of a slab that other outputs quantize, as they are; `at`: their first byte in the slab."""
         assert isinstance(member.task, CopyTask)
         (piece,) = member.task.pieces
+        raw = _content(piece, raw, at)
         self._put(member.lane, member.task.file, raw, piece.target + at)
         for begin in range(0, raw.size, piece.strip_bytes):
             checksum = _fold(checksum, self._kernels.checksum(raw[begin : begin + piece.strip_bytes]))
@@ -469,6 +480,13 @@ class Worker:
             if array.size:
                 checksum = _fold(checksum, self._kernels.checksum(array.reshape(-1).view(np.uint8)))
         return checksum
+
+
+def _content(piece: Piece, part: NDArray[np.uint8], at: int) -> NDArray[np.uint8]:
+    """What goes into the output for a part of a piece, which begins at `at`: that, or what replaces it."""
+    if piece.replaced is None:
+        return part
+    return np.frombuffer(read_replaced(piece.replaced, at, part.size), np.uint8)
 
 
 def _copied(number: int, checksum: int) -> Done:

@@ -39,16 +39,27 @@ class Batch:
 
     def part(self, start: int, stop: int) -> "Batch":
         """Some of the samples; their hidden states are a view."""
-        return Batch(
-            self.hidden[start:stop], tuple(_map(c, lambda own: Own(own.values[start:stop])) for c in self.calls)
-        )
+        change = _of_own(lambda own: Own(own.values[start:stop]))
+        return Batch(self.hidden[start:stop], tuple(_map(c, change) for c in self.calls))
 
     def pick(self, samples: Sequence[int]) -> "Batch":
         """Some of the samples, in any order; their hidden states are a copy."""
-        return Batch(
-            self.hidden[list(samples)],
-            tuple(_map(c, lambda own: Own(tuple(own.values[i] for i in samples))) for c in self.calls),
-        )
+        change = _of_own(lambda own: Own(tuple(own.values[i] for i in samples)))
+        return Batch(self.hidden[list(samples)], tuple(_map(c, change) for c in self.calls))
+
+    def shortened(self, tokens: int) -> "Batch":
+        """The first tokens of each sample; hidden states are a view. What blocks are called with is cut where it has as
+        many entries as a sample has tokens: vectors, rows of tables, columns and rows of masks."""
+        length = self.hidden.shape[1]
+        if length <= tokens:
+            return self
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Own):
+                return Own(tuple(_shortened(v, length, tokens) for v in value.values))
+            return _shortened(value, length, tokens) if isinstance(value, torch.Tensor) else value
+
+        return Batch(self.hidden[:, :tokens], tuple(_map(c, cut) for c in self.calls))
 
     def moved(self, hidden: torch.Tensor) -> "Batch":
         """The same samples with other hidden states."""
@@ -62,7 +73,7 @@ class Batch:
 
 def call_block(module: Callable[..., Any], batch: Batch, index: int) -> torch.Tensor:
     """Hidden states behind a block, [samples, tokens, width]."""
-    call = _map(batch.calls[index], lambda own: torch.cat(own.values))
+    call = _map(batch.calls[index], _of_own(lambda own: torch.cat(own.values)))
     found = module(batch.hidden, *call.args, **call.kwargs)
     made: torch.Tensor = found[0] if isinstance(found, tuple | list) else found
     return made
@@ -193,15 +204,27 @@ def _join(value: Any, more: Any, count: int) -> Any:
     return value
 
 
-def _map(call: Call, change: Callable[[Own], Any]) -> Call:
+def _shortened(value: torch.Tensor, length: int, tokens: int) -> torch.Tensor:
+    """[tokens], [x, tokens], [x, tokens, width], [x, heads, tokens(, tokens or width)], as models call their blocks."""
+    axes = {1: (0,), 2: (1,), 3: (1,), 4: (2, 3)}.get(value.ndim, ())
+    for axis in axes:
+        if value.shape[axis] == length and (axis < 3 or value.shape[2] in {1, tokens}):
+            value = value.narrow(axis, 0, tokens)
+    return value
+
+
+def _map(call: Call, change: Callable[[Any], Any]) -> Call:
     return Call(tuple(_changed(v, change) for v in call.args), {k: _changed(v, change) for k, v in call.kwargs.items()})
 
 
-def _changed(value: Any, change: Callable[[Own], Any]) -> Any:
-    if isinstance(value, Own):
-        return change(value)
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_changed(v, change) for v in value)
     if isinstance(value, dict):
         return {key: _changed(v, change) for key, v in value.items()}
-    return value
+    return change(value)
+
+
+def _of_own(change: Callable[[Own], Any]) -> Callable[[Any], Any]:
+    """A change of what each sample has one of, and of nothing else."""
+    return lambda value: change(value) if isinstance(value, Own) else value

@@ -8,11 +8,11 @@ files are those of a run that was never stopped.
 import io
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,7 +22,10 @@ from shardq.files.atomic import reading, write_atomic
 from shardq.kernels import load
 from shardq.plans import make_plan
 from shardq.recipe import Recipe
+from shardq.replaced import Replaced, read_whole
 from shardq.sources.base import Source
+from shardq.tune.awq_sites import Site, find_awq_sites
+from shardq.tune.block_awq import scale_block
 from shardq.tune.block_gptq import tune_gptq
 from shardq.tune.block_rtn import tune_by_importance, tune_nearest
 from shardq.tune.blocks import BlockModel
@@ -32,10 +35,11 @@ from shardq.tune.data_self import sample_self
 from shardq.tune.options import TuneOptions
 from shardq.tune.rounding import check_scheme
 from shardq.tune.signround import tune_signround
-from shardq.tune.subjects import Subject, find_subjects
+from shardq.tune.stored import bytes_of, put_replaced
+from shardq.tune.subjects import Subject, find_parameters, find_subjects
 from shardq.tune.tokenizing import Tokenizer, open_tokenizer
-from shardq.tune.work import Codes, Work, put_codes
-from shardq.tuned import SUFFIX, Tuned, TunedRef, TunedWriter, read_block, read_tuned
+from shardq.tune.work import Changes, Codes, Work, put_codes
+from shardq.tuned import SUFFIX, Tuned, TunedBlocks, TunedWriter, read_block, read_tuned
 
 SEEDS: Final = 1 << 32  # more than a block takes
 IDS: Final = "ids.npy"  # of the samples, beside the blocks
@@ -78,14 +82,17 @@ def tune_blocks(
         subjects = find_subjects(model, plan)
         if not any(subjects.blocks):
             raise BadOption(f"{source.label}: nothing in its blocks gets codes that can be tuned")
-        for s in (s for own in subjects.blocks for s in own if options.algorithm == "signround"):
+        for s in (s for own in subjects.blocks for s in own if options.codes == "signround"):
             check_scheme(s.scheme)
+        sites = find_awq_sites(model, plan, subjects) if options.scales else None
         writer = TunedWriter(place.folder, {**plan.identity(), **options.as_dict()})
         names = model.block_names
         resumed = next((i for i, name in enumerate(names) if not writer.has(name)), len(names))
         ids, dropped = _samples(model, options, open_tokenizer(source, trust_remote_code), place)
         if resumed < len(names):
-            run = _Run(model, options, place.folder, writer, _begin(model, ids, options, place))
+            run = _Run(
+                model, options, place.folder, writer, _begin(model, ids, options, place), sites, find_parameters(model)
+            )
             for index, own in enumerate(subjects.blocks):
                 run.block(index, own)
                 if report:
@@ -107,7 +114,7 @@ def _refuse(recipe: Recipe) -> None:
 
 
 def _begin(model: BlockModel, ids: torch.Tensor, options: TuneOptions, place: Place) -> Chain:
-    plain = options.algorithm == "signround"
+    plain = options.codes == "signround"
     return begin_chain(
         model, ids, plain=plain, quanted=options.enable_quanted_input, max_ram_bytes=place.max_ram_bytes,
         folder=place.folder,
@@ -123,6 +130,8 @@ class _Run:
     folder: Path
     writer: TunedWriter
     chain: Chain
+    sites: tuple[tuple[Site, ...], ...] | None  # where AWQ scales
+    parameters: tuple[Mapping[str, str], ...]  # of blocks, by tensors that they are
 
     def block(self, index: int, subjects: tuple[Subject, ...]) -> None:
         """Tune a block, or take its codes as they are there, and go through it."""
@@ -132,35 +141,39 @@ class _Run:
             self.model.prefetch(index + 1)
             wanted = self.chain.enter(module, index)
             if self.writer.has(name):
-                codes = _read(self.folder, name, subjects)
+                codes, replaced = _read(self.folder, name, subjects)
             else:
                 seed = self.options.data.seed + SEEDS * index  # another order of samples for each block
                 work = Work(module, index, subjects, self.chain.inputs, wanted, kernels, seed)
-                codes = _tune(work, self.options)
-                self.writer.write(name, {s.module: Tuned(s.scheme, codes[s.tensor]) for s in subjects})
+                codes, changes = _tune(work, self.options, self.sites[index] if self.sites else ())
+                replaced = {name: bytes_of(values) for name, values in changes.replaced.items()}
+                found = {s.module: Tuned(s.scheme, codes[s.tensor], changes.factors_of(s.tensor)) for s in subjects}
+                self.writer.write(name, found, replaced)
             if not is_last:
                 put_codes(module, subjects, codes, kernels)
+                put_replaced(module, self.parameters[index], replaced)
                 self.chain.leave(module, index)
 
 
-def _tune(work: Work, options: TuneOptions) -> Codes:
-    if options.algorithm == "signround":
-        return tune_signround(work, options.signround)
-    if options.algorithm == "gptq":
-        return tune_gptq(work, options.gptq)
-    return tune_by_importance(work) if options.algorithm == "opt-rtn" else tune_nearest(work)
+def _tune(work: Work, options: TuneOptions, sites: Sequence[Site]) -> tuple[Codes, Changes]:
+    """Codes of a block's matrices, and what was changed in it before."""
+    changes, ranges = scale_block(work, sites, options.awq) if sites else (Changes(), None)
+    if options.codes == "signround":
+        return tune_signround(work, options.signround, ranges), changes
+    if options.codes == "gptq":
+        return tune_gptq(work, options.gptq), changes
+    return tune_by_importance(work) if options.codes == "opt-rtn" else tune_nearest(work), changes
 
 
-def _read(folder: Path, name: str, subjects: tuple[Subject, ...]) -> Codes:
-    """Codes of a finished block, by tensor. Raises BadTuned."""
-    schemes: dict[str, Mapping[str, Any]] = {}
-    shapes: dict[str, tuple[int, int]] = {}
-    refs: dict[str, TunedRef] = {}
-    read_block(folder / f"{name}{SUFFIX}", schemes, shapes, refs)
-    lacking = [s.module for s in subjects if shapes.get(s.module) != s.shape]
+def _read(folder: Path, name: str, subjects: tuple[Subject, ...]) -> tuple[Codes, Mapping[str, Replaced]]:
+    """Codes of a finished block, and what it replaces, by tensor. Raises BadTuned."""
+    found = TunedBlocks()
+    read_block(folder / f"{name}{SUFFIX}", found)
+    lacking = [s.module for s in subjects if found.shapes.get(s.module) != s.shape]
     if lacking:
         raise BadTuned(f"{folder.name}/{name}{SUFFIX} has no codes of {lacking[0]}: delete the folder and tune again")
-    return {s.tensor: read_tuned(refs[s.module], 0, s.shape[0]) for s in subjects}
+    codes = {s.tensor: read_tuned(found.refs[s.module], 0, s.shape[0]) for s in subjects}
+    return codes, {tensor: read_whole(ref) for tensor, ref in found.replaced.items()}
 
 
 def _samples(model: BlockModel, options: TuneOptions, tokenizer: Tokenizer, place: Place) -> tuple[torch.Tensor, int]:

@@ -61,8 +61,9 @@ def check_scheme(scheme: Scheme) -> None:
         )
 
 
-def make_grid(weight: Tensor, scheme: Scheme, dtype: str) -> Grid:
-    """The grid of a weight [rows, columns], fp32, that the checkpoint has in `dtype`. Raises as `check_scheme`."""
+def make_grid(weight: Tensor, scheme: Scheme, dtype: str, ends: tuple[Tensor, Tensor] | None = None) -> Grid:
+    """The grid of a weight [rows, columns], fp32, that the checkpoint has in `dtype`; `ends`: of narrower ranges of its
+    groups, [rows, groups]. Raises as `check_scheme`."""
     check_scheme(scheme)
     columns = weight.shape[1]
     group = scheme.group_columns(columns)
@@ -71,6 +72,8 @@ def make_grid(weight: Tensor, scheme: Scheme, dtype: str) -> Grid:
     rule: Rule = "bias" if scheme.numbers == "mlx" else "symmetric" if scheme.symmetric else "zero"
     stored = TYPES[STORED[dtype] if scheme.scale == WEIGHT_TYPE else scheme.scale]
     low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)
+    if ends is not None:  # auto-round's awq_clip_min and awq_clip_max
+        low, high = torch.maximum(low, ends[0].flatten()), torch.minimum(high, ends[1].flatten())
     return Grid(grouped, low, high, columns, rule, scheme.bits, stored)
 
 

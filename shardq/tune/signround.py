@@ -26,6 +26,7 @@ from shardq.tune.work import Codes, Work
 LOSS_SCALE: Final = 1000.0
 LONG_RUN: Final = 1000  # iterations from which codes of 3 bits and fewer take steps twice as large
 FEW_BITS: Final = 3
+Ranges = Mapping[str, tuple[Tensor, Tensor]]  # by tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +86,11 @@ class _Unit:
         return tuple(p.detach().clone() for p in (self.v, *self.factors))
 
 
-def tune_signround(work: Work, options: SignRoundOptions) -> Codes:
-    """Codes of all matrices of a block. Raises BadOption for schemes without integers, NonFiniteWeight."""
-    units = [_make_unit(work.block, name, of, options) for name, of in _by_parameter(work.subjects).items()]
+def tune_signround(work: Work, options: SignRoundOptions, ranges: Ranges | None = None) -> Codes:
+    """Codes of all matrices of a block. `ranges`: ends of groups [rows, groups] that matrices which are whole
+    parameters begin with. Raises BadOption for schemes without integers, NonFiniteWeight."""
+    by_parameter = _by_parameter(work.subjects).items()
+    units = [_make_unit(work.block, name, of, options, ranges or {}) for name, of in by_parameter]
     best = _learn(work, units, options)
     codes: Codes = {}
     with torch.no_grad():
@@ -160,7 +163,9 @@ def _by_parameter(subjects: tuple[Subject, ...]) -> Mapping[str, list[Subject]]:
     return found
 
 
-def _make_unit(block: nn.Module, name: str, subjects: list[Subject], options: SignRoundOptions) -> _Unit:
+def _make_unit(
+    block: nn.Module, name: str, subjects: list[Subject], options: SignRoundOptions, ranges: Ranges
+) -> _Unit:
     parameter = block.get_parameter(name)
     first = subjects[0]
     if (
@@ -172,7 +177,7 @@ def _make_unit(block: nn.Module, name: str, subjects: list[Subject], options: Si
             "them one"
         )
     weight = parameter.detach().float().reshape(-1, parameter.shape[-1])
-    grid = make_grid(weight, first.scheme, first.dtype)
+    grid = make_grid(weight, first.scheme, first.dtype, ranges.get(first.tensor))
     v = torch.zeros_like(grid.weight, requires_grad=True)
     factors = [torch.ones_like(grid.low, requires_grad=options.enable_minmax_tuning) for _ in range(2)]
     rates = options.rates(first.scheme.bits)

@@ -72,6 +72,17 @@ def find_subjects(model: BlockModel, plan: Plan) -> Subjects:
     return Subjects(tuple(blocks), tuple(d.tensor.module for n, d in wanted.items() if n not in found))
 
 
+def find_parameters(model: BlockModel) -> tuple[Mapping[str, str], ...]:
+    """Of each block the tensors of the checkpoint that are parameters as they are, and the names of these in it."""
+    found: list[Mapping[str, str]] = []
+    for name, parameters in zip(model.block_names, model.matched.blocks, strict=True):
+        plain = (c for c in model.matched.conversions.find(parameters) if c.converter is None)
+        own = {c.sources[0][0]: c.key for c in plain}
+        alike = {t: key for t, key in own.items() if model.matched.tensors[t].shape == model.matched.shapes[key]}
+        found.append({t: key.removeprefix(f"{name}.") for t, key in alike.items()})
+    return tuple(found)
+
+
 def _places(model: BlockModel, block: str, parameters: Sequence[str]) -> Iterator[tuple[str, Place]]:
     """Tensors of the checkpoint that are matrices of these parameters, each with its place."""
     shapes = model.matched.shapes
