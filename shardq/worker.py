@@ -36,6 +36,7 @@ from shardq.making import (
     Way,
     extents_of,
     losses_of,
+    measure_written,
     slab_shapes,
     specs_of,
     way_of,
@@ -66,7 +67,7 @@ from shardq.tasks import (
     SurveyTask,
     Workplace,
 )
-from shardq.tuned import read_factors, read_tuned
+from shardq.tuned_rows import pack_tuned
 
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Report = BundleDone | Surveyed | Sealed | Settled
@@ -195,18 +196,16 @@ class Worker:
                 raise self._non_finite(task, scheme, tile)
             for m in takers:
                 m.layout.pack(part, tile.row, m.out, scheme, self._kernels)
-                if m.task.reads_back and m.stats is not None:  # such layouts have the weight's rows first
-                    read = m.layout.unpack({k: v[there] for k, v in m.out.items()}, scheme, self._kernels)
-                    stats = m.stats[there]
-                    measure_rows(tile.rows, dtype, m.layout.unpacks_to(scheme), read, stats, self._kernels)
-                    stats[:, COUNTS] = room.stats[there, COUNTS]  # there are no codes any more
+                if m.task.reads_back and m.stats is not None:
+                    measure_written(m, tile.rows, dtype, there, self._kernels)
+                    m.stats[there, COUNTS] = room.stats[there, COUNTS]  # there are no codes any more
         for m in makings:
             if m.task.scheme is None:
                 self._keep(tile, m)
             elif m.task.goal:
                 self._carry(tile, m)
-            elif m.task.tuned:
-                self._pack_tuned(tile, m)
+            elif m.task.tuned and not pack_tuned(tile, m, self._kernels):
+                raise self._non_finite(m.task, m.task.scheme, tile)
 
     def _keep(self, tile: Tile, making: Making) -> None:
         """Rows as they were decoded, in the type that the weight has."""
@@ -236,26 +235,6 @@ class Worker:
         making.layout.pack(part, tile.row, making.out, task.scheme, self._kernels)
         there = slice(tile.row, tile.row + count)
         measure_rows(tile.wide, "F32", task.scheme, part, making.stats[there], self._kernels)
-
-    def _pack_tuned(self, tile: Tile, making: Making) -> None:
-        """Rows with the codes that were tuned for them. Errors are those of the weight that got the codes, which may
-        have been scaled before."""
-        task = making.task
-        assert task.tuned
-        assert task.scheme
-        assert making.stats is not None
-        row, count = task.row + tile.row, len(tile.rows)
-        part = read_tuned(task.tuned, row, row + count)
-        making.layout.pack(part, tile.row, making.out, task.scheme, self._kernels)
-        there = slice(tile.row, tile.row + count)
-        weights, dtype = tile.rows, tile.dtype
-        if task.tuned.is_scaled:
-            weights, dtype = np.empty(tile.rows.shape, np.float32), "F32"
-            self._kernels.widen(tile.rows, tile.dtype, weights)
-            read_factors(task.tuned).apply(weights, row)
-        measure_rows(weights, dtype, task.scheme, part, making.stats[there], self._kernels)
-        if not np.isfinite(making.stats[there]).all():
-            raise self._non_finite(task, task.scheme, tile)
 
     def _write(self, making: Making) -> None:
         path = self._part(making.member.lane, making.task.file)
