@@ -81,6 +81,11 @@ def tuning_options(function: F) -> F:
             help="Scale by what comes in and by weights, by what comes in alone, or as is better. Default: true (awq).",
         ),
         _option(
+            "--awq-loss", type=click.Choice(["output", "inputs"]),
+            help="What scales are searched for: the least change of what attention and MLP give, or of weights, as "
+            "their inputs count. Default: output (awq).",
+        ),
+        _option(
             "--awq-seqlen", type=int, metavar="N",
             help="Tokens of a sample that the search for scales sees, 0 for all. Default: 512 (awq).",
         ),

@@ -16,6 +16,8 @@ from shardq.errors import BadOption
 
 Duo = Literal["true", "false", "both"]
 DUO: Final[tuple[Duo, ...]] = ("true", "false", "both")
+Loss = Literal["output", "inputs"]
+LOSSES: Final[tuple[Loss, ...]] = ("output", "inputs")
 NEAR_ZERO: Final = 1e-4  # least factor, and what is added to means of weights
 LEAST_GROUP: Final = 1e-6  # added to a group's largest magnitude
 CLIP_GRID: Final = 20  # steps of a group's largest magnitude
@@ -28,6 +30,9 @@ class AwqOptions:
 
     awq_n_grid: int = 20
     awq_duo_scaling: Duo = "true"
+    awq_loss: Loss = (
+        "output"  # of the module, as auto-round; or of weights, by mean squares of inputs (quality.md, 6 F)
+    )
     awq_seqlen: int = 512  # tokens of a sample that the search sees; 0: all
     awq_apply_clip: bool = False
     awq_clip_as_init: bool = False  # SignRound begins with the clipped ranges, and weights stay as they are
@@ -38,6 +43,8 @@ class AwqOptions:
             raise BadOption(f"--awq-n-grid {self.awq_n_grid}: expected at least 1")
         if self.awq_duo_scaling not in DUO:
             raise BadOption(f"--awq-duo-scaling {self.awq_duo_scaling!r}: expected one of {', '.join(DUO)}")
+        if self.awq_loss not in LOSSES:
+            raise BadOption(f"--awq-loss {self.awq_loss!r}: expected one of {', '.join(LOSSES)}")
         if self.awq_clip_as_init and not self.awq_apply_clip:
             raise BadOption("--awq-clip-as-init says what is done with clipped ranges: give --awq-apply-clip, too")
 

@@ -40,6 +40,7 @@ class Seen:
     """What comes into the matrices of a site."""
 
     magnitudes: Tensor | None = None  # sums of |x| of each column, in double precision
+    squares: Tensor | None = None  # and of x * x, where these are the loss
     tokens: int = 0
     products: Products | None = None  # where the module is the only matrix
     calls: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = field(default_factory=list)  # of the module, where not
@@ -104,8 +105,12 @@ def search_factors(work: Work, site: Site, seen: Seen, options: AwqOptions) -> T
 
 
 def _loss(work: Work, site: Site, seen: Seen, wanted: Sequence[Tensor], factors: Tensor) -> float:
-    """Sum of squares of what the nearest codes of scaled matrices change of the module's output."""
+    """Sum of squares of what the nearest codes of scaled matrices change of the module's output, or as if each column
+    changed it alone."""
     values = _nearest(work, site, factors)
+    if seen.squares is not None:
+        changes = (s.weight(work.block).float() - values[s.tensor].float() for s in site.behind)
+        return sum(float((change.square().sum(0) * seen.squares).sum()) for change in changes)
     if seen.products:
         (s,) = site.behind
         return seen.products.squares(s.weight(work.block).float() - values[s.tensor].float())
@@ -182,7 +187,7 @@ def _hooked(block: nn.Module, sites: Sequence[Site], seen: Sequence[Seen], optio
         for site, own in zip(sites, seen, strict=True):
             first = site.behind[0].place.parameter.rpartition(".")[0]
             handles.append(block.get_submodule(first).register_forward_pre_hook(_input_hook(site, own, options)))
-            if len(site.behind) > 1:
+            if len(site.behind) > 1 and options.awq_loss == "output":
                 hook = _call_hook(own)
                 handles.append(site.module(block).register_forward_pre_hook(hook, with_kwargs=True))
         yield
@@ -194,13 +199,17 @@ def _hooked(block: nn.Module, sites: Sequence[Site], seen: Sequence[Seen], optio
 def _input_hook(site: Site, seen: Seen, options: AwqOptions) -> Callable[..., None]:
     groups = {s.scheme.group_columns(s.shape[1]) for s in site.behind} if options.awq_apply_clip else ()
     seen.groups = {group: GroupProducts(group) for group in groups}
-    seen.products = Products() if len(site.behind) == 1 else None
+    by_output = options.awq_loss == "output"
+    seen.products = Products() if by_output and len(site.behind) == 1 else None
+    seen.squares = None if by_output else torch.zeros(site.behind[0].shape[1], dtype=torch.float64)
 
     def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].detach().reshape(-1, args[0].shape[-1]).float()
         sums = x.abs().sum(0, dtype=torch.float64)
         seen.magnitudes = sums if seen.magnitudes is None else seen.magnitudes + sums
         seen.tokens += len(x)
+        if seen.squares is not None:
+            seen.squares += (x * x).sum(0, dtype=torch.float64)
         if seen.products:
             seen.products.add(x)
         for own in seen.groups.values():

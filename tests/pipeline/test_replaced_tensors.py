@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import shardq
-from shardq import Limits, make_recipe
+from shardq import Limits, Progress, make_recipe
 from shardq.checkpoint import TensorRef
-from shardq.errors import BadTuned
+from shardq.errors import BadTuned, ShardqError
 from shardq.headers import read_headers
 from shardq.kernels import load
 from shardq.ledger import decode_ledger
@@ -136,6 +136,32 @@ def test_a_replaced_matrix_that_another_output_quantizes(tmp_path: Path) -> None
     alone = shardq.quantize("demo", recipes[0], output_dir=tmp_path / "alone", limits=INLINE).output
     for path in alone.glob("*.safetensors"):
         assert (outs[0] / path.name).read_bytes() == path.read_bytes()
+
+
+class EnoughError(ShardqError):
+    """Ends a run from its own report."""
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(plain: Path, tmp_path: Path) -> None:
+    norms = {n: _changed(t) for n, t in _tensors().items() if n.endswith("layernorm.weight")}
+    recipe = make_recipe(SCHEME, tuned=_tuned(tmp_path / "tuned", plain, norms))
+    whole = shardq.quantize("demo", recipe, output_dir=tmp_path / "whole", limits=INLINE).output
+    plan, steps = shardq.plan("demo", recipe), list[Progress]()
+
+    def stop(step: Progress) -> None:
+        steps.append(step)
+        if sum(s.stage == "work" for s in steps) == len(plan.tasks) - 1:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        shardq.quantize("demo", recipe, output_dir=tmp_path / "again", limits=INLINE, report=stop)
+    more: list[Progress] = []
+    again = shardq.quantize("demo", recipe, output_dir=tmp_path / "again", limits=INLINE, report=more.append).output
+    replacing = [t for t in plan.tasks if any(p.replaced for p in getattr(t, "pieces", ()))]
+    assert more[-1].resumed_bytes >= sum(t.source_bytes for t in plan.tasks[:-1])
+    assert replacing
+    for path in whole.glob("*.safetensors"):
+        assert (again / path.name).read_bytes() == path.read_bytes()
 
 
 def test_what_does_not_fit_the_checkpoint_is_refused(plain: Path, tmp_path: Path) -> None:

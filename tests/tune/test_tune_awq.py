@@ -89,9 +89,10 @@ def test_scaling_leaves_what_a_block_computes(name: str, folders: dict[str, Path
         assert all(values.dtype == torch.bfloat16 for values in changes.replaced.values())
 
 
+@pytest.mark.parametrize("loss", ["output", "inputs"])
 @pytest.mark.parametrize("duo", ["true", "false", "both"])
-def test_the_search_is_never_worse_than_no_scaling(duo: Any, folders: dict[str, Path]) -> None:
-    options = AwqOptions(awq_n_grid=8, awq_duo_scaling=duo)
+def test_the_search_is_never_worse_than_no_scaling(duo: Any, loss: Any, folders: dict[str, Path]) -> None:
+    options = AwqOptions(awq_n_grid=8, awq_duo_scaling=duo, awq_loss=loss)
     assert options.candidates[0] == (0.0, False)
     better = 0
     with _first_block(folders["llama"]) as (work, sites):
@@ -242,6 +243,7 @@ def test_the_search_sees_the_first_tokens_of_samples(folders: dict[str, Path]) -
         ({"algorithm": "signround,awq"}, "--algorithm"),
         ({"algorithm": "awq", "awq_n_grid": 0}, "--awq-n-grid"),
         ({"algorithm": "awq", "awq_duo_scaling": "maybe"}, "--awq-duo-scaling"),
+        ({"algorithm": "awq", "awq_loss": "maybe"}, "--awq-loss"),
         ({"algorithm": "awq,signround", "awq_clip_as_init": True}, "--awq-apply-clip"),
         ({"algorithm": "awq", "awq_clip_as_init": True, "awq_apply_clip": True}, "awq,signround"),
     ],
