@@ -74,4 +74,8 @@ def tune(
         console.warn(
             [f"{len(found.left)} modules are not tuned and get the nearest codes: {', '.join(found.left[:3])}"]
         )
+    if found.unscaled:
+        console.warn(
+            [f"awq: nothing to scale is known in {len(found.unscaled)} blocks: {', '.join(found.unscaled[:3])}"]
+        )
     run_recipes(console, source, build(str(folder)), targets)

@@ -37,8 +37,10 @@ IDENTITY: Final = "identity.json"  # while blocks are still missing
 SUFFIX: Final = ".safetensors"
 SHOWN: Final = 4  # names told in a message before "and N more"
 PARTS: Final = ("codes", "scales", "zeros", "biases")
-DTYPES: Final[Mapping[str, str]] = {"codes": "U8", "scales": "F32", "zeros": "U8", "biases": "F32"}
 FACTORS: Final = ("rows", "columns")
+DTYPES: Final[Mapping[str, str]] = {
+    "codes": "U8", "scales": "F32", "zeros": "U8", "biases": "F32", "rows": "F32", "columns": "F32",
+}  # fmt: skip
 PLAIN: Final = "plain"
 
 
@@ -148,7 +150,7 @@ class TunedWriter:
             said[module] = {"scheme": asdict(t.scheme), "global_scale": q.global_scale}
         content = {name: a.tobytes() for name, a in arrays.items()}
         content |= {f"{PLAIN}.{name}": r.data for name, r in plain.items()}
-        specs = [TensorSpec(name, DTYPES.get(name.partition(".")[0], "F32"), a.shape) for name, a in arrays.items()]
+        specs = [TensorSpec(name, DTYPES[name.partition(".")[0]], a.shape) for name, a in arrays.items()]
         specs += [TensorSpec(f"{PLAIN}.{name}", r.dtype, r.shape) for name, r in plain.items()]
         metadata = {"modules": json.dumps(said, sort_keys=True)}
         if plain:
@@ -297,8 +299,8 @@ def _begins(parts: Sequence[HeaderTensor | None]) -> tuple[int, ...]:
 def _fit_factors(factors: Sequence[HeaderTensor | None], codes: HeaderTensor) -> bool:
     """Vectors of the rows and columns of the codes."""
     return all(
-        t is None or (t.dtype == "F32" and tuple(t.shape) == (size,))
-        for t, size in zip(factors, codes.shape, strict=True)
+        t is None or (t.dtype == DTYPES[kind] and tuple(t.shape) == (size,))
+        for kind, t, size in zip(FACTORS, factors, codes.shape, strict=True)
     )
 
 

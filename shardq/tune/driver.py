@@ -58,6 +58,7 @@ class TuneResult:
     samples: int
     tokens: int
     dropped: int  # samples that were too short
+    unscaled: tuple[str, ...] = ()  # blocks in which AWQ finds nothing to scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def tune_blocks(
             raise BadOption(f"{source.label}: nothing in its blocks gets codes that can be tuned")
         for s in (s for own in subjects.blocks for s in own if options.codes == "signround"):
             check_scheme(s.scheme)
-        sites = find_awq_sites(model, plan, subjects) if options.scales else None
+        sites = find_awq_sites(model, plan, subjects) if options.is_scaling else None
         writer = TunedWriter(place.folder, {**plan.identity(), **options.as_dict()})
         names = model.block_names
         resumed = next((i for i, name in enumerate(names) if not writer.has(name)), len(names))
@@ -100,7 +101,7 @@ def tune_blocks(
         writer.finish()
         return TuneResult(
             place.folder, len(names), resumed, sum(map(len, subjects.blocks)), subjects.left, len(ids),
-            ids.numel(), dropped,
+            ids.numel(), dropped, tuple(n for n, own in zip(names, sites, strict=True) if not own) if sites else (),
         )  # fmt: skip
 
 

@@ -63,13 +63,13 @@ class TuneOptions:
             raise BadOption(f"--dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if self.algorithm not in ALGORITHMS:
             raise BadOption(f"--algorithm {self.algorithm!r}: expected one of {', '.join(ALGORITHMS)}")
-        if self.scales and self.awq.awq_clip_as_init and self.codes != "signround":
+        if self.is_scaling and self.awq.awq_clip_as_init and self.codes != "signround":
             raise BadOption(
                 f"--awq-clip-as-init: {self.codes} does not begin with ranges; take --algorithm awq,signround"
             )
 
     @property
-    def scales(self) -> bool:
+    def is_scaling(self) -> bool:
         """True if matrices are scaled before they get codes."""
         return self.algorithm.partition(",")[0] == AWQ
 

@@ -21,12 +21,11 @@ from shardq.tune.activations import call_block
 from shardq.tune.data_random import shuffled
 from shardq.tune.rounding import Grid, RoundingGradient, make_grid, round_groups, take_codes
 from shardq.tune.subjects import Subject
-from shardq.tune.work import Codes, Work
+from shardq.tune.work import Codes, Ranges, Work
 
 LOSS_SCALE: Final = 1000.0
 LONG_RUN: Final = 1000  # iterations from which codes of 3 bits and fewer take steps twice as large
 FEW_BITS: Final = 3
-Ranges = Mapping[str, tuple[Tensor, Tensor]]  # by tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STATS = 6  # figures of a row
 Codes = dict[str, Quantized]  # by tensor
+Ranges = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # by tensor: ends of each group's range, [rows, groups]
 
 
 @dataclass(slots=True)

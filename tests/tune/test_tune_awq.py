@@ -22,6 +22,7 @@ from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
 from shardq.tune import block_awq, driver
 from shardq.tune.awq import AwqOptions, in_groups
+from shardq.tune.awq_inputs import record_inputs
 from shardq.tune.awq_sites import Site, find_awq_sites
 from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, TuneResult, tune_blocks
@@ -89,6 +90,18 @@ def test_scaling_leaves_what_a_block_computes(name: str, folders: dict[str, Path
         assert all(values.dtype == torch.bfloat16 for values in changes.replaced.values())
 
 
+def test_a_bias_goes_with_its_rows(tmp_path: Path) -> None:
+    folder = models.make_model("qwen2", tmp_path / "qwen2", torch.float32)
+    with _first_block(folder) as (work, sites):
+        site = next(s for s in sites if s.bias)
+        assert (site.rows.place.parameter if site.rows else "") == "self_attn.v_proj.weight"
+        before, changes = work.run(work.inputs), Changes()
+        factors = torch.exp(torch.randn(64, generator=torch.Generator().manual_seed(0)))
+        block_awq.apply_factors(work.block, site, factors, changes)
+        assert changes.replaced.keys() == {"model.layers.0.self_attn.v_proj.bias"}
+        assert float((work.run(work.inputs) - before).abs().max()) < 2e-5 * float(before.abs().max())
+
+
 @pytest.mark.parametrize("loss", ["output", "inputs"])
 @pytest.mark.parametrize("duo", ["true", "false", "both"])
 def test_the_search_is_never_worse_than_no_scaling(duo: Any, loss: Any, folders: dict[str, Path]) -> None:
@@ -96,7 +109,7 @@ def test_the_search_is_never_worse_than_no_scaling(duo: Any, loss: Any, folders:
     assert options.candidates[0] == (0.0, False)
     better = 0
     with _first_block(folders["llama"]) as (work, sites):
-        for site, seen in zip(sites, block_awq._record(work, sites, options), strict=True):
+        for site, seen in zip(sites, record_inputs(work, sites, options), strict=True):
             module = site.module(work.block)
             wanted = [block_awq._output(module(*args, **kwargs)) for args, kwargs in seen.calls]
             best = block_awq.search_factors(work, site, seen, options)
@@ -178,7 +191,7 @@ def test_scaling_makes_the_nearest_codes_better(tmp_path: Path) -> None:
 def test_a_range_is_clipped_where_that_lowers_the_error(folders: dict[str, Path]) -> None:
     recipe, options = _recipe("W2A16G32"), AwqOptions(awq_n_grid=4, awq_apply_clip=True)
     with _first_block(folders["llama"], recipe) as (work, sites):
-        seen = block_awq._record(work, sites, options)
+        seen = record_inputs(work, sites, options)
         before = {s.tensor: s.weight(work.block).clone() for s in work.subjects}
         changes, ranges = block_awq.scale_block(work, sites, options)
         assert not ranges
@@ -255,8 +268,8 @@ def test_words_without_a_meaning_are_refused(words: dict[str, object], told: str
 
 def test_words_of_lists_have_their_parts() -> None:
     found = build_options({"algorithm": "awq,signround", "iters": 7, "awq_n_grid": 3})
-    assert (found.codes, found.scales, found.precision) == ("signround", True, "auto")
+    assert (found.codes, found.is_scaling, found.precision) == ("signround", True, "auto")
     assert found.as_dict().keys() & {"awq", "gptq", "signround"} == {"awq", "signround"}
     alone = build_options({"algorithm": "awq"})
-    assert (alone.codes, alone.scales, alone.precision) == ("opt-rtn", True, "float32")
-    assert not build_options({"algorithm": "opt-rtn"}).scales
+    assert (alone.codes, alone.is_scaling, alone.precision) == ("opt-rtn", True, "float32")
+    assert not build_options({"algorithm": "opt-rtn"}).is_scaling

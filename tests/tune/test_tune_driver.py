@@ -69,7 +69,7 @@ def _error(folder: Path, out: Path, recipe: Recipe | None = None) -> float:
         for index, own in enumerate(subjects.blocks):
             with model.block(index) as block:
                 model.advance(block, plain, index)
-                put_codes(block, own, driver._read(out, model.block_names[index], own), load())
+                put_codes(block, own, driver._read(out, model.block_names[index], own)[0], load())
                 model.advance(block, coded, index)
         return float((plain.hidden - coded.hidden).square().mean())
 
@@ -94,10 +94,10 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(
     _tune(folders["llama"], whole, algorithm, enable_quanted_input=quanted)
     real = driver._tune
 
-    def stopping(work: Work, options: TuneOptions) -> Any:
+    def stopping(work: Work, *more: Any) -> Any:
         if work.index == 2:
             raise KeyboardInterrupt
-        return real(work, options)
+        return real(work, *more)
 
     with monkeypatch.context() as stopped:
         stopped.setattr(driver, "_tune", stopping)
