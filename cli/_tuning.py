@@ -73,12 +73,13 @@ def tuning_options(function: F) -> F:
         _option("--awq-n-grid", type=int, metavar="N", help="Strengths of scaling that are tried. Default: 20 (awq)."),
         _option(
             "--awq-duo-scaling", type=click.Choice(["true", "false", "both"]),
-            help="Scale by what comes in and by weights, by what comes in alone, or as is better. Default: true (awq).",
+            help="Scale by weights, too, not by what comes in alone, or as is better. AutoRound's: true. Default: "
+            "false (awq).",
         ),
         _option(
-            "--awq-loss", type=click.Choice(["output", "inputs"]),
-            help="What scales are searched for: the least change of what attention and MLP give, or of weights, as "
-            "their inputs count. Default: output (awq).",
+            "--awq-loss", type=click.Choice(["inputs", "output"]),
+            help="What scales are searched for: the least change of weights, as their inputs count, or of what "
+            "attention and MLP give, as AutoRound. Default: inputs (awq).",
         ),
         _option(
             "--awq-seqlen", type=int, metavar="N",

@@ -168,7 +168,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(
     assert all((whole / n).read_bytes() == (again / n).read_bytes() for n in files)
 
 
-def test_scaling_makes_the_nearest_codes_better(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("loss", "duo"), [("inputs", "false"), ("output", "true")])
+def test_scaling_makes_the_nearest_codes_better(loss: Any, duo: Any, tmp_path: Path) -> None:
     """With columns of very different inputs, as real models have them."""
     folder = models.make_model("llama", tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
@@ -180,7 +181,7 @@ def test_scaling_makes_the_nearest_codes_better(tmp_path: Path) -> None:
     ids, errors = models.some_ids(4, 48), {}
     wanted = models.whole_logits(folder, ids).log_softmax(-1)
     for algorithm in ("rtn", "awq,rtn"):
-        _tune(folder, tmp_path / algorithm, algorithm, awq=AwqOptions())
+        _tune(folder, tmp_path / algorithm, algorithm, awq=AwqOptions(awq_duo_scaling=duo, awq_loss=loss))
         recipe, out = _recipe(tuned=tmp_path / algorithm), tmp_path / f"out-{algorithm}"
         shardq.quantize(str(folder), recipe, output_dir=out, limits=shardq.Limits(parallel=1))
         found = models.whole_logits(out, ids).log_softmax(-1)

@@ -47,7 +47,7 @@ def test_scales_and_codes_are_tuned_and_packed(tmp_path: Path) -> None:
     identity = json.loads((tmp_path / "out.tuned" / "tuned.json").read_text())["identity"]
     assert identity["algorithm"] == "awq,signround"
     assert identity["awq"] == {
-        "awq_n_grid": 4, "awq_duo_scaling": "both", "awq_loss": "output", "awq_seqlen": 512,
+        "awq_n_grid": 4, "awq_duo_scaling": "both", "awq_loss": "inputs", "awq_seqlen": 512,
         "awq_apply_clip": True, "awq_clip_as_init": False,
     }  # fmt: skip
     checked = _run("verify", str(out), "--deep", "--source", str(source))
