@@ -26,13 +26,11 @@ CLIP_STEPS: Final = 10  # of them that are tried: down to 0.55
 
 @dataclass(frozen=True, slots=True)
 class AwqOptions:
-    """Under auto-round's names."""
+    """Under auto-round's names; what it does itself are "true" and "output"."""
 
     awq_n_grid: int = 20
-    awq_duo_scaling: Duo = "true"
-    awq_loss: Loss = (
-        "output"  # of the module, as auto-round; or of weights, by mean squares of inputs (quality.md, 6 F)
-    )
+    awq_duo_scaling: Duo = "false"
+    awq_loss: Loss = "inputs"  # of weights, as squares of inputs weigh them; output: of the module that has them
     awq_seqlen: int = 512  # tokens of a sample that the search sees; 0: all
     awq_apply_clip: bool = False
     awq_clip_as_init: bool = False  # SignRound begins with the clipped ranges, and weights stay as they are

@@ -271,6 +271,7 @@ def test_words_of_lists_have_their_parts() -> None:
     found = build_options({"algorithm": "awq,signround", "iters": 7, "awq_n_grid": 3})
     assert (found.codes, found.is_scaling, found.precision) == ("signround", True, "auto")
     assert found.as_dict().keys() & {"awq", "gptq", "signround"} == {"awq", "signround"}
+    assert (found.awq.awq_duo_scaling, found.awq.awq_loss) == ("false", "inputs")
     alone = build_options({"algorithm": "awq"})
     assert (alone.codes, alone.is_scaling, alone.precision) == ("opt-rtn", True, "float32")
     assert not build_options({"algorithm": "opt-rtn"}).is_scaling
