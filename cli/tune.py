@@ -22,7 +22,17 @@ EXAMPLES = (
 )
 
 
-@click.command("tune", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, BadTuned, MissingPackage)))
+class TuneCommand(ShardqCommand):
+    """Knows what auto-round calls its options."""
+
+    def explain(self, option: str) -> str | None:
+        """See autoround_options.py."""
+        from shardq.tune.autoround_options import explain
+
+        return explain(option)
+
+
+@click.command("tune", cls=TuneCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, BadTuned, MissingPackage)))
 @click.argument("source")
 @recipe_options
 @tuning_options
@@ -39,8 +49,9 @@ def tune(
     """Quantize SOURCE with codes that are tuned with data, one transformer block in memory at a time.
 
     Codes go into a folder beside the output, with `.tuned` behind its name, block by block; then they are packed as
-    `quantize --tuned` does it. The same command resumes a run that was stopped. Weights outside of the blocks get the
-    nearest codes. Needs shardq[tune].
+    `quantize --tuned` does it. The same command resumes a run that was stopped. Of what lies outside of the blocks the
+    head is tuned, too (--quant-lm-head); the rest gets the nearest codes. --max-disk counts codes and output together.
+    Needs shardq[tune].
     """
     if search or importance or fold or tuned or rtn:
         raise BadOption(
@@ -65,7 +76,7 @@ def tune(
         return
     folder = path_beside(source, recipes[0], SUFFIX)
     limits = words.limits(console)
-    found = run_tuning(console, source, recipes[0], options, folder, words.subfolder, limits.max_ram_bytes, trust)
+    found = run_tuning(console, source, recipes[0], options, folder, words.subfolder, limits, trust)
     if not console.quiet:
         click.echo(
             f"codes of {found.modules} modules, tuned with {found.tokens} tokens, are in {found.folder}", err=True
@@ -78,4 +89,5 @@ def tune(
         console.warn(
             [f"awq: nothing to scale is known in {len(found.unscaled)} blocks: {', '.join(found.unscaled[:3])}"]
         )
-    run_recipes(console, source, build(str(folder)), targets)
+    taken_bytes = sum(path.stat().st_size for path in found.folder.iterdir())
+    run_recipes(console, source, build(str(folder)), targets, taken_bytes)

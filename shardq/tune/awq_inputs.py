@@ -56,15 +56,15 @@ def _input_hook(site: Site, seen: Seen, options: AwqOptions) -> Callable[..., No
     seen.groups = {group: GroupProducts(group) for group in groups}
     by_output = options.awq_loss == "output"
     seen.products = Products() if by_output and len(site.behind) == 1 else None
-    seen.squares = None if by_output else torch.zeros(site.behind[0].shape[1], dtype=torch.float64)
 
     def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].detach().reshape(-1, args[0].shape[-1]).float()
         sums = x.abs().sum(0, dtype=torch.float64)
         seen.magnitudes = sums if seen.magnitudes is None else seen.magnitudes + sums
         seen.tokens += len(x)
-        if seen.squares is not None:
-            seen.squares += (x * x).sum(0, dtype=torch.float64)
+        if not by_output:
+            squares = (x * x).sum(0, dtype=torch.float64)
+            seen.squares = squares if seen.squares is None else seen.squares + squares
         if seen.products:
             seen.products.add(x)
         for own in seen.groups.values():

@@ -12,6 +12,7 @@ from shardq.fold_sites import NormSite, PairSite, find_sites
 from shardq.fused import model_types
 from shardq.plans import Plan
 from shardq.tune.blocks import BlockModel
+from shardq.tune.places import Place
 from shardq.tune.stored import STORED
 from shardq.tune.subjects import Subject, Subjects, find_parameters
 
@@ -80,7 +81,7 @@ def _sites(
     decisions: Mapping[str, Decision],
 ) -> Iterator[Site]:
     """Those of one block."""
-    whole = {s.tensor: s for s in subjects if s.place.expert is None and s.place.rows is None}
+    whole = {s.tensor: s for s in subjects if s.place == Place(s.place.parameter)}
     for n in norms:
         fed = (*n.also, *n.of)
         norm = _plain(n.norm, parameters, decisions)

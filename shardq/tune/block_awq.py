@@ -125,8 +125,8 @@ def _nearest(work: Work, site: Site, factors: Tensor) -> dict[str, Tensor]:
 
 
 def _nearest_of(work: Work, s: Subject, weight: Tensor, amax: float | None) -> Tensor:
-    q = quantize_alone(weight.contiguous().numpy(), s, work.kernels, amax)
-    return torch.from_numpy(decode_rows(q, s.scheme, work.kernels))
+    q = quantize_alone(weight.contiguous().cpu().numpy(), s, work.kernels, amax)
+    return torch.from_numpy(decode_rows(q, s.scheme, work.kernels)).to(weight.device)
 
 
 def _clip(work: Work, s: Subject, seen: Seen, changes: Changes) -> tuple[Tensor, Tensor]:
@@ -134,8 +134,8 @@ def _clip(work: Work, s: Subject, seen: Seen, changes: Changes) -> tuple[Tensor,
     weight = s.weight(work.block).float()
     group = s.scheme.group_columns(s.shape[1])
     grouped, amax = in_groups(weight, group), largest_of(work).get(s.tensor)
-    factors = changes.columns.get(s.tensor, torch.ones(s.shape[1]))
-    least = torch.full(grouped.shape[:2], float("inf"))
+    factors = changes.columns.get(s.tensor, torch.ones_like(weight[0]))
+    least = torch.full(grouped.shape[:2], float("inf"), device=weight.device)
     best = [end[..., 0].clone() for end in range_at(grouped, s.scheme.symmetric, 0)]
     for step in range(CLIP_STEPS):
         ends = range_at(grouped, s.scheme.symmetric, step)

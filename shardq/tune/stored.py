@@ -14,9 +14,7 @@ STORED: Final[Mapping[str, torch.dtype]] = {"BF16": torch.bfloat16, "F16": torch
 def bytes_of(values: torch.Tensor) -> Replaced:
     """A tensor of one of these types, little-endian."""
     dtype = next(tag for tag, kind in STORED.items() if kind == values.dtype)
-    data = (
-        values.detach().contiguous().view(torch.uint8) if values.ndim else values.detach().reshape(1).view(torch.uint8)
-    )
+    data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return Replaced(dtype, tuple(values.shape), data.numpy().tobytes())
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -41,18 +41,26 @@ class Changes:
         rows, columns = self.rows.get(tensor), self.columns.get(tensor)
         if rows is None and columns is None:
             return None
-        return Factors(None if rows is None else rows.numpy(), None if columns is None else columns.numpy())
+        return Factors(*(None if v is None else v.cpu().numpy() for v in (rows, columns)))
+
+
+class Targets(Protocol):
+    """What a block should give, sample by sample: a tensor [samples, tokens, width], or what makes parts of one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, samples: list[int], /) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A block with the weights of the checkpoint, which an algorithm may change."""
+    """A block, blocks taken as one, or a head, with the weights of the checkpoint, which an algorithm may change."""
 
     block: nn.Module
     index: int
     subjects: tuple[Subject, ...]
     inputs: Batch
-    wanted: torch.Tensor | None  # what the block gives by its own weights and inputs; None unless the algorithm asks
+    wanted: Targets | None  # what the block gives by its own weights and inputs; None unless the algorithm asks
     kernels: "KernelSet"
     seed: int
 
@@ -75,7 +83,7 @@ def largest_of(work: Work, others: Mapping[str, torch.Tensor] | None = None) -> 
 def rows_of(block: nn.Module, subjects: Iterable[Subject]) -> NDArray[np.float32]:
     """Matrices with the same columns, one below the other, in fp32."""
     parts = [s.weight(block).detach().float() for s in subjects]
-    found: NDArray[np.float32] = torch.cat(parts).contiguous().numpy()
+    found: NDArray[np.float32] = torch.cat(parts).contiguous().cpu().numpy()
     return found
 
 
