@@ -35,9 +35,10 @@ def tuning_options(function: F) -> F:
     """Options under AutoRound's names; a command finds them with `take_options`."""
     options = (
         _option(
-            "--algorithm", type=click.Choice(["signround", "gptq", "opt-rtn", "rtn"]),
-            help="How codes are found: rounding learned by gradients, errors made up for by later columns, searched "
-            "scales, the nearest codes. Default: signround.",
+            "--algorithm", metavar="[awq,]CODES",
+            help="How codes are found: signround (rounding learned by gradients), gptq (errors made up for by later "
+            "columns), opt-rtn (searched scales), rtn (the nearest codes). With awq before it, columns are scaled "
+            "first; awq alone is awq,opt-rtn. Default: signround.",
         ),
         _option(
             "--recipe", type=click.Choice(["default", "light", "best", "opt-rtn", "rtn"]),
@@ -70,6 +71,10 @@ def tuning_options(function: F) -> F:
         _option("--momentum", type=float, metavar="X", help="Of gradients before signs. Default: 0 (signround)."),
         _option("--enable-adam", is_flag=True, default=None, help="Steps of AdamW instead of signs (signround)."),
         _option(
+            "--enable-norm-bias-tuning", is_flag=True, default=None,
+            help="Learn weights of norms, and biases, too: those of the output are others then (signround).",
+        ),
+        _option(
             "--dynamic-max-gap", type=int, metavar="N", help="End after so many steps without a better (signround)."
         ),
         kept_option(
@@ -82,6 +87,26 @@ def tuning_options(function: F) -> F:
             "Default: yes.",
         ),
         _option("--damping", type=float, metavar="X", help="Of the mean diagonal, added to H. Default: 0.01 (gptq)."),
+        _option("--awq-n-grid", type=int, metavar="N", help="Strengths of scaling that are tried. Default: 20 (awq)."),
+        _option(
+            "--awq-duo-scaling", type=click.Choice(["true", "false", "both"]),
+            help="Scale by weights, too, not by what comes in alone, or as is better. AutoRound's: true. Default: "
+            "false (awq).",
+        ),
+        _option(
+            "--awq-loss", type=click.Choice(["inputs", "output"]),
+            help="What scales are searched for: the least change of weights, as their inputs count, or of what "
+            "attention and MLP give, as AutoRound. Default: inputs (awq).",
+        ),
+        _option(
+            "--awq-seqlen", type=int, metavar="N",
+            help="Tokens of a sample that the search for scales sees, 0 for all. Default: 512 (awq).",
+        ),
+        _option("--awq-apply-clip", is_flag=True, default=None, help="Clip ranges of groups, too (awq)."),
+        _option(
+            "--awq-clip-as-init", is_flag=True, default=None,
+            help="Begin to learn with clipped ranges, in place of clipping weights (awq,signround).",
+        ),
         _option(
             "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             help="What is computed with; auto: the model's own. Default: auto for signround, else float32.",

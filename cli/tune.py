@@ -93,5 +93,9 @@ def tune(
             f"(more --nsamples may reach them): {', '.join(found.borrowed[:3])}"
         )
         console.warn([text])
+    if found.unscaled:
+        console.warn(
+            [f"awq: nothing to scale is known in {len(found.unscaled)} blocks: {', '.join(found.unscaled[:3])}"]
+        )
     taken_bytes = sum(path.stat().st_size for path in found.folder.iterdir())
     run_recipes(console, source, build(str(folder)), targets, taken_bytes)

@@ -137,7 +137,8 @@ def verify(
     configuration tell.
 
     `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed
-    from the original weights and copies are compared byte for byte, and of GGUF files every byte, for which
+    from the original weights and copies are compared byte for byte (what a tuning replaced with the ledger's hash, and
+    what it scaled not at all), and of GGUF files every byte, for which
     `importance` is the file that they were made with, if any. Of a repo only headers and records are read unless `deep`
     or `source` is given. Raises VerifyFailed when nothing can be checked.
     """

@@ -83,13 +83,16 @@ def check_scheme(scheme: Scheme) -> None:
         raise BadOption(f"SignRound needs scales before codes, and {scheme.name} has both at once")
 
 
-def make_grid(weight: Tensor, scheme: Scheme, dtype: str, parts: Sequence[Part] = ()) -> Grid:
+def make_grid(
+    weight: Tensor, scheme: Scheme, dtype: str, parts: Sequence[Part] = (), ends: tuple[Tensor, Tensor] | None = None
+) -> Grid:
     """The grid of a weight [rows, columns], fp32, that the checkpoint has in `dtype`: one matrix, or several that
-    `parts` names. Raises as `check_scheme`."""
+    `parts` names. `ends`: of narrower ranges of its groups, [rows, groups] (auto-round's awq_clip_min and
+    awq_clip_max, which its MX and NVFP4 do not look at). Raises as `check_scheme`."""
     check_scheme(scheme)
     if scheme.format.is_integer:
-        return make_integers(weight, scheme, dtype)
-    return make_floats(weight, scheme, dtype, parts or (Part(slice(0, len(weight)), None),))
+        return make_integers(weight, scheme, dtype, ends)
+    return make_floats(weight, scheme, dtype, parts or (Part(slice(0, len(weight)), None),), ends)
 
 
 def begin_learning(grid: Grid, factors: bool) -> Learned:

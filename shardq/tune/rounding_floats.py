@@ -133,16 +133,19 @@ class FloatGrid:
         return values.flatten(1)[:, : self.columns].contiguous()
 
 
-def make_floats(weight: Tensor, scheme: Scheme, dtype: str, parts: Sequence[Part]) -> FloatGrid:
-    """Of a weight [rows, columns], fp32, that the checkpoint has in `dtype`, and the matrices in it. Raises ValueError
-    for a scheme that needs the largest magnitude of more than a group, without one."""
+def make_floats(
+    weight: Tensor, scheme: Scheme, dtype: str, parts: Sequence[Part], ends: tuple[Tensor, Tensor] | None = None
+) -> FloatGrid:
+    """As `rounding.make_grid`. Raises ValueError for a scheme that needs the largest magnitude of more than a group,
+    without one."""
     if scheme.reach != "group" and any(p.amax is None for p in parts):
         raise ValueError(f"{scheme.name}: its scales need the largest magnitude of the {scheme.reach}")
     columns = weight.shape[1]
     group = scheme.group_columns(columns)
     grouped = (pad(weight, (0, -columns % group)) if columns % group else weight).reshape(len(weight), -1, group)
     cells = _find_cells(scheme, parts)
-    absmax = cells.largest(grouped.abs().amax(-1))
+    own = grouped.abs().amax(-1)
+    absmax = cells.largest(own if ends is None else torch.minimum(own, torch.maximum(-ends[0], ends[1])))
     if scheme.reach == "tensor":
         absmax = torch.tensor([[p.amax] for p in parts], dtype=torch.float32, device=weight.device)
     global_scales = _global_scales(scheme, parts, len(weight))

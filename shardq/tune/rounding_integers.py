@@ -118,8 +118,8 @@ class IntegerGrid:
         return Quantized(codes, scales, shift.astype(np.uint8))
 
 
-def make_integers(weight: Tensor, scheme: Scheme, dtype: str) -> IntegerGrid:
-    """Of a weight [rows, columns], fp32, that the checkpoint has in `dtype`."""
+def make_integers(weight: Tensor, scheme: Scheme, dtype: str, ends: tuple[Tensor, Tensor] | None = None) -> IntegerGrid:
+    """As `rounding.make_grid`."""
     columns = weight.shape[1]
     group = scheme.group_columns(columns)
     padded = torch.nn.functional.pad(weight, (0, -columns % group)) if columns % group else weight
@@ -127,6 +127,8 @@ def make_integers(weight: Tensor, scheme: Scheme, dtype: str) -> IntegerGrid:
     rule: Rule = "bias" if scheme.numbers == "mlx" else "symmetric" if scheme.symmetric else "zero"
     stored = STORED[dtype] if scheme.scale == WEIGHT_TYPE else scheme.scale
     low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)
+    if ends is not None:
+        low, high = torch.maximum(low, ends[0].flatten()), torch.minimum(high, ends[1].flatten())
     return IntegerGrid(grouped, low, high, columns, rule, scheme.bits, stored, scheme.numbers == "auto_round")
 
 

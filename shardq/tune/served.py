@@ -1,5 +1,6 @@
 """What a server does to the inputs of matrices, done while a block runs: numbers of few bits under scales that are
-found for each token, so that rounding is learned, and the next block's inputs are made, with the errors of that.
+found for each token or that data gave, so that rounding is learned, and the next block's inputs are made, with the
+errors of that.
 
 As auto-round 0.16.1 does it (`wrapper.py`: WrapperLinear, WrapperWALayer) with the Linear layers that it tunes. The
 arithmetic, in fp32, is that of compressed-tensors 0.20 for integers and FP8 (`calculate_qparams`: scales of fp32, the
@@ -10,6 +11,7 @@ magnitude of each group.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -18,53 +20,74 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shardq.quantizers.float_scales import E4M3, E5M3, global_scale
-from shardq.schemes import ACTIVATIONS, Activation, Exponent, Scheme
+from shardq.schemes import ACTIVATIONS, WEIGHT_TYPE, Activation, Exponent, Scheme
 from shardq.tune.float_elements import nearest
-from shardq.tune.float_scales import Plain, Powers, ScaleRule, SmallE4m3, SmallE5m3
+from shardq.tune.float_scales import Plain, Powers, ScaleRule, Scales, SmallE4m3, SmallE5m3
 from shardq.tune.inputs import FIRST, SECOND, between, given, is_stacks
 from shardq.tune.rounding_floats import divisors
 from shardq.tune.subjects import Subject
+from shardq.tuned import InputScale
 
 Change = Callable[[Tensor], Tensor]
 
 
-def fake_quantize(x: Tensor, activation: Activation, exponent: Exponent) -> Tensor:
+def fake_quantize(x: Tensor, activation: Activation, exponent: Exponent, known: float | None = None) -> Tensor:
     """Inputs [..., columns] of a matrix as a server has them, in their own type; `exponent`: the rule of scales that
-    are powers of two. A short last group has a scale of its own; a group of zeros stays, NaN makes NaN of its group.
-    Where a global scale is calibrated, that of these very inputs is taken, as auto-round does without data."""
+    are powers of two; `known`: the number that data gave (quantizers/input_scales.py), where activations are
+    calibrated. A short last group has a scale of its own; a group of zeros stays, NaN makes NaN of its group. Where a
+    global scale is calibrated and not known, that of these very inputs is taken, as auto-round does without data."""
     columns = x.shape[-1]
     group = columns if activation.group_size < 1 else min(activation.group_size, columns)
     grouped = functional.pad(x.float(), (0, -columns % group)).reshape(-1, -(-columns // group), group)
     absmax = grouped.abs().amax(-1)
-    steps = _RULES[activation.scale](activation, exponent, absmax).make(absmax, torch.ones_like(absmax)).steps
+    steps = _RULES[activation.scale](activation, exponent, absmax, known).make(absmax, torch.ones_like(absmax)).steps
     made = nearest(grouped / divisors(steps)[..., None], activation.element) * steps[..., None]
     return made.flatten(1)[:, :columns].reshape(x.shape).to(x.dtype)
 
 
-def _plain(activation: Activation, exponent: Exponent, absmax: Tensor) -> ScaleRule:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """One scale for all, which no input changes."""
+
+    scale: float
+
+    def make(self, absmax: Tensor, factor: Tensor) -> Scales:
+        """See ScaleRule."""
+        steps = torch.full_like(absmax, self.scale)
+        return Scales(steps, steps, torch.zeros_like(factor))
+
+
+def _static(activation: Activation, exponent: Exponent, absmax: Tensor, known: float | None) -> ScaleRule:
     del exponent, absmax
+    assert known is not None, f"{activation.name} is calibrated"
+    return _Known(known)
+
+
+def _plain(activation: Activation, exponent: Exponent, absmax: Tensor, known: float | None) -> ScaleRule:
+    del exponent, absmax, known
     top = activation.format.max_value
     return Plain(top - 0.5 if activation.format.is_integer else top, activation.scale)
 
 
-def _powers(activation: Activation, exponent: Exponent, absmax: Tensor) -> ScaleRule:
-    del absmax
+def _powers(activation: Activation, exponent: Exponent, absmax: Tensor, known: float | None) -> ScaleRule:
+    del absmax, known
     return Powers(activation.element, activation.exponent or exponent)
 
 
-def _e4m3(activation: Activation, exponent: Exponent, absmax: Tensor) -> ScaleRule:
+def _e4m3(activation: Activation, exponent: Exponent, absmax: Tensor, known: float | None) -> ScaleRule:
     del exponent
     largest = activation.format.max_value
-    whole = float(global_scale(float(absmax.amax()), largest)) if absmax.numel() else 1.0
-    return SmallE4m3(largest, torch.tensor(whole, device=absmax.device))
+    own = float(global_scale(float(absmax.amax()), largest)) if known is None and absmax.numel() else 1.0
+    return SmallE4m3(largest, torch.tensor(own if known is None else known, device=absmax.device))
 
 
-def _e5m3(activation: Activation, exponent: Exponent, absmax: Tensor) -> ScaleRule:
-    del exponent, absmax
+def _e5m3(activation: Activation, exponent: Exponent, absmax: Tensor, known: float | None) -> ScaleRule:
+    del exponent, absmax, known
     return SmallE5m3(activation.format.max_value)
 
 
-_RULES: Final[Mapping[str, Callable[[Activation, Exponent, Tensor], ScaleRule]]] = {
+_RULES: Final[Mapping[str, Callable[[Activation, Exponent, Tensor, float | None], ScaleRule]]] = {
+    WEIGHT_TYPE: _static,
     "fp32": _plain,
     "e8m0": _powers,
     E4M3: _e4m3,
@@ -89,10 +112,15 @@ class _Through(torch.autograd.Function):
 
 
 @contextmanager
-def serving(block: nn.Module, subjects: Iterable[Subject]) -> Iterator[None]:
-    """A context in which the block quantizes the inputs of these matrices, where their schemes say so. Experts in
-    stacks run one after the other. Raises UnsupportedSource for experts of a form that is not known."""
-    changes = {(s.place.parameter, s.place.expert): _change_of(s.scheme) for s in subjects if s.scheme.activation}
+def serving(block: nn.Module, subjects: Iterable[Subject], scales: Mapping[str, InputScale]) -> Iterator[None]:
+    """A context in which the block quantizes the inputs of these matrices, where their schemes say so; `scales`: of
+    those that are calibrated, by tensor. Experts in stacks run one after the other. Raises UnsupportedSource for
+    experts of a form that is not known."""
+    changes = {
+        (s.place.parameter, s.place.expert): _change_of(s.scheme, scales.get(s.tensor))
+        for s in subjects
+        if s.scheme.activation
+    }
     handles, replaced = [], []
     try:
         for name in dict.fromkeys(parameter.rpartition(".")[0] for parameter, _ in changes):
@@ -112,11 +140,14 @@ def serving(block: nn.Module, subjects: Iterable[Subject]) -> Iterator[None]:
             del module.__dict__["forward"]
 
 
-def _change_of(scheme: Scheme) -> Change:
-    activation = ACTIVATIONS[scheme.activation]
+def _change_of(scheme: Scheme, scale: InputScale | None) -> Change:
+    activation, known = ACTIVATIONS[scheme.activation], scale.value if scale else None
+
+    def quantize(x: Tensor) -> Tensor:
+        return fake_quantize(x, activation, scheme.exponent, known)
 
     def change(x: Tensor) -> Tensor:
-        made: Tensor = _Through.apply(x, lambda values: fake_quantize(values, activation, scheme.exponent))  # type: ignore[no-untyped-call]
+        made: Tensor = _Through.apply(x, quantize)  # type: ignore[no-untyped-call]
         return made
 
     return change

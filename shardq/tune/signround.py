@@ -7,7 +7,7 @@ of the block's output, the last token of a sample left out; the parameters of th
 before it moved them, are kept. Samples come in a shuffled order, and what fills no batch is left for another one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,12 +17,14 @@ from torch.func import functional_call
 
 from shardq.errors import BadOption, NonFiniteWeight
 from shardq.tune.activations import call_block
+from shardq.tune.awq_sites import Plain
 from shardq.tune.data_random import shuffled
+from shardq.tune.norms_biases import FreeUnit, make_free_units
 from shardq.tune.rounding import Grid, Learned, begin_learning, make_grid, values_of
 from shardq.tune.rounding_parts import Part
 from shardq.tune.steps import Moved, Steps, make_steps
 from shardq.tune.subjects import Subject
-from shardq.tune.work import Codes, Work, largest_of
+from shardq.tune.work import Changes, Codes, Ranges, Work, largest_of
 
 LONG_RUN: Final = 1000  # iterations from which codes of 3 bits and fewer take steps twice as large
 FEW_BITS: Final = 3
@@ -43,6 +45,7 @@ class SignRoundOptions:
     dynamic_max_gap: int = -1  # steps without a better one, after which a block is done; -1: never
     momentum: float = 0.0  # of the gradients whose signs are taken
     enable_adam: bool = False  # AdamW instead of signs
+    enable_norm_bias_tuning: bool = False  # learn weights of norms, and biases, too
 
     def __post_init__(self) -> None:
         """Raises BadOption."""
@@ -55,6 +58,14 @@ class SignRoundOptions:
         """First steps of V and of factors."""
         lr = self.lr or (2.0 if self.iters >= LONG_RUN and bits <= FEW_BITS else 1.0) / self.iters
         return lr, self.minmax_lr or lr
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a block has beside matrices."""
+
+    plain: Mapping[str, Plain]  # parameters that may be others in the output, by their names
+    changes: Changes  # filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +92,24 @@ class _Unit:
             yield Moved(self.learned.factors, self.rates[1], bounded=True)
 
 
-def tune_signround(work: Work, options: SignRoundOptions) -> Codes:
-    """Codes of all matrices of a block. Raises BadOption for schemes without scales of their own, NonFiniteWeight."""
-    amax = largest_of(work)
-    units = [_make_unit(work.block, name, of, options, amax) for name, of in _by_parameter(work.subjects).items()]
-    best = _learn(work, units, options)
+def tune_signround(
+    work: Work, options: SignRoundOptions, ranges: Ranges | None = None, beside: Beside | None = None
+) -> Codes:
+    """Codes of all matrices of a block. `ranges`: ends of groups [rows, groups] that matrices which are whole
+    parameters begin with; `beside`: what may be learned with `enable_norm_bias_tuning`. Raises BadOption for schemes
+    without scales of their own, NonFiniteWeight."""
+    begin = _Begin(options, largest_of(work), ranges or {})
+    units = [_make_unit(work.block, name, of, begin) for name, of in _by_parameter(work.subjects).items()]
+    rates = {u.parameter: u.rates[0] for u in units}
+    plain = beside.plain if beside and options.enable_norm_bias_tuning else {}
+    free = [*make_free_units(work.block, plain, work.subjects, rates, options.rates(FEW_BITS + 1)[0])]
+    best = _learn(work, [*units, *free], options)
     codes: Codes = {}
     with torch.no_grad():
-        for unit, learned in zip(units, best, strict=True):
+        for extra, learned in zip(free, best[len(units) :], strict=True):
+            assert beside is not None
+            beside.changes.replaced[extra.plain.tensor] = extra.stored(learned.v)
+        for unit, learned in zip(units, best[: len(units)], strict=True):
             rounded = unit.grid.round(learned.v, *learned.factors)
             if not (torch.isfinite(rounded.scales).all() and torch.isfinite(unit.grid.weight).all()):
                 raise NonFiniteWeight(
@@ -99,7 +120,7 @@ def tune_signround(work: Work, options: SignRoundOptions) -> Codes:
     return codes
 
 
-def _learn(work: Work, units: list[_Unit], options: SignRoundOptions) -> list[Learned]:
+def _learn(work: Work, units: Sequence[_Unit | FreeUnit], options: SignRoundOptions) -> list[Learned]:
     """What is learned, of each unit, at the best step."""
     assert work.wanted is not None
     least, best, since = float("inf"), [u.learned.copied() for u in units], 0
@@ -118,7 +139,9 @@ def _learn(work: Work, units: list[_Unit], options: SignRoundOptions) -> list[Le
     return best
 
 
-def _sum_losses(work: Work, units: list[_Unit], indices: list[int], batch_size: int, steps: Steps) -> float:
+def _sum_losses(
+    work: Work, units: Sequence[_Unit | FreeUnit], indices: list[int], batch_size: int, steps: Steps
+) -> float:
     """Of all samples of a step, whose gradients are added up."""
     loss = 0.0
     for begin in range(0, len(indices), batch_size):
@@ -128,7 +151,7 @@ def _sum_losses(work: Work, units: list[_Unit], indices: list[int], batch_size: 
     return loss
 
 
-def _loss(work: Work, units: list[_Unit], indices: list[int]) -> Tensor:
+def _loss(work: Work, units: Sequence[_Unit | FreeUnit], indices: list[int]) -> Tensor:
     """Sum over samples of the mean square of what a block gives beside what it should."""
     assert work.wanted is not None
     batch = work.inputs.pick(indices)
@@ -161,9 +184,16 @@ def _by_parameter(subjects: tuple[Subject, ...]) -> Mapping[str, list[Subject]]:
     return found
 
 
-def _make_unit(
-    block: nn.Module, name: str, subjects: list[Subject], options: SignRoundOptions, amax: Mapping[str, float]
-) -> _Unit:
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """What learning begins with."""
+
+    options: SignRoundOptions
+    amax: Mapping[str, float]  # by tensor
+    ranges: Ranges
+
+
+def _make_unit(block: nn.Module, name: str, subjects: list[Subject], begin: _Begin) -> _Unit:
     first = subjects[0]
     turned = first.place.turned
     stored = block.get_parameter(name)
@@ -178,9 +208,10 @@ def _make_unit(
         )
     shape = tuple(parameter.shape)
     weight = parameter.detach().float().reshape(-1, shape[-1])
-    grid = make_grid(weight, first.scheme, first.dtype, [Part(_rows(shape, s), amax.get(s.tensor)) for s in subjects])
-    learned = begin_learning(grid, options.enable_minmax_tuning)
-    return _Unit(name, shape, turned, tuple(subjects), grid, learned, options.rates(first.scheme.bits))
+    parts = [Part(_rows(shape, s), begin.amax.get(s.tensor)) for s in subjects]
+    grid = make_grid(weight, first.scheme, first.dtype, parts, begin.ranges.get(first.tensor))
+    learned = begin_learning(grid, begin.options.enable_minmax_tuning)
+    return _Unit(name, shape, turned, tuple(subjects), grid, learned, begin.options.rates(first.scheme.bits))
 
 
 def _rows(shape: tuple[int, ...], s: Subject) -> slice:

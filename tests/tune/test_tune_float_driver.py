@@ -16,7 +16,7 @@ from shardq.kernels import load
 from shardq.plans import make_plan
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
-from shardq.tune import driver
+from shardq.tune import driver, passes
 from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
@@ -61,8 +61,8 @@ def _error(folder: Path, out: Path, recipe: Recipe) -> float:
         for index, own in enumerate(subjects.blocks):
             with model.block(index) as block:
                 model.advance(block, plain, index)
-                put_codes(block, own, driver._read(out, model.block_names[index], own), load())
-                with serving(block, own):
+                put_codes(block, own, passes.read_stored(out, model.block_names[index], own).codes, load())
+                with serving(block, own, {}):
                     model.advance(block, coded, index)
         return float((plain.hidden - coded.hidden).square().mean())
 

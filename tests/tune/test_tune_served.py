@@ -85,7 +85,7 @@ def test_only_matrices_of_such_schemes_are_changed_and_only_inside() -> None:
     block = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
     x = torch.randn(5, 64, requires_grad=True)
     plain = block(x)
-    with serving(block, [_subject("0.weight", "W8A8"), _subject("1.weight", "W8A16")]):
+    with serving(block, [_subject("0.weight", "W8A8"), _subject("1.weight", "W8A16")], {}):
         found = block(x)
         quantized = fake_quantize(x.detach(), ACTIVATIONS["int8"], "")
         assert torch.equal(found, block[1](torch.nn.functional.linear(quantized, block[0].weight, block[0].bias)))
@@ -114,9 +114,9 @@ def test_experts_in_stacks_get_both_inputs_quantized(name: str, tmp_path: Path) 
             experts = [_subject(f"mlp.experts.{p}", "W8A8", e) for p in ("gate_up_proj", "down_proj") for e in range(8)]
             errors = {}
             for part in (experts, experts[:8], experts[8:]):
-                with serving(block, part):
+                with serving(block, part, {}):
                     errors[len(part), part[0].tensor] = float((run() - plain).square().mean())
-            with serving(block, [_subject("mlp.experts.down_proj", "W8A8", 99)]):  # nothing of it is used
+            with serving(block, [_subject("mlp.experts.down_proj", "W8A8", 99)], {}):  # nothing of it is used
                 torch.testing.assert_close(run(), plain, rtol=1e-4, atol=1e-5)
             assert torch.equal(run(), plain)
     both, first, second = errors.values()

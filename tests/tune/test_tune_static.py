@@ -27,7 +27,7 @@ from shardq.quantizers.input_scales import input_scale
 from shardq.recipe import Recipe, make_recipe
 from shardq.schemes import PRESETS, Scheme
 from shardq.sources import open_source
-from shardq.tune import driver
+from shardq.tune import driver, passes
 from shardq.tune.activation_scales import _with_siblings
 from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, TuneResult, tune_blocks
@@ -191,15 +191,15 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(
 ) -> None:
     whole, again = tmp_path / "whole", tmp_path / "again"
     borrowed = _tune(folders["qwen3_moe"], whole, "FP8_STATIC", data=FEW).borrowed
-    real = driver._tune
+    real = passes.tune_block
 
-    def stopping(work: Work, options: TuneOptions) -> Any:
+    def stopping(work: Work, options: TuneOptions, *more: Any) -> Any:
         if work.index == LAST:
             raise KeyboardInterrupt
-        return real(work, options)
+        return real(work, options, *more)
 
     with monkeypatch.context() as stopped:
-        stopped.setattr(driver, "_tune", stopping)
+        stopped.setattr(passes, "tune_block", stopping)
         with pytest.raises(KeyboardInterrupt):
             _tune(folders["qwen3_moe"], again, "FP8_STATIC", data=FEW)
     result = _tune(folders["qwen3_moe"], again, "FP8_STATIC", data=FEW)
