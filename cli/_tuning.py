@@ -14,12 +14,15 @@ from shardq.cli._statistics import block_progress
 from shardq.errors import TaskFailed
 
 if TYPE_CHECKING:
+    from shardq.measured import Measured
     from shardq.recipe import Recipe
     from shardq.tune.driver import TuneResult
     from shardq.tune.options import TuneOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 SUFFIX: Final = ".tuned"  # of the folder beside an output folder
+DAMAGES: Final = ".damages.json"  # of the file beside it
 _KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
 
 
@@ -98,16 +101,29 @@ def run_tuning(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: Path, subfolder: str | None,
     max_ram_bytes: int | None, trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
-    """Tune, in a process of its own: what torch takes of memory ends with it. Raises TaskFailed when it is killed."""
+    """Tune, in a process of its own."""
+    return run_apart(_tune, console, source, recipe, options, str(folder), subfolder, max_ram_bytes, trust_remote_code)
+
+
+def run_measuring(
+    console: Console, source: str, recipe: "Recipe", path: Path, schemes: str, options: "TuneOptions",
+    subfolder: str | None, max_ram_bytes: int | None, trust_remote_code: bool,
+) -> "Measured":  # fmt: skip
+    """Measure the damage of schemes, in a process of its own."""
+    return run_apart(
+        _measure, console, source, recipe, str(path), schemes, options, subfolder, max_ram_bytes, trust_remote_code
+    )
+
+
+def run_apart(work: Callable[..., T], *words: Any) -> T:
+    """Work in a process of its own: what torch takes of memory ends with it. Raises TaskFailed when it is killed."""
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
         try:
-            return pool.submit(
-                _tune, console, source, recipe, options, str(folder), subfolder, max_ram_bytes, trust_remote_code
-            ).result()
+            return pool.submit(work, *words).result()
         except BrokenProcessPool as error:
             raise TaskFailed(
                 "the tuning was killed, perhaps for want of memory (--max-ram, fewer --nsamples, --batch-size 1 take "
@@ -136,5 +152,18 @@ def _tune(
     with block_progress(console, "tuning") as report:
         return api.tune_model(
             source, recipe, folder, options=options, subfolder=subfolder, max_ram_bytes=max_ram_bytes,
+            trust_remote_code=trust_remote_code, report=report,
+        )  # fmt: skip
+
+
+def _measure(
+    console: Console, source: str, recipe: "Recipe", path: str, schemes: str, options: "TuneOptions",
+    subfolder: str | None, max_ram_bytes: int | None, trust_remote_code: bool,
+) -> "Measured":  # fmt: skip
+    from shardq import api
+
+    with block_progress(console, "measuring") as report:
+        return api.measure_damages(
+            source, recipe, path, options=schemes, tuning=options, subfolder=subfolder, max_ram_bytes=max_ram_bytes,
             trust_remote_code=trust_remote_code, report=report,
         )  # fmt: skip

@@ -52,15 +52,16 @@ def begin_chain(
             f"--max-ram of {max_ram_bytes} bytes: one sample's hidden states take {size // len(ids)}; ask for shorter "
             "samples, or allow more"
         )
-    inputs = batch.moved(_spooled(batch.hidden, folder)) if in_files else batch
+    inputs = batch.moved(spooled(batch.hidden, folder)) if in_files else batch
     if not plain:
         return Chain(model, inputs, None, quanted)
-    other = _spooled(batch.hidden, folder) if in_files else batch.hidden.clone()
+    other = spooled(batch.hidden, folder) if in_files else batch.hidden.clone()
     return Chain(model, inputs, batch.moved(other), quanted)
 
 
-def _spooled(hidden: torch.Tensor, folder: Path) -> torch.Tensor:
-    """A copy in a file, which the system may write out whenever it needs the memory."""
+def spooled(hidden: torch.Tensor, folder: Path) -> torch.Tensor:
+    """A copy in a file of `folder` without a name, which the system may write out whenever it needs the memory. Raises
+    DiskFull, NotWritable."""
     size = hidden.numel() * hidden.element_size()
     with writing(folder), tempfile.NamedTemporaryFile(dir=folder, prefix=".hidden-", suffix=".tmp") as file:
         file.truncate(size)

@@ -23,6 +23,11 @@ class Place:
     expert: int | None = None  # of a stack: its slice
     rows: tuple[int, int] | None = None  # of a slice that is several matrices
 
+    def of(self, whole: torch.Tensor) -> torch.Tensor:
+        """The matrix, [rows, columns], as a view of a tensor like the parameter."""
+        part = whole if self.expert is None else whole[self.expert]
+        return part if self.rows is None else part[slice(*self.rows)]
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -38,9 +43,7 @@ class Subject:
 
     def weight(self, block: nn.Module) -> torch.Tensor:
         """The matrix, [rows, columns], as a view of the block's parameter."""
-        whole = block.get_parameter(self.place.parameter)
-        part = whole if self.place.expert is None else whole[self.place.expert]
-        return part if self.place.rows is None else part[slice(*self.place.rows)]
+        return self.place.of(block.get_parameter(self.place.parameter))
 
 
 @dataclass(frozen=True, slots=True)
