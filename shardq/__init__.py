@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         plan_headers,
         quantize,
         quantize_many,
+        run_benchmarks,
         tune_model,
         verify,
     )
@@ -66,6 +67,7 @@ _HOMES: Final = {
     "plan_headers": "shardq.api",
     "quantize": "shardq.api",
     "quantize_many": "shardq.api",
+    "run_benchmarks": "shardq.api",
     "tune_model": "shardq.api",
     "verify": "shardq.api",
 }
@@ -96,6 +98,7 @@ __all__ = [
     "plan_headers",
     "quantize",
     "quantize_many",
+    "run_benchmarks",
     "tune_model",
     "verify",
 ]

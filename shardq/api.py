@@ -19,6 +19,7 @@ from shardq.sources import open_source
 
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
+    from shardq.benchmarks import Benchmark, BenchmarkOptions
     from shardq.folding import Found
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
@@ -347,6 +348,17 @@ def evaluate(
 
     other = None if reference is None else open_source(str(reference), subfolder)
     return evaluate_on(open_source(str(result)), other, text, windows, seqlen, dtype, trust_remote_code, report)
+
+
+def run_benchmarks(result: str | Path, options: "BenchmarkOptions") -> "tuple[Benchmark, ...]":
+    """Tasks of lm-evaluation-harness on a folder or repo, loaded by transformers or vLLM as that package does it.
+
+    Needs the package lm-eval. Raises MissingPackage, TargetRefuses for what the engine will not load, BadOption for
+    tasks that are not known, TaskFailed for what goes wrong in lm-eval, and what reading headers raises.
+    """
+    from shardq.benchmarks import run_benchmarks as run
+
+    return run(str(result), options)
 
 
 def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection | GgufInspection":
