@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from shardq.cli._console import print_table
+from shardq.cli._kept import add_options, dashed_option, take_kept
 from shardq.errors import BadOption
 
 if TYPE_CHECKING:
@@ -19,16 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _KEY: Final = "shardq.benchmarks"  # in the context: values of `benchmark_options`
 
 
-def _keep(ctx: click.Context, option: click.Parameter, value: Any) -> None:
-    assert option.name
-    if value is not None:
-        ctx.meta.setdefault(_KEY, {})[option.name] = value
-
-
 def _option(name: str, **settings: Any) -> Callable[[F], F]:
-    """With words joined by dashes, and as lm-eval writes it."""
-    words = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}"))
-    return click.option(*words, expose_value=False, callback=_keep, **settings)
+    return dashed_option(_KEY, name, **settings)
 
 
 def benchmark_options(function: F) -> F:
@@ -46,16 +39,14 @@ def benchmark_options(function: F) -> F:
             help="With --tasks: a folder with tasks of your own.",
         ),
     )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return add_options(function, options)
 
 
 def take_benchmarks(dtype: str, trust_remote_code: bool) -> "BenchmarkOptions | None":
     """What `benchmark_options` stand for; None without --tasks. Raises BadOption."""
     from shardq.benchmarks import BenchmarkOptions
 
-    words = dict(click.get_current_context().meta.get(_KEY, {}))
+    words = {name: value for name, value in (take_kept(_KEY) or {}).items() if value is not None}
     if "tasks" not in words:
         if words:
             raise BadOption(f"--{min(words).replace('_', '-')} has a meaning only with --tasks")

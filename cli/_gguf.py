@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import click
-
+from shardq.cli._kept import add_options, kept_option, take_kept
 from shardq.cli._sizes import parse_size
 from shardq.errors import BadOption
 
@@ -15,13 +14,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _KEY: Final = "shardq.gguf"  # in the context: values of `gguf_options`
 
 
-def _keep(ctx: click.Context, option: click.Parameter, value: Any) -> None:
-    assert option.name
-    ctx.meta.setdefault(_KEY, {})[option.name] = value
-
-
-def _option(*words: str, **settings: Any) -> Callable[[F], F]:  # click's own way to describe an option
-    return click.option(*words, expose_value=False, callback=_keep, **settings)
+def _option(*words: str, **settings: Any) -> Callable[[F], F]:
+    return kept_option(_KEY, *words, **settings)
 
 
 def gguf_options(function: F) -> F:
@@ -46,16 +40,14 @@ def gguf_options(function: F) -> F:
             help="GGUF: llama.cpp's name of the pre-tokenizer, where it is not found out.",
         ),
     )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return add_options(function, options)
 
 
 def take_gguf_options() -> "GgufOptions | None":
     """What the user gave for `gguf_options`; None for nothing. Raises BadOption."""
     from shardq.gguf.options import GgufOptions
 
-    words = click.get_current_context().meta.get(_KEY)
+    words = take_kept(_KEY)
     if words is None:  # a command without them
         return None
     made = GgufOptions(

@@ -1,10 +1,11 @@
-"""Progress of a run on stderr: a bar on a terminal, one line for each finished shard elsewhere."""
+"""Progress on stderr: a bar on a terminal, elsewhere a line for each finished shard, or for each tenth of the work."""
 
 import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import click
 
@@ -22,6 +23,28 @@ def show_progress(console: Console) -> Iterator[Report]:
             yield report
     else:
         yield _lines()
+
+
+@contextlib.contextmanager
+def tenths_progress(console: Console, describe: Callable[[int, int], str]) -> Iterator[Callable[[int, int], None]]:
+    """What work that knows its size reports to: a line for each tenth, or on a terminal one that changes."""
+    tenths = {0} if not console.quiet else set(range(11))
+    on_terminal = sys.stderr.isatty() and not console.quiet and not console.verbose
+
+    def report(done: int, whole: int) -> None:
+        tenth = 10 * done // max(1, whole)
+        if on_terminal:
+            click.echo(f"\r{describe(done, whole)}\x1b[K", err=True, nl=done == whole)
+        elif tenth not in tenths:
+            tenths.add(tenth)
+            click.echo(describe(done, whole), err=True)
+
+    yield report
+
+
+def block_progress(console: Console, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    """The same for work that goes block by block."""
+    return tenths_progress(console, lambda done, blocks: f"{what}: block {done} of {blocks}")
 
 
 def pace(step: Progress, elapsed_s: float) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from shardq.cli._console import Console, print_json
+from shardq.cli._kept import add_options, kept_option, take_kept
 from shardq.cli._plan_text import print_plans
 from shardq.cli._progress import show_progress
 from shardq.cli._result_text import describe_result, print_result
@@ -71,13 +72,8 @@ class RunWords:
         return limits if self.parallel is None else dataclasses.replace(limits, parallel=self.parallel)
 
 
-def _keep(ctx: click.Context, option: click.Parameter, value: Any) -> None:
-    assert option.name
-    ctx.meta.setdefault(_KEY, {})[option.name] = value
-
-
-def _option(*words: str, **settings: Any) -> Callable[[F], F]:  # click's own way to describe an option
-    return click.option(*words, expose_value=False, callback=_keep, **settings)
+def _option(*words: str, **settings: Any) -> Callable[[F], F]:
+    return kept_option(_KEY, *words, **settings)
 
 
 def run_options(function: F) -> F:
@@ -112,14 +108,12 @@ def run_options(function: F) -> F:
         ),
         _option("--dry-run", is_flag=True, help="Say what would be done, and make nothing."),
     )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return add_options(function, options)
 
 
 def take_run_words() -> RunWords:
     """What the user gave for `run_options`."""
-    return RunWords(**click.get_current_context().meta[_KEY])
+    return RunWords(**(take_kept(_KEY) or {}))
 
 
 def path_beside(source: str, recipe: "Recipe", suffix: str) -> Path:

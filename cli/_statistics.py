@@ -1,14 +1,13 @@
 """Statistics of a command: how they are told, and those that `quantize --calibrate` makes beside its output."""
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import click
 
 from shardq.cli._console import Console
+from shardq.cli._progress import block_progress
 from shardq.errors import TaskFailed
 
 SUFFIX: Final = ".importance.safetensors"  # of the file beside an output folder
@@ -65,21 +64,3 @@ def tell_unseen(never_hit: Mapping[str, tuple[int, ...]], counts: Mapping[str, i
         yield f"{prefix}: {len(experts)} of {counts[prefix]} experts were given no token"
     if len(never_hit) > SHOWN:
         yield f"and so in {len(never_hit) - SHOWN} more layers"
-
-
-@contextlib.contextmanager
-def block_progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A line for each tenth, or on a terminal one that changes."""
-    tenths = {0} if not console.quiet else set(range(11))
-    on_terminal = sys.stderr.isatty() and not console.quiet and not console.verbose
-
-    def report(done: int, count: int) -> None:
-        tenth = 10 * done // max(1, count)
-        text = f"{what}: block {done} of {count}"
-        if on_terminal:
-            click.echo(f"\r{text}\x1b[K", err=True, nl=done == count)
-        elif tenth not in tenths:
-            tenths.add(tenth)
-            click.echo(text, err=True)
-
-    yield report

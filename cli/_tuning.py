@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from shardq.cli._console import Console
-from shardq.cli._statistics import block_progress
+from shardq.cli._kept import add_options, dashed_option, kept_option, take_kept
+from shardq.cli._progress import block_progress
 from shardq.errors import TaskFailed
 
 if TYPE_CHECKING:
@@ -26,16 +27,8 @@ DAMAGES: Final = ".damages.json"  # of the file beside it
 _KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
 
 
-def _keep(ctx: click.Context, option: click.Parameter, value: Any) -> None:
-    assert option.name
-    if value is not None:
-        ctx.meta.setdefault(_KEY, {})[option.name] = value
-
-
 def _option(name: str, **settings: Any) -> Callable[[F], F]:
-    """With words joined by dashes, and as AutoRound writes it."""
-    words = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}"))
-    return click.option(*words, expose_value=False, callback=_keep, **settings)
+    return dashed_option(_KEY, name, **settings)
 
 
 def tuning_options(function: F) -> F:
@@ -64,16 +57,16 @@ def tuning_options(function: F) -> F:
         ),
         _option("--lr", type=float, metavar="X", help="First step of the rounding. Default: 1/iters (signround)."),
         _option("--minmax-lr", type=float, metavar="X", help="First step of the ranges. Default: --lr (signround)."),
-        click.option(
-            "--enable_minmax_tuning/--disable_minmax_tuning", default=None, expose_value=False, callback=_keep,
+        kept_option(
+            _KEY, "--enable_minmax_tuning/--disable_minmax_tuning", default=None,
             help="Learn ranges, too. Default: yes (signround).",
         ),
         _option("--not-use-best-mse", is_flag=True, default=None, help="Keep the last step, not the best (signround)."),
         _option(
             "--dynamic-max-gap", type=int, metavar="N", help="End after so many steps without a better (signround)."
         ),
-        click.option(
-            "--enable_quanted_input/--disable_quanted_input", default=None, expose_value=False, callback=_keep,
+        kept_option(
+            _KEY, "--enable_quanted_input/--disable_quanted_input", default=None,
             help="Tune a block with what those before it give with their codes. Default: yes.",
         ),
         _option("--damping", type=float, metavar="X", help="Of the mean diagonal, added to H. Default: 0.01 (gptq)."),
@@ -83,16 +76,14 @@ def tuning_options(function: F) -> F:
         ),
         _option("--trust-remote-code", is_flag=True, default=None, help="Run code that the checkpoint brings along."),
     )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return add_options(function, options)
 
 
 def take_options() -> "tuple[TuneOptions, bool]":
     """What `tuning_options` stand for, and whether the checkpoint's code may run. Raises BadOption."""
     from shardq.tune.options import build_options
 
-    words = dict(click.get_current_context().meta.get(_KEY, {}))
+    words = take_kept(_KEY) or {}
     trust = bool(words.pop("trust_remote_code", False))
     return build_options(words), trust
 

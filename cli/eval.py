@@ -15,7 +15,7 @@ from shardq.cli._benchmarks import (
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, print_json, print_pairs
 from shardq.cli._exit_codes import SOURCE, epilog
-from shardq.cli._statistics import block_progress
+from shardq.cli._progress import block_progress
 from shardq.errors import BadOption, MissingPackage, NonFiniteWeight, TargetRefuses, TaskFailed
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import click
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, print_json, print_pairs
 from shardq.cli._exit_codes import SOURCE, epilog
-from shardq.cli._statistics import IMATRIX_SUFFIX, SUFFIX, block_progress, tell_unseen
+from shardq.cli._progress import block_progress
+from shardq.cli._statistics import IMATRIX_SUFFIX, SUFFIX, tell_unseen
 from shardq.errors import BadImportance, DiskFull, MissingPackage, NonFiniteWeight
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -142,8 +143,7 @@ class BlockModel:
         """The next ids of samples, [samples, tokens], behind those that a cache of transformers has seen: as `embed`,
         but all samples in one call, and the blocks that `run` calls put what they compute into the cache."""
         with self.embedding():
-            model = self.skeleton.model
-            forward = lambda: model(input_ids=ids, past_key_values=cache, use_cache=True)  # noqa: E731
+            forward = partial(self.skeleton.model, input_ids=ids, past_key_values=cache, use_cache=True)
             found = record_calls(self._blocks, forward, self.checkpoint.label)
             self._as_tuple = found.as_tuple
             return Batch(found.hidden.clone(), tuple(found.calls))

@@ -68,18 +68,6 @@ def loans_of(folder: Path) -> list[Loan]:
     return [loan for own in work_of(folder).loans.values() for loan in own]
 
 
-def stop_after(tasks: int) -> Report:
-    left = tasks
-
-    def report(step: Progress) -> None:
-        nonlocal left
-        left -= step.stage == "work"
-        if left == 0:
-            raise KeyboardInterrupt
-
-    return report
-
-
 class Flip:
     """The lender gets one byte of a tensor changed, once."""
 

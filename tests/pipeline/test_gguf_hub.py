@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from stopped_runs import stop_after
 
 import shardq
 from shardq import Limits, Progress
@@ -244,24 +245,12 @@ def test_shards_that_others_read_stay_within_the_least_cap(
     for is_stopped in (True, False):
         with measures.Meter(out) as meter:
             try:
-                run(model, recipe, out, mode, stop_after_uploads(1) if is_stopped else meter.look, cap, push=True)
+                run(model, recipe, out, mode, stop_after(1, "upload") if is_stopped else meter.look, cap, push=True)
             except KeyboardInterrupt:
                 assert is_stopped
         assert meter.peak_bytes <= cap
     run(model, recipe, tmp_path / "free", mode)
     assert pushed(model) == folder(tmp_path / "free")
-
-
-def stop_after_uploads(count: int) -> Report:
-    left = count
-
-    def report(step: Progress) -> None:
-        nonlocal left
-        left -= step.stage == "upload"
-        if left == 0:
-            raise KeyboardInterrupt
-
-    return report
 
 
 def puts(model: Any) -> list[str]:
@@ -297,7 +286,7 @@ def test_parts_are_sent_as_they_are_made_and_appear_with_one_commit(
     parts = len(list((tmp_path / "kept").glob("*.gguf")))
     for uploads in (1, 3, parts - 4):
         with pytest.raises(KeyboardInterrupt):
-            run(model, recipe, out, mode, stop_after_uploads(uploads), push=True)
+            run(model, recipe, out, mode, stop_after(uploads, "upload"), push=True)
         assert pushed(model) == {}
     run(model, recipe, out, mode, push=True)
     assert len(puts(model)) == len(set(puts(model))) == parts
@@ -325,7 +314,7 @@ def test_parts_that_the_server_forgets_are_made_of_their_shards_again(
     assert len(first) == 1
     model.hub.collect_garbage()
     with pytest.raises(KeyboardInterrupt):
-        run(model, recipe, out, report=stop_after_uploads(1), push=True)
+        run(model, recipe, out, report=stop_after(1, "upload"), push=True)
     model.hub.collect_garbage()
     run(model, recipe, out, push=True)
     assert pushed(model) == folder(tmp_path / "kept")

@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from stopped_runs import stop_after
 
 import shardq
 from shardq import Limits, Progress
@@ -39,18 +40,6 @@ def recipes(name: str) -> list[shardq.Recipe]:
 
 def names(wanted: list[shardq.Recipe]) -> list[str]:
     return [order.out.name for order in make_orders(wanted, "x", "x")]
-
-
-def stop_after(tasks: int) -> Callable[[Progress], None]:
-    left = tasks
-
-    def report(step: Progress) -> None:
-        nonlocal left
-        left -= step.stage == "work"
-        if left == 0:
-            raise KeyboardInterrupt
-
-    return report
 
 
 @pytest.mark.parametrize("name", ["rotary", "experts", "fp8", "mxfp4"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stopped_runs import stop_after
 
 import shardq
 from shardq import Limits, Progress
@@ -41,17 +42,6 @@ def stop_when(condition: Callable[[Progress], bool]) -> Callable[[Progress], Non
             raise KeyboardInterrupt
 
     return report
-
-
-def stop_after(tasks: int) -> Callable[[Progress], None]:
-    left = tasks
-
-    def is_over(step: Progress) -> bool:
-        nonlocal left
-        left -= step.stage == "work"
-        return left == 0
-
-    return stop_when(is_over)
 
 
 def settled(out: Path) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 import shardq
 from shardq import Limits, make_recipe
 from shardq.gguf.options import GgufOptions
+from shardq.recipe import Decode
 
 pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
 pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
@@ -19,8 +20,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.gguf")}
 
 
-def gguf(source: Path, out: Path, pre: str | None, decode: str) -> dict[str, bytes]:
-    recipe = make_recipe("gguf:q4_k_m", gguf=GgufOptions(tokenizer_pre=pre), decode=decode)  # type: ignore[arg-type]
+def gguf(source: Path, out: Path, pre: str | None, decode: Decode) -> dict[str, bytes]:
+    recipe = make_recipe("gguf:q4_k_m", gguf=GgufOptions(tokenizer_pre=pre), decode=decode)
     shardq.quantize(source, recipe, output_dir=out, limits=INLINE)
     return files(out)
 

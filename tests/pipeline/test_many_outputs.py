@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from stopped_runs import stop_after
 
 import shardq
 import shardq.run
@@ -134,18 +135,6 @@ def test_a_repo_is_read_once(
 
 
 # --- again and again --------------------------------------------------------------------------------------------------
-
-
-def stop_after(tasks: int) -> Callable[[Progress], None]:
-    left = tasks
-
-    def report(step: Progress) -> None:
-        nonlocal left
-        left -= step.stage == "work"
-        if left == 0:
-            raise KeyboardInterrupt
-
-    return report
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])

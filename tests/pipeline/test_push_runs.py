@@ -12,9 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from stopped_runs import stop_after
 
 import shardq
-from shardq import Limits, Progress
+from shardq import Limits
 from shardq.errors import BadOption, HubAccess, OutputOccupied, RecipeChanged
 from shardq.needs import disk_bytes
 from shardq.onepass import OnePass
@@ -76,22 +77,9 @@ def puts(hub: Any) -> list[str]:
     return [s.path.removeprefix("/put/").partition("?")[0] for s in hub.seen("/put/", "PUT")]
 
 
-def stop_after(files: int) -> Callable[[Progress], None]:
-    """A report that ends the run when so many files are uploaded."""
-    uploads = 0
-
-    def report(step: Progress) -> None:
-        nonlocal uploads
-        uploads += step.stage == "upload"
-        if uploads == files:
-            raise KeyboardInterrupt
-
-    return report
-
-
 def interrupt(source: str | Path, out: Path, uploads: int, limits: Limits = ONE) -> None:
     with pytest.raises(KeyboardInterrupt):
-        shardq.quantize(source, output_dir=out, limits=limits, push_to=REPO, report=stop_after(uploads))
+        shardq.quantize(source, output_dir=out, limits=limits, push_to=REPO, report=stop_after(uploads, "upload"))
 
 
 class DiskWatch(threading.Thread):
@@ -339,7 +327,7 @@ def test_working_folder_of_another_recipe_is_left_alone(push_hub: Any, source: s
     out = tmp_path / "out"
     shardq.quantize(source, output_dir=out, limits=ONE, push_to=REPO)
     with pytest.raises(KeyboardInterrupt):
-        shardq.quantize(source, "W8A16", output_dir=out, limits=ONE, push_to="me/other", report=stop_after(1))
+        shardq.quantize(source, "W8A16", output_dir=out, limits=ONE, push_to="me/other", report=stop_after(1, "upload"))
     before = bytes_of(out)
     assert shardq.quantize(source, output_dir=out, limits=ONE, push_to=REPO).already_done
     assert bytes_of(out).keys() == before.keys()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopped_runs import stop_after
 
 import shardq
 from shardq import Limits, Progress, make_recipe
@@ -74,18 +75,6 @@ def local(folder: Path, out: Path, scheme: str = "NVFP4A16") -> dict[str, bytes]
 def shards(out: Path) -> dict[str, bytes]:
     assert (out / "config.json").exists()
     return {p.name: p.read_bytes() for p in out.glob("*.safetensors")}
-
-
-def stop_after(tasks: int) -> Callable[[Progress], None]:
-    left = tasks
-
-    def report(step: Progress) -> None:
-        nonlocal left
-        left -= step.stage == "work"
-        if left == 0:
-            raise KeyboardInterrupt
-
-    return report
 
 
 @pytest.mark.parametrize("scheme", ["NVFP4A16", "FP8_TENSOR"])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopped_runs import stop_after
 
 import shardq
 from shardq import Limits, Progress
@@ -38,18 +39,6 @@ def by_expert(_: int, name: str) -> int:
 @pytest.fixture(params=[by_projection, by_expert])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, write_moe: Callable[..., Path]) -> Path:
     return write_moe(tmp_path / "source" / "model", request.param)
-
-
-def stop_after(tasks: int) -> Callable[[Progress], None]:
-    left = tasks
-
-    def report(step: Progress) -> None:
-        nonlocal left
-        left -= step.stage == "work"
-        if left == 0:
-            raise KeyboardInterrupt
-
-    return report
 
 
 def test_experts_lie_in_the_order_of_their_numbers(folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stopped_runs import stop_after
 
 import shardq
 from shardq import Limits, Progress, make_recipe
@@ -111,7 +112,7 @@ def test_several_outputs_from_one_read(make_model: MakeModel, tmp_path: Path, sh
     folder = streams.write(tmp_path, "fp8_block", "donor_cycle")
     model, schemes = make_model(folder), ("W4A16", "NVFP4A16", "W8A16")
     orders = [Order(make_recipe(s), tmp_path / s) for s in schemes]
-    for report in (streams.stop_after(5), streams.stop_after(20), lambda _: None):
+    for report in (stop_after(5), stop_after(20), lambda _: None):
         try:
             limits = Limits(parallel=1, stream=True)
             quantize_all(model.open(), orders, limits, False, report, lambda plan: plan)
@@ -137,7 +138,7 @@ def test_resumes_anywhere(
     for number in (1, tasks // 2, tasks - 1):
         out = tmp_path / f"out{number}"
         with pytest.raises(KeyboardInterrupt):
-            streams.run(model.open(), out, first, report=streams.stop_after(number), scheme=scheme)
+            streams.run(model.open(), out, first, report=stop_after(number), scheme=scheme)
         streams.run(model.open(), out, second, 2, scheme=scheme)
         assert streams.shards(out) == expected
 

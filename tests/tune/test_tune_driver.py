@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
+import shardq
 from shardq.errors import BadOption, RecipeChanged
 from shardq.kernels import load
 from shardq.plans import make_plan
@@ -116,6 +117,29 @@ def test_hidden_states_in_files_give_the_same_codes(folders: dict[str, Path], tm
         tune_blocks(source, _recipe(), _options("signround"), Place(tmp_path / name, most))
     for path in (tmp_path / "memory").iterdir():
         assert path.read_bytes() == (tmp_path / "files" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    ("scheme", "layout"),
+    [
+        ("FP8_DYNAMIC", "compressed-tensors"), ("FP8_BLOCK", "fp8"), ("FP8_TENSOR", "compressed-tensors"),
+        ("MXFP4", "compressed-tensors"), ("MXFP8", "compressed-tensors"), ("MXINT4", "auto_round"),
+        ("NVFP4A16", "compressed-tensors"), ("W8A8", "compressed-tensors"), ("4bit", "mlx"),
+    ],
+)  # fmt: skip
+def test_gptq_takes_every_kind_of_codes(scheme: str, layout: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Matrix by matrix it errs no more by H than the nearest codes; so the block does, but for chance."""
+    more = {"group_size": 32} if layout == "mlx" else {}
+    recipe, source = _recipe(scheme, layout, **more), folders["llama"]
+    errors = {}
+    for algorithm in ("rtn", "gptq"):
+        _tune(source, tmp_path / algorithm, algorithm, recipe)
+        errors[algorithm] = _error(source, tmp_path / algorithm, recipe)
+    assert 0 < errors["gptq"] < errors["rtn"], errors
+    packed = _recipe(scheme, layout, tuned=tmp_path / "gptq", **more)
+    out = tmp_path / "out"
+    shardq.quantize(str(source), packed, output_dir=out, limits=shardq.Limits(parallel=1))
+    assert shardq.verify(out, deep=True, source=str(source)).problems == ()
 
 
 def test_members_of_a_fused_group_share_their_scale(folders: dict[str, Path], tmp_path: Path) -> None:
