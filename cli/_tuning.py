@@ -11,7 +11,7 @@ import click
 
 from shardq.cli._console import Console
 from shardq.cli._kept import add_options, dashed_option, kept_option, take_kept
-from shardq.cli._progress import block_progress
+from shardq.cli._progress import block_progress, tenths_progress
 from shardq.errors import TaskFailed
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _measure(
 ) -> "Measured":  # fmt: skip
     from shardq import api
 
-    with block_progress(console, "measuring") as report:
+    with tenths_progress(console, lambda done, steps: f"measuring: step {done} of {steps}") as report:
         return api.measure_damages(
             source, recipe, path, options=schemes, tuning=options, subfolder=subfolder, max_ram_bytes=max_ram_bytes,
             trust_remote_code=trust_remote_code, report=report,

@@ -224,8 +224,9 @@ def measure_damages(
     """How much each of `options` ("W2A16G64,W4A16") would change the predictions, for every matrix that `recipe`
     quantizes in a block, by gradients of the whole model with one block in memory: for the `measured` of `mix`.
 
-    Figures are written to `path`; a file that has them already answers. Of the data of `tuning` at most 16 samples of
-    256 tokens are used, and its `dtype`, else fp32. `report` is called with steps done, and all: two for each block.
+    Figures are written to `path`; a file that has them already answers. Codes are the
+    nearest ones, with searched scales unless the algorithm of `tuning` is rtn. Of its data at most 16 samples of 256
+    tokens are used, and its `dtype`, else fp32. `report` is called with steps done, and all: two for each block.
     Needs shardq[tune]. Raises RecipeChanged for a file of other figures, and what `tune_model` does.
     """
     from shardq.tune.library import check_packages
@@ -234,10 +235,10 @@ def measure_damages(
     from shardq.tune.options import TuneOptions
     from shardq.tune.sensitivity import Measuring, measure_damages
 
-    words = tuning or TuneOptions()
+    opened, measuring = open_source(str(source), subfolder), Measuring.of(options, tuning or TuneOptions())
     return measure_damages(
-        open_source(str(source), subfolder), _recipe(recipe), Measuring.of(options, words.data, words.dtype),
-        Path(path), max_ram_bytes=max_ram_bytes, trust_remote_code=trust_remote_code, report=report,
+        opened, _recipe(recipe), measuring, Path(path), max_ram_bytes=max_ram_bytes,
+        trust_remote_code=trust_remote_code, report=report,
     )  # fmt: skip
 
 

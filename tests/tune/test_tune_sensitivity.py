@@ -28,7 +28,7 @@ from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
 from shardq.tune.backward import block_gradients, head_gradients, pass_blocks
 from shardq.tune.blocks import BlockModel
-from shardq.tune.options import DataOptions
+from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.sensitivity import Measuring, damages_of, label_loss, measure_damages
 from shardq.tune.subjects import find_subjects
 
@@ -153,6 +153,14 @@ def test_figures_come_back_from_their_file(name: str, folders: dict[str, Path], 
     assert path.read_bytes() == before
     with pytest.raises(RecipeChanged, match=r"otherwise \(data\)"):
         measure_damages(source, _recipe(), replace(MEASURING, data=replace(DATA, seed=2)), path)
+    nearest = measure_damages(source, _recipe(), replace(MEASURING, searched=False), tmp_path / "nearest.json")
+    assert sum(d[0] for d in found.damages.values()) < 0.95 * sum(d[0] for d in nearest.damages.values())
+
+
+def test_figures_are_for_the_algorithm_and_its_data() -> None:
+    found = Measuring.of(OPTIONS, TuneOptions("rtn", DataOptions("self", 8, 2048, 5), "bfloat16"))
+    assert found == Measuring(OPTIONS, DataOptions("self", 8, 256, 5), False, "bfloat16")
+    assert Measuring.of(OPTIONS, TuneOptions()) == Measuring(OPTIONS, DataOptions(nsamples=16, seqlen=256))
 
 
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
