@@ -122,12 +122,17 @@ def path_beside(source: str, recipe: "Recipe", suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def run_recipes(console: Console, source: str, recipes: "Sequence[Recipe]", targets: tuple[str, ...] = ()) -> None:
-    """Make the outputs, or with --dry-run say what that would be."""
+def run_recipes(
+    console: Console, source: str, recipes: "Sequence[Recipe]", targets: tuple[str, ...] = (), taken_bytes: int = 0
+) -> None:  # fmt: skip
+    """Make the outputs, or with --dry-run say what that would be. `taken_bytes`: of --max-disk, what lies there already
+    and stays."""
     from shardq import api
 
     words = take_run_words()
     limits = words.limits(console)
+    if limits.max_disk_bytes is not None:
+        limits = dataclasses.replace(limits, max_disk_bytes=max(0, limits.max_disk_bytes - taken_bytes))
     if words.dry_run:
         _show_plans(console, source, recipes, words.subfolder, limits, targets)
         return

@@ -66,15 +66,15 @@ def evaluate(
     if text is None and (reference or tasks is None):
         raise BadOption("--ref compares on a text: add --text" if reference else "eval needs --text or --tasks")
     document: dict[str, Any] = {"result": result, "reference": reference}
-    figures: dict[str, Any] = {}
-    if text is not None:
-        figures = _judge(console, result, text, reference, windows, seqlen, dtype, trust_remote_code, subfolder)
     found: Sequence[Benchmark] = ()
-    if tasks is not None:
+    if tasks is not None:  # first: what the backend will not load is refused before the text takes its time
         from shardq import api
 
         with stdout_as_stderr():
             found = api.run_benchmarks(result, tasks)
+    figures: dict[str, Any] = {}
+    if text is not None:
+        figures = _judge(console, result, text, reference, windows, seqlen, dtype, trust_remote_code, subfolder)
     if console.as_json:
         print_json({**document, **figures, **({"tasks": describe_benchmarks(found)} if tasks else {})})
         return

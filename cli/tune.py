@@ -26,7 +26,17 @@ EXAMPLES = (
 )
 
 
-@click.command("tune", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, BadTuned, MissingPackage)))
+class TuneCommand(ShardqCommand):
+    """Knows what auto-round calls its options."""
+
+    def explain(self, option: str) -> str | None:
+        """See autoround_options.py."""
+        from shardq.tune.autoround_options import explain
+
+        return explain(option)
+
+
+@click.command("tune", cls=TuneCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, BadTuned, MissingPackage)))
 @click.argument("source")
 @recipe_options
 @mixture_options
@@ -45,12 +55,13 @@ def tune(
     """Quantize SOURCE with codes that are tuned with data, one transformer block in memory at a time.
 
     Codes go into a folder beside the output, with `.tuned` behind its name, block by block; then they are packed as
-    `quantize --tuned` does it. The same command resumes a run that was stopped. Weights outside of the blocks get the
-    nearest codes. Needs shardq[tune].
+    `quantize --tuned` does it. The same command resumes a run that was stopped. Of what lies outside of the blocks the
+    head is tuned, too (--quant-lm-head); the rest gets the nearest codes. --max-disk counts codes and output together.
+    Needs shardq[tune].
 
-    With --target-bits the damage that each of --options would do to the predictions is measured first, by gradients
-    with at most 16 samples of 256 tokens of the data, and goes into a file beside the output, with `.damages.json`
-    behind its name; the mixture that is chosen by it goes into another one, as with `quantize`.
+    With --target-bits the damage that each of --options would do to the predictions is measured first, on the CPU, by
+    gradients with at most 16 samples of 256 tokens of the data, and goes into a file beside the output, with
+    `.damages.json` behind its name; the mixture that is chosen by it goes into another one, as with `quantize`.
     """
     if search or importance or fold or tuned or rtn:
         raise BadOption(
@@ -90,7 +101,7 @@ def tune(
         run_recipes(console, source, recipes, targets)
         return
     folder = path_beside(source, recipes[0], SUFFIX)
-    found = run_tuning(console, source, recipes[0], tuning, folder, words.subfolder, limits.max_ram_bytes, trust)
+    found = run_tuning(console, source, recipes[0], tuning, folder, words.subfolder, limits, trust)
     if not console.quiet:
         click.echo(
             f"codes of {found.modules} modules, tuned with {found.tokens} tokens, are in {found.folder}", err=True
@@ -99,4 +110,5 @@ def tune(
         console.warn(
             [f"{len(found.left)} modules are not tuned and get the nearest codes: {', '.join(found.left[:3])}"]
         )
-    run_recipes(console, source, build(layer_config, str(folder)), targets)
+    taken_bytes = sum(path.stat().st_size for path in found.folder.iterdir())
+    run_recipes(console, source, build(layer_config, str(folder)), targets, taken_bytes)

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
         plan_headers,
         quantize,
         quantize_many,
+        report,
         run_benchmarks,
+        score,
         tune_model,
         verify,
     )
@@ -67,7 +69,9 @@ _HOMES: Final = {
     "plan_headers": "shardq.api",
     "quantize": "shardq.api",
     "quantize_many": "shardq.api",
+    "report": "shardq.api",
     "run_benchmarks": "shardq.api",
+    "score": "shardq.api",
     "tune_model": "shardq.api",
     "verify": "shardq.api",
 }
@@ -98,7 +102,9 @@ __all__ = [
     "plan_headers",
     "quantize",
     "quantize_many",
+    "report",
     "run_benchmarks",
+    "score",
     "tune_model",
     "verify",
 ]

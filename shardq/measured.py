@@ -67,7 +67,7 @@ def read_measured(path: Path, identity: Mapping[str, Any]) -> Measured | None:
         raw = path.read_bytes()
     try:
         document = json.loads(raw)
-        stored, options = document["identity"], tuple(map(str, document["options"]))
+        stored, options = dict(document["identity"]), tuple(map(str, document["options"]))
         damages = {str(m): tuple(map(float, of)) for m, of in document["damages"].items()}
         found = Measured(str(document["how"]), options, damages)
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -22,11 +22,11 @@ class Quantized:
     global_scale: float | None = None  # what a reader divides `scales` by, where these are stored times it
 
     def rows(self, part: slice) -> "Quantized":
-        """Some of the rows."""
+        """Some of the rows, one after the other in memory."""
         return replace(
             self,
-            codes=self.codes[part],
-            scales=self.scales[part],
-            zeros=None if self.zeros is None else self.zeros[part],
-            biases=None if self.biases is None else self.biases[part],
+            codes=np.ascontiguousarray(self.codes[part]),
+            scales=np.ascontiguousarray(self.scales[part]),
+            zeros=None if self.zeros is None else np.ascontiguousarray(self.zeros[part]),
+            biases=None if self.biases is None else np.ascontiguousarray(self.biases[part]),
         )
