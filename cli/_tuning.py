@@ -68,12 +68,19 @@ def tuning_options(function: F) -> F:
             help="Learn ranges, too. Default: yes (signround).",
         ),
         _option("--not-use-best-mse", is_flag=True, default=None, help="Keep the last step, not the best (signround)."),
+        _option("--momentum", type=float, metavar="X", help="Of gradients before signs. Default: 0 (signround)."),
+        _option("--enable-adam", is_flag=True, default=None, help="Steps of AdamW instead of signs (signround)."),
         _option(
             "--dynamic-max-gap", type=int, metavar="N", help="End after so many steps without a better (signround)."
         ),
         kept_option(
             _KEY, "--enable_quanted_input/--disable_quanted_input", default=None,
             help="Tune a block with what those before it give with their codes. Default: yes.",
+        ),
+        kept_option(
+            _KEY, "--enable_act_quant/--disable_act_quant", default=None,
+            help="Quantize inputs of matrices as the scheme's server will, while tuning and for the next block. "
+            "Default: yes.",
         ),
         _option("--damping", type=float, metavar="X", help="Of the mean diagonal, added to H. Default: 0.01 (gptq)."),
         _option(

@@ -68,10 +68,10 @@ def evaluate(
     document: dict[str, Any] = {"result": result, "reference": reference}
     found: Sequence[Benchmark] = ()
     if tasks is not None:  # first: what the backend will not load is refused before the text takes its time
-        from shardq import api
+        from shardq.benchmarks import run_benchmarks
 
         with stdout_as_stderr():
-            found = api.run_benchmarks(result, tasks)
+            found = run_benchmarks(result, tasks)
     figures: dict[str, Any] = {}
     if text is not None:
         figures = _judge(console, result, text, reference, windows, seqlen, dtype, trust_remote_code, subfolder)

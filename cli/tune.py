@@ -23,6 +23,7 @@ EXAMPLES = (
     "shardq tune org/name --scheme W4A16@gptq --algorithm gptq --dataset self --nsamples 64 --seqlen 512",
     "shardq tune ./folder --scheme W2A16G64 --recipe best",
     "shardq tune org/name --target-bits 3.5 --options W2A16G64,W3A16G64,W4A16G64,W8A16G64 --dataset self",
+    "shardq tune org/name --scheme FP8_STATIC --algorithm rtn --dataset self --nsamples 64 --seqlen 512",
 )
 
 
@@ -57,7 +58,8 @@ def tune(
     Codes go into a folder beside the output, with `.tuned` behind its name, block by block; then they are packed as
     `quantize --tuned` does it. The same command resumes a run that was stopped. Of what lies outside of the blocks the
     head is tuned, too (--quant-lm-head); the rest gets the nearest codes. --max-disk counts codes and output together.
-    Needs shardq[tune].
+    Schemes with scales of activations (NVFP4, and those with STATIC in their names) get these here, by the largest
+    inputs of each matrix, whatever the algorithm. Needs shardq[tune].
 
     With --target-bits the damage that each of --options would do to the predictions is measured first, on the CPU, by
     gradients with at most 16 samples of 256 tokens of the data, and goes into a file beside the output, with
@@ -98,7 +100,7 @@ def tune(
         layer_config = str(path)
         recipes = build(layer_config, None)
     if words.dry_run:
-        run_recipes(console, source, recipes, targets)
+        run_recipes(console, source, recipes, targets, before_tuning=True)
         return
     folder = path_beside(source, recipes[0], SUFFIX)
     found = run_tuning(console, source, recipes[0], tuning, folder, words.subfolder, limits, trust)
@@ -110,5 +112,11 @@ def tune(
         console.warn(
             [f"{len(found.left)} modules are not tuned and get the nearest codes: {', '.join(found.left[:3])}"]
         )
+    if found.borrowed:
+        text = (
+            f"{len(found.borrowed)} matrices of experts got no token, and scales of activations as their siblings "
+            f"(more --nsamples may reach them): {', '.join(found.borrowed[:3])}"
+        )
+        console.warn([text])
     taken_bytes = sum(path.stat().st_size for path in found.folder.iterdir())
     run_recipes(console, source, build(layer_config, str(folder)), targets, taken_bytes)

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
         quantize,
         quantize_many,
         report,
-        run_benchmarks,
         score,
         tune_model,
         verify,
     )
     from shardq.audit_statement import Audit
+    from shardq.benchmarks import run_benchmarks
     from shardq.errors import ShardqError
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
@@ -70,7 +70,7 @@ _HOMES: Final = {
     "quantize": "shardq.api",
     "quantize_many": "shardq.api",
     "report": "shardq.api",
-    "run_benchmarks": "shardq.api",
+    "run_benchmarks": "shardq.benchmarks",
     "score": "shardq.api",
     "tune_model": "shardq.api",
     "verify": "shardq.api",

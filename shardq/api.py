@@ -19,7 +19,6 @@ from shardq.sources import open_source
 
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
-    from shardq.benchmarks import Benchmark, BenchmarkOptions
     from shardq.folding import Found
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
@@ -106,14 +105,19 @@ def plan(
 
 
 def plan_many(
-    source: str | Path, recipes: Sequence[str | Recipe], *, subfolder: str | None = None, targets: Sequence[str] = ()
+    source: str | Path,
+    recipes: Sequence[str | Recipe],
+    *,
+    subfolder: str | None = None,
+    targets: Sequence[str] = (),
+    before_tuning: bool = False,
 ) -> tuple[Plan, ...]:
-    """The plans of what `quantize_many` would make."""
+    """The plans of what `quantize_many` would make; `before_tuning`: once its codes and scales were tuned."""
     wanted = [_recipe(r) for r in recipes]
     make_orders(wanted, "", None)  # refuses what has no names
     opened = open_source(str(source), subfolder)
     checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
-    return tuple(_check(make_plan(checkpoint, r), targets) for r in wanted)
+    return tuple(_check(make_plan(checkpoint, r, before_tuning=before_tuning), targets) for r in wanted)
 
 
 def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets: Sequence[str] = ()) -> Plan:
@@ -351,17 +355,6 @@ def evaluate(
 
     other = None if reference is None else open_source(str(reference), subfolder)
     return evaluate_on(open_source(str(result)), other, text, windows, seqlen, dtype, trust_remote_code, report)
-
-
-def run_benchmarks(result: str | Path, options: "BenchmarkOptions") -> "tuple[Benchmark, ...]":
-    """Tasks of lm-evaluation-harness on a folder or repo, loaded by transformers or vLLM as that package does it.
-
-    Needs the package lm-eval. Raises MissingPackage, TargetRefuses for what the engine will not load, BadOption for
-    tasks that are not known, TaskFailed for what goes wrong in lm-eval, and what reading headers raises.
-    """
-    from shardq.benchmarks import run_benchmarks as run
-
-    return run(str(result), options)
 
 
 def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection | GgufInspection":

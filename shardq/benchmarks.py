@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from shardq.errors import BadOption, MissingPackage, TargetRefuses, TaskFailed
@@ -64,13 +65,14 @@ class Benchmark:
     version: str  # of the task
 
 
-def run_benchmarks(result: str, options: BenchmarkOptions) -> tuple[Benchmark, ...]:
-    """Run tasks on a folder or repo, quantized or not.
+def run_benchmarks(result: str | Path, options: BenchmarkOptions) -> tuple[Benchmark, ...]:
+    """Run tasks on a folder or repo, quantized or not, loaded by transformers or vLLM as lm-eval does it.
 
     Raises MissingPackage without lm-eval or what it loads models with; TargetRefuses for what the engine will not load,
     and BadOption for tasks that lm-eval does not know, both before any weight is read; TaskFailed for whatever goes
     wrong in lm-eval; and what reading headers raises.
     """
+    result = str(result)
     served = _serve(result)
     if refusal := find_refusal(served, Target(ENGINES[options.backend])):
         raise TargetRefuses(

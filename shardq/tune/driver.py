@@ -25,6 +25,7 @@ from shardq.lock import FolderLock
 from shardq.plans import make_plan
 from shardq.recipe import Recipe
 from shardq.sources.base import Source
+from shardq.tune.activation_scales import InputScales, find_input_scales
 from shardq.tune.activations import Batch
 from shardq.tune.block_gptq import tune_gptq
 from shardq.tune.block_rtn import tune_by_importance, tune_nearest
@@ -38,8 +39,9 @@ from shardq.tune.groups import Group, group_batch, group_subjects
 from shardq.tune.head import Logits, head_inputs, head_options
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.rounding import check_scheme
+from shardq.tune.served import serving
 from shardq.tune.signround import tune_signround
-from shardq.tune.subjects import Subject, Subjects, find_subjects
+from shardq.tune.subjects import Subject, Subjects, check_left, find_subjects
 from shardq.tune.tokenizing import Tokenizer, open_tokenizer
 from shardq.tune.work import Codes, Work, put_codes
 from shardq.tuned import SUFFIX, Tuned, TunedRef, TunedWriter, read_block, read_tuned
@@ -62,6 +64,7 @@ class TuneResult:
     samples: int
     tokens: int
     dropped: int  # samples that were too short
+    borrowed: tuple[str, ...]  # modules of experts that no token went to: scales of activations are their siblings'
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,9 @@ def tune_blocks(
     with ExitStack() as stack:
         stack.enter_context(deterministic(options.compute.enable_deterministic_algorithms))
         model = stack.enter_context(BlockModel.open(source, dtype=dtype, trust_remote_code=trust_remote_code))
-        plan = make_plan(model.checkpoint, recipe)
+        plan = make_plan(model.checkpoint, recipe, before_tuning=True)
         subjects = find_subjects(model, plan)
+        check_left(subjects, plan)
         if not any(subjects.blocks) and subjects.head is None:
             raise BadOption(f"{source.label}: nothing in its blocks gets codes that can be tuned")
         for s in subjects.all() if options.algorithm == "signround" else ():
@@ -113,7 +117,7 @@ def tune_blocks(
         writer.finish()
         return TuneResult(
             place.folder, len(names), resumed, sum(1 for _ in subjects.all()), subjects.left, len(ids), ids.numel(),
-            dropped,
+            dropped, _borrowed(place.folder, names),
         )  # fmt: skip
 
 
@@ -171,13 +175,18 @@ class _Run:
                 codes = {tensor: q for own in found for tensor, q in own.items()}
             else:
                 seed = self.options.data.seed + SEEDS * first  # another order of samples for each block
-                codes = _tune(_work_on(blocks, first, of_blocks, self.chain.inputs, wanted, seed), self.options)
+                work = _work_on(blocks, first, of_blocks, self.chain.inputs, wanted, seed)
+                scales = find_input_scales(work, self.model.checkpoint.config)
+                codes = _tune(work, self.options)
                 for name, own in zip(names, of_blocks, strict=True):
-                    self._write(name, own, codes)
+                    self._write(name, own, codes, scales)
             if stop < len(self.model.block_names) or self.subjects.head:
                 for block, own in zip(blocks, of_blocks, strict=True):
                     put_codes(block, own, codes, kernels)
-                self.chain.leave(blocks, first)
+                with ExitStack() as served:
+                    for block, own in zip(blocks, of_blocks if self.options.enable_act_quant else (), strict=False):
+                        served.enter_context(serving(block, own))
+                    self.chain.leave(blocks, first)
 
     def head(self, subject: Subject) -> None:
         """Tune the output projection, behind all blocks."""
@@ -187,11 +196,12 @@ class _Run:
             wanted = None if plain is None else Logits(module, plain.hidden, self.device)
             seed = self.options.data.seed + SEEDS * len(self.model.block_names)
             work = Work(module, 0, (subject,), inputs, wanted, load(), seed)
+            scales = find_input_scales(work, self.model.checkpoint.config)
             codes = _tune(work, replace(self.options, signround=head_options(self.options.signround)))
-        self._write(subject.module, (subject,), codes)
+        self._write(subject.module, (subject,), codes, scales)
 
-    def _write(self, name: str, subjects: Sequence[Subject], codes: Codes) -> None:
-        self.writer.write(name, {s.module: Tuned(s.scheme, codes[s.tensor]) for s in subjects})
+    def _write(self, name: str, subjects: Sequence[Subject], codes: Codes, scales: InputScales) -> None:
+        self.writer.write(name, {s.module: Tuned(s.scheme, codes[s.tensor], scales.get(s.tensor)) for s in subjects})
 
 
 def _work_on(
@@ -208,7 +218,8 @@ def _tune(work: Work, options: TuneOptions) -> Codes:
     if not work.subjects:
         return {}
     if options.algorithm == "signround":
-        return tune_signround(work, options.signround)
+        with serving(work.block, work.subjects if options.enable_act_quant else ()):
+            return tune_signround(work, options.signround)
     if options.algorithm == "gptq":
         return tune_gptq(work, options.gptq)
     return tune_by_importance(work) if options.algorithm == "opt-rtn" else tune_nearest(work)
@@ -216,14 +227,24 @@ def _tune(work: Work, options: TuneOptions) -> Codes:
 
 def _read(folder: Path, name: str, subjects: tuple[Subject, ...]) -> Codes:
     """Codes of a finished block, by tensor. Raises BadTuned."""
-    schemes: dict[str, Mapping[str, Any]] = {}
-    shapes: dict[str, tuple[int, int]] = {}
-    refs: dict[str, TunedRef] = {}
-    read_block(folder / f"{name}{SUFFIX}", schemes, shapes, refs)
+    shapes, refs = _headers(folder, name)
     lacking = [s.module for s in subjects if shapes.get(s.module) != s.shape]
     if lacking:
         raise BadTuned(f"{folder.name}/{name}{SUFFIX} has no codes of {lacking[0]}: delete the folder and tune again")
     return {s.tensor: read_tuned(refs[s.module], 0, s.shape[0]) for s in subjects}
+
+
+def _headers(folder: Path, name: str) -> tuple[dict[str, tuple[int, int]], dict[str, TunedRef]]:
+    schemes: dict[str, Mapping[str, Any]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    refs: dict[str, TunedRef] = {}
+    read_block(folder / f"{name}{SUFFIX}", schemes, shapes, refs)
+    return shapes, refs
+
+
+def _borrowed(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    found = (item for name in names for item in _headers(folder, name)[1].items())
+    return tuple(module for module, ref in found if ref.input_scale and ref.input_scale.borrowed)
 
 
 def _samples(model: BlockModel, options: TuneOptions, tokenizer: Tokenizer, place: Place) -> tuple[torch.Tensor, int]:

@@ -15,7 +15,7 @@ AlgorithmName = Literal["signround", "gptq", "opt-rtn", "rtn"]
 ALGORITHMS: Final[tuple[AlgorithmName, ...]] = ("signround", "gptq", "opt-rtn", "rtn")
 
 
-TUNING: Final = 1  # of the algorithms: another one where the same words give other codes
+TUNING: Final = 2  # of the algorithms: another one where the same words give other codes
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 RECIPES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -52,6 +52,7 @@ class TuneOptions:
     dtype: str | None = None  # what is computed with; auto: the model's own. None: that for signround, else float32
     compute: ComputeOptions = field(default_factory=ComputeOptions)
     enable_quanted_input: bool = True  # a block is tuned with what comes out of those before it with their codes
+    enable_act_quant: bool = True  # with inputs of matrices as a server quantizes them, where the scheme says so
     gptq: GptqOptions = field(default_factory=GptqOptions)
     signround: SignRoundOptions = field(default_factory=SignRoundOptions)
 
@@ -98,7 +99,7 @@ def build_options(words: Mapping[str, Any]) -> TuneOptions:
     algorithm = values.get("algorithm", "signround")
     parts = {"data": DataOptions, "compute": ComputeOptions, "gptq": GptqOptions, "signround": SignRoundOptions}
     names = {part: {f.name for f in fields(kind)} for part, kind in parts.items()}
-    own = {k: v for k, v in values.items() if k in {"algorithm", "dtype", "enable_quanted_input"}}
+    own = {k: v for k, v in values.items() if k in {"algorithm", "dtype", "enable_quanted_input", "enable_act_quant"}}
     if unknown := given.keys() - own.keys() - {n for of in names.values() for n in of}:
         raise BadOption(f"{', '.join(sorted(unknown))}: no option of tuning")
     for part in ("gptq", "signround"):

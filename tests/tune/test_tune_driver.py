@@ -166,5 +166,3 @@ def test_what_cannot_be_tuned_is_refused(folders: dict[str, Path], tmp_path: Pat
         _tune(folders["llama"], tmp_path / "a", "gptq", make_recipe("Q4_0"))
     with pytest.raises(BadOption, match="--algorithm"):
         _options("sorcery")
-    with pytest.raises(BadOption, match="learns the rounding of integers"):
-        _tune(folders["llama"], tmp_path / "b", "signround", _recipe("MXFP4A16", "compressed-tensors"))
