@@ -65,7 +65,7 @@ class Measuring:
         """For a tuning, and with its data, but no more of it than is needed here."""
         data = tuning.data
         less = replace(data, nsamples=min(data.nsamples, SAMPLES), seqlen=min(data.seqlen, TOKENS))
-        return cls(options, less, tuning.algorithm != "rtn", tuning.dtype or "float32")
+        return cls(options, less, tuning.codes != "rtn", tuning.dtype or "float32")
 
 
 def measure_damages(
