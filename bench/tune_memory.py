@@ -1,5 +1,5 @@
-"""Peak memory of tuning a checkpoint block by block, against its imports alone and the size of a block, and auto-round's
-on the same checkpoint and texts. See README.md here.
+"""Peak memory of tuning a checkpoint block by block, against its imports alone and the size of a block, and that of
+auto-round on the same checkpoint and texts. See README.md here.
 
 Usage: python bench/tune_memory.py --tokenizer FOLDER [--auto-round VENV] [--gb 3] [--json FILE]
 """

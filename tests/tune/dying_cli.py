@@ -31,16 +31,16 @@ def die() -> NoReturn:
 
 
 def watch_blocks() -> None:
-    from shardq.tune import driver  # in the process that tunes: it takes seconds
+    from shardq.tune import passes  # in the process that tunes: it takes seconds
 
-    tune = driver._tune
+    tune = passes.tune_block
 
-    def dying(work: Any, options: Any) -> Any:
+    def dying(work: Any, *others: Any) -> Any:
         if f"block {work.index}" == PLACE:
             die()
-        return tune(work, options)
+        return tune(work, *others)
 
-    patch.object(driver, "_tune", dying).start()
+    patch.object(passes, "tune_block", dying).start()
 
 
 def dying_write(path: Any, data: bytes) -> None:
