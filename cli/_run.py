@@ -12,7 +12,6 @@ from shardq.cli._kept import add_options, kept_option, take_kept
 from shardq.cli._plan_text import print_plans
 from shardq.cli._progress import show_progress
 from shardq.cli._result_text import describe_result, print_result
-from shardq.cli._sizes import parse_size
 from shardq.errors import (
     BudgetTooSmall,
     ChecksumMismatch,
@@ -24,6 +23,7 @@ from shardq.errors import (
     RecipeChanged,
     TaskFailed,
 )
+from shardq.sizes import parse_rate, parse_size
 
 if TYPE_CHECKING:
     from shardq.limits import Limits
@@ -47,6 +47,7 @@ class RunWords:
     max_ram: str | None
     max_disk: str | None
     stream: bool
+    max_rate: str | None
     xet: bool
     push_to: str | None
     private: bool
@@ -65,6 +66,7 @@ class RunWords:
             max_disk_bytes=parse_size(self.max_disk, "--max-disk"),
             delete_source=self.delete_source,
             stream=self.stream,
+            max_rate_bytes_s=parse_rate(self.max_rate, "--max-rate"),
             xet=self.xet,
             keep_local=self.keep_local,
             log=console.log,
@@ -88,6 +90,7 @@ def run_options(function: F) -> F:
         _option("--parallel", type=int, metavar="N", help="Worker processes. Default: one for each core."),
         _option("--max-ram", metavar="SIZE", help="Memory of all processes together, as 6G or 6GiB."),
         _option("--max-disk", metavar="SIZE", help="Disk for the output and the source shards fetched ahead, as 50G."),
+        _option("--max-rate", metavar="RATE", help="Of downloads, and of uploads, in a second: 50M, or 400Mbit."),
         _option("--stream", is_flag=True, help="Read a Hub repo by ranges: no source shard touches the disk."),
         _option("--xet", is_flag=True, help="Fetch with the Hub's Xet client (hf_xet) instead of plain downloads."),
         _option(

@@ -4,6 +4,7 @@ import click
 
 from shardq.cli._exit_codes import exit_codes
 from shardq.cli.audit import audit
+from shardq.cli.batch import batch
 from shardq.cli.convert import convert
 from shardq.cli.dequantize import dequantize
 from shardq.cli.eval import evaluate
@@ -46,6 +47,7 @@ def commands() -> None:
 
 
 for _command in (
-    quantize, convert, dequantize, plan, verify, audit, inspect, stats, tune, evaluate, schemes, formats, kernels,
+    quantize, convert, dequantize, batch, plan, verify, audit, inspect, stats, tune, evaluate, schemes, formats,
+    kernels,
 ):  # fmt: skip
     commands.add_command(_command)

@@ -11,11 +11,12 @@ from shardq.errors import BadOption
 from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint, read_dump
 from shardq.limits import XET_BUFFER_BYTES, Limits
+from shardq.pace import Pace
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
 from shardq.run import Order, Result, quantize_all
-from shardq.sources import open_source
+from shardq.sources import Source, open_source
 
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
@@ -84,11 +85,11 @@ def quantize_many(
     """
     limits = limits or Limits()
     wanted = [_recipe(r) for r in recipes]
-    opened = open_source(str(source), subfolder, xet=_xet(limits))
+    opened = open_within(str(source), subfolder, limits)
     orders = make_orders(wanted, opened.label, output_dir)
     places = _destinations(push_to, wanted, private, branch, limits)
     made = [replace(order, destination=place) for order, place in zip(orders, places, strict=True)]
-    return quantize_all(opened, made, limits, restart, report or _silent, lambda plan: _check(plan, targets))
+    return quantize_all(opened, made, limits, restart, report or _silent, lambda plan: check_engines(plan, targets))
 
 
 def plan(
@@ -110,13 +111,13 @@ def plan_many(
     make_orders(wanted, "", None)  # refuses what has no names
     opened = open_source(str(source), subfolder)
     checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
-    return tuple(_check(make_plan(checkpoint, r), targets) for r in wanted)
+    return tuple(check_engines(make_plan(checkpoint, r), targets) for r in wanted)
 
 
 def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets: Sequence[str] = ()) -> Plan:
     """The plan of a checkpoint of which only a folder with config.json and headers.json.gz ({shard: {tensor: [dtype,
     shape]}}) or an index is at hand. With an index alone, shapes and bytes are unknown."""
-    return _check(make_plan(read_dump(Path(folder)), _recipe(recipe)), targets)
+    return check_engines(make_plan(read_dump(Path(folder)), _recipe(recipe)), targets)
 
 
 def verify(
@@ -325,11 +326,9 @@ def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection 
     return inspect_gguf(opened) if holds_gguf(opened.files()) else inspect_source(opened)
 
 
-def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | None) -> list[Order]:
-    """Where each output goes. Raises BadOption for none, for two with one name, and for two of which only one drops
-    tensors: one read serves outputs of the same tensors."""
-    if not recipes:
-        raise BadOption("no scheme is given: expected at least one")
+def check_together(recipes: Sequence[Recipe]) -> None:
+    """Raises BadOption for recipes that one read of a source cannot serve: outputs are of the same tensors, read and
+    decoded alike."""
     if len({r.mtp == "drop" for r in recipes}) > 1:
         raise BadOption("--mtp drop for some outputs only: make those in a run of their own")
     if len({r.quant_lm_head for r in recipes}) > 1:  # a tied one would be a tensor more in some
@@ -338,6 +337,13 @@ def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | 
         raise BadOption("outputs of one run read their source alike: give --decode for all of them, or make two runs")
     if len({r.fold and r.fold.sha256 for r in recipes}) > 1:
         raise BadOption("outputs of one run are of the same weights: give one --fold for all of them, or make two runs")
+
+
+def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | None) -> list[Order]:
+    """Where each output goes. Raises BadOption for none, for two with one name, and as check_together."""
+    if not recipes:
+        raise BadOption("no scheme is given: expected at least one")
+    check_together(recipes)
     name = label.rpartition("/")[2]
     if len(recipes) == 1:
         return [Order(recipes[0], Path(output_dir or f"{name}-{_short(recipes[0])}"))]
@@ -366,10 +372,11 @@ def _destinations(
             f"--push-to {push_to} names one repo for {len(repos)} outputs: put {{scheme}} and {{layout}} into it, as "
             f"in {push_to}-{{scheme}}-{{layout}}"
         )
-    return [_destination(repo, private, branch, limits) for repo in repos]
+    pace = Pace(limits.max_rate_bytes_s)
+    return [_destination(repo, private, branch, limits, pace) for repo in repos]
 
 
-def _destination(push_to: str, private: bool, branch: str | None, limits: Limits) -> Destination:
+def _destination(push_to: str, private: bool, branch: str | None, limits: Limits, pace: Pace) -> Destination:
     """Raises BadOption."""
     if limits.delete_source and not limits.keep_local:
         raise BadOption(
@@ -378,7 +385,12 @@ def _destination(push_to: str, private: bool, branch: str | None, limits: Limits
         )
     from shardq.destinations.hub import HubDestination  # brings an HTTP client
 
-    return HubDestination(push_to, branch=branch, private=private)
+    return HubDestination(push_to, branch=branch, private=private, pace=pace)
+
+
+def open_within(source: str, subfolder: str | None, limits: Limits) -> Source:
+    """The source that `source` names, to be read as `limits` say. Raises what open_source does."""
+    return open_source(source, subfolder, xet=_xet(limits), pace=Pace(limits.max_rate_bytes_s))
 
 
 def _xet(limits: Limits) -> "XetOptions | None":
@@ -389,7 +401,7 @@ def _xet(limits: Limits) -> "XetOptions | None":
     return XetOptions(XET_BUFFER_BYTES)
 
 
-def _check(plan: Plan, targets: Sequence[str]) -> Plan:
+def check_engines(plan: Plan, targets: Sequence[str]) -> Plan:
     """`plan`, if every target loads what it makes. Raises BadOption and TargetRefuses."""
     if targets:
         from shardq.serving.served import served_of_plan

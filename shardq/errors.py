@@ -224,6 +224,33 @@ class AuditFailed(ShardqError):
     exit_code = 51
 
 
+# --- batches -----------------------------------------------------------------------------------------------------
+
+
+class BatchPartlyFailed(ShardqError):
+    """Entries of a batch that failed; the others are done."""
+
+    exit_code = 60
+
+
+class BatchLocked(ShardqError):
+    """Another live run of the same batch."""
+
+    exit_code = 61
+
+
+class BatchOverBudget(ShardqError):
+    """Entries of a batch that do not fit into its memory or disk, and nothing else that failed."""
+
+    exit_code = 62
+
+
+class BatchUnfinished(ShardqError):
+    """Entries of a batch that failed in passing and are to be tried again by its next run; the others are done."""
+
+    exit_code = 63
+
+
 class Interrupted(ShardqError):
     """Stopped by SIGINT; what is finished is kept and the same command resumes."""
 

@@ -24,7 +24,7 @@ from typing import Any, Final
 from shardq.errors import OutputOccupied, RecipeChanged
 from shardq.figures import read_figures
 from shardq.files.atomic import preallocate, pwrite_all, sync_folder, sync_way, writing
-from shardq.journal import Journal
+from shardq.journal import Journal, read_first
 from shardq.plans import OutputFile, Plan
 from shardq.tasks import Done, Task
 
@@ -105,6 +105,11 @@ class Staging:
         journal.close()
         if events and events[0]["identity"] != identity:
             raise RecipeChanged(changed_message(self.out, events[0]["identity"], identity))
+
+    def begun_identity(self) -> dict[str, Any] | None:
+        """What an unfinished run here makes; None without one. Needs no lock."""
+        event = read_first(self.journal)
+        return event["identity"] if event and event["event"] == "start" else None
 
     def is_of(self, identity: Mapping[str, Any]) -> bool:
         """True if the run that left this working folder had `identity`, or did not get as far as saying so."""
