@@ -20,6 +20,7 @@ from shardq.sources import Source, open_source
 
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
+    from shardq.fit import Fit
     from shardq.folding import Found
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
@@ -112,6 +113,33 @@ def plan_many(
     opened = open_source(str(source), subfolder)
     checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
     return tuple(check_engines(make_plan(checkpoint, r), targets) for r in wanted)
+
+
+def fit(
+    source: str | Path,
+    recipes: Sequence[str | Recipe],
+    space: str,
+    *,
+    reserve: float | None = None,
+    recorded: bool = False,
+    subfolder: str | None = None,
+    targets: Sequence[str] = (),
+) -> "Fit":
+    """Which of these recipes have weights that fit into `space`, "4x80G" or "512G", of which a share stays in `reserve`;
+    and a mixture that fills what is left. `recorded`: the source is a folder as of `plan_headers`. From headers alone.
+
+    Raises BadOption, and what planning raises if no recipe can be planned.
+    """
+    from shardq.fit import RESERVE, find_fit, parse_space
+
+    wanted = [_recipe(r) for r in recipes]
+    room = parse_space(space, RESERVE if reserve is None else reserve)
+    if recorded:
+        checkpoint = read_dump(Path(source))
+    else:
+        opened = open_source(str(source), subfolder)
+        checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
+    return find_fit(checkpoint, wanted, room, lambda plan: check_engines(plan, targets))
 
 
 def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets: Sequence[str] = ()) -> Plan:

@@ -55,24 +55,33 @@ class Limits:
     def _network_bytes(self, network: bool) -> int:
         return (HUB_BYTES + (XET_BUFFER_BYTES if self.xet else 0)) if network else 0
 
+    def _slots(self, remote: bool) -> int:
+        return self.parallel + SPANS_AHEAD if self.stream and remote else 0
+
+    def least_ram_bytes(self, work: "OnePass", remote: bool, network: bool) -> int:
+        """The smallest --max-ram for so many workers; `remote` and `network` as for share_memory."""
+        from shardq.needs import extra_memory_bytes
+        from shardq.spans import largest_span_bytes
+
+        slots = min(self._slots(remote), LEAST_SLOTS)
+        fixed = BASE_BYTES + work.records * TENSOR_BYTES + self.parallel * WORKER_BYTES + self._network_bytes(network)
+        fixed += extra_memory_bytes(work) if slots else 0
+        return fixed + work.largest_task_bytes + (slots * largest_span_bytes(work) if slots else 0)
+
     def share_memory(self, work: "OnePass", remote: bool, network: bool) -> "Memory":
         """What running tasks may take together, and how many pieces range mode may hold.
 
         `remote`: the source is on the Hub; `network`: the source or the destination is. Raises BudgetTooSmall.
         """
-        from shardq.needs import extra_memory_bytes
         from shardq.spans import largest_span_bytes
 
-        wanted = self.parallel + SPANS_AHEAD if self.stream and remote else 0
+        wanted = self._slots(remote)
         if self.max_ram_bytes is None:
             return Memory(None, wanted)
         largest_task_bytes, span_bytes = work.largest_task_bytes, largest_span_bytes(work)
-        fixed = BASE_BYTES + work.records * TENSOR_BYTES + self.parallel * WORKER_BYTES + self._network_bytes(network)
-        fixed += extra_memory_bytes(work) if wanted else 0
-        left = self.max_ram_bytes - fixed - largest_task_bytes
-        least = min(wanted, LEAST_SLOTS) * span_bytes
-        if left < least:
-            need = fixed + largest_task_bytes + least
+        need = self.least_ram_bytes(work, remote, network)
+        left = self.max_ram_bytes - need + min(wanted, LEAST_SLOTS) * span_bytes
+        if self.max_ram_bytes < need:
             pieces = f" and range mode two pieces of {span_bytes / 1e6:.0f} MB" if wanted else ""
             raise BudgetTooSmall(
                 f"--max-ram {self.max_ram_bytes / 1e6:.0f} MB is too small for {self.parallel} workers: the largest "

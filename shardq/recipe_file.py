@@ -7,6 +7,7 @@
 Files that it names are beside it, unless their paths are absolute.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Final
 from shardq.errors import BadOption
 from shardq.gguf.file_types import find_file_type
 from shardq.gguf.options import GgufOptions
-from shardq.recipe import Recipe, make_recipe
+from shardq.recipe import Recipe, make_recipe, rule_values
 from shardq.sizes import parse_size
 from shardq.tables import Kinds, check_table, check_texts, read_toml
 
@@ -32,6 +33,10 @@ WORDS: Final[Mapping[str, Kinds]] = {
     "policy": _TEXT, "mtp": _TEXT, "decode": _TEXT, "requantize": _FLAG, "ragged": _TEXT, "target": _TEXTS,
     "search": _TEXT, **dict.fromkeys(_FILES, _TEXT), **_GGUF,
 }  # fmt: skip
+# Fields of Recipe that have the words' names.
+_PLAIN: Final = (
+    "quant_lm_head", "quant_nontext", "policy", "mtp", "decode", "requantize", "ragged", "search",
+)  # fmt: skip
 MIXTURE: Final[Mapping[str, Kinds]] = {"target_bits": (float,), "options": _TEXT, "ignore_scale_bits": _FLAG}
 
 
@@ -135,3 +140,44 @@ def _gguf_options(words: Mapping[str, Any], overrides: tuple[str, ...], where: s
         tokenizer_pre=words.get("tokenizer_pre"),
     )
     return None if made == GgufOptions() else made
+
+
+def words_of(recipe: Recipe) -> dict[str, Any]:
+    """The words that `recipe_of` reads as this recipe; the engines that it was checked against are not in it. Files are
+    named without their folders."""
+    r, own = recipe, recipe.gguf
+    usual = make_recipe(f"gguf:{r.preset}" if own else r.preset, layout=r.layout)
+    words: dict[str, Any] = {"scheme": f"gguf:{r.preset.lower()}" if own else r.preset, "format": r.layout}
+    if r.scheme.is_adjustable and r.scheme != usual.scheme:
+        words |= {"bits": r.scheme.bits, "group_size": r.scheme.group_size, "sym": r.scheme.symmetric}
+    if r.layer_rules:
+        words["layer_config"] = {rule.pattern.text: rule_values(rule) for rule in r.layer_rules}
+    patterns = (*r.ignore, *(rule.pattern for rule in r.layer_rules))
+    if any(p.kind in ("search", "substring") for p in patterns):
+        words["ignore_dialect"] = "auto-round"
+    words |= {k: [p.text for p in getattr(r, k)] for k in ("ignore", "include") if getattr(r, k)}
+    words |= {k: v for k in _PLAIN if (v := getattr(r, k)) != getattr(usual, k)}
+    if own:
+        words |= {
+            "pure": own.pure or None, "output_tensor_type": own.output_type, "token_embedding_type": own.embedding_type,
+            "tensor_type": [f"{pattern}={kind}" for pattern, kind in own.overrides],
+            "split_max_size": own.max_part_bytes, "tokenizer_pre": own.tokenizer_pre,
+        }  # fmt: skip
+    labels = {"importance": r.importance and r.importance.label, "tuned": r.tuned and r.tuned.label}
+    return {k: v for k, v in {**words, **labels}.items() if v is not None and v != []}
+
+
+def toml_of(words: Mapping[str, Any], head: str) -> str:
+    """A file of these words, with comment lines before them."""
+    lines = [f"# {line}".rstrip() for line in head.splitlines()]
+    lines += [f"{key} = {_toml(value)}" for key, value in words.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    """A value in TOML: strings are JSON's, which TOML's basic strings contain but for DEL."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value).replace("\x7f", "\\u007f")

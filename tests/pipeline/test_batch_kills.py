@@ -1,5 +1,5 @@
-"""A batch of twelve repos on a Hub (on loopback) with faults, killed five times: twelve commits in the end, each the one
-that an undisturbed run makes; then there is nothing to do, which takes two requests for each."""
+"""A batch of twelve repos on a Hub (on loopback) with faults, killed five times: in the end twelve commits, those of
+undisturbed runs; then there is nothing to do, which takes two requests for each."""
 
 import os
 import re
