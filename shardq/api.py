@@ -125,7 +125,7 @@ def fit(
     subfolder: str | None = None,
     targets: Sequence[str] = (),
 ) -> "Fit":
-    """Which of these recipes have weights that fit into `space`, "4x80G" or "512G", of which a share stays in `reserve`;
+    """Which of these recipes have weights that fit into `space`, "4x80G" or "512G", with the share `reserve` left free,
     and a mixture that fills what is left. `recorded`: the source is a folder as of `plan_headers`. From headers alone.
 
     Raises BadOption, and what planning raises if no recipe can be planned.
