@@ -7,7 +7,7 @@ import click
 from click.core import ParameterSource
 
 from shardq.cli._console import Console
-from shardq.cli._mixture import SUFFIX, write_mixture
+from shardq.cli._mixture import write_mixture
 from shardq.cli._run import path_beside, run_recipes, take_run_words
 from shardq.errors import BadOption
 
@@ -16,19 +16,19 @@ _BESIDE: Final = frozenset({"source", "recipe_file", "as_json", "verbose", "quie
 
 def run_recipe_file(console: Console, source: str, path: Path) -> None:
     """Make what the file says. Raises BadOption beside options that say so, too."""
-    from shardq.recipe_file import read_recipe_file, recipe_of
+    from shardq.recipe_file import LAYERS, read_recipe_file, with_layers
 
     _refuse_others()
-    words, mixture = read_recipe_file(path)
-    written = recipe_of(words, str(path), path.parent)
-    if mixture:
-        chosen = path_beside(source, written.recipe, SUFFIX)
+    written = read_recipe_file(path)
+    recipe = written.recipe
+    if mixture := written.mixture:
+        chosen = path_beside(source, recipe, LAYERS)
         write_mixture(
-            console, source, take_run_words().subfolder, written.recipe, mixture.options, mixture.target_bits,
+            console, source, take_run_words().subfolder, recipe, mixture.options, mixture.target_bits,
             mixture.ignore_scale_bits, chosen,
         )  # fmt: skip
-        written = recipe_of({**words, "layer_config": str(chosen.absolute())}, str(path), path.parent)
-    run_recipes(console, source, [written.recipe], written.targets)
+        recipe = with_layers(recipe, chosen)
+    run_recipes(console, source, [recipe], written.targets)
 
 
 def _refuse_others() -> None:

@@ -11,7 +11,6 @@ from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
 from shardq.cli._fold import AUTO, write_fold
 from shardq.cli._fold import SUFFIX as FOLD
 from shardq.cli._gguf import gguf_options
-from shardq.cli._mixture import SUFFIX as MIXTURE
 from shardq.cli._mixture import check_mixture, mixture_options, write_mixture
 from shardq.cli._options import build_recipes, recipe_options
 from shardq.cli._recipe_file import run_recipe_file
@@ -90,8 +89,10 @@ def quantize(
         write_fold(console, source, subfolder, base, path)
         fold = str(path)
     if target_bits is not None and options:
+        from shardq.recipe_file import LAYERS
+
         (base,) = build(layer_config, fold)
-        path = path_beside(source, base, MIXTURE)
+        path = path_beside(source, base, LAYERS)
         write_mixture(console, source, subfolder, base, options, target_bits, ignore_scale_bits, path)
         layer_config = str(path)
     run_recipes(console, source, build(layer_config, fold), targets)

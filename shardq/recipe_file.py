@@ -9,18 +9,20 @@ Files that it names are beside it, unless their paths are absolute.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from shardq.errors import BadOption
 from shardq.gguf.file_types import find_file_type
 from shardq.gguf.options import GgufOptions
+from shardq.patterns import parse_layer_config
 from shardq.recipe import Recipe, make_recipe, rule_values
 from shardq.sizes import parse_size
 from shardq.tables import Kinds, check_table, check_texts, read_toml
 
 DEFAULT_SCHEME: Final = "W4A16"
+LAYERS: Final = ".layers.toml"  # behind an output folder's name: the file of its mixture
 _TEXT, _FLAG, _TEXTS = (str,), (bool,), (list,)
 _GGUF: Final[Mapping[str, Kinds]] = {
     "tensor_type": _TEXTS, "pure": _FLAG, "output_tensor_type": _TEXT, "token_embedding_type": _TEXT,
@@ -41,14 +43,6 @@ MIXTURE: Final[Mapping[str, Kinds]] = {"target_bits": (float,), "options": _TEXT
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What a table stands for."""
-
-    recipe: Recipe
-    targets: tuple[str, ...] = ()  # engines that must load the output
-
-
-@dataclass(frozen=True, slots=True)
 class MixtureWords:
     """A mixture for a size, which is chosen when the weights can be read."""
 
@@ -57,18 +51,23 @@ class MixtureWords:
     ignore_scale_bits: bool
 
 
-def read_recipe_file(path: Path) -> tuple[Mapping[str, Any], MixtureWords | None]:
-    """The words of a recipe in a file, and those of its mixture if it has one. Raises BadOption."""
-    table = check_table(read_toml(path), str(path), {**WORDS, **MIXTURE})
-    words = {k: v for k, v in table.items() if k in WORDS}
-    if "target_bits" not in table:
-        if lone := sorted(MIXTURE.keys() & table.keys()):
-            raise BadOption(f"{path}: {', '.join(lone)} has a meaning only with target_bits")
-        return words, None
-    if "options" not in table:
-        raise BadOption(f'{path}: target_bits needs options, as in options = "W2A16G64,W4A16,W8A16"')
-    mixture = MixtureWords(float(table["target_bits"]), table["options"], table.get("ignore_scale_bits", False))
-    return {"scheme": mixture.options.partition(",")[0], **words}, mixture
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a table stands for."""
+
+    recipe: Recipe
+    targets: tuple[str, ...] = ()  # engines that must load the output
+    mixture: MixtureWords | None = None  # that is still to be chosen
+
+
+def read_recipe_file(path: Path) -> Written:
+    """The recipe in a file. Raises as `recipe_of`."""
+    return recipe_of(read_toml(path), str(path), path.parent)
+
+
+def with_layers(recipe: Recipe, path: Path) -> Recipe:
+    """A recipe with the layer config that its mixture was written to. Raises BadOption."""
+    return replace(recipe, layer_rules=parse_layer_config(path, "shardq"))
 
 
 def recipe_of(table: object, where: str, folder: Path) -> Written:
@@ -76,8 +75,9 @@ def recipe_of(table: object, where: str, folder: Path) -> Written:
 
     Raises BadOption with the place of what is wrong, and what make_recipe raises.
     """
-    words = check_table(table, where, WORDS)
-    scheme = words.get("scheme", DEFAULT_SCHEME)
+    words = check_table(table, where, {**WORDS, **MIXTURE})
+    mixture = _mixture(words, where)
+    scheme = words.get("scheme", mixture.options.partition(",")[0] if mixture else DEFAULT_SCHEME)
     lists = {k: check_texts(words.get(k, ()), f"{where}: {k}") for k in ("ignore", "include", "target", "tensor_type")}
     is_gguf = find_file_type(scheme.partition("@")[0]) is not None
     if not is_gguf and (lost := sorted(_GGUF.keys() & words.keys())):
@@ -107,7 +107,17 @@ def recipe_of(table: object, where: str, folder: Path) -> Written:
         gguf=_gguf_options(words, lists["tensor_type"], where) if is_gguf else None,
         tuned=files.get("tuned"),
     )
-    return Written(recipe, lists["target"])
+    return Written(recipe, lists["target"], mixture)
+
+
+def _mixture(words: Mapping[str, Any], where: str) -> MixtureWords | None:
+    if "target_bits" not in words:
+        if lone := sorted(MIXTURE.keys() & words.keys()):
+            raise BadOption(f"{where}: {', '.join(lone)} has a meaning only with target_bits")
+        return None
+    if "options" not in words:
+        raise BadOption(f'{where}: target_bits needs options, as in options = "W2A16G64,W4A16,W8A16"')
+    return MixtureWords(float(words["target_bits"]), words["options"], words.get("ignore_scale_bits", False))
 
 
 def _layer_config(value: str | Mapping[str, Any] | None, folder: Path) -> str | Mapping[str, Any] | None:

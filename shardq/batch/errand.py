@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from multiprocessing import connection
 
 from shardq.api import check_engines, open_within
-from shardq.batch.manifest import Entry
+from shardq.batch.manifest import Entry, take_layers
 from shardq.batch.schedule import BUG
 from shardq.batch.state import Trouble
 from shardq.destinations import open_destination
 from shardq.errors import Interrupted, ShardqError
 from shardq.executors.child import die_with_caller
+from shardq.files.atomic import write_atomic, writing
 from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint
 from shardq.limits import Limits
+from shardq.mixing import mix
 from shardq.pace import Pace
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress
@@ -75,16 +77,28 @@ def run_errand(errand: Errand, report: Callable[[Progress], None]) -> tuple[Made
     """
     text = f"{errand.source}@{errand.commit}" if errand.commit else errand.source
     source = open_within(text, errand.subfolder, errand.limits)
+    entries = [_choose(e, source) if e.mixture else e for e in errand.entries]
     try:
-        return _make(errand.entries, source, errand.limits, report)
+        return _make(entries, source, errand.limits, report)
     except Interrupted:
         raise
     except ShardqError:
-        refused = _find_refused(errand.entries, source) if len(errand.entries) > 1 else {}
-        if not refused or len(refused) == len(errand.entries):
+        refused = _find_refused(entries, source) if len(entries) > 1 else {}
+        if not refused or len(refused) == len(entries):
             raise
-    left = [e for e in errand.entries if e.label not in refused]
+    left = [e for e in entries if e.label not in refused]
     return (*refused.values(), *_make(left, source, errand.limits, report))
+
+
+def _choose(e: Entry, source: Source) -> Entry:
+    """Choose the mixture of an entry, and write it beside its folder. Raises as `mix`."""
+    assert e.mixture
+    m = e.mixture
+    mixed = mix(source, e.recipe, m.options, m.target_bits, m.ignore_scale_bits)
+    with writing(e.layers):
+        e.layers.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(e.layers, mixed.text.encode())
+    return take_layers(e)
 
 
 def _make(

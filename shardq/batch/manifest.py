@@ -17,7 +17,7 @@ matter.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any, Final
@@ -27,7 +27,7 @@ from shardq.batch.schedule import Patience
 from shardq.errors import BadOption
 from shardq.limits import Limits
 from shardq.recipe import Recipe
-from shardq.recipe_file import Written, recipe_of
+from shardq.recipe_file import LAYERS, MixtureWords, Written, recipe_of, with_layers
 from shardq.sizes import parse_rate, parse_size, parse_time
 from shardq.sources import names_a_repo
 from shardq.tables import Kinds, check_table, read_toml
@@ -63,6 +63,12 @@ class Entry:
     private: bool
     keep_local: bool
     collection: str | None  # owner/title
+    mixture: MixtureWords | None = None  # that is still to be chosen for the recipe
+
+    @property
+    def layers(self) -> Path:
+        """Where the choice of a mixture is: beside the folder, as `quantize` has it."""
+        return self.out.with_name(self.out.name + LAYERS)
 
     @property
     def stays(self) -> bool:
@@ -194,7 +200,7 @@ class _Reader:
         if collection and "/" not in collection:
             raise BadOption(f"{where}: collection {collection!r}: expected owner/title")
         out = self.home / Path(folder).expanduser() if folder else self.folder / "work" / str(repo).replace("/", "--")
-        return Entry(
+        entry = Entry(
             label=repo or str(folder),
             title=title,
             recipe=recipe,
@@ -204,7 +210,14 @@ class _Reader:
             private=words.get("private", False),
             keep_local=words.get("keep_local", False),
             collection=collection,
+            mixture=written.mixture,
         )
+        return take_layers(entry) if entry.mixture and entry.layers.exists() else entry
+
+
+def take_layers(entry: Entry) -> Entry:
+    """An entry whose mixture has been chosen. Raises BadOption for a file that cannot be read."""
+    return replace(entry, recipe=with_layers(entry.recipe, entry.layers), mixture=None)
 
 
 def _fill(template: str | None, values: Mapping[str, str], where: str) -> str | None:

@@ -75,6 +75,8 @@ class _Record:
 def _compare(model: Model, e: Entry, commit: str | None, record: _Record, before: Standing | None) -> Look:
     if not model.is_repo:
         return Look(e, None, False, "a source here: the run itself compares")
+    if e.mixture:
+        return Look(e, commit, False, "its mixture is to be chosen", record.commit)
     why = _difference(model, e, commit, record.identity, before)
     if not why and e.repo and (e.out / WORK).exists():
         why = "what a stopped run left here is to be cleared away"
