@@ -74,8 +74,8 @@ def describe_rows(rows: "Sequence[Row]") -> list[dict[str, Any]]:
     return [
         {
             "label": r.entry.label,
-            "recipe": r.entry.title,
             **asdict(r.standing),
+            "recipe": r.entry.title,
             "repo": r.entry.repo,
             "up_to_date": r.look.done,
             "why": r.look.why,
@@ -103,7 +103,7 @@ def _why(row: "Row") -> str:
     if row.standing.error:
         return f"{row.standing.error.type}: {row.standing.error.message}"
     if row.tried and row.standing.state == "done":
-        return f"made in {duration(row.standing.seconds)}: {row.look.why}"
+        return f"made in {duration(row.standing.seconds)}"
     return row.look.why
 
 

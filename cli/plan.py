@@ -74,7 +74,7 @@ def plan(
     if space is not None:
         with collector_paused():
             recipes, refused = build_candidates(space, reserve, schemes, build)
-            found = api.fit(
+            found = api.propose(
                 headers or str(source), recipes, space, reserve=reserve, recorded=headers is not None,
                 subfolder=subfolder, targets=targets,
             )  # fmt: skip

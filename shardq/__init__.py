@@ -22,8 +22,10 @@ if TYPE_CHECKING:
         mix,
         plan,
         plan_headers,
+        propose,
         quantize,
         quantize_many,
+        run_manifest,
         tune_model,
         verify,
     )
@@ -62,8 +64,10 @@ _HOMES: Final = {
     "make_recipe": "shardq.recipe",
     "plan": "shardq.api",
     "plan_headers": "shardq.api",
+    "propose": "shardq.api",
     "quantize": "shardq.api",
     "quantize_many": "shardq.api",
+    "run_manifest": "shardq.api",
     "tune_model": "shardq.api",
     "verify": "shardq.api",
 }
@@ -91,8 +95,10 @@ __all__ = [
     "mix",
     "plan",
     "plan_headers",
+    "propose",
     "quantize",
     "quantize_many",
+    "run_manifest",
     "tune_model",
     "verify",
 ]

@@ -20,6 +20,7 @@ from shardq.sources import Source, open_source
 
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
+    from shardq.batch.driver import Row
     from shardq.fit import Fit
     from shardq.folding import Found
     from shardq.gguf_inspection import GgufInspection
@@ -115,7 +116,7 @@ def plan_many(
     return tuple(check_engines(make_plan(checkpoint, r), targets) for r in wanted)
 
 
-def fit(
+def propose(
     source: str | Path,
     recipes: Sequence[str | Recipe],
     space: str,
@@ -211,6 +212,18 @@ def audit(
     question = Question(sample, seed, max_traffic_bytes, dry_run, weighed)
     named = None if source is None else str(source)
     return audit_result(open_result(str(result)), str(result), named, subfolder, question)
+
+
+def run_manifest(manifest: str | Path, *, once: bool = False) -> "list[Row]":
+    """Make everything that a manifest, a TOML file, asks for and that is not up to date: as `shardq batch`.
+
+    What became of each output is in the rows, failures too. `once`: one attempt for each source, and no waiting.
+    Raises BadOption for the manifest, and what making a recipe raises; BatchLocked, NotWritable, DiskFull.
+    """
+    from shardq.batch.driver import Silence, run_batch
+    from shardq.batch.manifest import read_manifest
+
+    return run_batch(read_manifest(Path(manifest)), once, Silence())
 
 
 def mix(

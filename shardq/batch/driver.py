@@ -57,6 +57,25 @@ class Telling(Protocol):
         ...
 
 
+class Silence:
+    """Tells nobody."""
+
+    def looked(self, looks: Sequence[Look]) -> None:
+        """Nothing."""
+
+    def begins(self, model: Model, entries: Sequence[Entry]) -> None:
+        """Nothing."""
+
+    def step(self, progress: Progress) -> None:
+        """Nothing."""
+
+    def ended(self, entry: Entry, standing: Standing) -> None:
+        """Nothing."""
+
+    def waits(self, wait_s: float) -> None:
+        """Nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What became of an entry."""
@@ -101,7 +120,7 @@ def run_batch(manifest: Manifest, once: bool, telling: Telling) -> list[Row]:
 
 def judge_rows(rows: Sequence[Row]) -> ShardqError | None:
     """The error that a batch ends with; None if all is done."""
-    failed = [r for r in rows if r.standing.error and r.standing.state != "waiting"]
+    failed = [r for r in rows if r.standing.state == "failed" or (r.standing.state == "done" and r.standing.error)]
     waiting = [r for r in rows if r.standing.state == "waiting"]
     if failed:
         budget = all(r.standing.error and r.standing.error.type == BudgetTooSmall.__name__ for r in failed)
@@ -185,7 +204,8 @@ class _Batch:
         """Make what is left to make of a model."""
         if any(self._looks[e.label].error for e in self._todo(model)):
             self._look([model])
-        if not (entries := self._todo(model)) or any(self._looks[e.label].error for e in entries):
+        entries = [e for e in self._todo(model) if not self._looks[e.label].error]
+        if not entries:
             return
         self._telling.begins(model, entries)
         self._tried.update(e.label for e in entries)

@@ -15,6 +15,11 @@ def first_standing(before: Standing | None, model: Model, look: Look, patience: 
     A failure that source and recipe decide stays one until either changes, or shardq's version. Any other is tried
     again; one that may pass not before its time.
     """
+    found = _look_at(before, model, look, patience)
+    return before if before and replace(found, changed=before.changed) == before else found
+
+
+def _look_at(before: Standing | None, model: Model, look: Look, patience: Patience) -> Standing:
     commit, recipe = look.commit, identify(look.entry.recipe)
     same = before is not None and (before.commit, before.recipe) == (commit, recipe)
     now = Standing(

@@ -78,7 +78,7 @@ def _compare(model: Model, e: Entry, commit: str | None, record: _Record, before
     if e.mixture:
         return Look(e, commit, False, "its mixture is to be chosen", record.commit)
     why = _difference(model, e, commit, record.identity, before)
-    if not why and e.repo and (e.out / WORK).exists():
+    if not why and (e.out / WORK).exists():
         why = "what a stopped run left here is to be cleared away"
     if not why and e.repo and e.stays:
         local = recorded_identity(e.out) if is_complete(e.out) else None

@@ -1,6 +1,7 @@
 """A batch of twelve repos on a Hub (on loopback) with faults, killed five times: in the end twelve commits, those of
 undisturbed runs; then there is nothing to do, which takes two requests for each."""
 
+import hashlib
 import os
 import re
 import signal
@@ -62,7 +63,7 @@ def names(push_hub: Any, writable_hub_module: ModuleType, make_checkpoint: Calla
     made = []
     for number in range(MODELS):
         weights = bytearray(files[shards[0]])
-        weights[-2 * (number + 1)] ^= 1  # of one weight the last bit
+        weights[-2 * number - 1] ^= 0x80  # the sign of one weight
         repo = writable_hub_module.Repo()
         repo.commit({**files, shards[0]: bytes(weights)})
         made.append(f"m{number:02d}")
@@ -98,10 +99,12 @@ def begin(manifest: Path) -> "subprocess.Popen[str]":
 
 def add_faults(hub: Any, fake: ModuleType) -> None:
     """What passes within a run, and what ends one: content that is wrong twice."""
+    tree = hub.files("org/m03")
+    shard = hashlib.sha256(tree[min(n for n in tree if n.endswith(".safetensors"))]).hexdigest()
     hub.faults += [
         fake.Fault("status", r"/api/models/org/m01/tree/", status=503, headers={"Retry-After": "0"}),
         fake.Fault("drop", r"^/store/", at=900, skip=9),
-        fake.Fault("corrupt", r"^/store/", at=700, times=2, skip=24),
+        fake.Fault("corrupt", f"^/store/{shard}", at=700, times=2, skip=1),
         fake.Fault("status", r"^/org/m07/resolve/", status=429, headers={"Retry-After": "0"}),
     ]
     hub.write_faults += [

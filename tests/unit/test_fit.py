@@ -29,7 +29,7 @@ def test_spaces() -> None:
 
 def test_the_most_bits_that_fit_are_the_best() -> None:
     recipes = ["W8A16", "W4A16", "W4A16G64", "W2A16G64"]
-    found = api.fit(MISTRAL, recipes, "6G", reserve=0.0, recorded=True)
+    found = api.propose(MISTRAL, recipes, "6G", reserve=0.0, recorded=True)
     sizes = {r: shardq.plan_headers(MISTRAL, r).output_bytes for r in recipes}
     plain = [p for p in found.proposals if p.target_bits is None]
     assert {p.recipe.preset: p.weights_bytes for p in plain} == sizes
@@ -44,14 +44,14 @@ def test_the_most_bits_that_fit_are_the_best() -> None:
         "scheme": "W4A16", "format": "auto_round", "target_bits": best.target_bits, "options": "W4A16,W8A16",
     }  # fmt: skip
     assert not found.source_fits
-    assert api.fit(MISTRAL, recipes, "1G", recorded=True).best is None
+    assert api.propose(MISTRAL, recipes, "1G", recorded=True).best is None
 
 
 def test_a_mixture_of_so_many_bits_has_the_size_that_is_told() -> None:
     """Of a model of which half is W8A16 the size is what the plan says."""
     rules = {f"re:model.layers.{n}\\.": "W8A16" for n in range(0, 32, 2)}
     mixed = shardq.plan_headers(MISTRAL, shardq.make_recipe("W4A16", layer_config=rules))
-    found = api.fit(MISTRAL, ["W8A16", "W4A16"], str(mixed.output_bytes), reserve=0.0, recorded=True)
+    found = api.propose(MISTRAL, ["W8A16", "W4A16"], str(mixed.output_bytes), reserve=0.0, recorded=True)
     best = found.best
     assert best is not None
     assert best.target_bits is not None
@@ -60,10 +60,10 @@ def test_a_mixture_of_so_many_bits_has_the_size_that_is_told() -> None:
 
 
 def test_what_cannot_be_had_is_told_and_keeps_nothing_else_back() -> None:
-    found = api.fit(MISTRAL, [shardq.make_recipe("W4A16@gptq", group_size=48), "W4A16"], "80G", recorded=True)
+    found = api.propose(MISTRAL, [shardq.make_recipe("W4A16@gptq", group_size=48), "W4A16"], "80G", recorded=True)
     assert [(name, type(error).__name__) for name, error in found.refused] == [("W4A16G48", "BadGroupSize")]
     with pytest.raises(LayoutRefuses):
-        api.fit(MISTRAL, ["MXFP4@fp8"], "80G", recorded=True)
+        api.propose(MISTRAL, ["MXFP4@fp8"], "80G", recorded=True)
 
 
 def test_requests_wait_for_windows() -> None:
