@@ -15,6 +15,7 @@ from shardq.cli._progress import block_progress
 from shardq.errors import TaskFailed
 
 if TYPE_CHECKING:
+    from shardq.limits import Limits
     from shardq.recipe import Recipe
     from shardq.tune.driver import TuneResult
     from shardq.tune.options import TuneOptions
@@ -24,10 +25,10 @@ SUFFIX: Final = ".tuned"  # of the folder beside an output folder
 _KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
 
 
-def _option(name: str, **settings: Any) -> Callable[[F], F]:
-    """With words joined by dashes, and as AutoRound writes it."""
-    words = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}"))
-    return kept_option(_KEY, *words, **settings)
+def _option(name: str, *others: str, **settings: Any) -> Callable[[F], F]:
+    """With words joined by dashes, as AutoRound writes it, and under its other names there."""
+    words = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}", *others))
+    return kept_option(_KEY, name[2:].replace("-", "_"), *words, **settings)
 
 
 def tuning_options(function: F) -> F:
@@ -39,18 +40,23 @@ def tuning_options(function: F) -> F:
             "scales, the nearest codes. Default: signround.",
         ),
         _option(
-            "--recipe", type=click.Choice(["default", "light", "best"]),
-            help="AutoRound's: 200 steps with 128 samples; 50 larger steps; 1000 steps with 512 samples.",
+            "--recipe", type=click.Choice(["default", "light", "best", "opt-rtn", "rtn"]),
+            help="AutoRound's: 200 steps with 128 samples; 50 larger steps; 1000 steps with 512 samples; these "
+            "algorithms with 128 samples, and with one.",
         ),
         _option(
             "--dataset", metavar="DATASET",
             help="random, self (sampled by the model), a file, or as AutoRound's. Default: NeelNanda/pile-10k.",
         ),
-        _option("--nsamples", type=int, metavar="N", help="Samples. Default: the recipe's."),
-        _option("--seqlen", type=int, metavar="N", help="Tokens of a sample. Default: 2048."),
+        _option("--nsamples", "--nsample", type=int, metavar="N", help="Samples. Default: the recipe's."),
+        _option("--seqlen", "--seq_len", type=int, metavar="N", help="Tokens of a sample. Default: 2048."),
         _option("--seed", type=int, metavar="N", help="Of the choice of samples, and their order. Default: 42."),
-        _option("--iters", type=int, metavar="N", help="Steps for a block (signround)."),
-        _option("--batch-size", type=int, metavar="N", help="Samples of a step. Default: 8 (signround)."),
+        _option("--iters", "--iter", type=int, metavar="N", help="Steps for a block (signround)."),
+        _option("--nblocks", type=int, metavar="N", help="Blocks that are learned together. Default: 1 (signround)."),
+        _option(
+            "--batch-size", "--train_bs", "--bs", type=int, metavar="N",
+            help="Samples of a step. Default: 8 (signround).",
+        ),
         _option(
             "--gradient-accumulate-steps", type=int, metavar="N", help="Batches of a step. Default: 1 (signround)."
         ),
@@ -73,6 +79,19 @@ def tuning_options(function: F) -> F:
             "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             help="What is computed with; auto: the model's own. Default: auto for signround, else float32.",
         ),
+        _option(
+            "--device", "--devices", "--device-map", "--device_map", metavar="DEVICE",
+            help="What a block is computed on: auto, cpu, cuda, cuda:N. One block at a time lies there. Default: cpu.",
+        ),
+        _option(
+            "--low-gpu-mem-usage", is_flag=True, default=None,
+            help="Hidden states stay in main memory, and go to the device batch by batch.",
+        ),
+        _option("--disable-amp", is_flag=True, default=None, help="The same as --dtype float32."),
+        _option(
+            "--enable-deterministic-algorithms", is_flag=True, default=None,
+            help="Let torch refuse what a GPU does not compute twice alike; the CPU always does.",
+        ),
         _option("--trust-remote-code", is_flag=True, default=None, help="Run code that the checkpoint brings along."),
     )  # fmt: skip
     return add_options(function, options)
@@ -89,7 +108,7 @@ def take_options() -> "tuple[TuneOptions, bool]":
 
 def run_tuning(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: Path, subfolder: str | None,
-    max_ram_bytes: int | None, trust_remote_code: bool,
+    limits: "Limits", trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
     """Tune, in a process of its own: what torch takes of memory ends with it. Raises TaskFailed when it is killed."""
     from concurrent.futures import ProcessPoolExecutor
@@ -99,7 +118,7 @@ def run_tuning(
     with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
         try:
             return pool.submit(
-                _tune, console, source, recipe, options, str(folder), subfolder, max_ram_bytes, trust_remote_code
+                _tune, console, source, recipe, options, str(folder), subfolder, limits, trust_remote_code
             ).result()
         except BrokenProcessPool as error:
             raise TaskFailed(
@@ -122,12 +141,12 @@ def _end_with_parent() -> None:
 
 def _tune(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: str, subfolder: str | None,
-    max_ram_bytes: int | None, trust_remote_code: bool,
+    limits: "Limits", trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
     from shardq import api
 
     with block_progress(console, "tuning") as report:
         return api.tune_model(
-            source, recipe, folder, options=options, subfolder=subfolder, max_ram_bytes=max_ram_bytes,
-            trust_remote_code=trust_remote_code, report=report,
+            source, recipe, folder, options=options, subfolder=subfolder, max_ram_bytes=limits.max_ram_bytes,
+            max_disk_bytes=limits.max_disk_bytes, trust_remote_code=trust_remote_code, report=report,
         )  # fmt: skip

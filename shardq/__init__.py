@@ -25,7 +25,9 @@ if TYPE_CHECKING:
         propose,
         quantize,
         quantize_many,
+        report,
         run_manifest,
+        score,
         tune_model,
         verify,
     )
@@ -67,7 +69,9 @@ _HOMES: Final = {
     "propose": "shardq.api",
     "quantize": "shardq.api",
     "quantize_many": "shardq.api",
+    "report": "shardq.api",
     "run_manifest": "shardq.api",
+    "score": "shardq.api",
     "tune_model": "shardq.api",
     "verify": "shardq.api",
 }
@@ -98,7 +102,9 @@ __all__ = [
     "propose",
     "quantize",
     "quantize_many",
+    "report",
     "run_manifest",
+    "score",
     "tune_model",
     "verify",
 ]

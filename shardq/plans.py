@@ -27,7 +27,7 @@ from shardq.roles import Role
 from shardq.schemes import Scheme
 from shardq.searching import Searches, find_searches
 from shardq.tasks import CopyTask, Piece, QuantizeTask, Target, Task
-from shardq.tuned import TunedRef, match_tuned
+from shardq.tuned import TunedRef, check_input_scales, match_tuned
 from shardq.version import NUMERICS, VERSION
 from shardq.weights import Weights, find_weights, is_turned, kept_shape
 
@@ -144,9 +144,9 @@ class Plan:
         return sum(f.size_bytes for f in self.files)
 
 
-def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """The plan of a checkpoint under a recipe; for a GGUF file `checkpoint` has its texts. Raises what `decide` raises,
-    and what gguf.planning does."""
+def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, before_tuning: bool = False) -> Plan:
+    """The plan of a checkpoint under a recipe; for a GGUF file `checkpoint` has its texts. `before_tuning`: what only
+    data give may still be missing. Raises what `decide` raises, and what gguf.planning does."""
     if recipe.gguf:
         from shardq.gguf.planning import plan_gguf_output  # brings numpy and, where it is installed, gguf
 
@@ -165,6 +165,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         return Plan(checkpoint, recipe, weights, decisions, (), (), places, {}, {}, Searches({}, {}))
     goals = {d.tensor.name: d.goal for d in decisions if d.goal}
     tuned = match_tuned(decisions, recipe.tuned) if recipe.tuned else {}
+    if not before_tuning:
+        check_input_scales(decisions, layout, tuned, recipe.tuned)
     made = [d for d in decisions if d.tensor.name not in tuned]
     reaches = find_reaches(_reaching(made, goals), checkpoint.config)
     written = [d for d in decisions if d.action != "drop"]

@@ -2,7 +2,8 @@
 
     tuned.json            identity of the tuning, and sha256 of each file; written last
     <block>.safetensors   codes.MODULE U8 [rows, columns], scales.MODULE F32 [rows, G], perhaps zeros.MODULE U8 and
-                          biases.MODULE F32 alike; `modules` of its metadata says of each its scheme and global scale
+                          biases.MODULE F32 alike; `modules` of its metadata says of each its scheme and global scale,
+                          and where activations are calibrated their scale
 
 The main job packs such codes into any layout, in place of making its own. Nothing here needs torch.
 """
@@ -15,13 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from shardq.errors import BadTuned, CorruptShard, RecipeChanged, UnknownDtype
+from shardq.errors import BadOption, BadTuned, CorruptShard, RecipeChanged, UnknownDtype
 from shardq.files.atomic import pread_exact, reading, sync_way, write_atomic, writing
 from shardq.files.safetensors import HeaderTensor, TensorSpec, plan_file, read_header
 from shardq.importance_vectors import Stamp, take_stamp
+from shardq.layouts.input_scales import wants_input_scale
 
 if TYPE_CHECKING:
     from shardq.decide import Decision
+    from shardq.layouts.base import Layout
     from shardq.quantizers.quantized import Quantized
     from shardq.schemes import Scheme
 
@@ -34,11 +37,20 @@ DTYPES: Final[Mapping[str, str]] = {"codes": "U8", "scales": "F32", "zeros": "U8
 
 
 @dataclass(frozen=True, slots=True)
+class InputScale:
+    """What a server scales the activations of a matrix by; see quantizers/input_scales.py."""
+
+    value: float  # finite and above 0
+    borrowed: bool = False  # of an expert that no token went to: the largest of its siblings decided
+
+
+@dataclass(frozen=True, slots=True)
 class Tuned:
     """What was found for one module: canonical codes of its whole weight, under the scheme of its plan."""
 
     scheme: "Scheme"
     quantized: "Quantized"
+    input_scale: "InputScale | None" = None  # of a scheme whose activations are calibrated
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,7 @@ class TunedRef:
     groups: int
     begins: tuple[int, ...]  # offsets of the arrays of PARTS, -1 for none
     global_scale: float | None
+    input_scale: InputScale | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +112,8 @@ class TunedWriter:
                 if array is not None:
                     arrays[f"{part}.{module}"] = np.ascontiguousarray(array)
             said[module] = {"scheme": asdict(t.scheme), "global_scale": q.global_scale}
+            if t.input_scale:
+                said[module]["input_scale"] = asdict(t.input_scale)
         specs = [TensorSpec(name, DTYPES[name.partition(".")[0]], a.shape) for name, a in arrays.items()]
         plan = plan_file(specs, {"modules": json.dumps(said, sort_keys=True)})
         data = plan.header + b"".join(arrays[name].tobytes() for name in plan.offsets)
@@ -159,6 +174,30 @@ def match_tuned(decisions: Sequence["Decision"], tuned: TunedCodes) -> dict[str,
     return found
 
 
+def check_input_scales(
+    decisions: Sequence["Decision"], layout: "Layout", found: Mapping[str, TunedRef], tuned: TunedCodes | None
+) -> None:
+    """Whether all weights have the scales of activations that the layout writes. Raises BadOption where nothing was
+    tuned, BadTuned for a folder without them."""
+    wanted = [d for d in decisions if d.scheme and wants_input_scale(layout, d.scheme)]
+    lacking = [d for d in wanted if (ref := found.get(d.tensor.name)) is None or ref.input_scale is None]
+    if not lacking:
+        return
+    scheme = lacking[0].scheme
+    assert scheme
+    if tuned is None:
+        raise BadOption(
+            f"{scheme.name} has scales of activations that only data give: `shardq tune SOURCE --scheme "
+            f"{scheme.name.replace('-', '_')} --algorithm rtn` finds them and makes the output; or take a scheme whose "
+            "activations get their scales while serving"
+        )
+    told = ", ".join(d.tensor.module for d in lacking[:SHOWN])
+    raise BadTuned(
+        f"{tuned.label} has no scales of activations for {len(lacking)} modules of {scheme.name}: {told}; keep them "
+        "with --ignore, and tune with the same options"
+    )
+
+
 def read_tuned(ref: TunedRef, row: int, end_row: int) -> "Quantized":
     """Canonical codes of some rows. Raises BadTuned when the file has changed since it was checked."""
     import numpy as np
@@ -181,7 +220,8 @@ def read_tuned(ref: TunedRef, row: int, end_row: int) -> "Quantized":
         finally:
             os.close(fd)
     codes, scales, zeros, biases = arrays
-    return Quantized(codes, scales, zeros, biases, ref.global_scale)
+    value = ref.input_scale.value if ref.input_scale else None
+    return Quantized(codes, scales, zeros, biases, ref.global_scale, value)
 
 
 def read_block(
@@ -206,7 +246,8 @@ def read_block(
             schemes[module] = own["scheme"]
             shapes[module] = (codes.shape[0], codes.shape[1])
             begins = tuple(-1 if t is None else t.begin for t in parts)
-            refs[module] = TunedRef(stamp, codes.shape[1], scales.shape[1], begins, own["global_scale"])
+            of_inputs = InputScale(**own["input_scale"]) if "input_scale" in own else None
+            refs[module] = TunedRef(stamp, codes.shape[1], scales.shape[1], begins, own["global_scale"], of_inputs)
     except (CorruptShard, UnknownDtype, ValueError, LookupError, TypeError, AttributeError) as error:
         raise BadTuned(f"{path.name} is damaged ({error}): tune again") from error
 

@@ -13,6 +13,7 @@ from torch import nn
 from shardq.errors import UnsupportedSource
 
 HIDDEN: Final = "hidden_states"
+CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,10 @@ class Own:
     """A value that each sample has one of, [1, ...]."""
 
     values: tuple[torch.Tensor, ...]
+
+    def on(self, device: torch.device) -> "Own":
+        """The same on a device."""
+        return Own(tuple(v.to(device) for v in self.values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +41,27 @@ class Batch:
 
     hidden: torch.Tensor  # [samples, tokens, width]
     calls: tuple[Call, ...]  # of each block
+    device: torch.device = CPU  # where blocks are computed; what lies elsewhere goes there when one is called
 
     def part(self, start: int, stop: int) -> "Batch":
         """Some of the samples; their hidden states are a view."""
-        return Batch(
-            self.hidden[start:stop], tuple(_map(c, lambda own: Own(own.values[start:stop])) for c in self.calls)
-        )
+        calls = tuple(_map(c, lambda own: Own(own.values[start:stop])) for c in self.calls)
+        return replace(self, hidden=self.hidden[start:stop], calls=calls)
 
     def pick(self, samples: Sequence[int]) -> "Batch":
         """Some of the samples, in any order; their hidden states are a copy."""
-        return Batch(
-            self.hidden[list(samples)],
-            tuple(_map(c, lambda own: Own(tuple(own.values[i] for i in samples))) for c in self.calls),
-        )
+        calls = tuple(_map(c, lambda own: Own(tuple(own.values[i] for i in samples))) for c in self.calls)
+        return replace(self, hidden=self.hidden[list(samples)], calls=calls)
 
     def moved(self, hidden: torch.Tensor) -> "Batch":
         """The same samples with other hidden states."""
         return replace(self, hidden=hidden)
+
+    def on(self, device: torch.device, whole: bool) -> "Batch":
+        """The same samples, whose blocks are computed on a device: all that they are there, or only what all of them
+        share, and of the others what a call needs."""
+        calls = tuple(_map(c, lambda own: own.on(device) if whole else own, device) for c in self.calls)
+        return Batch(self.hidden.to(device) if whole else self.hidden, calls, device)
 
     def split(self, samples: int) -> Iterator["Batch"]:
         """Parts of so many samples."""
@@ -62,8 +71,8 @@ class Batch:
 
 def call_block(module: Callable[..., Any], batch: Batch, index: int) -> torch.Tensor:
     """Hidden states behind a block, [samples, tokens, width]."""
-    call = _map(batch.calls[index], lambda own: torch.cat(own.values))
-    found = module(batch.hidden, *call.args, **call.kwargs)
+    call = _map(batch.calls[index], lambda own: torch.cat(own.values).to(batch.device), batch.device)
+    found = module(batch.hidden.to(batch.device), *call.args, **call.kwargs)
     made: torch.Tensor = found[0] if isinstance(found, tuple | list) else found
     return made
 
@@ -193,15 +202,18 @@ def _join(value: Any, more: Any, count: int) -> Any:
     return value
 
 
-def _map(call: Call, change: Callable[[Own], Any]) -> Call:
-    return Call(tuple(_changed(v, change) for v in call.args), {k: _changed(v, change) for k, v in call.kwargs.items()})
+def _map(call: Call, change: Callable[[Own], Any], device: torch.device | None = None) -> Call:
+    """A call with other values of samples, and on a device what all of them share."""
 
+    def changed(value: Any) -> Any:
+        if isinstance(value, Own):
+            return change(value)
+        if isinstance(value, torch.Tensor):
+            return value if device is None else value.to(device)
+        if isinstance(value, tuple | list):
+            return type(value)(changed(v) for v in value)
+        if isinstance(value, dict):
+            return {key: changed(v) for key, v in value.items()}
+        return value
 
-def _changed(value: Any, change: Callable[[Own], Any]) -> Any:
-    if isinstance(value, Own):
-        return change(value)
-    if isinstance(value, tuple | list):
-        return type(value)(_changed(v, change) for v in value)
-    if isinstance(value, dict):
-        return {key: _changed(v, change) for key, v in value.items()}
-    return value
+    return Call(tuple(changed(v) for v in call.args), {k: changed(v) for k, v in call.kwargs.items()})

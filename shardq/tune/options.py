@@ -6,7 +6,9 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from shardq.errors import BadOption
+from shardq.tune.activations import CPU
 from shardq.tune.block_gptq import GptqOptions
+from shardq.tune.devices import ComputeOptions
 from shardq.tune.signround import SignRoundOptions
 
 AlgorithmName = Literal["signround", "gptq", "opt-rtn", "rtn"]
@@ -20,6 +22,8 @@ RECIPES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "default": {},
         "light": {"iters": 50, "lr": 5e-3},
         "best": {"iters": 1000, "nsamples": 512},
+        "opt-rtn": {"algorithm": "opt-rtn"},
+        "rtn": {"algorithm": "rtn", "nsamples": 1},
     }
 )  # auto-round 0.16.1, cli/main.py
 
@@ -46,6 +50,7 @@ class TuneOptions:
     algorithm: AlgorithmName = "signround"
     data: DataOptions = field(default_factory=DataOptions)
     dtype: str | None = None  # what is computed with; auto: the model's own. None: that for signround, else float32
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
     enable_quanted_input: bool = True  # a block is tuned with what comes out of those before it with their codes
     gptq: GptqOptions = field(default_factory=GptqOptions)
     signround: SignRoundOptions = field(default_factory=SignRoundOptions)
@@ -62,31 +67,42 @@ class TuneOptions:
         """What is computed with."""
         return self.dtype or ("auto" if self.algorithm == "signround" else "float32")
 
+    @property
+    def has_plain_chain(self) -> bool:
+        """Hidden states go through the model twice, also as its own weights have them."""
+        return self.algorithm == "signround" or not self.enable_quanted_input
+
     def as_dict(self) -> Mapping[str, Any]:
         """Plain values, for the identity of a folder."""
         values = {**asdict(self), "dtype": self.precision, "tuning": TUNING}
         for name in ("gptq", "signround"):
             if self.algorithm != name:
                 del values[name]
+        del values["compute"]  # but for the kind of device, whose arithmetic is its own
+        if (kind := self.compute.place().type) != CPU.type:
+            values["device"] = kind
         return values
 
 
 def build_options(words: Mapping[str, Any]) -> TuneOptions:
     """Options from words by their names, those of all parts together; `recipe` names a row of RECIPES, whose values
-    others replace. Raises BadOption for a word that the algorithm has no use for, or that nobody knows."""
-    given = {k: v for k, v in words.items() if k != "recipe" and v is not None}
+    others replace; `disable_amp` is float32 for what is computed with. Raises BadOption for a word that the algorithm
+    has no use for, or that nobody knows."""
+    given = {k: v for k, v in words.items() if k not in ("recipe", "disable_amp") and v is not None}
+    if words.get("disable_amp") and given.setdefault("dtype", "float32") != "float32":
+        raise BadOption(f"--disable-amp computes in float32, not in {given['dtype']}: leave one of them out")
     recipe = words.get("recipe") or "default"
     if recipe not in RECIPES:
         raise BadOption(f"--recipe {recipe!r}: expected one of {', '.join(RECIPES)}")
-    algorithm = given.get("algorithm", "signround")
-    parts = {"data": DataOptions, "gptq": GptqOptions, "signround": SignRoundOptions}
+    values = {**RECIPES[recipe], **given}
+    algorithm = values.get("algorithm", "signround")
+    parts = {"data": DataOptions, "compute": ComputeOptions, "gptq": GptqOptions, "signround": SignRoundOptions}
     names = {part: {f.name for f in fields(kind)} for part, kind in parts.items()}
-    own = {k: v for k, v in given.items() if k in {"algorithm", "dtype", "enable_quanted_input"}}
+    own = {k: v for k, v in values.items() if k in {"algorithm", "dtype", "enable_quanted_input"}}
     if unknown := given.keys() - own.keys() - {n for of in names.values() for n in of}:
         raise BadOption(f"{', '.join(sorted(unknown))}: no option of tuning")
     for part in ("gptq", "signround"):
         if part != algorithm and (idle := sorted(given.keys() & names[part])):
             raise BadOption(f"--{idle[0]} has a meaning for --algorithm {part}, not for {algorithm}: leave it out")
-    values = {**RECIPES[recipe], **given}
     of_parts = {part: kind(**{k: v for k, v in values.items() if k in names[part]}) for part, kind in parts.items()}
     return TuneOptions(**own, **of_parts)

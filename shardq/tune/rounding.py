@@ -152,9 +152,9 @@ def take_codes(grid: Grid, r: Rounded, scheme: Scheme) -> Quantized:
     """Canonical codes of whole rows."""
     width = grid.groups * grid.weight.shape[1]
     levels = r.levels + (1 << (grid.bits - 1)) if grid.rule == "symmetric" else r.levels
-    codes = levels.reshape(-1, width)[:, : grid.columns].to(torch.uint8).contiguous().numpy()
-    scales = r.scales.reshape(-1, grid.groups).contiguous().numpy()
-    shift = r.shift.reshape(-1, grid.groups).contiguous().numpy()
+    codes = levels.reshape(-1, width)[:, : grid.columns].to(torch.uint8).contiguous().cpu().numpy()
+    scales = r.scales.reshape(-1, grid.groups).contiguous().cpu().numpy()
+    shift = r.shift.reshape(-1, grid.groups).contiguous().cpu().numpy()
     if grid.rule == "bias":
         return Quantized(codes, scales, None, biases=shift)
     if grid.rule == "zero":

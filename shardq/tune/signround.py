@@ -33,6 +33,7 @@ class SignRoundOptions:
     """Under auto-round's names."""
 
     iters: int = 200
+    nblocks: int = 1  # blocks that are learned together, by what the last of them gives
     batch_size: int = 8
     gradient_accumulate_steps: int = 1
     lr: float | None = None  # None: 1 / iters
@@ -43,8 +44,8 @@ class SignRoundOptions:
 
     def __post_init__(self) -> None:
         """Raises BadOption."""
-        if self.iters < 1 or self.batch_size < 1 or self.gradient_accumulate_steps < 1:
-            raise BadOption("SignRound needs at least one of iters, batch_size and gradient_accumulate_steps")
+        if min(self.iters, self.batch_size, self.gradient_accumulate_steps, self.nblocks) < 1:
+            raise BadOption("SignRound needs at least one of iters, batch_size, gradient_accumulate_steps and nblocks")
 
     def rates(self, bits: int) -> tuple[float, float]:
         """First steps of V and of factors."""
@@ -57,7 +58,8 @@ class _Unit:
     """A parameter of a block whose matrices get codes."""
 
     parameter: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # [..., rows, columns]
+    turned: bool  # the parameter is [..., columns, rows]
     subjects: tuple[Subject, ...]
     grid: Grid
     v: Tensor
@@ -68,7 +70,8 @@ class _Unit:
         """The parameter as codes make it, which gradients flow through."""
         made: Tensor = RoundingGradient.apply(self.v, *self.factors, self.grid)  # type: ignore[no-untyped-call]
         width = self.grid.groups * self.grid.weight.shape[1]
-        return made.view(-1, width)[:, : self.grid.columns].reshape(self.shape).to(dtype)
+        whole = made.view(-1, width)[:, : self.grid.columns].reshape(self.shape).to(dtype)
+        return whole.mT if self.turned else whole
 
     def step(self, share: float, factors: bool) -> None:
         """Move by the signs of gradients."""
@@ -99,8 +102,7 @@ def tune_signround(work: Work, options: SignRoundOptions) -> Codes:
                 )
             whole = take_codes(unit.grid, rounded, unit.subjects[0].scheme)
             for s in unit.subjects:
-                begin = _first_row(unit, s)
-                codes[s.tensor] = whole.rows(slice(begin, begin + s.shape[0]))
+                codes[s.tensor] = whole.rows(_rows(unit, s))
     return codes
 
 
@@ -137,7 +139,7 @@ def _loss(work: Work, units: list[_Unit], indices: list[int]) -> Tensor:
         return functional_call(work.block, weights, args, kwargs)
 
     found = call_block(run, batch, work.index)
-    wanted = work.wanted[indices]
+    wanted = work.wanted[indices].to(found.device)
     if found.shape[1] > 1:
         found, wanted = found[:, :-1], wanted[:, :-1]
     return (found.float() - wanted.float()).square().mean() * len(indices)
@@ -161,8 +163,10 @@ def _by_parameter(subjects: tuple[Subject, ...]) -> Mapping[str, list[Subject]]:
 
 
 def _make_unit(block: nn.Module, name: str, subjects: list[Subject], options: SignRoundOptions) -> _Unit:
-    parameter = block.get_parameter(name)
     first = subjects[0]
+    turned = first.place.turned
+    stored = block.get_parameter(name)
+    parameter = stored.mT if turned else stored
     if (
         len({(s.scheme, s.dtype) for s in subjects}) > 1
         or sum(s.shape[0] for s in subjects) != parameter[..., 0].numel()
@@ -176,10 +180,10 @@ def _make_unit(block: nn.Module, name: str, subjects: list[Subject], options: Si
     v = torch.zeros_like(grid.weight, requires_grad=True)
     factors = [torch.ones_like(grid.low, requires_grad=options.enable_minmax_tuning) for _ in range(2)]
     rates = options.rates(first.scheme.bits)
-    return _Unit(name, tuple(parameter.shape), tuple(subjects), grid, v, (factors[0], factors[1]), rates)
+    return _Unit(name, tuple(parameter.shape), turned, tuple(subjects), grid, v, (factors[0], factors[1]), rates)
 
 
-def _first_row(unit: _Unit, s: Subject) -> int:
-    """Where a matrix begins among all rows of the parameter."""
-    rows = unit.shape[-2]
-    return (s.place.expert or 0) * rows + (s.place.rows[0] if s.place.rows else 0)
+def _rows(unit: _Unit, s: Subject) -> slice:
+    """Those of a matrix among all rows of the parameter."""
+    begin, lines = (s.place.expert or 0) * unit.shape[-2], s.place.lines or range(unit.shape[-2])
+    return slice(begin + lines.start, begin + lines.stop, lines.step)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -25,15 +25,23 @@ STATS = 6  # figures of a row
 Codes = dict[str, Quantized]  # by tensor
 
 
+class Targets(Protocol):
+    """What a block should give, sample by sample: a tensor [samples, tokens, width], or what makes parts of one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, samples: list[int], /) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A block with the weights of the checkpoint, which an algorithm may change."""
+    """A block, blocks taken as one, or a head, with the weights of the checkpoint, which an algorithm may change."""
 
     block: nn.Module
     index: int
     subjects: tuple[Subject, ...]
     inputs: Batch
-    wanted: torch.Tensor | None  # what the block gives by its own weights and inputs; None unless the algorithm asks
+    wanted: Targets | None  # what the block gives by its own weights and inputs; None unless the algorithm asks
     kernels: "KernelSet"
     seed: int
 
@@ -54,7 +62,7 @@ def largest_of(work: Work) -> Mapping[str, float]:
 def rows_of(block: nn.Module, subjects: Iterable[Subject]) -> NDArray[np.float32]:
     """Matrices with the same columns, one below the other, in fp32."""
     parts = [s.weight(block).detach().float() for s in subjects]
-    found: NDArray[np.float32] = torch.cat(parts).contiguous().numpy()
+    found: NDArray[np.float32] = torch.cat(parts).contiguous().cpu().numpy()
     return found
 
 

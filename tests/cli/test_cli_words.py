@@ -2,9 +2,9 @@
 
 import pytest
 
-from shardq.cli._collapse import collapse
 from shardq.cli._console import show_bytes, show_share
 from shardq.cli._options import split_patterns
+from shardq.collapse import collapse
 from shardq.errors import BadOption
 from shardq.sizes import parse_size
 

@@ -19,6 +19,15 @@ def test_recipes_have_auto_rounds_numbers() -> None:
     assert light.signround.rates(4) == (5e-3, 5e-3)
 
 
+def test_recipes_without_learning_name_their_algorithm() -> None:
+    searched, nearest = (build_options({"recipe": name}) for name in ("opt-rtn", "rtn"))
+    assert (searched.algorithm, searched.data.nsamples) == ("opt-rtn", 128)
+    assert (nearest.algorithm, nearest.data.nsamples) == ("rtn", 1)
+    assert build_options({"recipe": "rtn", "algorithm": "gptq", "nsamples": 8}).algorithm == "gptq"
+    with pytest.raises(BadOption, match="--iters has a meaning for --algorithm signround, not for rtn"):
+        build_options({"recipe": "rtn", "iters": 3})
+
+
 def test_words_replace_a_recipes() -> None:
     found = build_options({"recipe": "light", "iters": 10, "seed": 0, "enable_minmax_tuning": False, "nsamples": 3})
     assert (found.signround.iters, found.signround.lr, found.data.nsamples) == (10, 5e-3, 3)
