@@ -6,17 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardq.destinations.base import Destination
 from shardq.errors import BadOption
 from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint, read_dump
-from shardq.limits import XET_BUFFER_BYTES, Limits
-from shardq.pace import Pace
+from shardq.limits import Limits
+from shardq.opening import open_destinations, open_within
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
 from shardq.run import Order, Result, quantize_all
-from shardq.sources import Source, open_source
+from shardq.sources import open_source
 
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from shardq.inspection import Inspection
     from shardq.mixing import Mixed
     from shardq.quant_score import Score
-    from shardq.sources.hub_xet import XetOptions
     from shardq.tune.driver import TuneResult
     from shardq.tune.evaluation import Evaluation
     from shardq.tune.inputs import Experts
@@ -90,7 +88,7 @@ def quantize_many(
     wanted = [_recipe(r) for r in recipes]
     opened = open_within(str(source), subfolder, limits)
     orders = make_orders(wanted, opened.label, output_dir)
-    places = _destinations(push_to, wanted, private, branch, limits)
+    places = open_destinations(push_to, wanted, private, branch, limits)
     made = [replace(order, destination=place) for order, place in zip(orders, places, strict=True)]
     return quantize_all(opened, made, limits, restart, report or _silent, lambda plan: check_engines(plan, targets))
 
@@ -404,49 +402,6 @@ def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | 
 
 def _short(recipe: Recipe) -> str:
     return recipe.layout if recipe.purpose == "convert" else recipe.scheme_name
-
-
-def _destinations(
-    push_to: str | None, recipes: Sequence[Recipe], private: bool, branch: str | None, limits: Limits
-) -> list[Destination | None]:
-    """Raises BadOption."""
-    if push_to is None:
-        if private or branch or limits.keep_local:
-            raise BadOption("--private, --branch and --keep-local have a meaning only with --push-to")
-        return [None] * len(recipes)
-    repos = [push_to.replace("{scheme}", r.scheme_name).replace("{layout}", r.layout) for r in recipes]
-    if len(set(repos)) < len(repos):
-        raise BadOption(
-            f"--push-to {push_to} names one repo for {len(repos)} outputs: put {{scheme}} and {{layout}} into it, as "
-            f"in {push_to}-{{scheme}}-{{layout}}"
-        )
-    pace = Pace(limits.max_rate_bytes_s)
-    return [_destination(repo, private, branch, limits, pace) for repo in repos]
-
-
-def _destination(push_to: str, private: bool, branch: str | None, limits: Limits, pace: Pace) -> Destination:
-    """Raises BadOption."""
-    if limits.delete_source and not limits.keep_local:
-        raise BadOption(
-            "--delete-source with --push-to would leave uploads that no commit names as the only copy of the weights: "
-            "add --keep-local, or delete the source afterwards"
-        )
-    from shardq.destinations.hub import HubDestination  # brings an HTTP client
-
-    return HubDestination(push_to, branch=branch, private=private, pace=pace)
-
-
-def open_within(source: str, subfolder: str | None, limits: Limits) -> Source:
-    """The source that `source` names, to be read as `limits` say. Raises what open_source does."""
-    return open_source(source, subfolder, xet=_xet(limits), pace=Pace(limits.max_rate_bytes_s))
-
-
-def _xet(limits: Limits) -> "XetOptions | None":
-    if not limits.xet:
-        return None
-    from shardq.sources.hub_xet import XetOptions
-
-    return XetOptions(XET_BUFFER_BYTES)
 
 
 def check_engines(plan: Plan, targets: Sequence[str]) -> Plan:

@@ -2,6 +2,7 @@
 against a Hub on loopback that has the repos which they name."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,7 @@ pytest.importorskip("tokenizers", reason="vocabularies are read with the package
 ROOT: Final = Path(__file__).parents[2]
 DOCUMENTS: Final = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 OURS: Final = "shardq "
+FILES: Final = re.compile(r"^```toml\n# (\S+\.toml)\n(.*?)^```", re.DOTALL | re.MULTILINE)  # that a document shows
 # What a shell runs that is not shardq, and why it is not run here.
 OTHERS: Final = {
     "pip install": "an environment of its own is the business of .ci/run",
@@ -100,7 +102,7 @@ def environment(hub: Any, fake_hub: Any, repos: dict[str, dict[str, bytes]], tmp
     env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     env |= {
         "HF_ENDPOINT": hub.url, "HF_TOKEN": fake_hub.TOKEN, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
-        "PYTHONUNBUFFERED": "1",
+        "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }  # fmt: skip
     return env
 
@@ -109,6 +111,8 @@ def environment(hub: Any, fake_hub: Any, repos: dict[str, dict[str, bytes]], tmp
 @pytest.mark.parametrize("document", parameters())
 def test_every_command_runs(document: Path, environment: dict[str, str], tmp_path: Path) -> None:
     skipped = []
+    for name, content in FILES.findall(document.read_text(encoding="utf-8")):
+        (tmp_path / name).write_text(content)
     for command in (c for block in blocks_of(document.read_text(encoding="utf-8")) for c in block):
         if not command.startswith(OURS):
             continue

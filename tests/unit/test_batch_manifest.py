@@ -142,7 +142,7 @@ def test_the_manifest_of_the_documentation_is_read(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
     block = text.partition("```toml\n")[2].partition("```")[0]
     labels = [e.label for m in read(tmp_path, block).models for e in m.entries]
-    assert labels == ["me/first-W4A16", "me/first-MXFP4", "me/second-W4A16", "me/second-MXFP4"]
+    assert labels == ["me/name-W4A16", "me/name-MXFP4", "me/name-FP8-W4A16", "me/name-FP8-MXFP4"]
 
 
 def test_every_error_has_a_kind() -> None:
