@@ -31,9 +31,8 @@ def print_plans(console: Console, plans: "Sequence[Plan]", tensors: bool, rate_b
             return
         described = [describe_plan(p, tensors) for p in plans]
         needs = describe_needs(OnePass(tuple(plans))) if plans[0].files else None
-        print_json(
-            {**described[0], "cost": cost} if len(plans) == 1 else {"outputs": described, "needs": needs, "cost": cost}
-        )
+        document = described[0] if len(plans) == 1 else {"outputs": described, "needs": needs}
+        print_json({**document, "cost": cost})
         return
     for plan in plans:
         print_plan(console, plan, cost if len(plans) == 1 else None)
@@ -126,10 +125,8 @@ def _cost(cost: dict[str, Any] | None) -> list[tuple[str, str]]:
     left = f", without {cpu['unmeasured_weights']} weights of kinds not measured" if cpu["unmeasured_weights"] else ""
     there = "" if cpu["same_machine"] else ", on another CPU: measure again"
     each = f", {duration(cpu['seconds'] / workers)} on {workers}" if workers > 1 else ""
-    return [
-        *rows,
-        ("CPU", f"{duration(cpu['seconds'])} of one core{each}{left} (measured {cpu['measured'][:10]}{there})"),
-    ]
+    measured = f"measured {cpu['measured'][:10]}{there}"
+    return [*rows, ("CPU", f"{duration(cpu['seconds'])} of one core{each}{left} ({measured})")]
 
 
 def _absorbed(absorbed: dict[str, Any]) -> list[tuple[str, int, str]]:

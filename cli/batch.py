@@ -10,7 +10,7 @@ from shardq.cli._batch_text import ShownBatch, describe_rows, print_rows
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, describe_error, print_json
 from shardq.cli._exit_codes import RECIPE, epilog
-from shardq.errors import BatchLocked, BatchOverBudget, BatchPartlyFailed, BatchUnfinished, DiskFull
+from shardq.errors import BatchLocked, BatchOverBudget, BatchPartlyFailed, BatchUnfinished, DiskFull, HubAccess
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ EXAMPLES = (
     "shardq batch nightly.toml",
     "shardq batch nightly.toml --once --quiet --log-file /var/log/shardq.log",
 )
-ERRORS = (*RECIPE, BatchPartlyFailed, BatchLocked, BatchOverBudget, BatchUnfinished, DiskFull)
+ERRORS = (*RECIPE, HubAccess, BatchPartlyFailed, BatchLocked, BatchOverBudget, BatchUnfinished, DiskFull)
 
 
 @click.command("batch", cls=ShardqCommand, epilog=epilog(EXAMPLES, ERRORS))

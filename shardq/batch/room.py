@@ -3,6 +3,7 @@ what the batch itself takes, and what unfinished outputs of other models hold on
 
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -37,5 +38,9 @@ def find_room(manifest: Manifest, entries: Collection[Entry]) -> Room:
 
 def _disk_bytes(folder: Path) -> int:
     """What the files below a folder take."""
-    found = (os.path.join(top, name) for top, _, names in os.walk(folder) for name in names)
-    return sum(os.lstat(path).st_blocks * _BLOCK_BYTES for path in found)
+    total = 0
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # a process that ends just now is clearing up
+                total += os.lstat(os.path.join(top, name)).st_blocks * _BLOCK_BYTES
+    return total

@@ -1,7 +1,7 @@
 """What a batch has to do: the source's newest commit and the recipe against what destinations record.
 
 Two requests for a repo that is up to date: where the source stands, which is asked once for all that is made of it, and
-the destination's shardq.json. All are asked at the same time.
+the destination's shardq.json. Threads ask for several at a time.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shardq.batch.manifest import Entry, Model
 from shardq.batch.state import Standing, StatusFile
-from shardq.errors import ShardqError
+from shardq.errors import HubAccess, ShardqError
 from shardq.outputs import is_of_recipe
 from shardq.publish import is_complete, recorded_identity
 from shardq.recipe import Recipe
@@ -131,9 +131,11 @@ def _find_record(client: "HubClient | None", e: Entry) -> _Record:
 
 
 def make_client() -> "HubClient":
-    """A client for any repo: connections and certificates are shared."""
+    """A client for any repo: connections and certificates are shared. Raises HubAccess when the library is offline."""
     from huggingface_hub import HfApi, constants
 
+    if constants.HF_HUB_OFFLINE:
+        raise HubAccess("offline (HF_HUB_OFFLINE), and a batch asks where sources stand: unset it, or give folders")
     from shardq.destinations.hub_client import HubClient
     from shardq.sources.hub_errors import RetryPolicy
 

@@ -46,9 +46,8 @@ class HubDestination:
     ) -> None:
         """`private` makes a new repo private. `endpoint` and `retry` default to the library's settings.
 
-        With `xet` large files go through the library's Xet client instead of plain LFS; others at a
-        `pace`. Raises HubAccess for a name
-        without an owner.
+        With `xet` large files go through the library's Xet client instead of plain LFS; others at a `pace`. Raises
+        HubAccess for a name without an owner.
         """
         from huggingface_hub import HfApi, constants
 
