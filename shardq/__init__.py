@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         evaluate,
         find_fold,
         inspect,
+        measure_damages,
         mix,
         plan,
         plan_headers,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         verify,
     )
     from shardq.audit_statement import Audit
+    from shardq.benchmarks import run_benchmarks
     from shardq.errors import ShardqError
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
@@ -62,6 +64,7 @@ _HOMES: Final = {
     "evaluate": "shardq.api",
     "find_fold": "shardq.api",
     "inspect": "shardq.api",
+    "measure_damages": "shardq.api",
     "mix": "shardq.api",
     "make_recipe": "shardq.recipe",
     "plan": "shardq.api",
@@ -70,6 +73,7 @@ _HOMES: Final = {
     "quantize": "shardq.api",
     "quantize_many": "shardq.api",
     "report": "shardq.api",
+    "run_benchmarks": "shardq.benchmarks",
     "run_manifest": "shardq.api",
     "score": "shardq.api",
     "tune_model": "shardq.api",
@@ -96,6 +100,7 @@ __all__ = [
     "find_fold",
     "inspect",
     "make_recipe",
+    "measure_damages",
     "mix",
     "plan",
     "plan_headers",
@@ -103,6 +108,7 @@ __all__ = [
     "quantize",
     "quantize_many",
     "report",
+    "run_benchmarks",
     "run_manifest",
     "score",
     "tune_model",

@@ -38,14 +38,19 @@ class Activation:
     calibrated: bool = False  # static: needs a number for each matrix that only data give
 
     @property
+    def format(self) -> ElementFormat:
+        """The element format's row."""
+        return ELEMENTS[self.element]
+
+    @property
     def bits(self) -> int:
         """Bits of one value."""
-        return ELEMENTS[self.element].bits
+        return self.format.bits
 
     @property
     def floating(self) -> bool:
         """False for integers."""
-        return not ELEMENTS[self.element].is_integer
+        return not self.format.is_integer
 
 
 ACTIVATIONS: Final[Mapping[str, Activation]] = MappingProxyType(

@@ -86,6 +86,17 @@ def check_left(subjects: Subjects, plan: Plan) -> None:
         )
 
 
+def find_parameters(model: BlockModel) -> tuple[Mapping[str, str], ...]:
+    """Of each block the tensors of the checkpoint that are parameters as they are, and the names of these in it."""
+    found: list[Mapping[str, str]] = []
+    for name, parameters in zip(model.block_names, model.matched.blocks, strict=True):
+        plain = (c for c in model.matched.conversions.find(parameters) if c.converter is None)
+        own = {c.sources[0][0]: c.key for c in plain}
+        alike = {t: key for t, key in own.items() if model.matched.tensors[t].shape == model.matched.shapes[key]}
+        found.append({t: key.removeprefix(f"{name}.") for t, key in alike.items()})
+    return tuple(found)
+
+
 def _subject(plan: Plan, d: "Decision", place: Place) -> Subject:
     tensor, scheme = d.tensor, d.scheme
     assert scheme is not None

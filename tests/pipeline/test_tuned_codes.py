@@ -70,6 +70,14 @@ def test_other_codes_give_other_weights_and_errors(tmp_path: Path) -> None:
     assert not shardq.verify(made.output, deep=True, source="demo").problems
 
 
+def test_errors_of_what_is_written_as_weights_are_theirs(tmp_path: Path) -> None:
+    plain = shardq.quantize("demo", "W4A16", output_dir=tmp_path / "plain", limits=INLINE)
+    folder = tuned_folder(tmp_path / "tuned", taken(plain.output, "W4A16"))
+    recipe = make_recipe("W4A16", layout="fake", tuned=folder)
+    made = shardq.quantize("demo", recipe, output_dir=tmp_path / "made", limits=INLINE)
+    assert not shardq.verify(made.output, deep=True, source="demo").problems
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     plain = shardq.quantize("demo", "W4A16", output_dir=tmp_path / "plain", limits=INLINE)
     modules = taken(plain.output, "W4A16")
