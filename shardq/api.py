@@ -1,6 +1,5 @@
 """The functions that scripts call. They return typed values, print nothing, and raise ShardqError."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,11 @@ from shardq.errors import BadOption
 from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint, read_dump
 from shardq.limits import Limits
-from shardq.opening import open_destinations, open_within
+from shardq.opening import make_orders, open_destinations, open_within
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
-from shardq.run import Order, Result, quantize_all
+from shardq.run import Result, quantize_all
 from shardq.sources import open_source
 
 if TYPE_CHECKING:
@@ -408,38 +407,6 @@ def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection 
 
     opened = open_source(str(source), subfolder)
     return inspect_gguf(opened) if holds_gguf(opened.files()) else inspect_source(opened)
-
-
-def check_together(recipes: Sequence[Recipe]) -> None:
-    """Raises BadOption for recipes that one read of a source cannot serve: outputs are of the same tensors, read and
-    decoded alike."""
-    if len({r.mtp == "drop" for r in recipes}) > 1:
-        raise BadOption("--mtp drop for some outputs only: make those in a run of their own")
-    if len({r.quant_lm_head for r in recipes}) > 1:  # a tied one would be a tensor more in some
-        raise BadOption("--quant-lm-head for some outputs only: make those in a run of their own")
-    if len({(r.purpose, r.decode, r.dtype) for r in recipes}) > 1:
-        raise BadOption("outputs of one run read their source alike: give --decode for all of them, or make two runs")
-    if len({r.fold and r.fold.sha256 for r in recipes}) > 1:
-        raise BadOption("outputs of one run are of the same weights: give one --fold for all of them, or make two runs")
-
-
-def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | None) -> list[Order]:
-    """Where each output goes. Raises BadOption for none, for two with one name, and as check_together."""
-    if not recipes:
-        raise BadOption("no scheme is given: expected at least one")
-    check_together(recipes)
-    name = label.rpartition("/")[2]
-    if len(recipes) == 1:
-        return [Order(recipes[0], Path(output_dir or f"{name}-{_short(recipes[0])}"))]
-    prefix = "" if output_dir else f"{name}-"
-    names = [f"{prefix}{r.scheme_name}-{r.layout}" for r in recipes]
-    if twice := sorted(n for n, count in Counter(names).items() if count > 1):
-        raise BadOption(f"{', '.join(twice)} would be made twice: give each scheme and layout once")
-    return [Order(r, Path(output_dir or ".") / n) for r, n in zip(recipes, names, strict=True)]
-
-
-def _short(recipe: Recipe) -> str:
-    return recipe.layout if recipe.purpose == "convert" else recipe.scheme_name
 
 
 def check_engines(plan: Plan, targets: Sequence[str]) -> Plan:

@@ -1,6 +1,8 @@
-"""Sources and destinations, opened as the words of a run and its limits say."""
+"""What a run is given, as its words and limits say: its source, and folders and destinations of its outputs."""
 
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardq.destinations.base import Destination
@@ -8,10 +10,43 @@ from shardq.errors import BadOption
 from shardq.limits import XET_BUFFER_BYTES, Limits
 from shardq.pace import Pace
 from shardq.recipe import Recipe
+from shardq.run import Order
 from shardq.sources import Source, open_source
 
 if TYPE_CHECKING:
     from shardq.sources.hub_xet import XetOptions
+
+
+def check_together(recipes: Sequence[Recipe]) -> None:
+    """Raises BadOption for recipes that one read of a source cannot serve: outputs are of the same tensors, read and
+    decoded alike."""
+    if len({r.mtp == "drop" for r in recipes}) > 1:
+        raise BadOption("--mtp drop for some outputs only: make those in a run of their own")
+    if len({r.quant_lm_head for r in recipes}) > 1:  # a tied one would be a tensor more in some
+        raise BadOption("--quant-lm-head for some outputs only: make those in a run of their own")
+    if len({(r.purpose, r.decode, r.dtype) for r in recipes}) > 1:
+        raise BadOption("outputs of one run read their source alike: give --decode for all of them, or make two runs")
+    if len({r.fold and r.fold.sha256 for r in recipes}) > 1:
+        raise BadOption("outputs of one run are of the same weights: give one --fold for all of them, or make two runs")
+
+
+def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | None) -> list[Order]:
+    """Where each output goes. Raises BadOption for none, for two with one name, and as check_together."""
+    if not recipes:
+        raise BadOption("no scheme is given: expected at least one")
+    check_together(recipes)
+    name = label.rpartition("/")[2]
+    if len(recipes) == 1:
+        return [Order(recipes[0], Path(output_dir or f"{name}-{_short(recipes[0])}"))]
+    prefix = "" if output_dir else f"{name}-"
+    names = [f"{prefix}{r.scheme_name}-{r.layout}" for r in recipes]
+    if twice := sorted(n for n, count in Counter(names).items() if count > 1):
+        raise BadOption(f"{', '.join(twice)} would be made twice: give each scheme and layout once")
+    return [Order(r, Path(output_dir or ".") / n) for r, n in zip(recipes, names, strict=True)]
+
+
+def _short(recipe: Recipe) -> str:
+    return recipe.layout if recipe.purpose == "convert" else recipe.scheme_name
 
 
 def open_destinations(

@@ -22,10 +22,10 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Final
 
-from shardq.api import check_together
 from shardq.batch.schedule import Patience
 from shardq.errors import BadOption
 from shardq.limits import Limits
+from shardq.opening import check_together
 from shardq.recipe import Recipe
 from shardq.recipe_file import LAYERS, MixtureWords, Written, recipe_of, with_layers
 from shardq.sizes import parse_rate, parse_size, parse_time

@@ -20,12 +20,12 @@ import shardq
 import shardq.run
 import shardq.worker
 from shardq import Limits, Progress
-from shardq.api import make_orders
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BudgetTooSmall, RecipeChanged
 from shardq.executors.inline import InlineExecutor
 from shardq.needs import disk_bytes
 from shardq.onepass import OnePass
+from shardq.opening import make_orders
 from shardq.recipe import make_recipe
 from shardq.slabs import open_slab
 from shardq.tasks import Workplace
