@@ -27,8 +27,8 @@ def fit_options(function: F) -> F:
             "choice.",
         ),
         kept_option(
-            _KEY, "--fit-reserve", "reserve", type=float, metavar="SHARE", default=0.2, show_default=True,
-            help="With --fit: what is left for caches, activations and the server itself.",
+            _KEY, "--fit-reserve", "reserve", type=float, metavar="SHARE",
+            help="With --fit: what is left for caches, activations and the server itself. Default: a fifth, 0.2.",
         ),
         kept_option(
             _KEY, "--write-recipe", "file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
@@ -38,16 +38,16 @@ def fit_options(function: F) -> F:
     return add_options(function, options)
 
 
-def take_fit_options() -> tuple[str | None, float, Path | None]:
-    """Space, reserve and file. Raises BadOption for a file without a space."""
+def take_fit_options() -> tuple[str | None, float | None, Path | None]:
+    """Space, reserve and file. Raises BadOption for words that have no meaning without a space."""
     words = take_kept(_KEY) or {}
-    if words["space"] is None and words["file"] is not None:
-        raise BadOption("--write-recipe writes what --fit finds: give --fit, too")
+    if words["space"] is None and (words["file"] is not None or words["reserve"] is not None):
+        raise BadOption("--write-recipe writes what --fit finds, in what --fit-reserve leaves: give --fit, too")
     return words["space"], words["reserve"], words["file"]
 
 
 def build_candidates(
-    space: str, reserve: float, schemes: Sequence[str], build: "Callable[[tuple[str, ...]], Sequence[Recipe]]"
+    space: str, reserve: float | None, schemes: Sequence[str], build: "Callable[[tuple[str, ...]], Sequence[Recipe]]"
 ) -> "tuple[list[Recipe], list[tuple[str, ShardqError]]]":
     """The recipes to try; without a scheme of the user's own a usual choice, of which some may not go with the other
     options. Raises what building a scheme of the user's raises."""

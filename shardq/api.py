@@ -135,10 +135,10 @@ def propose(
 
     Raises BadOption, and what planning raises if no recipe can be planned.
     """
-    from shardq.fit import RESERVE, find_fit, parse_space
+    from shardq.fit import find_fit, parse_space
 
     wanted = [_recipe(r) for r in recipes]
-    room = parse_space(space, RESERVE if reserve is None else reserve)
+    room = parse_space(space, reserve)
     if recorded:
         checkpoint = read_dump(Path(source))
     else:

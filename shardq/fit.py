@@ -80,8 +80,9 @@ class Fit:
         return next((p for p in self.proposals if p.fits and p.weights_bytes < self.source_bytes), None)
 
 
-def parse_space(text: str, reserve: float) -> Space:
-    """From `4x80G`, four devices, or `512G`. Raises BadOption."""
+def parse_space(text: str, reserve: float | None) -> Space:
+    """From `4x80G`, four devices, or `512G`; `reserve`: by default a fifth. Raises BadOption."""
+    reserve = RESERVE if reserve is None else reserve
     found = _SPACE.fullmatch(text.strip())
     each = parse_size(found[2] if found else text, "--fit")
     devices = int(found[1]) if found and found[1] else 1

@@ -175,11 +175,10 @@ class _Reader:
         for number, item in enumerate(wanted, start=1):
             if isinstance(item, str) and item in self.known:
                 yield item, self.known[item]
-            elif isinstance(item, str):
-                yield item, recipe_of({"scheme": item}, f"{where}: recipes", self.home)
-            else:
-                written = recipe_of(item, f"{where}: recipe {number}", self.home)
-                yield written.recipe.scheme_name, written
+                continue
+            table = {"scheme": item} if isinstance(item, str) else item
+            written = recipe_of(table, f"{where}: recipe {number}", self.home)
+            yield written.recipe.scheme_name, written
 
     def _entry(self, source: str, words: Mapping[str, Any], title: str, written: Written, where: str) -> Entry:
         recipe = written.recipe

@@ -46,18 +46,10 @@ class Told(Silence):
         self.waited_s.append(wait_s)
 
 
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Two shards, as the conftest's."""
-    from importlib import util
-
-    spec = util.spec_from_file_location("conftest_of_pipeline", Path(__file__).with_name("conftest.py"))
-    assert spec
-    assert spec.loader
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder = module.write_checkpoint(tmp_path_factory.mktemp("small") / "model", 128, 2, mlp=False)
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
+@pytest.fixture
+def small_model(make_checkpoint: Callable[..., Path]) -> dict[str, bytes]:
+    """Two shards."""
+    return {p.name: p.read_bytes() for p in make_checkpoint(layers=2, mlp=False).iterdir()}
 
 
 @pytest.fixture

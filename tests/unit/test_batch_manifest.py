@@ -33,7 +33,7 @@ def test_everything_that_a_manifest_says(tmp_path: Path) -> None:
         push_to = "me/{owner}-{name}-{scheme}-{layout}-{recipe}"
         private = true
         collection = "me/All of them"
-        recipes = ["small", "MXFP4", { scheme = "W4A16@gptq", bits = 8 }]
+        recipes = ["small", "MXFP4@compressed-tensors", { scheme = "W4A16@gptq", bits = 8 }]
         [budget]
         parallel = 3
         max_ram = "6G"
