@@ -7,6 +7,7 @@ from shardq.cli.audit import audit
 from shardq.cli.convert import convert
 from shardq.cli.dequantize import dequantize
 from shardq.cli.eval import evaluate
+from shardq.cli.finalize import finalize
 from shardq.cli.formats import formats
 from shardq.cli.inspect import inspect
 from shardq.cli.kernels import kernels
@@ -16,6 +17,7 @@ from shardq.cli.schemes import schemes
 from shardq.cli.stats import stats
 from shardq.cli.tune import tune
 from shardq.cli.verify import verify
+from shardq.cli.worker import worker
 from shardq.errors import ShardqError
 
 
@@ -46,6 +48,7 @@ def commands() -> None:
 
 
 for _command in (
-    quantize, convert, dequantize, plan, verify, audit, inspect, stats, tune, evaluate, schemes, formats, kernels,
+    quantize, convert, dequantize, plan, verify, audit, inspect, stats, tune, evaluate, worker, finalize, schemes,
+    formats, kernels,
 ):  # fmt: skip
     commands.add_command(_command)

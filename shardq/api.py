@@ -1,8 +1,10 @@
 """The functions that scripts call. They return typed values, print nothing, and raise ShardqError."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
     from shardq.mixing import Mixed
+    from shardq.nodes.job import Job
+    from shardq.nodes.working import Worked
     from shardq.sources.hub_xet import XetOptions
     from shardq.tune.driver import TuneResult
     from shardq.tune.evaluation import Evaluation
@@ -89,6 +93,73 @@ def quantize_many(
     places = _destinations(push_to, wanted, private, branch, limits)
     made = [replace(order, destination=place) for order, place in zip(orders, places, strict=True)]
     return quantize_all(opened, made, limits, restart, report or _silent, lambda plan: _check(plan, targets))
+
+
+def begin_job(
+    folder: str | Path,
+    source: str | Path,
+    recipe: str | Recipe = "W4A16",
+    *,
+    subfolder: str | None = None,
+    limits: Limits | None = None,
+    push_to: str | None = None,
+    private: bool = False,
+    branch: str | None = None,
+    targets: Sequence[str] = (),
+    stale_s: float | None = None,
+    words: Sequence[str] = (),
+) -> "Job":
+    """Begin to make what `quantize` makes together with other machines that see `folder`, or join them: for `work` and
+    `finalize`. The output, in `output` of the folder, has the same bytes.
+
+    A worker that was not heard of for `stale_s` is believed dead. `words` are kept for who joins by the command line.
+    Raises what `quantize` refuses before a weight is read, and RecipeChanged where the folder holds another job.
+    """
+    from shardq.nodes.job import STALE_S, open_job
+
+    limits = limits or Limits()
+    wanted = _recipe(recipe)
+    opened = open_source(str(source), subfolder, xet=_xet(limits))
+    (place,) = _destinations(push_to, [wanted], private, branch, limits)
+    check = partial(_check, targets=targets)
+    return open_job(Path(folder), opened, wanted, check, place, words, STALE_S if stale_s is None else stale_s)
+
+
+def work(
+    job: "Job",
+    *,
+    worker: str | None = None,
+    limits: Limits | None = None,
+    report: Report | None = None,
+    wait: bool = True,
+    scratch: str | Path | None = None,
+) -> "Worked":
+    """Make files of a job until all are made; whoever finishes the last one publishes. With `wait` the call returns
+    when the output is complete, and takes over from workers that die.
+
+    `worker`: "i/N", by default what a scheduler's environment says; it only decides where this one begins. Unfinished
+    files are kept in `scratch`, by default in the job folder.
+    """
+    from shardq.nodes.environment import find_rank
+    from shardq.nodes.working import work_on
+
+    rank = find_rank(worker, os.environ)
+    return work_on(job, rank, limits or Limits(), report or _silent, wait, None if scratch is None else Path(scratch))
+
+
+def work_with_ray(job: "Job", address: str = "auto", *, limits: Limits | None = None) -> "Worked":
+    """Make a job on a Ray cluster, of which all nodes see the job folder: one task for each output file that is left,
+    with `limits.parallel` CPUs; this process publishes. Needs shardq[ray]. Raises MissingPackage, TaskFailed."""
+    from shardq.nodes.ray import work_on_cluster
+
+    return work_on_cluster(job, address, limits or Limits())
+
+
+def finalize(job: "Job", *, limits: Limits | None = None, report: Report | None = None) -> Result:
+    """Publish a job of which all files are made. Raises JobUnfinished with what is missing, and what a run does."""
+    from shardq.nodes.ending import finalize as end_job
+
+    return end_job(job, limits or Limits(), report or _silent)
 
 
 def plan(

@@ -41,7 +41,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -117,6 +117,11 @@ class Journal:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def encode_events(events: Iterable[Mapping[str, object]]) -> bytes:
+    """A journal of these events, for a file that is put in place as a whole."""
+    return b"".join(map(_line, events))
 
 
 def _line(event: Mapping[str, object]) -> bytes:

@@ -1,0 +1,107 @@
+"""A job as a worker holds it: the folder, what is made, and where it goes."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from shardq.destinations.base import Destination
+from shardq.errors import DiskFull, RecipeChanged
+from shardq.gguf.model_files import needed_texts
+from shardq.headers import read_checkpoint
+from shardq.nodes.folder import FORMAT, JobFolder, JobRecord
+from shardq.plans import Plan, make_plan
+from shardq.push import check_push, prepare_push
+from shardq.recipe import Recipe
+from shardq.run import source_folder, source_stamps
+from shardq.sources.base import Source
+from shardq.staging import check_folder, differing
+
+STALE_S: Final = 120.0  # a worker that has not been heard of for so long is believed dead
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job that was begun, planned again from the headers here."""
+
+    folder: JobFolder
+    record: JobRecord
+    source: Source
+    plan: Plan
+    destination: Destination | None
+
+    def unit(self, file: str) -> str:
+        """How claims and records call an output file."""
+        return f"{self.record.files.index(file):05d}"
+
+    def staging_folder(self, scratch: Path | None) -> Path:
+        """Where workers have their unfinished files."""
+        return self.folder.work if scratch is None else scratch / f"shardq-{self.record.fingerprint[:16]}"
+
+    def left(self) -> list[str]:
+        """Files without a record, in order."""
+        there = {p.name for p in self.folder.done.glob("*.json")}
+        return [f for number, f in enumerate(self.record.files) if f"{number:05d}.json" not in there]
+
+    def check_source(self, shards: Sequence[str]) -> None:
+        """Refuse shards that were changed since the job was begun. Raises RecipeChanged."""
+        now = source_stamps(self.plan, self.source)
+        for name in shards:
+            if now.get(name) != self.record.stamps.get(name):
+                raise RecipeChanged(
+                    f"source shard {name} has another time than when {self.folder.path} was begun: it was changed, or "
+                    "is a copy without its times; begin another job, or copy with times (cp -p, rsync -a)"
+                )
+
+
+def open_job(
+    path: Path,
+    source: Source,
+    recipe: Recipe,
+    check: Callable[[Plan], object],
+    destination: Destination | None,
+    words: Sequence[str] = (),
+    stale_s: float = STALE_S,
+) -> Job:
+    """Begin a job, or join one of the same source, recipe, destination and version.
+
+    `check` may refuse a plan; `words`: of the command line, for those who join without them; `stale_s` counts for a new
+    job only. Every refusal of a run alone comes here, and RecipeChanged where the job in the folder is another one.
+    """
+    folder = JobFolder(path)
+    check_folder(folder.output, source_folder(source))
+    checkpoint = needed_texts(read_checkpoint(source), source, [recipe])
+    plan = make_plan(checkpoint, recipe)
+    check(plan)
+    label = destination.label if destination else None
+    files = tuple(f.name for f in plan.files)
+    wanted = JobRecord(
+        FORMAT, plan.fingerprint, plan.identity(), files, source_stamps(plan, source), label, stale_s, tuple(words)
+    )
+    record = folder.read()
+    if destination and folder.completed() is None and prepare_push(plan.identity(), destination) is None:
+        check_push(plan, source, destination)
+    record = record or _begin(folder, wanted, plan)
+    if record.identity != wanted.identity or record.push_to != label:
+        old, new = ({**r.identity, "push_to": r.push_to} for r in (record, wanted))
+        raise RecipeChanged(
+            f"{path} holds a job with other parameters; these differ: {differing(old, new)}. Repeat the command that "
+            "began it, run `shardq worker` with --job alone, or choose another --job"
+        )
+    job = Job(folder, record, source, plan, destination)
+    if folder.completed() is None:
+        job.check_source([s.name for s in plan.checkpoint.shards])
+    return job
+
+
+def _begin(folder: JobFolder, record: JobRecord, plan: Plan) -> JobRecord:
+    """Raises DiskFull where the output will not fit beside what is there."""
+    made = folder.make(record)
+    free = shutil.disk_usage(folder.path).free
+    if record.push_to is None and plan.output_bytes > free:
+        raise DiskFull(
+            f"{folder.path} needs {plan.output_bytes / 1e9:.2f} GB for the output and its disk has {free / 1e9:.2f} GB "
+            "free: free some space or choose another --job"
+        )
+    return made

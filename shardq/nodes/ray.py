@@ -1,0 +1,61 @@
+"""The files of a job as tasks of a Ray cluster: the same function that workers call, without claims, as Ray gives each
+file to one node, and gives it to another when that dies.
+
+Checked with ray 2.56. All nodes must see the job folder, the source and the same shardq.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from shardq.errors import MissingPackage, ShardqError, TaskFailed
+from shardq.limits import Limits
+from shardq.nodes.ending import finalize
+from shardq.nodes.working import Worked, make_file
+
+if TYPE_CHECKING:
+    from shardq.nodes.job import Job
+
+RETRIES: Final = 8  # of a file whose node died
+
+
+def work_on_cluster(job: "Job", address: str, limits: Limits) -> Worked:
+    """See api.work_with_ray."""
+    if job.folder.completed() is not None:
+        return Worked((), True, None)
+    ray = _import_ray()
+    ray.init(address=address, log_to_driver=False)
+    try:
+        task = ray.remote(num_cpus=limits.parallel, max_retries=RETRIES)(make_file)
+        own = replace(limits, log=None)  # a file of this machine
+        tasks = {task.remote(job, file, own): file for file in job.left()}
+        made: list[str] = []
+        while tasks:
+            (done,), _ = ray.wait(list(tasks), num_returns=1)
+            file = tasks.pop(done)
+            _take(ray, done, file)
+            made.append(file)
+    finally:
+        ray.shutdown()
+    return Worked(tuple(made), True, finalize(job, limits, lambda _: None))
+
+
+def _take(ray: Any, done: Any, file: str) -> None:
+    """Raises what the task has raised, TaskFailed where Ray gave it up."""
+    try:
+        ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ShardqError):
+            raise error.cause from error
+        raise TaskFailed(f"{file}: {error.cause!r} on a node of the Ray cluster; look at its logs") from error
+    except ray.exceptions.RayError as error:
+        raise TaskFailed(f"{file}: Ray gave it up ({type(error).__name__}); look at `ray status`, run again") from error
+
+
+def _import_ray() -> Any:
+    """Raises MissingPackage."""
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingPackage(f"--executor ray needs Ray ({error}): pip install 'shardq[ray]'") from error
+    return ray
