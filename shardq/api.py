@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
     from shardq.mixing import Mixed
-    from shardq.nodes.job import Job
+    from shardq.nodes.job import Ends, Job
     from shardq.nodes.working import Worked
     from shardq.sources.hub_xet import XetOptions
     from shardq.tune.driver import TuneResult
@@ -117,12 +117,11 @@ def begin_job(
     """
     from shardq.nodes.job import STALE_S, open_job
 
-    limits = limits or Limits()
     wanted = _recipe(recipe)
-    opened = open_source(str(source), subfolder, xet=_xet(limits))
-    (place,) = _destinations(push_to, [wanted], private, branch, limits)
+    place = str(Path(source).absolute()) if Path(source).exists() else str(source)  # also from another folder
+    ends = partial(_open_ends, place, subfolder, wanted, limits or Limits(), push_to, private, branch)
     check = partial(_check, targets=targets)
-    return open_job(Path(folder), opened, wanted, check, place, words, STALE_S if stale_s is None else stale_s)
+    return open_job(Path(folder), ends, wanted, check, words, STALE_S if stale_s is None else stale_s)
 
 
 def work(
@@ -421,6 +420,15 @@ def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | 
 
 def _short(recipe: Recipe) -> str:
     return recipe.layout if recipe.purpose == "convert" else recipe.scheme_name
+
+
+def _open_ends(
+    source: str, subfolder: str | None, recipe: Recipe, limits: Limits, push_to: str | None, private: bool,
+    branch: str | None,
+) -> "Ends":  # fmt: skip
+    """Source and destination of a job."""
+    (place,) = _destinations(push_to, [recipe], private, branch, limits)
+    return open_source(source, subfolder, xet=_xet(limits)), place
 
 
 def _destinations(

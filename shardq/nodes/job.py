@@ -21,6 +21,23 @@ from shardq.staging import check_folder, differing
 STALE_S: Final = 120.0  # a worker that has not been heard of for so long is believed dead
 
 
+Ends = tuple[Source, Destination | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A job on its way to another process: what has connections is opened there."""
+
+    folder: JobFolder
+    record: JobRecord
+    plan: Plan
+    open_ends: Callable[[], Ends]
+
+    def open(self) -> "Job":
+        """The job, where it is to be worked on."""
+        return Job(self.folder, self.record, *self.open_ends(), self.plan, self.open_ends)
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A job that was begun, planned again from the headers here."""
@@ -28,8 +45,13 @@ class Job:
     folder: JobFolder
     record: JobRecord
     source: Source
-    plan: Plan
     destination: Destination | None
+    plan: Plan
+    open_ends: Callable[[], Ends]
+
+    def post(self) -> Posted:
+        """The same for another process."""
+        return Posted(self.folder, self.record, self.plan, self.open_ends)
 
     def unit(self, file: str) -> str:
         """How claims and records call an output file."""
@@ -57,19 +79,19 @@ class Job:
 
 def open_job(
     path: Path,
-    source: Source,
+    open_ends: Callable[[], Ends],
     recipe: Recipe,
     check: Callable[[Plan], object],
-    destination: Destination | None,
     words: Sequence[str] = (),
     stale_s: float = STALE_S,
 ) -> Job:
     """Begin a job, or join one of the same source, recipe, destination and version.
 
-    `check` may refuse a plan; `words`: of the command line, for those who join without them; `stale_s` counts for a new
+    `open_ends` opens source and destination, and can be sent to other processes; `check` may refuse a plan; `words`: of the command line, for those who join without them; `stale_s` counts for a new
     job only. Every refusal of a run alone comes here, and RecipeChanged where the job in the folder is another one.
     """
-    folder = JobFolder(path)
+    folder = JobFolder(path.absolute())
+    source, destination = open_ends()
     check_folder(folder.output, source_folder(source))
     checkpoint = needed_texts(read_checkpoint(source), source, [recipe])
     plan = make_plan(checkpoint, recipe)
@@ -89,7 +111,7 @@ def open_job(
             f"{path} holds a job with other parameters; these differ: {differing(old, new)}. Repeat the command that "
             "began it, run `shardq worker` with --job alone, or choose another --job"
         )
-    job = Job(folder, record, source, plan, destination)
+    job = Job(folder, record, source, destination, plan, open_ends)
     if folder.completed() is None:
         job.check_source([s.name for s in plan.checkpoint.shards])
     return job

@@ -1,11 +1,10 @@
 """The files of a job as tasks of a Ray cluster: the same function that workers call, without claims, as Ray gives each
 file to one node, and gives it to another when that dies.
 
-Checked with ray 2.56. All nodes must see the job folder, the source and the same shardq.
+Checked with ray 2.60. All nodes must see the job folder, the source and the same shardq.
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.errors import MissingPackage, ShardqError, TaskFailed
@@ -27,8 +26,9 @@ def work_on_cluster(job: "Job", address: str, limits: Limits) -> Worked:
     ray.init(address=address, log_to_driver=False)
     try:
         task = ray.remote(num_cpus=limits.parallel, max_retries=RETRIES)(make_file)
-        own = replace(limits, log=None)  # a file of this machine
-        tasks = {task.remote(job, file, own): file for file in job.left()}
+        posted = ray.put(job.post())
+        own = replace(limits, log=None)  # its file is on this machine
+        tasks = {task.remote(posted, file, own): file for file in job.left()}
         made: list[str] = []
         while tasks:
             (done,), _ = ray.wait(list(tasks), num_returns=1)

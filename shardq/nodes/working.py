@@ -12,7 +12,7 @@ from shardq.limits import Limits
 from shardq.nodes.claims import Claims
 from shardq.nodes.ending import finalize
 from shardq.nodes.environment import Rank
-from shardq.nodes.job import Job
+from shardq.nodes.job import Job, Posted
 from shardq.nodes.maker import Maker
 from shardq.nodes.slots import own_slot
 from shardq.progress import Report
@@ -54,6 +54,15 @@ def work_on(job: Job, rank: Rank, limits: Limits, report: Report, wait: bool, sc
         if job.folder.completed() is None:
             raise  # else others took over, and have removed what we worked in
     return Worked(tuple(made), job.folder.completed() is not None, result)
+
+
+def make_file(posted: Posted, file: str, limits: Limits) -> None:
+    """Make one file of a job, for who sees to it that nobody else makes it at the same time: then that is only waste.
+    Raises any ShardqError."""
+    job = posted.open()
+    with StopFlag() as stop, own_slot(job.folder.work) as staging:
+        if file in job.left():
+            Maker(job, staging, limits, lambda _: None).make([file], stop, lambda _: None)
 
 
 def _work(
