@@ -1,6 +1,8 @@
 """The end of a job: all files are there, and an ordinary run publishes them."""
 
+import os
 import shutil
+from contextlib import suppress
 
 from shardq.errors import JobUnfinished
 from shardq.files.atomic import write_atomic
@@ -32,5 +34,8 @@ def finalize(job: Job, limits: Limits, report: Report) -> Result:
     order = Order(job.plan.recipe, staging.out, job.destination)
     (result,) = quantize_all(job.source, (order,), limits, False, report, lambda plan: plan)
     job.folder.complete(result.pushed_commit)
-    shutil.rmtree(job.folder.work, ignore_errors=True)  # what dead workers have left
+    gone = job.folder.path / f".work-{os.urandom(4).hex()}"
+    with suppress(OSError):  # moved first: nobody gives his folder to others while it is removed
+        job.folder.work.rename(gone)
+        shutil.rmtree(gone)
     return result

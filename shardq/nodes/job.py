@@ -61,6 +61,10 @@ class Job:
         """Where workers have their unfinished files."""
         return self.folder.work if scratch is None else scratch / f"shardq-{self.record.fingerprint[:16]}"
 
+    def is_over(self) -> bool:
+        """True once the output is complete."""
+        return self.folder.completed() is not None
+
     def left(self) -> list[str]:
         """Files without a record, in order."""
         there = {p.name for p in self.folder.done.glob("*.json")}
@@ -87,8 +91,9 @@ def open_job(
 ) -> Job:
     """Begin a job, or join one of the same source, recipe, destination and version.
 
-    `open_ends` opens source and destination, and can be sent to other processes; `check` may refuse a plan; `words`: of the command line, for those who join without them; `stale_s` counts for a new
-    job only. Every refusal of a run alone comes here, and RecipeChanged where the job in the folder is another one.
+    `open_ends` opens source and destination, and can be sent to other processes; `check` may refuse a plan; `words`: of
+    the command line, for those who join without them; `stale_s` counts for a new job only. Every refusal of a run alone
+    comes here, and RecipeChanged where the job in the folder is another one.
     """
     folder = JobFolder(path.absolute())
     source, destination = open_ends()

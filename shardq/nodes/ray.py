@@ -4,6 +4,7 @@ file to one node, and gives it to another when that dies.
 Checked with ray 2.60. All nodes must see the job folder, the source and the same shardq.
 """
 
+import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,7 @@ RETRIES: Final = 8  # of a file whose node died
 
 def work_on_cluster(job: "Job", address: str, limits: Limits) -> Worked:
     """See api.work_with_ray."""
-    if job.folder.completed() is not None:
+    if job.is_over():
         return Worked((), True, None)
     ray = _import_ray()
     ray.init(address=address, log_to_driver=False)
@@ -55,7 +56,6 @@ def _take(ray: Any, done: Any, file: str) -> None:
 def _import_ray() -> Any:
     """Raises MissingPackage."""
     try:
-        import ray
+        return importlib.import_module("ray")
     except ImportError as error:
         raise MissingPackage(f"--executor ray needs Ray ({error}): pip install 'shardq[ray]'") from error
-    return ray

@@ -6,7 +6,8 @@ given its folder to anybody.
 """
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -20,8 +21,9 @@ RELEASED: Final = "released-"
 
 
 @contextmanager
-def own_slot(folder: Path) -> Iterator[Staging]:
-    """A staging folder below `folder`, locked; at an orderly end it is given to anybody.
+def own_slot(folder: Path, is_over: Callable[[], bool]) -> Iterator[Staging]:
+    """A staging folder below `folder`, locked; at an orderly end it is given to anybody, and removed
+    when the job is over.
 
     Raises NotWritable, DiskFull.
     """
@@ -41,7 +43,9 @@ def own_slot(folder: Path) -> Iterator[Staging]:
         try:
             yield staging
         finally:
-            with suppress(OSError):  # it may be gone, with the whole job
+            if is_over():
+                shutil.rmtree(place, ignore_errors=True)
+            with suppress(OSError):  # it is gone, with the whole job
                 place.rename(folder / f"{RELEASED}{os.urandom(4).hex()}")
             lock.release()
         return

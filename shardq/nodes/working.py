@@ -39,28 +39,28 @@ def work_on(job: Job, rank: Rank, limits: Limits, report: Report, wait: bool, sc
     """Make files of a job until all are made; whoever comes last publishes. With `wait` it stays until the output is
     there, to take over from workers that die. Unfinished files are kept in `scratch`, by default in the job folder.
     Raises any ShardqError; what is finished is kept."""
-    if job.folder.completed() is not None:
+    if job.is_over():
         return Worked((), True, None)
     made: list[str] = []
     result = None
     try:
         with (
             StopFlag() as stop,
-            own_slot(job.staging_folder(scratch)) as staging,
+            own_slot(job.staging_folder(scratch), job.is_over) as staging,
             Claims(job.folder.claims, job.record.stale_s) as claims,
         ):
             result = _work(job, rank, Maker(job, staging, limits, report), claims, stop, wait, made)
     except ShardqError:
-        if job.folder.completed() is None:
+        if not job.is_over():
             raise  # else others took over, and have removed what we worked in
-    return Worked(tuple(made), job.folder.completed() is not None, result)
+    return Worked(tuple(made), job.is_over(), result)
 
 
 def make_file(posted: Posted, file: str, limits: Limits) -> None:
     """Make one file of a job, for who sees to it that nobody else makes it at the same time: then that is only waste.
     Raises any ShardqError."""
     job = posted.open()
-    with StopFlag() as stop, own_slot(job.folder.work) as staging:
+    with StopFlag() as stop, own_slot(job.folder.work, job.is_over) as staging:
         if file in job.left():
             Maker(job, staging, limits, lambda _: None).make([file], stop, lambda _: None)
 
@@ -74,7 +74,7 @@ def _work(
         made.append(file)
         claims.drop(job.unit(file))
 
-    while job.folder.completed() is None:
+    while not job.is_over():
         stop.heed(f"{len(made)} files were made here: run the same command again to go on")
         left = job.left()
         if not left and claims.take([END], 1):

@@ -17,6 +17,7 @@ with pytest.MonkeyPatch.context() as patch:
     processes: Any = importlib.import_module("job_workers")
 
 KILLS = 8
+PART_BYTES = 64 << 10
 ONE = Limits(parallel=1)
 Contents = Callable[[Path], dict[str, str]]
 
@@ -46,3 +47,27 @@ def test_integers(make_checkpoint: Callable[..., Path], tmp_path: Path, contents
     source = make_checkpoint(layers=12)
     shardq.quantize(source, output_dir=tmp_path / "alone", limits=ONE)
     check_killed(source, ["--scheme", "W4A16"], contents(tmp_path / "alone"), tmp_path, contents, 0.1)
+
+
+def test_scales_that_files_share(write_moe: Callable[..., Path], tmp_path: Path, contents: Contents) -> None:
+    """Every file needs magnitudes of several shards."""
+    source = write_moe(tmp_path / "source" / "model", lambda place, _: 1 + place % 6)
+    shardq.quantize(source, "NVFP4A16", output_dir=tmp_path / "alone", limits=ONE)
+    assert max(len(f.shards) for f in shardq.plan(source, "NVFP4A16").files) > 1
+    check_killed(source, ["--scheme", "NVFP4A16"], contents(tmp_path / "alone"), tmp_path, contents, 0.2)
+
+
+def test_parts_of_gguf(tmp_path: Path, contents: Contents) -> None:
+    """Every part needs several shards, and some tensors go into two parts."""
+    pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
+    pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        made: Any = importlib.import_module("gguf_sources")
+    source, recipe = made.write("latent", tmp_path), made.recipe("latent", PART_BYTES)
+    shardq.quantize(source, recipe, output_dir=tmp_path / "alone", limits=ONE)
+    plan = shardq.plan(source, recipe)
+    print(len(plan.files), [len(f.shards) for f in plan.files], sum(len(t.files) > 1 for t in plan.tasks))
+    words = ["--scheme", "gguf:q4_k_m", "--split-max-size", f"{PART_BYTES}B"]
+    words += ["--tokenizer-pre", recipe.gguf.tokenizer_pre]
+    check_killed(source, words, contents(tmp_path / "alone"), tmp_path, contents, 0.05)
