@@ -44,8 +44,11 @@ class Watch(threading.Thread):
 class Workers:
     """Processes of one command line. Tasks and moves take `slow_s` longer; leaving the block ends them all."""
 
-    def __init__(self, job: Path, words: Sequence[str], slow_s: float, stale_s: float = 1.0) -> None:
+    def __init__(
+        self, job: Path, words: Sequence[str], slow_s: float, stale_s: float = 1.0, loud: bool = False
+    ) -> None:
         self._words = ["worker", "--job", str(job), *words, "--parallel", "1", "--stale-after", str(stale_s), "-q"]
+        self._stdout = subprocess.PIPE if loud else subprocess.DEVNULL
         self._environment = {**os.environ, "SLOW_S": str(slow_s)}
         self.alive: list[subprocess.Popen[str]] = []
 
@@ -58,7 +61,7 @@ class Workers:
                 env=self._environment,
                 start_new_session=True,
                 text=True,
-                stdout=subprocess.DEVNULL,
+                stdout=self._stdout,
                 stderr=subprocess.PIPE,
             )
         )

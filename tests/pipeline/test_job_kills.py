@@ -17,7 +17,7 @@ with pytest.MonkeyPatch.context() as patch:
     processes: Any = importlib.import_module("job_workers")
 
 KILLS = 8
-PART_BYTES = 64 << 10
+PART_BYTES = 24 << 10
 ONE = Limits(parallel=1)
 Contents = Callable[[Path], dict[str, str]]
 
@@ -32,7 +32,7 @@ def check_killed(
     with processes.Workers(job, [str(source), *words], slow_s) as workers:
         for number in range(4):
             workers.start("--worker", f"{number}/4")
-        killed = workers.kill_some(KILLS, random.Random(5), job / "complete.json", (0.5, 1.0))
+        killed = workers.kill_some(KILLS, random.Random(5), job / "complete.json", (0.4, 0.7))
         workers.finish()
     watch.end()
     print(f"{killed} kills, {time.monotonic() - began_s:.1f} s")
