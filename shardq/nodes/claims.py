@@ -83,7 +83,8 @@ class Claims:
             self._held.pop(unit, None)
 
     def _take(self, unit: str, generation: int | None, now_s: float) -> bool:
-        if generation is not None and not self._is_left(self._folder / f"{unit}.{generation}", now_s):
+        renewed_s = None if generation is None else _renewed_s(self._folder / f"{unit}.{generation}")
+        if renewed_s is not None and now_s - renewed_s <= self._stale_s:
             return False
         path = self._folder / f"{unit}.{0 if generation is None else generation + 1}"
         try:
@@ -94,8 +95,8 @@ class Claims:
             pwrite_all(fd, json.dumps({"owner": self._owner}).encode(), 0)
         finally:
             os.close(fd)
-        if generation is not None:
-            logger.warning("%s: taken over, as its claim was not renewed for %g s", unit, self._stale_s)
+        if renewed_s is not None and renewed_s != RELEASED_S:
+            logger.warning("%s: taken over, as its claim was not renewed for %g s", unit, now_s - renewed_s)
         with self._lock:
             self._held[unit] = path
         return True
@@ -108,13 +109,6 @@ class Claims:
             if unit and generation.isdigit():
                 latest[unit] = max(latest.get(unit, 0), int(generation))
         return latest
-
-    def _is_left(self, path: Path, now_s: float) -> bool:
-        fd = os.open(path, os.O_RDONLY)  # opened, so that a network file system asks its server
-        try:
-            return now_s - os.fstat(fd).st_mtime > self._stale_s
-        finally:
-            os.close(fd)
 
     def _now_s(self) -> float:
         """By the clock that stamps the claims, which is the file server's: that of an own file, just written."""
@@ -135,6 +129,15 @@ class Claims:
                     _renew(path)
                 except OSError as error:  # the worker goes on: at worst another makes the same file
                     logger.warning("%s: cannot be renewed (%s)", path, error)
+
+
+def _renewed_s(path: Path) -> float:
+    """When a claim was renewed last."""
+    fd = os.open(path, os.O_RDONLY)  # opened, so that a network file system asks its server
+    try:
+        return os.fstat(fd).st_mtime
+    finally:
+        os.close(fd)
 
 
 def _renew(path: Path) -> None:
