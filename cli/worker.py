@@ -72,7 +72,7 @@ def _run_options(function: Any) -> Any:
     help="Work here, or on the nodes of a Ray cluster, with --parallel CPUs for each file. Needs shardq[ray].",
 )  # fmt: skip
 @click.option("--ray-address", default="auto", metavar="ADDRESS", show_default=True, help="Of the Ray cluster.")
-@click.option("--finalize", is_flag=True, hidden=True)
+@click.option("--finalize", is_flag=True, hidden=True, help="Publish only: what `shardq finalize` calls.")
 @recipe_options
 @gguf_options
 @_run_options

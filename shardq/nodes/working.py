@@ -20,8 +20,8 @@ from shardq.run import Result
 from shardq.signals import StopFlag
 
 END: Final = "end"  # the claim of whoever publishes
-MOST_FILES: Final = 8  # claimed at a time: within them the next is fetched while one is made
-ROUNDS: Final = 4  # batches that are left for each worker when one is claimed: small ones at the end even out
+MOST_FILES: Final = 8  # claimed at a time
+ROUNDS: Final = 2  # batches that are left for each worker when one is claimed
 POLLS: Final = 10  # looks at the job in the time after which a claim counts as left
 LONGEST_POLL_S: Final = 10.0
 
@@ -98,10 +98,16 @@ def _claim(job: Job, rank: Rank, claims: Claims, left: Sequence[str], begun: fro
     wanted = [files[n] for n in rank.order(len(files)) if files[n] in missing]
     wanted.sort(key=lambda f: f not in begun)
     workers = max(rank.least_count, sum(1 for _ in job.folder.work.iterdir()))
-    most = max(1, min(MOST_FILES, math.ceil(len(left) / (ROUNDS * workers))))
+    most = batch_files(len(left), workers)
     units = {job.unit(f): f for f in wanted}
     taken = claims.take(units, most)
     now_left = {job.unit(f) for f in job.left()}  # some may have been finished between the two looks
     for unit in set(taken) - now_left:
         claims.drop(unit)
     return [units[unit] for unit in taken if unit in now_left]
+
+
+def batch_files(left: int, workers: int) -> int:
+    """So many files are claimed at a time while `left` are left: several, so that one is fetched while another is made,
+    and one at the end, so that all workers end together."""
+    return max(1, min(MOST_FILES, math.ceil(left / (ROUNDS * workers))))
