@@ -107,7 +107,7 @@ def engine_transformers(session: nox.Session) -> None:
     """What transformers with compressed-tensors makes of our output."""
     session.install(TORCH)
     session.install(".[test]", "transformers==5.23.0", "compressed-tensors==0.20.0", "accelerate==1.15.0")
-    tests = ["engine_transformers", "engine_encoded", "engine_conversions", "engine_folds"]
+    tests = ["engine_transformers", "engine_static", "engine_encoded", "engine_conversions", "engine_folds"]
     prove_engine(session, tests, ["transformers", "compressed-tensors"])
 
 

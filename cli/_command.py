@@ -30,12 +30,26 @@ class ShardqCommand(click.Command):
         """Usage errors are documents too when JSON is asked for."""
         as_json = "--json" in args  # click empties args
         try:
-            return super().parse_args(ctx, args)
+            return self._parse(ctx, args)
         except click.UsageError as e:
             if not as_json:
                 raise
             print_json({"error": describe_error("UsageError", e.format_message(), e.exit_code)})
             ctx.exit(e.exit_code)
+
+    def explain(self, option: str) -> str | None:
+        """What to say of an option that the command does not have, where there is more to say than that."""
+        del option
+        return None
+
+    def _parse(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as e:
+            reason = self.explain(e.option_name)
+            if reason is None:
+                raise
+            raise click.UsageError(reason, ctx) from e
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command; a ShardqError becomes a line and its exit code, anything else is a bug and passes."""

@@ -3,9 +3,9 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from shardq.cli._collapse import collapse
 from shardq.cli._console import Console, print_json, print_json_rows, print_pairs, print_section, show_bytes
 from shardq.cli._serving_text import print_serving
+from shardq.collapse import collapse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -15,6 +15,7 @@ from shardq.cli._progress import block_progress
 from shardq.errors import TaskFailed
 
 if TYPE_CHECKING:
+    from shardq.limits import Limits
     from shardq.recipe import Recipe
     from shardq.tune.driver import TuneResult
     from shardq.tune.options import TuneOptions
@@ -24,33 +25,39 @@ SUFFIX: Final = ".tuned"  # of the folder beside an output folder
 _KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
 
 
-def _option(name: str, **settings: Any) -> Callable[[F], F]:
-    """With words joined by dashes, and as AutoRound writes it."""
-    words = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}"))
-    return kept_option(_KEY, *words, **settings)
+def _option(name: str, *others: str, **settings: Any) -> Callable[[F], F]:
+    """With words joined by dashes, as AutoRound writes it, and under its other names there."""
+    words = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}", *others))
+    return kept_option(_KEY, name[2:].replace("-", "_"), *words, **settings)
 
 
 def tuning_options(function: F) -> F:
     """Options under AutoRound's names; a command finds them with `take_options`."""
     options = (
         _option(
-            "--algorithm", type=click.Choice(["signround", "gptq", "opt-rtn", "rtn"]),
-            help="How codes are found: rounding learned by gradients, errors made up for by later columns, searched "
-            "scales, the nearest codes. Default: signround.",
+            "--algorithm", metavar="[awq,]CODES",
+            help="How codes are found: signround (rounding learned by gradients), gptq (errors made up for by later "
+            "columns), opt-rtn (searched scales), rtn (the nearest codes). With awq before it, columns are scaled "
+            "first; awq alone is awq,opt-rtn. Default: signround.",
         ),
         _option(
-            "--recipe", type=click.Choice(["default", "light", "best"]),
-            help="AutoRound's: 200 steps with 128 samples; 50 larger steps; 1000 steps with 512 samples.",
+            "--recipe", type=click.Choice(["default", "light", "best", "opt-rtn", "rtn"]),
+            help="AutoRound's: 200 steps with 128 samples; 50 larger steps; 1000 steps with 512 samples; these "
+            "algorithms with 128 samples, and with one.",
         ),
         _option(
             "--dataset", metavar="DATASET",
             help="random, self (sampled by the model), a file, or as AutoRound's. Default: NeelNanda/pile-10k.",
         ),
-        _option("--nsamples", type=int, metavar="N", help="Samples. Default: the recipe's."),
-        _option("--seqlen", type=int, metavar="N", help="Tokens of a sample. Default: 2048."),
+        _option("--nsamples", "--nsample", type=int, metavar="N", help="Samples. Default: the recipe's."),
+        _option("--seqlen", "--seq_len", type=int, metavar="N", help="Tokens of a sample. Default: 2048."),
         _option("--seed", type=int, metavar="N", help="Of the choice of samples, and their order. Default: 42."),
-        _option("--iters", type=int, metavar="N", help="Steps for a block (signround)."),
-        _option("--batch-size", type=int, metavar="N", help="Samples of a step. Default: 8 (signround)."),
+        _option("--iters", "--iter", type=int, metavar="N", help="Steps for a block (signround)."),
+        _option("--nblocks", type=int, metavar="N", help="Blocks that are learned together. Default: 1 (signround)."),
+        _option(
+            "--batch-size", "--train_bs", "--bs", type=int, metavar="N",
+            help="Samples of a step. Default: 8 (signround).",
+        ),
         _option(
             "--gradient-accumulate-steps", type=int, metavar="N", help="Batches of a step. Default: 1 (signround)."
         ),
@@ -61,6 +68,12 @@ def tuning_options(function: F) -> F:
             help="Learn ranges, too. Default: yes (signround).",
         ),
         _option("--not-use-best-mse", is_flag=True, default=None, help="Keep the last step, not the best (signround)."),
+        _option("--momentum", type=float, metavar="X", help="Of gradients before signs. Default: 0 (signround)."),
+        _option("--enable-adam", is_flag=True, default=None, help="Steps of AdamW instead of signs (signround)."),
+        _option(
+            "--enable-norm-bias-tuning", is_flag=True, default=None,
+            help="Learn weights of norms, and biases, too: those of the output are others then (signround).",
+        ),
         _option(
             "--dynamic-max-gap", type=int, metavar="N", help="End after so many steps without a better (signround)."
         ),
@@ -68,10 +81,48 @@ def tuning_options(function: F) -> F:
             _KEY, "--enable_quanted_input/--disable_quanted_input", default=None,
             help="Tune a block with what those before it give with their codes. Default: yes.",
         ),
+        kept_option(
+            _KEY, "--enable_act_quant/--disable_act_quant", default=None,
+            help="Quantize inputs of matrices as the scheme's server will, while tuning and for the next block. "
+            "Default: yes.",
+        ),
         _option("--damping", type=float, metavar="X", help="Of the mean diagonal, added to H. Default: 0.01 (gptq)."),
+        _option("--awq-n-grid", type=int, metavar="N", help="Strengths of scaling that are tried. Default: 20 (awq)."),
+        _option(
+            "--awq-duo-scaling", type=click.Choice(["true", "false", "both"]),
+            help="Scale by weights, too, not by what comes in alone, or as is better. AutoRound's: true. Default: "
+            "false (awq).",
+        ),
+        _option(
+            "--awq-loss", type=click.Choice(["inputs", "output"]),
+            help="What scales are searched for: the least change of weights, as their inputs count, or of what "
+            "attention and MLP give, as AutoRound. Default: inputs (awq).",
+        ),
+        _option(
+            "--awq-seqlen", type=int, metavar="N",
+            help="Tokens of a sample that the search for scales sees, 0 for all. Default: 512 (awq).",
+        ),
+        _option("--awq-apply-clip", is_flag=True, default=None, help="Clip ranges of groups, too (awq)."),
+        _option(
+            "--awq-clip-as-init", is_flag=True, default=None,
+            help="Begin to learn with clipped ranges, in place of clipping weights (awq,signround).",
+        ),
         _option(
             "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             help="What is computed with; auto: the model's own. Default: auto for signround, else float32.",
+        ),
+        _option(
+            "--device", "--devices", "--device-map", "--device_map", metavar="DEVICE",
+            help="What a block is computed on: auto, cpu, cuda, cuda:N. One block at a time lies there. Default: cpu.",
+        ),
+        _option(
+            "--low-gpu-mem-usage", is_flag=True, default=None,
+            help="Hidden states stay in main memory, and go to the device batch by batch.",
+        ),
+        _option("--disable-amp", is_flag=True, default=None, help="The same as --dtype float32."),
+        _option(
+            "--enable-deterministic-algorithms", is_flag=True, default=None,
+            help="Let torch refuse what a GPU does not compute twice alike; the CPU always does.",
         ),
         _option("--trust-remote-code", is_flag=True, default=None, help="Run code that the checkpoint brings along."),
     )  # fmt: skip
@@ -89,7 +140,7 @@ def take_options() -> "tuple[TuneOptions, bool]":
 
 def run_tuning(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: Path, subfolder: str | None,
-    max_ram_bytes: int | None, trust_remote_code: bool,
+    limits: "Limits", trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
     """Tune, in a process of its own: what torch takes of memory ends with it. Raises TaskFailed when it is killed."""
     from concurrent.futures import ProcessPoolExecutor
@@ -99,7 +150,7 @@ def run_tuning(
     with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
         try:
             return pool.submit(
-                _tune, console, source, recipe, options, str(folder), subfolder, max_ram_bytes, trust_remote_code
+                _tune, console, source, recipe, options, str(folder), subfolder, limits, trust_remote_code
             ).result()
         except BrokenProcessPool as error:
             raise TaskFailed(
@@ -122,12 +173,12 @@ def _end_with_parent() -> None:
 
 def _tune(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: str, subfolder: str | None,
-    max_ram_bytes: int | None, trust_remote_code: bool,
+    limits: "Limits", trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
     from shardq import api
 
     with block_progress(console, "tuning") as report:
         return api.tune_model(
-            source, recipe, folder, options=options, subfolder=subfolder, max_ram_bytes=max_ram_bytes,
-            trust_remote_code=trust_remote_code, report=report,
+            source, recipe, folder, options=options, subfolder=subfolder, max_ram_bytes=limits.max_ram_bytes,
+            max_disk_bytes=limits.max_disk_bytes, trust_remote_code=trust_remote_code, report=report,
         )  # fmt: skip

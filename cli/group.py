@@ -13,7 +13,9 @@ from shardq.cli.inspect import inspect
 from shardq.cli.kernels import kernels
 from shardq.cli.plan import plan
 from shardq.cli.quantize import quantize
+from shardq.cli.report import report
 from shardq.cli.schemes import schemes
+from shardq.cli.score import score
 from shardq.cli.stats import stats
 from shardq.cli.tune import tune
 from shardq.cli.verify import verify
@@ -48,7 +50,7 @@ def commands() -> None:
 
 
 for _command in (
-    quantize, convert, dequantize, plan, verify, audit, inspect, stats, tune, evaluate, worker, finalize, schemes,
-    formats, kernels,
+    quantize, convert, dequantize, plan, verify, audit, score, inspect, report, stats, tune, evaluate, worker,
+    finalize, schemes, formats, kernels,
 ):  # fmt: skip
     commands.add_command(_command)

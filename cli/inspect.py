@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardq.cli._collapse import collapse
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, print_json, print_pairs, print_section, show_bytes
 from shardq.cli._exit_codes import SOURCE, epilog
 from shardq.cli._gguf_text import show_gguf
+from shardq.collapse import collapse
 
 if TYPE_CHECKING:
     from shardq.inspection import Inspection

@@ -19,10 +19,21 @@ EXAMPLES = (
     "shardq tune org/name --scheme W4A16 --dataset texts.jsonl -o name-W4A16",
     "shardq tune org/name --scheme W4A16@gptq --algorithm gptq --dataset self --nsamples 64 --seqlen 512",
     "shardq tune ./folder --scheme W2A16G64 --recipe best",
+    "shardq tune org/name --scheme FP8_STATIC --algorithm rtn --dataset self --nsamples 64 --seqlen 512",
 )
 
 
-@click.command("tune", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, BadTuned, MissingPackage)))
+class TuneCommand(ShardqCommand):
+    """Knows what auto-round calls its options."""
+
+    def explain(self, option: str) -> str | None:
+        """See autoround_options.py."""
+        from shardq.tune.autoround_options import explain
+
+        return explain(option)
+
+
+@click.command("tune", cls=TuneCommand, epilog=epilog(EXAMPLES, (*RECIPE, *SOURCE, *RUN, BadTuned, MissingPackage)))
 @click.argument("source")
 @recipe_options
 @tuning_options
@@ -39,8 +50,10 @@ def tune(
     """Quantize SOURCE with codes that are tuned with data, one transformer block in memory at a time.
 
     Codes go into a folder beside the output, with `.tuned` behind its name, block by block; then they are packed as
-    `quantize --tuned` does it. The same command resumes a run that was stopped. Weights outside of the blocks get the
-    nearest codes. Needs shardq[tune].
+    `quantize --tuned` does it. The same command resumes a run that was stopped. Of what lies outside of the blocks the
+    head is tuned, too (--quant-lm-head); the rest gets the nearest codes. --max-disk counts codes and output together.
+    Schemes with scales of activations (NVFP4, and those with STATIC in their names) get these here, by the largest
+    inputs of each matrix, whatever the algorithm. Needs shardq[tune].
     """
     if search or importance or fold or tuned or rtn:
         raise BadOption(
@@ -61,11 +74,11 @@ def tune(
             "tune makes one output: give one --scheme and one --format, and pack others by quantize --tuned"
         )
     if words.dry_run:
-        run_recipes(console, source, recipes, targets)
+        run_recipes(console, source, recipes, targets, before_tuning=True)
         return
     folder = path_beside(source, recipes[0], SUFFIX)
     limits = words.limits(console)
-    found = run_tuning(console, source, recipes[0], options, folder, words.subfolder, limits.max_ram_bytes, trust)
+    found = run_tuning(console, source, recipes[0], options, folder, words.subfolder, limits, trust)
     if not console.quiet:
         click.echo(
             f"codes of {found.modules} modules, tuned with {found.tokens} tokens, are in {found.folder}", err=True
@@ -74,4 +87,15 @@ def tune(
         console.warn(
             [f"{len(found.left)} modules are not tuned and get the nearest codes: {', '.join(found.left[:3])}"]
         )
-    run_recipes(console, source, build(str(folder)), targets)
+    if found.borrowed:
+        text = (
+            f"{len(found.borrowed)} matrices of experts got no token, and scales of activations as their siblings "
+            f"(more --nsamples may reach them): {', '.join(found.borrowed[:3])}"
+        )
+        console.warn([text])
+    if found.unscaled:
+        console.warn(
+            [f"awq: nothing to scale is known in {len(found.unscaled)} blocks: {', '.join(found.unscaled[:3])}"]
+        )
+    taken_bytes = sum(path.stat().st_size for path in found.folder.iterdir())
+    run_recipes(console, source, build(str(folder)), targets, taken_bytes)

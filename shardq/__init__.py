@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         plan_headers,
         quantize,
         quantize_many,
+        report,
+        score,
         tune_model,
         verify,
     )
@@ -64,6 +66,8 @@ _HOMES: Final = {
     "plan_headers": "shardq.api",
     "quantize": "shardq.api",
     "quantize_many": "shardq.api",
+    "report": "shardq.api",
+    "score": "shardq.api",
     "tune_model": "shardq.api",
     "verify": "shardq.api",
 }
@@ -93,6 +97,8 @@ __all__ = [
     "plan_headers",
     "quantize",
     "quantize_many",
+    "report",
+    "score",
     "tune_model",
     "verify",
 ]

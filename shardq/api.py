@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shardq.mixing import Mixed
     from shardq.nodes.job import Ends, Job
     from shardq.nodes.working import Worked
+    from shardq.quant_score import Score
     from shardq.sources.hub_xet import XetOptions
     from shardq.tune.driver import TuneResult
     from shardq.tune.evaluation import Evaluation
@@ -173,14 +174,19 @@ def plan(
 
 
 def plan_many(
-    source: str | Path, recipes: Sequence[str | Recipe], *, subfolder: str | None = None, targets: Sequence[str] = ()
+    source: str | Path,
+    recipes: Sequence[str | Recipe],
+    *,
+    subfolder: str | None = None,
+    targets: Sequence[str] = (),
+    before_tuning: bool = False,
 ) -> tuple[Plan, ...]:
-    """The plans of what `quantize_many` would make."""
+    """The plans of what `quantize_many` would make; `before_tuning`: once its codes and scales were tuned."""
     wanted = [_recipe(r) for r in recipes]
     make_orders(wanted, "", None)  # refuses what has no names
     opened = open_source(str(source), subfolder)
     checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
-    return tuple(_check(make_plan(checkpoint, r), targets) for r in wanted)
+    return tuple(_check(make_plan(checkpoint, r, before_tuning=before_tuning), targets) for r in wanted)
 
 
 def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets: Sequence[str] = ()) -> Plan:
@@ -201,7 +207,8 @@ def verify(
     configuration tell.
 
     `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed
-    from the original weights and copies are compared byte for byte, and of GGUF files every byte, for which
+    from the original weights and copies are compared byte for byte (what a tuning replaced with the ledger's hash, and
+    what it scaled not at all), and of GGUF files every byte, for which
     `importance` is the file that they were made with, if any. Of a repo only headers and records are read unless `deep`
     or `source` is given. Raises VerifyFailed when nothing can be checked.
     """
@@ -332,14 +339,15 @@ def tune_model(
     options: "TuneOptions | None" = None,
     subfolder: str | None = None,
     max_ram_bytes: int | None = None,
+    max_disk_bytes: int | None = None,
     trust_remote_code: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> "TuneResult":
     """Tune the codes of what `recipe` quantizes, one block in memory, into `folder`, for the `tuned` of `make_recipe`.
 
     What a stopped call has finished stays, and the same call goes on. `options`: how and with which data, by default
-    SignRound as AutoRound does it. Hidden states beyond `max_ram_bytes` go into files of the folder. `report` is called
-    with blocks done, and all. Needs shardq[tune].
+    SignRound as AutoRound does it. Hidden states beyond `max_ram_bytes` go into files of the folder; with codes, these
+    must not need more than `max_disk_bytes`. `report` is called with blocks done, and all. Needs shardq[tune].
     Raises MissingPackage, BadOption for what cannot be tuned, RecipeChanged for a folder that was begun otherwise,
     UnsupportedSource for models that transformers does not know, and what planning and reading raise.
     """
@@ -349,7 +357,7 @@ def tune_model(
     from shardq.tune.driver import Place, tune_blocks
     from shardq.tune.options import TuneOptions
 
-    opened, place = open_source(str(source), subfolder), Place(Path(folder), max_ram_bytes)
+    opened, place = open_source(str(source), subfolder), Place(Path(folder), max_ram_bytes, max_disk_bytes)
     return tune_blocks(
         opened, _recipe(recipe), options or TuneOptions(), place, trust_remote_code=trust_remote_code, report=report
     )
@@ -486,3 +494,41 @@ def _recipe(recipe: str | Recipe) -> Recipe:
 
 def _silent(step: Progress) -> None:
     """Report nothing."""
+
+
+def report(result: str | Path, other: str | Path | None = None, *, seconds: float | None = None) -> str:
+    """One page of HTML about a finished output, a folder or "org/name[@revision]", or about two side by side: sizes,
+    bits per weight, errors by layer, module and tensor, schemes, what is kept and why, engines, provenance. It needs
+    nothing from elsewhere.
+
+    `seconds`: what making the result took, for the page; records do not say it. Reads records and headers. Raises
+    VerifyFailed where one is unfinished or no output of shardq, SourceUnreadable, HubAccess, HubTransfer.
+    """
+    from shardq.html_report.facts import read_facts
+    from shardq.html_report.page import draw_comparison, draw_report
+
+    first = read_facts(str(result))
+    return draw_report(first, seconds) if other is None else draw_comparison(first, read_facts(str(other)))
+
+
+def score(
+    result: str | Path,
+    source: str | Path,
+    *,
+    subfolder: str | None = None,
+    sample: int | None = None,
+    full: bool = False,
+    report: Callable[[int, int], None] | None = None,
+) -> "Score":
+    """How far anyone's quantized checkpoint is from its source, tensor by tensor; both are folders or
+    "org/name[@revision]", read by ranges.
+
+    `sample`: so many matrices, evenly spread, instead of all; `full`: all rows of each, instead of some 2 million
+    weights. `report`: called with the tensors that are done, and all. Raises BadOption, UnsupportedSource for GGUF,
+    for a folded output and for codes without a reader, and what reading headers and rows raises.
+    """
+    from shardq.quant_score import score_result
+
+    return score_result(
+        open_source(str(result)), open_source(str(source), subfolder), sample=sample, full=full, report=report
+    )

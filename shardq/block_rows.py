@@ -68,6 +68,8 @@ class BlockRows:
             if t.take.narrowed and given.wide is not None:
                 rows, dtype = given.wide, "F32"
             picked = rows[lines.start - given.row : lines[-1] + 1 - given.row : lines.step]
+            if t.take.column_order:
+                picked = t.take.column_order.apply(picked, 1)
             there = slice(inside.start - t.first, inside.stop - t.first)
             if t.held is not None:
                 self._kernels.widen(np.ascontiguousarray(picked), dtype, t.held[there])
@@ -162,13 +164,17 @@ class BlockRows:
 
 
 def fill_vector(vector: Vector, data: NDArray[Any], take: Take, kernels: KernelSet, shard: str) -> NDArray[np.uint8]:
-    """The fp32 bytes of a take of a vector, in its order; `data` as kernels take it. What is added to fp16 is added in
-    fp16, as llama.cpp's converter does. Raises NonFiniteWeight."""
+    """The fp32 bytes of a take of a vector, in its order; `data` as kernels take it. What fp16 becomes is rounded to
+    fp16, as llama.cpp's converter does. An exponential is rounded to the nearest; torch 2.13.0 with MKL has the number
+    beside it for one in a hundred. Raises NonFiniteWeight."""
     wide = np.empty((1, vector.count), np.float32)
     kernels.widen(data.reshape(1, -1), vector.dtype, wide)
     made = wide[0, take.rows.start : take.rows.stop : take.rows.step] + np.float32(take.added)
-    if take.added and vector.dtype == "F16":
-        made = made.astype(np.float16).astype(np.float32)
+    with np.errstate(over="ignore"):
+        if take.negative_exp:
+            made = -np.exp(made.astype(np.float64)).astype(np.float32)
+        if vector.dtype == "F16" and (take.added or take.negative_exp):
+            made = made.astype(np.float16).astype(np.float32)
     if not np.isfinite(made).all():
         raise NonFiniteWeight(
             f"{vector.tensor} in {shard} holds NaN or infinity: expected finite numbers for {take.tensor}; the "
@@ -198,15 +204,23 @@ def carry_blocks(
 def extents(take: Take, first: int, out: NDArray[np.uint8]) -> Iterator[Extent]:
     """The runs of bytes of rows of a take, from its position `first` on: one, but where rows are re-ordered."""
     size = out.shape[1]
-    if not take.rotary_heads:
-        yield out.reshape(-1), take.begin + (0 if take.turned else first) * size
+    if take.order:
+        out = out[np.argsort(take.order.places(first, first + len(out)))]
+    at = 0
+    for place, count in _runs(take, first, len(out)):
+        yield out[at : at + count].reshape(-1), take.begin + place * size
+        at += count
+
+
+def _runs(take: Take, first: int, count: int) -> Iterator[tuple[int, int]]:
+    """Place in the matrix and number of rows of each run that so many rows of a take become, in the matrix's order."""
+    if not take.order:
+        yield 0 if take.turned else first, count
         return
-    places = rotary_places(first, first + len(out), len(take.rows), take.rotary_heads)
-    order = np.argsort(places)
-    sorted_rows, sorted_places = out[order], places[order]
-    breaks = np.flatnonzero(np.diff(sorted_places) != 1) + 1
-    for begin, end in zip((0, *breaks), (*breaks, len(out)), strict=True):
-        yield sorted_rows[begin:end].reshape(-1), take.begin + int(sorted_places[begin]) * size
+    places = np.sort(take.order.places(first, first + count))
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    for begin, end in zip((0, *breaks), (*breaks, count), strict=True):
+        yield int(places[begin]), int(end - begin)
 
 
 def written_extents(task: BlocksTask | VectorsTask) -> Iterator[tuple[str, int, int]]:
@@ -221,17 +235,8 @@ def written_extents(task: BlocksTask | VectorsTask) -> Iterator[tuple[str, int, 
 
 
 def _places_of(take: Take, first: int, count: int, size: int) -> Iterator[tuple[str, int, int]]:
-    for data, offset in extents(take, first, np.empty((count, size), np.uint8)):
-        yield take.file, offset, data.size
-
-
-def rotary_places(row: int, end_row: int, rows: int, heads: int) -> NDArray[np.int64]:
-    """Where rows of Hugging Face's queries or keys are in llama.cpp's: the inverse of gguf.tensors.rotary_row."""
-    size = rows // heads
-    at = np.arange(row, end_row)
-    head, inside = at // size, at % size
-    half, pair = inside // (size // 2), inside % (size // 2)
-    return head * size + 2 * pair + half
+    for place, rows in _runs(take, first, count):
+        yield take.file, take.begin + place * size, rows * size
 
 
 def room_floats(task: BlocksTask) -> int:

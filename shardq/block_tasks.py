@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from shardq.dequantize.base import Encoded
     from shardq.importance_vectors import Ref
+    from shardq.regrouping import Regrouping
 
 PLAIN_TYPES: Final = ("F32", "F16", "BF16")  # types without blocks
 FP32: Final = 4  # bytes
@@ -28,9 +29,11 @@ class Take:
     begin: int  # offset in the file of the matrix, which may be a slice of a tensor
     type: str  # key of ggml.GGML
     rows: range  # of the weight, in the matrix's order
-    rotary_heads: int = 0  # then re-ordered as gguf.tensors.rotary_row says
+    order: "Regrouping | None" = None  # in which the matrix has them then
+    column_order: "Regrouping | None" = None  # likewise; with its rows in order
     turned: bool = False  # columns of the weight are the matrix's rows; all `rows` lie in one task then
     added: float = 0.0  # to each element first, in fp32
+    negative_exp: bool = False  # of a vector -exp of each element, in fp32
     importance: "Ref | None" = None  # how much an error counts in each column
     carried: bool = False  # codes of the source are kept
     narrowed: bool = False  # each element is rounded to BF16 first, half to even

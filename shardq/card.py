@@ -3,12 +3,15 @@
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from shardq.fold import FOLD
 from shardq.gguf.options import GgufOptions
 from shardq.gguf.planned import PlannedGguf
+from shardq.html_report.grid import Grid
+from shardq.html_report.picture import PICTURE
+from shardq.html_report.rows import Row, total_roles
 from shardq.ledger import Errors
 from shardq.plans import Plan
 from shardq.recipe import Recipe, rule_values
@@ -26,19 +29,27 @@ CARRIED: Final = (
 WORST: Final = 5  # modules listed with the largest relative error
 
 
-def make_card(plan: Plan, errors: Mapping[str, Errors], total: Errors, source_card: str | None) -> str:
+def make_card(
+    plan: Plan,
+    errors: Mapping[str, Errors],
+    total: Errors,
+    source_card: str | None,
+    rows: Sequence[Row],
+    pictured: Grid | None,
+) -> str:
     """README.md with the front matter that the Hub reads (JSON values, which YAML contains); the same text for the same
-    plan and output."""
+    plan and output. `pictured`: what PICTURE beside it shows."""
     c = plan.checkpoint
     counts = {a: sum(d.action == a for d in plan.decisions) for a in ("quantize", "copy", "drop")}
     front = "\n".join(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in _front_matter(plan, source_card).items())
     at = f" at commit `{c.commit}`" if c.commit else ""
     done = {"quantize": "Quantized", "convert": "Converted", "dequantize": "Dequantized"}[plan.recipe.purpose]
+    data = "with" if plan.recipe.tuned else "without"
     left_out = "without a place in GGUF left out" if plan.gguf else "tensors of prediction layers left out"
     lines = [
         "---", front, "---", "",
         f"# {c.label.rpartition('/')[2]}, {plan.recipe.title}", "",
-        f"{done} from `{c.label}`{at} with shardq, without calibration data:", "",
+        f"{done} from `{c.label}`{at} with shardq, {data} calibration data:", "",
         "```", make_command(plan), "```", "",
         f"- {counts['quantize']} weight matrices quantized, layout `{plan.layout.name}`; {counts['copy']} kept"
         + (f", {counts['drop']} {left_out}." if counts["drop"] else "."),
@@ -46,9 +57,27 @@ def make_card(plan: Plan, errors: Mapping[str, Errors], total: Errors, source_ca
         f"- {plan.source_bytes / 1e9:.2f} GB became {plan.output_bytes / 1e9:.2f} GB.",
         f"- Loads in: {plan.layout.loaders}.",
         *(_error_lines(errors, total) if counts["quantize"] else ()), "",
+        *_size_lines(rows),
+        *(_picture_lines(pictured) if pictured else ()),
         "Every source tensor is accounted for in `shardq-ledger.json.zst`; `shardq verify` checks it.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _size_lines(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        f"| {t.role} | {t.scheme or 'kept'} | {t.tensors} | {t.output_bytes / 1e9:.3f} | {t.bits_per_weight:.2f} |"
+        for t in total_roles(rows)
+    ]
+    return ["| role | scheme | tensors | GB | bits per weight |", "| --- | --- | --- | --- | --- |", *lines, ""]
+
+
+def _picture_lines(grid: Grid) -> list[str]:
+    names = ", ".join(f"`{m}`" for m in grid.measured)
+    return [
+        f"![relative errors by layer and module]({PICTURE})", "",
+        f"Relative errors, the darker the larger. Columns are layers of `{grid.stack}`, rows from the top {names}.", "",
+    ]  # fmt: skip
 
 
 def _type_lines(gguf: PlannedGguf) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
-from shardq.block_rows import BlockRows, Extent, Given, extents, fill_vector, shapes
+from shardq.block_rows import BlockRows, Extent, Given, extents, fill_vector, shapes, written_extents
 from shardq.block_tasks import BlocksTask, Take, Vector, VectorsTask
 from shardq.checkpoint import TensorRef
 from shardq.dequantize.base import Encoded
@@ -51,11 +51,11 @@ class Made:
         return self.tensor.encoded[0] if isinstance(self.work, BlocksTask) and self.tensor.encoded else None
 
     def snap(self, row: int, end_row: int) -> Span:
-        """Rows widened, so that no head is cut whose rows change places, and nothing that is turned."""
+        """Rows widened, so that no run is cut whose rows change places, and nothing that is turned."""
         if isinstance(self.work, Vector):
             return row, end_row
         while True:
-            wide = [(row, end_row), *(_whole(t, row, end_row) for t in self.takes if t.turned or t.rotary_heads)]
+            wide = [(row, end_row), *(_whole(t, row, end_row) for t in self.takes if t.turned or t.order)]
             found = min(first for first, _ in wide), max(behind for _, behind in wide)
             if found == (row, end_row):
                 return found
@@ -99,8 +99,7 @@ class Made:
             yield from (len(t.rows) * t.row_bytes(1) for t in self.takes)
             return
         for slab in self.slabs(row, end_row):
-            part = self.part(*slab)
-            yield from (part.take_bytes(t) for t in part.takes)
+            yield from (size for _, _, size in written_extents(self.part(*slab)))
 
 
 def find_made(plan: Plan) -> dict[str, Made]:
@@ -206,6 +205,6 @@ def _whole(take: Take, row: int, end_row: int) -> Span:
     inside = take.within(row, end_row)
     if not inside:
         return row, end_row
-    size = len(take.rows) if take.turned else len(take.rows) // take.rotary_heads
+    size = take.order.run if take.order else len(take.rows)
     first, behind = inside.start // size * size, -(-inside.stop // size) * size
     return min(row, take.rows[first]), max(end_row, take.rows[behind - 1] + 1)

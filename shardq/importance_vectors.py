@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from shardq.regrouping import Regrouping
+
 FLOOR: Final = 1e-4  # of the mean: reference quality.md, 6 D
 CACHED_VECTORS: Final = 8
 SIXTEENTHS: Final = tuple(2.0 ** (i / 16) for i in range(16))
@@ -43,6 +45,7 @@ class VectorRef:
     divisor: float = 1.0
     slices: int = 1  # vectors that follow each other and are summed first; 0: nothing is known, all columns are equal
     powers: bytes = b""  # int8 exponents of two that inputs were multiplied by since, one a column; empty: none
+    order: "Regrouping | None" = None  # in which the columns are then
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,8 @@ def read_vector(ref: Ref) -> "NDArray[np.float32]":
         return made
     with np.errstate(over="ignore"):
         moved: NDArray[np.float32] = np.ldexp(_stored(ref), 2 * powers)
-    return np.minimum(moved, np.finfo(np.float32).max)
+    found: NDArray[np.float32] = np.minimum(moved, np.finfo(np.float32).max)
+    return ref.order.apply(found, 0) if ref.order else found
 
 
 def _stored(ref: VectorRef) -> "NDArray[np.float32]":

@@ -17,6 +17,10 @@ from shardq.destinations.base import Destination, StoredFile
 from shardq.files.atomic import sync_folder, sync_way, write_atomic, writing
 from shardq.final_config import final_config
 from shardq.fold import FOLD, pack_fold
+from shardq.ggml import GGML, tensor_bytes
+from shardq.html_report.grid import find_grids
+from shardq.html_report.picture import PICTURE, draw_picture, main_grid
+from shardq.html_report.rows import read_rows
 from shardq.lane import Finished
 from shardq.ledger import LEDGER, Errors, damaged, encode_ledger, make_ledger, merge, stand_out, tensor_errors
 from shardq.plans import Plan
@@ -53,10 +57,16 @@ def publish(
     errors = tensor_errors(plan, finished.done)
     total = merge(errors.values())
     extra = {} if plan.gguf else dict(_side_files(plan, source))
-    extra[README] = make_card(plan, errors, total, read_source_card(plan, source)).encode()
+    ledger = make_ledger(plan, errors)
+    rows = read_rows(ledger, _sizes(plan))
+    shown = main_grid(find_grids(rows))
+    card = make_card(plan, errors, total, read_source_card(plan, source), rows, shown[0] if shown else None)
+    extra[README] = card.encode()
+    if shown:
+        extra[PICTURE] = draw_picture(*shown)
     if plan.recipe.fold:
         extra[FOLD] = pack_fold(plan.recipe.fold)
-    extra[LEDGER] = encode_ledger(make_ledger(plan, errors))
+    extra[LEDGER] = encode_ledger(ledger)
     configs = {} if plan.gguf else dict(_configs(plan))
     extra[PROVENANCE] = dump(_provenance(plan, finished, total, [*extra, PROVENANCE, *configs]))
     extra |= configs
@@ -80,6 +90,13 @@ def publish(
         sync_folder(staging.out)
     staging.remove()
     return Published(total, stand_out(plan, errors), damaged(errors), commit)
+
+
+def _sizes(plan: Plan) -> Mapping[str, int]:
+    """Bytes of each tensor of the output."""
+    if plan.gguf:
+        return {t.name: tensor_bytes(GGML[t.type], t.shape) for t in plan.gguf.tensors}
+    return {name: end - begin for f in plan.files for name, (begin, end) in f.offsets.items()}
 
 
 def _configs(plan: Plan) -> Iterator[tuple[str, bytes]]:

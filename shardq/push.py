@@ -43,7 +43,7 @@ def prepare_push(identity: Mapping[str, Any], destination: Destination) -> str |
 
 def check_push(plan: Plan, source: Source, destination: Destination) -> None:
     """Ask whether the destination will take the output of a plan. Raises HubAccess, HubTransfer."""
-    destination.check(len(plan.files), make_card(plan, {}, merge(()), read_source_card(plan, source)))
+    destination.check(len(plan.files), make_card(plan, {}, merge(()), read_source_card(plan, source), (), None))
 
 
 def still_stored(before: Progressed, destination: Destination, staging: Staging, keep_local: bool) -> Progressed:

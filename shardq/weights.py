@@ -224,7 +224,7 @@ def _matrices(t: TensorRef, stack: ExpertStack) -> Iterator[TensorRef]:
 def _whole_slices(t: TensorRef, stack: ExpertStack) -> Iterator[TensorRef]:
     """Slices that go back into a stack: gate and up stay as they are."""
     for index, e in enumerate(t.encoded or plain_slices(t)):
-        yield _matrix(f"{_slice_module(stack, index)}.weight", t, e.turned() if stack.transposed else e)
+        yield _matrix(f"{slice_module(stack, index)}.weight", t, e.turned() if stack.transposed else e)
 
 
 def _bias_pieces(t: TensorRef, stack: ExpertStack) -> Iterator[TensorRef]:
@@ -248,8 +248,9 @@ def _matrix(name: str, t: TensorRef, e: Encoded) -> TensorRef:
 def _places(stack: ExpertStack) -> dict[str, Place]:
     count = stack.experts or 0
     module = stack.weight.removesuffix(".weight")
-    return {_slice_module(stack, index): Place(module, index, count) for index in range(count)}
+    return {slice_module(stack, index): Place(module, index, count) for index in range(count)}
 
 
-def _slice_module(stack: ExpertStack, index: int) -> str:
+def slice_module(stack: ExpertStack, index: int) -> str:
+    """What a slice is called that goes back into a stack."""
     return f"{stack.weight.removesuffix('.weight')}.{index}"

@@ -3,7 +3,7 @@
 Source: llama.cpp as in llama-cpp-python 0.3.36, the classes that convert_hf_to_gguf.py registers for the same names.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -20,12 +20,16 @@ from shardq.gguf.family_pairs import (
     add_minimax_m2,
     add_phi3,
     add_phi3_stretch,
+    add_qwen35,
     add_qwen_moe,
+    add_qwen_next,
 )
+from shardq.gguf.names import block_of
 from shardq.gguf.pairs import Pairs
 from shardq.gguf.parameters import MAX_BLOCKS, Parameters
 from shardq.gguf.rules import Rule, halved_stack, known_tokens, norm_plus_one, rotary, without_head
 from shardq.gguf.rules_latent import absorbed_keys, without_further_layers, without_tied_head
+from shardq.gguf.rules_linear import further_name, grouped_projections, tiled_values
 from shardq.gguf.rules_oss import oss_experts, sinks
 from shardq.gguf.tensors import OutputTensor
 
@@ -48,11 +52,16 @@ class Architecture:
     expert_base: str = "model.layers.{block}.mlp.experts"
     experts_key: tuple[str, ...] = ("num_local_experts", "num_experts")
     further_key: str = ""  # how many blocks behind the last one predict further tokens, where they are kept
+    further_name: Callable[[str, Parameters], str] | None = None  # of a plain name, where such blocks have other names
 
-    def blocks(self, parameters: Parameters) -> int:
-        """Blocks of the file."""
-        further = parameters.find(self.further_key) if self.further_key else None
-        return parameters.blocks + min(further or 0, MAX_BLOCKS)
+    def blocks(self, parameters: Parameters, names: Iterable[str]) -> int:
+        """Blocks of the file. Of those that predict further tokens its tensors tell, of which these are the plain names
+        or GGUF's, where their names are other ones and the config does not."""
+        further = parameters.further_blocks(self.further_key) if self.further_key else 0
+        if not further and self.further_name:
+            behind = max((block for name in names if (block := block_of(name)) is not None), default=0) + 1
+            further = min(max(0, behind - parameters.blocks), MAX_BLOCKS)
+        return parameters.blocks + further
 
     def experts(self, parameters: Parameters) -> int:
         """Experts of a layer. Raises UnsupportedSource."""
@@ -60,6 +69,7 @@ class Architecture:
 
 
 QWEN_EXPERTS: Final = ("down_proj", "gate_proj", "up_proj")
+QWEN_FURTHER: Final = "mtp_num_hidden_layers"
 
 ARCHITECTURES: Final[tuple[Architecture, ...]] = (
     Architecture(
@@ -76,6 +86,35 @@ ARCHITECTURES: Final[tuple[Architecture, ...]] = (
     Architecture("qwen3", ("Qwen3ForCausalLM",), "either", add_common),
     Architecture("qwen2moe", ("Qwen2MoeForCausalLM",), "bpe", add_qwen_moe, (halved_stack,), expert_order=QWEN_EXPERTS),
     Architecture("qwen3moe", ("Qwen3MoeForCausalLM",), "bpe", add_qwen_moe, (halved_stack,), expert_order=QWEN_EXPERTS),
+    Architecture(
+        "qwen3next",
+        ("Qwen3NextForCausalLM",),
+        "bpe",
+        add_qwen_next,
+        (grouped_projections, halved_stack),
+        expert_order=QWEN_EXPERTS,
+        further_key=QWEN_FURTHER,
+        further_name=further_name,
+    ),
+    Architecture(
+        "qwen35",
+        ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
+        "bpe",
+        add_qwen35,
+        (tiled_values,),
+        further_key=QWEN_FURTHER,
+        further_name=further_name,
+    ),
+    Architecture(
+        "qwen35moe",
+        ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),
+        "bpe",
+        add_qwen35,
+        (tiled_values, halved_stack),
+        expert_order=QWEN_EXPERTS,
+        further_key=QWEN_FURTHER,
+        further_name=further_name,
+    ),
     Architecture("gemma2", ("Gemma2ForCausalLM",), "gemma2", add_gemma2, (norm_plus_one, without_head)),
     Architecture(
         "gemma3",

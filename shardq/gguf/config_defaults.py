@@ -25,8 +25,10 @@ class ConfigType:
     renames: Mapping[str, str] = field(default_factory=dict)  # of rope types
     by_layer: bool = False  # a rope of its own for layers with a window
     takes_head_dim: bool = False  # hidden size over heads where the dimension is null or missing
+    linear: bool = False  # layers of linear attention but every so many, where their types are null or missing
 
 
+FULL_EVERY: Final = 4  # layer that has no linear attention
 EXPERTS: Final = {"num_experts": "num_local_experts"}
 ROUTED: Final = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
 
@@ -53,6 +55,24 @@ _QWEN2_MOE: Final[Defaults] = {
 _QWEN3_MOE: Final[Defaults] = {
     **_QWEN2, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24, "num_key_value_heads": 4,
     "moe_intermediate_size": 768, "num_experts_per_tok": 8, "num_local_experts": 128,
+}  # fmt: skip
+_LINEAR: Final[Defaults] = {
+    "num_attention_heads": 16, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+    "head_dim": 256, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+}  # fmt: skip
+_QWEN3_NEXT: Final[Defaults] = {
+    **_LINEAR, "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 48,
+    "num_key_value_heads": 2, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
+    "num_experts_per_tok": 10, "num_experts": 512,
+}  # fmt: skip
+_QWEN3_5: Final[Defaults] = {
+    **_LINEAR, "vocab_size": 248320, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 32,
+    "num_key_value_heads": 4,
+}  # fmt: skip
+_QWEN3_5_MOE: Final[Defaults] = {
+    **_LINEAR, "vocab_size": 248320, "hidden_size": 2048, "num_hidden_layers": 40, "num_key_value_heads": 2,
+    "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "num_experts_per_tok": 8, "num_experts": 256,
 }  # fmt: skip
 _GEMMA2: Final[Defaults] = {
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
@@ -110,6 +130,9 @@ CONFIG_TYPES: Final[Mapping[str, ConfigType]] = {
     "qwen3": ConfigType({**_QWEN2, "head_dim": 128}, takes_heads=True),
     "qwen2_moe": ConfigType(_QWEN2_MOE),
     "qwen3_moe": ConfigType(_QWEN3_MOE, EXPERTS),
+    "qwen3_next": ConfigType(_QWEN3_NEXT, partial_rotary=0.25, linear=True),
+    "qwen3_5_text": ConfigType(_QWEN3_5, partial_rotary=0.25, linear=True),
+    "qwen3_5_moe_text": ConfigType(_QWEN3_5_MOE, partial_rotary=0.25, linear=True),
     "gemma2": ConfigType(_GEMMA2),
     "gemma3_text": ConfigType(_GEMMA3, by_layer=True),
     "phi3": ConfigType(_PHI3, partial_rotary=1.0, takes_heads=True, renames={"su": "longrope", "yarn": "longrope"}),

@@ -10,6 +10,7 @@ from typing import Final
 
 from shardq.errors import UnsupportedSource
 from shardq.gguf.common_pairs import add_common, add_gating
+from shardq.gguf.config_defaults import FULL_EVERY
 from shardq.gguf.pairs import Pairs
 from shardq.gguf.parameters import Parameters
 
@@ -28,6 +29,41 @@ def add_qwen_moe(pairs: Pairs, parameters: Parameters, blocks: int, file_type: i
         ("expert_feed_forward_length", "moe_intermediate_size"),
         ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
     ))  # fmt: skip
+
+
+LINEAR: Final = (
+    ("conv_kernel", "linear_conv_kernel_dim"), ("state_size", "linear_key_head_dim"),
+    ("group_count", "linear_num_key_heads"), ("time_step_rank", "linear_num_value_heads"),
+)  # fmt: skip
+SECTIONS: Final = (11, 11, 10, 0)  # of Qwen 3.5's rope, where its config has none
+
+
+def add_qwen_next(pairs: Pairs, parameters: Parameters, blocks: int, file_type: int) -> None:
+    """Qwen3NextModel: layers of linear attention, and of those that predict further tokens how many there are."""
+    add_qwen_moe(pairs, parameters, blocks, file_type)
+    if further := blocks - parameters.blocks:
+        pairs.u32("{arch}.nextn_predict_layers", further)
+    for key, name in LINEAR:
+        pairs.u32(f"{{arch}}.ssm.{key}", parameters.count(name))
+    inner = parameters.count("linear_value_head_dim") * parameters.count("linear_num_value_heads")
+    pairs.u32("{arch}.ssm.inner_size", inner)
+    if (layers := parameters.find("layer_types")) is not None:
+        if len(layers) != parameters.blocks:
+            raise UnsupportedSource(
+                f"config.json: layer_types has {len(layers)} entries, expected one for each of {parameters.blocks}"
+            )
+        linear = [layer == "linear_attention" for layer in layers]
+        pairs.array("{arch}.attention.recurrent_layers", [*linear, *(blocks - len(layers)) * [False]])
+    pairs.u32("{arch}.full_attention_interval", parameters.values.get("full_attention_interval", FULL_EVERY))
+    part = parameters.rope.get("partial_rotary_factor", 0.25)
+    pairs.u32("{arch}.rope.dimension_count", int(head_dimension(parameters) * part))
+
+
+def add_qwen35(pairs: Pairs, parameters: Parameters, blocks: int, file_type: int) -> None:
+    """Qwen3_5TextModel, Qwen3_5MoeTextModel."""
+    add_qwen_next(pairs, parameters, blocks, file_type)
+    if "mrope_section" not in parameters.rope:
+        pairs.array("{arch}.rope.dimension_sections", SECTIONS)
 
 
 GEMMA2: Final = (

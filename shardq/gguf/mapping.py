@@ -23,21 +23,29 @@ def map_tensors(
     Raises UnsupportedSource for a tensor that the architecture has no place for, CheckpointIncomplete for experts that
     are not all there, MissingPackage without the gguf package.
     """
-    names = TensorNames(arch.name, arch.blocks(parameters))
+    named = list(_named(arch, parameters, sources))
+    names = TensorNames(arch.name, arch.blocks(parameters, (name for _, name in named)))
     found = list(arch.computed(parameters))
-    for piece in _pieces(arch, parameters, sources):
+    for piece in _pieces(arch, parameters, named):
         name = names.find(piece.name)
         kind = piece.type or ("F32" if is_float(name, piece.shape) else None)
-        found.append(OutputTensor(name, piece.shape, kind, piece.parts, piece.added))
+        found.append(OutputTensor(name, piece.shape, kind, piece.parts, piece.added, piece.negative_exp))
     return tuple(sorted(found, key=lambda tensor: tensor.type != "MXFP4"))  # codes are written before all others
 
 
-def _pieces(arch: Architecture, parameters: Parameters, sources: Iterable[SourceTensor]) -> Iterator[Piece]:
-    waiting: dict[str, dict[tuple[str, int], SourceTensor]] = defaultdict(dict)
+def _named(
+    arch: Architecture, parameters: Parameters, sources: Iterable[SourceTensor]
+) -> Iterator[tuple[SourceTensor, str]]:
+    """What a file does not do without, under plain names."""
     for source in sources:
         name = plain_name(source.name)
-        if name is None:
-            continue
+        if name is not None:
+            yield source, arch.further_name(name, parameters) if arch.further_name else name
+
+
+def _pieces(arch: Architecture, parameters: Parameters, named: Iterable[tuple[SourceTensor, str]]) -> Iterator[Piece]:
+    waiting: dict[str, dict[tuple[str, int], SourceTensor]] = defaultdict(dict)
+    for source, name in named:
         pieces = _by_rule(arch, parameters, name, source)
         expert = EXPERT.fullmatch(name) if arch.expert_order else None
         if pieces is not None or expert is None:

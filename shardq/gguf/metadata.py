@@ -53,7 +53,7 @@ def find_metadata(
         if arch.add_first:
             arch.add_first(pairs, parameters)
         add_general(pairs, model, tensors)
-        arch.add_pairs(pairs, parameters, arch.blocks(parameters), file_type)
+        arch.add_pairs(pairs, parameters, arch.blocks(parameters, (t.name for t in tensors)), file_type)
         pairs.u32(*QUANTIZATION)
         add_vocabulary(pairs, model, parameters, arch.vocabulary, tokenizer_pre)
         return pairs.done()

@@ -18,7 +18,12 @@ OTHER_PARTS: Final = (
     "patch_merge_mlp.", "model.connector.",
 )  # fmt: skip
 BUFFERS: Final = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
-ROUTERS: Final = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+SMALL: Final = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight")
+# Of layers behind the last one; gguf 0.19.0 does not have them for all architectures.
+FURTHER: Final = {
+    "eh_proj": "nextn.eh_proj", "enorm": "nextn.enorm", "hnorm": "nextn.hnorm",
+    "shared_head.norm": "nextn.shared_head_norm",
+}  # fmt: skip
 
 
 class TensorNames:
@@ -34,10 +39,15 @@ class TensorNames:
 
     def find(self, name: str) -> str:
         """GGUF's name. Raises UnsupportedSource."""
-        found: str | None = self._map.get_name(key=name, try_suffixes=(".weight", ".bias"))
+        found: str | None = self._map.get_name(key=name, try_suffixes=(".weight", ".bias")) or _further(name)
         if found is None:
             raise UnsupportedSource(f"tensor {name}: the architecture {self._arch} of GGUF has no place for it")
         return found
+
+
+def _further(name: str) -> str | None:
+    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
+    return f"blk.{found[1]}.{FURTHER[found[2]]}.weight" if found and found[2] in FURTHER else None
 
 
 def plain_name(name: str) -> str | None:
@@ -56,6 +66,6 @@ def block_of(name: str) -> int | None:
 
 
 def is_float(name: str, shape: Sequence[int]) -> bool:
-    """Whether a tensor is always F32: vectors, norms, routers, and what is no weight."""
+    """Whether a tensor is always F32: vectors, norms, routers and other small ones, and what is no weight."""
     short = re.sub(r"^blk\.\d+\.", "", name)
-    return len(shape) <= 1 or name.endswith("_norm.weight") or short in ROUTERS or not name.endswith(".weight")
+    return len(shape) <= 1 or name.endswith("_norm.weight") or short in SMALL or not name.endswith(".weight")

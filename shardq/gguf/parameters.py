@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from shardq.errors import UnsupportedSource
-from shardq.gguf.config_defaults import CONFIG_TYPES, ConfigType
+from shardq.gguf.config_defaults import CONFIG_TYPES, FULL_EVERY, ConfigType
 
 THETA: Final = ("global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta", "rotary_emb_base")
 LOCAL_THETA: Final = (
@@ -18,15 +18,17 @@ LOCAL_THETA: Final = (
 )  # fmt: skip
 PARTIAL: Final = ("partial_rotary_factor", "rope_pct", "rope_percent")
 BLOCKS: Final = ("n_layers", "num_hidden_layers", "n_layer", "num_layers")
-WITH_TEXT: Final = ("gemma3",)  # model types around a text model, of those in architectures.py
+WITH_TEXT: Final = ("gemma3", "qwen3_5", "qwen3_5_moe")  # model types around a text model, of those in architectures.py
 NEVER_NULL: Final = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "num_experts", "num_local_experts",
     "n_routed_experts", "n_shared_experts", "moe_intermediate_size", "shared_expert_intermediate_size", "kv_lora_rank",
-    "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "routed_scaling_factor",
+    "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "routed_scaling_factor", "linear_conv_kernel_dim",
+    "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads", "linear_num_value_heads",
 )  # fmt: skip
 MAX_BLOCKS: Final = 1 << 12  # ours, and far above all models, as is the next: what memory is spent on
 MAX_TOKENS: Final = 1 << 24
+LAYER_TYPES: Final = ("full_attention", "linear_attention")
 STRETCHED: Final = ("llama3", "yarn", "longrope")  # rope types that know the context of pretraining
 
 
@@ -60,6 +62,10 @@ class Parameters:
     def blocks(self) -> int:
         """Transformer blocks, those for predicting further tokens not counted. Raises UnsupportedSource."""
         return self._limited(MAX_BLOCKS, *BLOCKS)
+
+    def further_blocks(self, key: str) -> int:
+        """Blocks behind those, of a key that may be missing or null. Raises UnsupportedSource."""
+        return self._limited(MAX_BLOCKS, key) if self.find(key) is not None else 0
 
     @property
     def tokens(self) -> int:
@@ -119,6 +125,9 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
     if kind.head_dim_key:
         values["head_dim"] = values[kind.head_dim_key]
+    if kind.linear and values.get("layer_types") is None:
+        every, count = values.pop("full_attention_interval", FULL_EVERY), Parameters(values, {}).blocks
+        values["layer_types"] = [LAYER_TYPES[bool((i + 1) % every)] for i in range(count)]
     values["rope_parameters"] = _rope(values, kind)
     for key in ("rope_scaling", "rope_theta", "partial_rotary_factor"):
         values.pop(key, None)  # they are in the rope parameters now

@@ -87,10 +87,12 @@ def _sourced(tensor: OutputTensor, origins: Origins, weights: Weights, recipe: R
     none = (None,) * len(taken)
     if recipe.importance is None or tensor.type == "F32" or len(tensor.shape) < 2 or not taken:
         return Sourced(tensor, taken, none)
-    modules = [weights.tensors[t.weight].module for t in taken]
     if any(t.turned for t in taken) and recipe.importance.format == "shardq":
         return Sourced(tensor, taken, none)  # its vectors are of the inputs before they are turned
-    return Sourced(tensor, taken, find_weighing(recipe.importance, tensor.name, modules, tensor.shape[-1]))
+    modules = [weights.tensors[t.weight].module for t in taken[:: len(taken) // tensor.slices]]
+    order = tensor.parts[0].column_order
+    found = find_weighing(recipe.importance, tensor.name, modules, tensor.shape[-1], order)
+    return Sourced(tensor, taken, found if len(found) == len(taken) else found * len(taken))
 
 
 def _specs(

@@ -7,6 +7,7 @@ from typing import Literal
 from shardq.errors import UnsupportedSource
 from shardq.gguf.parameters import Parameters
 from shardq.gguf.tensors import Part, SourceTensor
+from shardq.regrouping import Regrouping
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class Piece:
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
     added: float = 0.0
+    negative_exp: bool = False
     type: Literal["F32", "MXFP4"] | None = None
 
 
@@ -39,7 +41,11 @@ def sliced(source: SourceTensor, rows: range, columns: range | None = None, turn
 
 
 def rotary(name: str, source: SourceTensor, parameters: Parameters) -> tuple[Piece, ...] | None:
-    """Queries and keys for llama.cpp's kind of rope."""
+    """Queries and keys for llama.cpp's kind of rope.
+
+    There neighbours rotate against each other, in Hugging Face's the two halves of a head. Source: llama.cpp as in
+    llama-cpp-python 0.3.36, `LlamaModel.permute`.
+    """
     if name.endswith(("q_proj.weight", "q_proj.bias")):
         heads = parameters.count("n_heads", "num_attention_heads")
     elif name.endswith(("k_proj.weight", "k_proj.bias")):
@@ -53,7 +59,8 @@ def rotary(name: str, source: SourceTensor, parameters: Parameters) -> tuple[Pie
         raise UnsupportedSource(
             f"tensor {source.name} has shape {list(source.shape)}: {heads} heads need a multiple of {2 * heads} rows"
         )
-    return (replace(piece, parts=(replace(piece.parts[0], rotary_heads=heads),)),)
+    order = Regrouping(heads, 2, source.shape[0] // heads // 2)
+    return (replace(piece, parts=(replace(piece.parts[0], order=order),)),)
 
 
 def norm_plus_one(name: str, source: SourceTensor, _: Parameters) -> tuple[Piece, ...] | None:

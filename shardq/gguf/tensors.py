@@ -9,6 +9,7 @@ from math import prod
 from typing import Literal
 
 from shardq.files.gguf import GgufSpec
+from shardq.regrouping import Regrouping
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,9 @@ class Part:
     """One matrix of an output, or its only vector, as rows of one source tensor.
 
     It is `source[slice]` (all of the source where there is no slice), of that `rows` in order, of these `columns`,
-    transposed where `turned`; of a vector `rows` are its elements. With `rotary_heads` the rows are re-ordered first.
-    With `scales` the source is MXFP4 blocks [..., rows, blocks, 16 bytes], and `scales` their scales.
+    transposed where `turned`; of a vector, or of what has more axes and no slices, `rows` are elements. `order` and
+    `column_order` say in which order they are then. With `scales` the source is MXFP4 blocks [..., rows, blocks,
+    16 bytes], and `scales` their scales.
     """
 
     source: str
@@ -33,31 +35,27 @@ class Part:
     slice: int | None = None  # index on the first axis of a stack
     columns: range | None = None  # None: all
     turned: bool = False
-    rotary_heads: int = 0  # see `rotary_row`
+    order: Regrouping | None = None  # of the rows
+    column_order: Regrouping | None = None
     scales: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One tensor of the file: `values`, or its one part, or its parts as the slices of its first axis."""
+    """One tensor of the file: `values`, or its parts behind each other, as rows or as the slices of its first axis."""
 
     name: str
     shape: tuple[int, ...]
     type: Literal["F32", "MXFP4"] | None  # None: what the file type says
     parts: tuple[Part, ...]
     added: float = 0.0  # to each element, in fp32
+    negative_exp: bool = False  # of each element x of a vector -exp(x), in fp32
     values: tuple[float, ...] = ()  # fp32
 
-
-def rotary_row(row: int, rows: int, heads: int) -> int:
-    """Where llama.cpp's row `row` of queries or keys lies among the `rows` of Hugging Face's.
-
-    There the two halves of a head rotate against each other, here neighbours do: row 2i+j of a head is row j*d/2+i of
-    it, d its rows. Source: llama.cpp as in llama-cpp-python 0.3.36, `LlamaModel.permute`.
-    """
-    size = rows // heads
-    head, inside = divmod(row, size)
-    return head * size + inside % 2 * (size // 2) + inside // 2
+    @property
+    def slices(self) -> int:
+        """Matrices, each of which has an importance of its own."""
+        return self.shape[0] if len(self.shape) > 2 else 1
 
 
 def file_spec(tensor: OutputTensor, file_type: str) -> GgufSpec:

@@ -28,17 +28,21 @@ def find_takes(
     for weights that are no floats, and for shapes that do not go together."""
     takes: dict[str, list[Take]] = {}
     for t in tensors:
-        made = sourced[t.name]
-        slice_bytes = t.size_bytes // max(1, len(made.taken))
-        for index, (taken, part, ref) in enumerate(zip(made.taken, made.tensor.parts, made.weighing, strict=True)):
+        made, at = sourced[t.name], begins[t.name]
+        for taken, part, ref in zip(made.taken, made.tensor.parts, made.weighing, strict=True):
             weight = weights.tensors[taken.weight]
             take = Take(
-                t.name, t.file, begins[t.name] + index * slice_bytes, t.type, taken.rows, part.rotary_heads,
-                taken.turned, made.tensor.added, ref, taken.carried and t.type == made.tensor.type,
+                t.name, t.file, at, t.type, taken.rows, part.order, part.column_order, taken.turned, made.tensor.added,
+                made.tensor.negative_exp, ref, taken.carried and t.type == made.tensor.type,
                 narrowed=rounded and made.tensor.type is None and weight.dtype != SOURCE_TYPE,
             )  # fmt: skip
-            _check(weight, take, slice_bytes)
+            at += _check(weight, take)
             takes.setdefault(taken.weight, []).append(take)
+        if made.taken and at != begins[t.name] + t.size_bytes:
+            raise UnsupportedSource(
+                f"{t.name} of a GGUF file has {t.size_bytes} bytes, and {made.taken[0].weight} and what goes with it "
+                f"make {at - begins[t.name]}: expected tensors of one shape"
+            )
     return {name: tuple(own) for name, own in takes.items()}
 
 
@@ -105,20 +109,19 @@ def _vectors(unit: tuple[Part, ...], takes: Mapping[str, tuple[Take, ...]]) -> I
             yield Vector(t.name, t.dtype, t.begin, t.numel, own)
 
 
-def _check(t: TensorRef, take: Take, slice_bytes: int) -> None:
-    """What `take` says can be made of `t`, and is all of its matrix."""
+def _check(t: TensorRef, take: Take) -> int:
+    """The bytes that `take` makes of `t`. Raises UnsupportedSource where it cannot."""
     assert t.shape is not None
     if t.dtype not in WEIGHT_DTYPES:
         raise UnsupportedSource(f"{t.name} in {t.shard} is {t.dtype}: expected one of {', '.join(WEIGHT_DTYPES)}")
-    rows, columns = (*t.shape, 1)[:2]
-    whole = bool(t.encoded) or is_matrix(t)
-    if len(t.shape) > 2 or (take.type != "F32" and not whole) or take.rows[-1] >= rows:
+    is_rows = bool(t.encoded) or is_matrix(t)
+    rows, columns = (*t.shape, 1)[:2] if is_rows else (t.numel, 1)
+    needs_rows = take.type != "F32" or take.turned or take.column_order is not None
+    orders = ((take.order, len(take.rows)), (take.column_order, columns))
+    is_odd = len(t.shape) > 2 or take.negative_exp if is_rows else needs_rows
+    if is_odd or any(o and o.size != size for o, size in orders) or not take.rows or take.rows[-1] >= rows:
         raise UnsupportedSource(
             f"{t.name} in {t.shard} is {list(t.shape)}: {take.tensor} of a GGUF file needs {len(take.rows)} rows of a "
             "matrix of it"
         )
-    made = take.row_bytes(columns) * (columns if take.turned else len(take.rows))
-    if made != slice_bytes:
-        raise UnsupportedSource(
-            f"{t.name} in {t.shard} is {list(t.shape)}: that makes {made} bytes of {take.tensor}, not {slice_bytes}"
-        )
+    return take.row_bytes(columns) * (columns if take.turned else len(take.rows))

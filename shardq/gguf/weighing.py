@@ -11,18 +11,20 @@ from shardq.gguf.mixture_rules import EMBEDDINGS
 from shardq.importance import Importance
 from shardq.importance_files import Entry, find_entry
 from shardq.importance_vectors import VectorRef
+from shardq.regrouping import Regrouping
 
 
 def find_weighing(
-    importance: Importance, tensor: str, modules: Sequence[str], columns: int
+    importance: Importance, tensor: str, modules: Sequence[str], columns: int, order: Regrouping | None = None
 ) -> tuple[VectorRef | None, ...]:
-    """The vector of each matrix of a tensor, which are `modules` of the source, with so many columns; None where the
-    file has none. Of an imatrix an expert that no token has reached has equal columns.
+    """The vector of each matrix of a tensor, which are `modules` of the source, with so many columns, of which those of
+    the source are in another `order`, as those of an imatrix are not; None where the file has none. Of an imatrix an
+    expert that no token has reached has equal columns.
 
     Raises BadImportance for a vector of another length.
     """
     if importance.format == "shardq":
-        return tuple(_own(importance, module, columns) for module in modules)
+        return tuple(_own(importance, module, columns, order) for module in modules)
     entry = importance.entries.get(tensor)
     if entry is None or (tensor in EMBEDDINGS and entry.values != columns * len(modules)):
         return (None,) * len(modules)
@@ -34,14 +36,14 @@ def find_weighing(
     return tuple(_slice(importance, entry, index, columns) for index in range(len(modules)))
 
 
-def _own(importance: Importance, module: str, columns: int) -> VectorRef | None:
+def _own(importance: Importance, module: str, columns: int, order: Regrouping | None) -> VectorRef | None:
     entry = find_entry(importance.entries, module)
     if entry is not None and entry.values != columns:
         raise BadImportance(
             f"importance {importance.label} does not fit {module}: {entry.values} values for {columns} columns; make "
             "it from this model"
         )
-    return None if entry is None else VectorRef(importance.stamp, entry.begin, columns)
+    return None if entry is None else VectorRef(importance.stamp, entry.begin, columns, order=order)
 
 
 def _slice(importance: Importance, entry: Entry, index: int, columns: int) -> VectorRef:

@@ -20,13 +20,14 @@ class Quantized:
     zeros: NDArray[np.uint8] | None  # [rows, G], 0 .. 2**bits - 1; all 2**(bits-1) when symmetric integers have them
     biases: NDArray[np.float32] | None = None  # [rows, G], of affine codes, which have no zeros
     global_scale: float | None = None  # what a reader divides `scales` by, where these are stored times it
+    input_scale: float | None = None  # of activations, where the scheme has them calibrated: see input_scales.py
 
     def rows(self, part: slice) -> "Quantized":
-        """Some of the rows."""
+        """Some of the rows, one after the other in memory."""
         return replace(
             self,
-            codes=self.codes[part],
-            scales=self.scales[part],
-            zeros=None if self.zeros is None else self.zeros[part],
-            biases=None if self.biases is None else self.biases[part],
+            codes=np.ascontiguousarray(self.codes[part]),
+            scales=np.ascontiguousarray(self.scales[part]),
+            zeros=None if self.zeros is None else np.ascontiguousarray(self.zeros[part]),
+            biases=None if self.biases is None else np.ascontiguousarray(self.biases[part]),
         )

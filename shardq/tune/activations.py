@@ -13,6 +13,7 @@ from torch import nn
 from shardq.errors import UnsupportedSource
 
 HIDDEN: Final = "hidden_states"
+CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,10 @@ class Own:
     """A value that each sample has one of, [1, ...]."""
 
     values: tuple[torch.Tensor, ...]
+
+    def on(self, device: torch.device) -> "Own":
+        """The same on a device."""
+        return Own(tuple(v.to(device) for v in self.values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +41,40 @@ class Batch:
 
     hidden: torch.Tensor  # [samples, tokens, width]
     calls: tuple[Call, ...]  # of each block
+    device: torch.device = CPU  # where blocks are computed; what lies elsewhere goes there when one is called
 
     def part(self, start: int, stop: int) -> "Batch":
         """Some of the samples; their hidden states are a view."""
-        return Batch(
-            self.hidden[start:stop], tuple(_map(c, lambda own: Own(own.values[start:stop])) for c in self.calls)
-        )
+        calls = tuple(_map(c, lambda own: Own(own.values[start:stop])) for c in self.calls)
+        return replace(self, hidden=self.hidden[start:stop], calls=calls)
 
     def pick(self, samples: Sequence[int]) -> "Batch":
         """Some of the samples, in any order; their hidden states are a copy."""
-        return Batch(
-            self.hidden[list(samples)],
-            tuple(_map(c, lambda own: Own(tuple(own.values[i] for i in samples))) for c in self.calls),
-        )
+        calls = tuple(_map(c, lambda own: Own(tuple(own.values[i] for i in samples))) for c in self.calls)
+        return replace(self, hidden=self.hidden[list(samples)], calls=calls)
+
+    def shortened(self, tokens: int) -> "Batch":
+        """The first tokens of each sample; hidden states are a view. What blocks are called with is cut where it has as
+        many entries as a sample has tokens: vectors, rows of tables, columns and rows of masks."""
+        length = self.hidden.shape[1]
+        if length <= tokens:
+            return self
+
+        def cut(value: torch.Tensor) -> torch.Tensor:
+            return _shortened(value, length, tokens)
+
+        calls = tuple(_map(c, lambda own: Own(tuple(cut(v) for v in own.values)), cut) for c in self.calls)
+        return replace(self, hidden=self.hidden[:, :tokens], calls=calls)
 
     def moved(self, hidden: torch.Tensor) -> "Batch":
         """The same samples with other hidden states."""
         return replace(self, hidden=hidden)
+
+    def on(self, device: torch.device, whole: bool) -> "Batch":
+        """The same samples, whose blocks are computed on a device: all that they are there, or only what all of them
+        share, and of the others what a call needs."""
+        calls = tuple(_map(c, lambda own: own.on(device) if whole else own, lambda t: t.to(device)) for c in self.calls)
+        return Batch(self.hidden.to(device) if whole else self.hidden, calls, device)
 
     def split(self, samples: int) -> Iterator["Batch"]:
         """Parts of so many samples."""
@@ -62,8 +84,8 @@ class Batch:
 
 def call_block(module: Callable[..., Any], batch: Batch, index: int) -> torch.Tensor:
     """Hidden states behind a block, [samples, tokens, width]."""
-    call = _map(batch.calls[index], lambda own: torch.cat(own.values))
-    found = module(batch.hidden, *call.args, **call.kwargs)
+    call = _map(batch.calls[index], lambda own: torch.cat(own.values).to(batch.device), lambda t: t.to(batch.device))
+    found = module(batch.hidden.to(batch.device), *call.args, **call.kwargs)
     made: torch.Tensor = found[0] if isinstance(found, tuple | list) else found
     return made
 
@@ -193,15 +215,29 @@ def _join(value: Any, more: Any, count: int) -> Any:
     return value
 
 
-def _map(call: Call, change: Callable[[Own], Any]) -> Call:
-    return Call(tuple(_changed(v, change) for v in call.args), {k: _changed(v, change) for k, v in call.kwargs.items()})
-
-
-def _changed(value: Any, change: Callable[[Own], Any]) -> Any:
-    if isinstance(value, Own):
-        return change(value)
-    if isinstance(value, tuple | list):
-        return type(value)(_changed(v, change) for v in value)
-    if isinstance(value, dict):
-        return {key: _changed(v, change) for key, v in value.items()}
+def _shortened(value: torch.Tensor, length: int, tokens: int) -> torch.Tensor:
+    """[tokens], [x, tokens], [x, tokens, width], [x, heads, tokens(, tokens or width)], as models call their blocks."""
+    axes = {1: (0,), 2: (1,), 3: (1,), 4: (2, 3)}.get(value.ndim, ())
+    for axis in axes:
+        if value.shape[axis] == length and (axis < 3 or value.shape[2] in {1, tokens}):
+            value = value.narrow(axis, 0, tokens)
     return value
+
+
+def _map(
+    call: Call, change: Callable[[Own], Any], shared: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> Call:
+    """A call with other values of samples, and of tensors that all of them share."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Own):
+            return change(value)
+        if isinstance(value, torch.Tensor):
+            return value if shared is None else shared(value)
+        if isinstance(value, tuple | list):
+            return type(value)(changed(v) for v in value)
+        if isinstance(value, dict):
+            return {key: changed(v) for key, v in value.items()}
+        return value
+
+    return Call(tuple(changed(v) for v in call.args), {k: changed(v) for k, v in call.kwargs.items()})

@@ -17,7 +17,7 @@ from torch import nn
 
 from shardq.quantizers.quantized import Quantized
 from shardq.tune.gptq import Order, Scales, quantize_gptq
-from shardq.tune.inputs import FIRST, SECOND, between, given
+from shardq.tune.inputs import SECOND, between, first_of, given
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Codes, Work, largest_of, put_codes, quantize_alone, rows_of
 
@@ -86,12 +86,12 @@ def _tune_experts(work: Work, stage: Stage, compensate: _Compensate) -> None:
     (name,) = stage.modules
     module: Any = work.block.get_submodule(name)
     tokens, chosen = _routed(work, name)
-    first = FIRST[0] if module.has_gate else FIRST[1]
+    first = first_of(module)
     by_expert: dict[tuple[str, int], list[Subject]] = {}
     for s in stage.subjects:
         assert s.place.expert is not None
         by_expert.setdefault((s.place.parameter.rpartition(".")[2], s.place.expert), []).append(s)
-    hessian = (tokens.T @ tokens).numpy()
+    hessian = (tokens.T @ tokens).cpu().numpy()
     for (parameter, _), subjects in by_expert.items():
         if parameter == first:
             compensate.all(subjects, hessian)
@@ -99,7 +99,7 @@ def _tune_experts(work: Work, stage: Stage, compensate: _Compensate) -> None:
         if parameter == SECOND:
             own = tokens[(chosen == expert).any(-1)]
             x = between(module, own if len(own) >= subjects[0].shape[1] else tokens, first, expert).float()
-            compensate.all(subjects, (x.T @ x).numpy())
+            compensate.all(subjects, (x.T @ x).cpu().numpy())
 
 
 def _routed(work: Work, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,7 +165,7 @@ def _hessian_of(work: Work, module: str) -> Any:
         for part in work.inputs.split(1):
             with suppress(_Met):
                 work.run(part)
-    return found[0].numpy()
+    return found[0].cpu().numpy()
 
 
 @contextmanager

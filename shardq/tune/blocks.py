@@ -188,7 +188,7 @@ class BlockModel:
     def before_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """What the head gets of hidden states behind the last block; it is not read. Raises UnsupportedSource for a
         model without one."""
-        head = self.skeleton.model.get_output_embeddings()
+        head = self.head_module
         if head is None:
             raise UnsupportedSource(f"{self.checkpoint.label}: {type(self.skeleton.model).__name__} has no head")
         with replace_blocks(self._blocks, hidden, self._as_tuple):
@@ -198,18 +198,39 @@ class BlockModel:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Of hidden states behind the last block, [samples, tokens, width], by the model's own last norm, head and
         whatever it does there: [samples, tokens, vocabulary]. Reads the head if it is not there."""
-        if not self._head_is_there:
-            self._fill(self.skeleton.model, self._own_head, "")
-            self._head_is_there = True
+        self._fill_head()
         with replace_blocks(self._blocks, hidden, self._as_tuple):
             found: torch.Tensor = self._end(hidden).logits
         return found
+
+    def _fill_head(self) -> None:
+        if not self._head_is_there:
+            self._fill(self.skeleton.model, self._own_head, "")
+            self._head_is_there = True
 
     def free_head(self) -> None:
         """Give back what `logits` has read."""
         if self._head_is_there:
             self._empty(self._own_head)
             self._head_is_there = False
+
+    @property
+    def head_module(self) -> nn.Module | None:
+        """The output projection, without content but in `head`; None for a model without one."""
+        found: nn.Module | None = self.skeleton.model.get_output_embeddings()
+        return found
+
+    @contextmanager
+    def head(self) -> Iterator[nn.Module]:
+        """The output projection with its weights, which are given back at the end: a tied one must not be in use as the
+        embedding. Raises as `logits`."""
+        if self.head_module is None:
+            raise UnsupportedSource(f"{self.checkpoint.label}: {type(self.skeleton.model).__name__} has no head")
+        self._fill_head()
+        try:
+            yield self.head_module
+        finally:
+            self.free_head()
 
     @property
     def _own_head(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 codes stand for."""
 
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from shardq.errors import BudgetTooSmall
 from shardq.files.atomic import writing
-from shardq.tune.activations import Batch
+from shardq.tune.activations import CPU, Batch
 from shardq.tune.blocks import BlockModel
 
 
@@ -23,40 +24,56 @@ class Chain:
     plain: Batch | None  # the way without codes; None if nobody asks for it
     quanted: bool  # what a block with codes gives is the next one's input
 
-    def enter(self, block: nn.Module, index: int) -> torch.Tensor | None:
-        """Take the plain way through a block; returns what it gave there."""
+    def enter(self, blocks: Sequence[nn.Module], first: int) -> torch.Tensor | None:
+        """Take the plain way through some blocks; returns what it gave behind the last."""
         if self.plain is None:
             return None
         if not self.quanted:
             self.inputs.hidden[:] = self.plain.hidden
-        self.model.advance(block, self.plain, index)
+        for index, block in enumerate(blocks, first):
+            self.model.advance(block, self.plain, index)
         return self.plain.hidden
 
-    def leave(self, block: nn.Module, index: int) -> None:
-        """Take the other way through the block, which has the weights of its codes now."""
+    def leave(self, blocks: Sequence[nn.Module], first: int) -> None:
+        """Take the other way through the blocks, which have the weights of their codes now."""
         if self.quanted:
-            self.model.advance(block, self.inputs, index)
+            for index, block in enumerate(blocks, first):
+                self.model.advance(block, self.inputs, index)
+
+    def end(self, change: Callable[[Batch], Batch]) -> tuple[Batch, Batch | None]:
+        """Inputs of what comes behind the last block, and the same on the plain way, by what `change` makes of each."""
+        if self.plain is None:
+            return change(self.inputs), None
+        plain = change(self.plain)
+        return (change(self.inputs) if self.quanted else plain), plain
 
 
 def begin_chain(
-    model: BlockModel, ids: torch.Tensor, *, plain: bool, quanted: bool, max_ram_bytes: int | None, folder: Path
-) -> Chain:
-    """Samples [n, tokens] before the first block. Hidden states beyond `max_ram_bytes` lie in files of `folder` that
-    have no name, so that nothing is left behind. Raises DiskFull, NotWritable, BudgetTooSmall."""
+    model: BlockModel, ids: torch.Tensor, *, plain: bool, quanted: bool, max_ram_bytes: int | None, folder: Path,
+    device: torch.device = CPU, resident: bool = True,
+) -> Chain:  # fmt: skip
+    """Samples [n, tokens] before the first block, which is computed on a device; hidden states lie there, too, if
+    `resident`, else in main memory. Those beyond `max_ram_bytes` lie in files of `folder` that have no name, so that
+    nothing is left behind. Raises DiskFull, NotWritable, BudgetTooSmall."""
     batch = model.embed(ids)
-    plain = plain or not quanted
     size = batch.hidden.numel() * batch.hidden.element_size()
-    in_files = max_ram_bytes is not None and (1 + plain) * size > max_ram_bytes
+    in_files = is_spooled(size, 1 + plain, max_ram_bytes)
     if in_files and max_ram_bytes is not None and size // len(ids) > max_ram_bytes:
         raise BudgetTooSmall(
             f"--max-ram of {max_ram_bytes} bytes: one sample's hidden states take {size // len(ids)}; ask for shorter "
             "samples, or allow more"
         )
+    batch = batch.on(device, whole=resident and not in_files)
     inputs = batch.moved(_spooled(batch.hidden, folder)) if in_files else batch
     if not plain:
         return Chain(model, inputs, None, quanted)
     other = _spooled(batch.hidden, folder) if in_files else batch.hidden.clone()
     return Chain(model, inputs, batch.moved(other), quanted)
+
+
+def is_spooled(hidden_bytes: int, chains: int, max_ram_bytes: int | None) -> bool:
+    """True if hidden states that so many chains have each lie in files."""
+    return max_ram_bytes is not None and chains * hidden_bytes > max_ram_bytes
 
 
 def _spooled(hidden: torch.Tensor, folder: Path) -> torch.Tensor:

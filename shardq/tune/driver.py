@@ -8,37 +8,38 @@ files are those of a run that was never stopped.
 import io
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 
-from shardq.errors import BadOption, BadTuned
-from shardq.files.atomic import reading, write_atomic
-from shardq.kernels import load
+from shardq.errors import BadOption
+from shardq.files.atomic import reading, write_atomic, writing
+from shardq.lock import FolderLock
 from shardq.plans import make_plan
 from shardq.recipe import Recipe
 from shardq.sources.base import Source
-from shardq.tune.block_gptq import tune_gptq
-from shardq.tune.block_rtn import tune_by_importance, tune_nearest
+from shardq.tune.awq_sites import find_awq_sites
 from shardq.tune.blocks import BlockModel
 from shardq.tune.chain import Chain, begin_chain
 from shardq.tune.data import Samples, load_samples
 from shardq.tune.data_self import sample_self
+from shardq.tune.devices import deterministic
+from shardq.tune.disk import check_disk
+from shardq.tune.norms_biases import find_plain
 from shardq.tune.options import TuneOptions
+from shardq.tune.passes import Run, find_borrowed
 from shardq.tune.rounding import check_scheme
-from shardq.tune.signround import tune_signround
-from shardq.tune.subjects import Subject, find_subjects
+from shardq.tune.subjects import check_left, find_parameters, find_subjects
 from shardq.tune.tokenizing import Tokenizer, open_tokenizer
-from shardq.tune.work import Codes, Work, put_codes
-from shardq.tuned import SUFFIX, Tuned, TunedRef, TunedWriter, read_block, read_tuned
+from shardq.tuned import TunedWriter
 
-SEEDS: Final = 1 << 32  # more than a block takes
 IDS: Final = "ids.npy"  # of the samples, beside the blocks
+LOCK: Final = "lock"  # beside them; stays, empty
 Told = Callable[[int, int], None]  # blocks done, and all
 
 
@@ -54,47 +55,65 @@ class TuneResult:
     samples: int
     tokens: int
     dropped: int  # samples that were too short
+    borrowed: tuple[str, ...]  # modules of experts that no token went to: scales of activations are their siblings'
+    unscaled: tuple[str, ...]  # blocks in which AWQ finds nothing to scale
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run works, and how much memory hidden states may have."""
+    """Where a run works, how much memory hidden states may have, and how much disk all that it writes."""
 
     folder: Path
     max_ram_bytes: int | None = None
+    max_disk_bytes: int | None = None
 
 
 def tune_blocks(
     source: Source, recipe: Recipe, options: TuneOptions, place: Place, *, trust_remote_code: bool = False,
     report: Told | None = None,
 ) -> TuneResult:  # fmt: skip
-    """Tune what `recipe` quantizes into `place.folder`. Raises BadOption for what cannot be tuned, RecipeChanged for a
-    folder that was begun otherwise, and what planning and reading raise."""
+    """Tune what `recipe` quantizes into `place.folder`. Raises BadOption for what cannot be tuned, OutputLocked for a
+    folder that another run works in, RecipeChanged for one that was begun otherwise, BudgetTooSmall for one that must
+    not become as large, and what planning and reading raise."""
     _refuse(recipe)
+    options.compute.place()
     dtype = None if options.precision == "auto" else getattr(torch, options.precision)
     with ExitStack() as stack:
+        stack.enter_context(deterministic(options.compute.enable_deterministic_algorithms))
         model = stack.enter_context(BlockModel.open(source, dtype=dtype, trust_remote_code=trust_remote_code))
-        plan = make_plan(model.checkpoint, recipe)
+        plan = make_plan(model.checkpoint, recipe, before_tuning=True)
         subjects = find_subjects(model, plan)
-        if not any(subjects.blocks):
+        check_left(subjects, plan)
+        if not any(subjects.blocks) and subjects.head is None:
             raise BadOption(f"{source.label}: nothing in its blocks gets codes that can be tuned")
-        for s in (s for own in subjects.blocks for s in own if options.algorithm == "signround"):
+        for s in subjects.all() if options.codes == "signround" else ():
             check_scheme(s.scheme)
+        sites = find_awq_sites(model, plan, subjects) if options.is_scaling else None
+        data, chains = options.data, 2 if options.has_plain_chain else 1
+        check_disk(model, subjects, data.nsamples, data.seqlen, chains, place.max_ram_bytes, place.max_disk_bytes)
+        stack.enter_context(_lock(place.folder))
         writer = TunedWriter(place.folder, {**plan.identity(), **options.as_dict()})
         names = model.block_names
         resumed = next((i for i, name in enumerate(names) if not writer.has(name)), len(names))
         ids, dropped = _samples(model, options, open_tokenizer(source, trust_remote_code), place)
-        if resumed < len(names):
-            run = _Run(model, options, place.folder, writer, _begin(model, ids, options, place))
-            for index, own in enumerate(subjects.blocks):
-                run.block(index, own)
-                if report:
-                    report(index + 1, len(names))
+        if resumed < len(names) or (subjects.head and not writer.has(subjects.head.module)):
+            run = Run(
+                model, options, place.folder, writer, _begin(model, ids, options, place), subjects,
+                find_parameters(model), sites, find_plain(model, plan),
+            )  # fmt: skip
+            run.go(lambda done: report(done, len(names)) if report else None)
         writer.finish()
         return TuneResult(
-            place.folder, len(names), resumed, sum(map(len, subjects.blocks)), subjects.left, len(ids),
-            ids.numel(), dropped,
+            place.folder, len(names), resumed, sum(1 for _ in subjects.all()), subjects.left, len(ids), ids.numel(),
+            dropped, find_borrowed(place.folder, names),
+            tuple(n for n, own in zip(names, sites, strict=True) if not own) if sites else (),
         )  # fmt: skip
+
+
+def _lock(folder: Path) -> FolderLock:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return FolderLock(folder / LOCK)
 
 
 def _refuse(recipe: Recipe) -> None:
@@ -107,60 +126,11 @@ def _refuse(recipe: Recipe) -> None:
 
 
 def _begin(model: BlockModel, ids: torch.Tensor, options: TuneOptions, place: Place) -> Chain:
-    plain = options.algorithm == "signround"
     return begin_chain(
-        model, ids, plain=plain, quanted=options.enable_quanted_input, max_ram_bytes=place.max_ram_bytes,
-        folder=place.folder,
+        model, ids, plain=options.has_plain_chain, quanted=options.enable_quanted_input,
+        max_ram_bytes=place.max_ram_bytes, folder=place.folder,
+        device=options.compute.place(), resident=not options.compute.low_gpu_mem_usage,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A model on its way."""
-
-    model: BlockModel
-    options: TuneOptions
-    folder: Path
-    writer: TunedWriter
-    chain: Chain
-
-    def block(self, index: int, subjects: tuple[Subject, ...]) -> None:
-        """Tune a block, or take its codes as they are there, and go through it."""
-        name, kernels = self.model.block_names[index], load()
-        is_last = index + 1 == len(self.model.block_names)
-        with self.model.block(index) as module:
-            self.model.prefetch(index + 1)
-            wanted = self.chain.enter(module, index)
-            if self.writer.has(name):
-                codes = _read(self.folder, name, subjects)
-            else:
-                seed = self.options.data.seed + SEEDS * index  # another order of samples for each block
-                work = Work(module, index, subjects, self.chain.inputs, wanted, kernels, seed)
-                codes = _tune(work, self.options)
-                self.writer.write(name, {s.module: Tuned(s.scheme, codes[s.tensor]) for s in subjects})
-            if not is_last:
-                put_codes(module, subjects, codes, kernels)
-                self.chain.leave(module, index)
-
-
-def _tune(work: Work, options: TuneOptions) -> Codes:
-    if options.algorithm == "signround":
-        return tune_signround(work, options.signround)
-    if options.algorithm == "gptq":
-        return tune_gptq(work, options.gptq)
-    return tune_by_importance(work) if options.algorithm == "opt-rtn" else tune_nearest(work)
-
-
-def _read(folder: Path, name: str, subjects: tuple[Subject, ...]) -> Codes:
-    """Codes of a finished block, by tensor. Raises BadTuned."""
-    schemes: dict[str, Mapping[str, Any]] = {}
-    shapes: dict[str, tuple[int, int]] = {}
-    refs: dict[str, TunedRef] = {}
-    read_block(folder / f"{name}{SUFFIX}", schemes, shapes, refs)
-    lacking = [s.module for s in subjects if shapes.get(s.module) != s.shape]
-    if lacking:
-        raise BadTuned(f"{folder.name}/{name}{SUFFIX} has no codes of {lacking[0]}: delete the folder and tune again")
-    return {s.tensor: read_tuned(refs[s.module], 0, s.shape[0]) for s in subjects}
 
 
 def _samples(model: BlockModel, options: TuneOptions, tokenizer: Tokenizer, place: Place) -> tuple[torch.Tensor, int]:

@@ -17,6 +17,7 @@ from shardq.errors import UnsupportedSource
 Experts = Literal["all", "routed"]
 FIRST: Final = ("gate_up_proj", "up_proj")  # parameters of stacks with the input of the experts
 SECOND: Final = "down_proj"
+SORTED: Final = ("Llama4TextExperts",)  # each expert gets a row of every token, 0 for those that are not its own
 
 
 @dataclass(slots=True)
@@ -38,7 +39,7 @@ class Inputs:
 def squares(rows: torch.Tensor) -> NDArray[np.float64]:
     """Sums of squares of the columns of [..., columns], in double precision."""
     wide = rows.detach().reshape(-1, rows.shape[-1]).double()
-    found: NDArray[np.float64] = (wide * wide).sum(0).numpy()
+    found: NDArray[np.float64] = (wide * wide).sum(0).cpu().numpy()
     return found
 
 
@@ -62,13 +63,13 @@ def recording(module: nn.Module, name: str, experts: Experts) -> Iterator[Inputs
 
 
 def is_stacks(module: nn.Module, name: str) -> bool:
-    """True for a module with experts as stacks, in the form that transformers 5 gives to all of them. Raises
-    UnsupportedSource for another form."""
+    """True for a module with experts as stacks, in the form that transformers 5 gives to most of them, or that of
+    Llama 4. Raises UnsupportedSource for another form."""
     stacks = [n for n, p in module.named_parameters(recurse=False) if p.ndim == 3 and p.shape[0] > 1]
     if not stacks or "conv" in name:
         return False
     known = all(hasattr(module, word) for word in ("is_transposed", "has_bias", "has_gate", SECOND))
-    if not known or not set(stacks) <= {*FIRST, SECOND}:
+    if not (known or _is_sorted(module)) or not set(stacks) <= {*FIRST, SECOND}:
         raise UnsupportedSource(f"{name} ({type(module).__name__}) has experts in a form that is not known")
     return True
 
@@ -94,9 +95,9 @@ def _stack_hook(inputs: Inputs, name: str, experts: Experts) -> Callable[..., No
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, chosen = given(module, args, kwargs, name)
-        first = FIRST[0] if module.has_gate else FIRST[1]
+        first = first_of(module)
         count = module.num_experts
-        width = getattr(module, SECOND).shape[1 if module.is_transposed else 2]
+        width = getattr(module, SECOND).shape[1 if _is_turned(module) else 2]
         gate = inputs.sums.setdefault(f"{name}.{first}", _empty(count, x.shape[-1]))
         down = inputs.sums.setdefault(f"{name}.{SECOND}", _empty(count, width))
         routed = inputs.routed.setdefault(name, np.zeros(count, np.int64))
@@ -117,9 +118,13 @@ def _stack_hook(inputs: Inputs, name: str, experts: Experts) -> Callable[..., No
 
 
 def given(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [tokens, columns], and the experts of each [tokens, experts of a token]."""
+    """Tokens [tokens, columns], and the experts of each [tokens, experts of a token]. Where the router's weights are in
+    the tokens, there is one for each expert of a token."""
     values = [*args, *kwargs.values()]
     x = values[0].reshape(-1, values[0].shape[-1])
+    if _is_sorted(module):
+        own = x.any(-1).nonzero()[:, 0]
+        return x[own], (own // (len(x) // module.num_experts))[:, None]
     for value in values[1:]:
         if isinstance(value, torch.Tensor) and not value.is_floating_point() and value.numel() % len(x) == 0:
             return x, value.reshape(len(x), -1)
@@ -129,11 +134,29 @@ def given(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str)
 def between(module: Any, rows: torch.Tensor, first: str, index: int) -> torch.Tensor:
     """What the second matrix of an expert gets."""
     weight = getattr(module, first)[index]
-    out = rows @ weight if module.is_transposed else functional.linear(rows, weight)
+    out = rows @ weight if _is_turned(module) else functional.linear(rows, weight)
+    if _is_sorted(module):
+        gate, up = out.chunk(2, dim=-1)
+        gated: torch.Tensor = up * module.act_fn(gate)
+        return gated
     if module.has_bias:
         out = out + getattr(module, f"{first}_bias")[index]
     made: torch.Tensor = module._apply_gate(out) if module.has_gate else module.act_fn(out)
     return made
+
+
+def first_of(module: Any) -> str:
+    """The parameter with the input of the experts."""
+    return FIRST[0] if _is_sorted(module) or module.has_gate else FIRST[1]
+
+
+def _is_sorted(module: nn.Module) -> bool:
+    return type(module).__name__ in SORTED
+
+
+def _is_turned(module: Any) -> bool:
+    """True if slices are [inputs, outputs]."""
+    return _is_sorted(module) or bool(module.is_transposed)
 
 
 def _empty(experts: int, columns: int) -> Sums:

@@ -12,10 +12,12 @@ from shardq.errors import CheckpointIncomplete, UnsupportedSource
 from shardq.recipe import dequantize_recipe
 from shardq.tune.conversions import Conversions, find_conversions
 from shardq.tune.skeleton import Skeleton
+from shardq.untied import untied_head
 from shardq.weights import find_weights, recorded_weights
 
 SHOWN: Final = 4
 BIAS: Final = "bias"
+WEIGHT: Final = ".weight"
 # Buffers that old checkpoints hold and models compute; transformers adds them to each model's own patterns.
 COMPUTED: Final = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 
@@ -66,6 +68,15 @@ def match_model(checkpoint: Checkpoint, skeleton: Skeleton) -> Matched:
         blanks,
         notes,
     )
+
+
+def head_tensor(matched: Matched, config: Mapping[str, Any] | None) -> str | None:
+    """The head's weight, also of one that is the embedding and would get weights of its own."""
+    tied = untied_head(matched.tensors, config)
+    if tied is not None:
+        return tied.name
+    names = {n for c in matched.conversions.find(matched.head) for n, _ in c.sources}
+    return next((n for n in names if n.endswith(WEIGHT) and "head" in n), None)
 
 
 def _find(checkpoint: Checkpoint, skeleton: Skeleton) -> tuple[Mapping[str, TensorRef], Conversions]:

@@ -7,7 +7,7 @@ Source of the recipe: quality.md, section 6 D. Sums are in double precision; lla
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from shardq.importance_files import write_importance as write_vectors
 from shardq.tune.blocks import BlockModel
 from shardq.tune.inputs import SECOND, Experts, Sums, recording, squares
 from shardq.tune.joining import Joint
-from shardq.untied import untied_head
+from shardq.tune.matching import WEIGHT, head_tensor
 from shardq.weights import Weights, recorded_weights
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from shardq.tune.data import Samples
 
-WEIGHT: Final = ".weight"
 Told = Callable[[int, int], None]  # blocks done, and all
 
 
@@ -118,11 +117,8 @@ class _Names:
 
     def head(self) -> str | None:
         """The head's module, also of one that is the embedding and would get weights of its own."""
-        tied = untied_head(self._matched.tensors, self._model.checkpoint.config)
-        if tied is not None:
-            return tied.module
-        names = {n for c in self._model.matched.conversions.find(self._matched.head) for n, _ in c.sources}
-        return next((n.removesuffix(WEIGHT) for n in names if n.endswith(WEIGHT) and "head" in n), None)
+        tensor = head_tensor(self._matched, self._model.checkpoint.config)
+        return None if tensor is None else tensor.removesuffix(WEIGHT)
 
     def _sources(self, parameter: str) -> Sequence[str]:
         return [name for name, _ in self._matched.conversions.by_parameter[parameter].sources]

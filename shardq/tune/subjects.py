@@ -1,27 +1,25 @@
 """Which matrices of a model's blocks a plan quantizes, and where each lies among the parameters of its block."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
 
+from shardq.errors import BadOption
+from shardq.layouts.input_scales import wants_input_scale
 from shardq.plans import Plan
 from shardq.schemes import Scheme
 from shardq.tune.blocks import BlockModel
+from shardq.tune.matching import head_tensor
+from shardq.tune.places import Place, find_places
 
 if TYPE_CHECKING:
-    from shardq.tune.conversions import Conversion
+    from shardq.decide import Decision
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A matrix among the parameters of a block."""
-
-    parameter: str  # its name in the block
-    expert: int | None = None  # of a stack: its slice
-    rows: tuple[int, int] | None = None  # of a slice that is several matrices
+WEIGHT: Final = "weight"  # of a head
+SHOWN: Final = 4  # modules told in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +36,7 @@ class Subject:
 
     def weight(self, block: nn.Module) -> torch.Tensor:
         """The matrix, [rows, columns], as a view of the block's parameter."""
-        whole = block.get_parameter(self.place.parameter)
-        part = whole if self.place.expert is None else whole[self.place.expert]
-        return part if self.place.rows is None else part[slice(*self.place.rows)]
+        return self.place.of(block.get_parameter(self.place.parameter))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,64 +44,74 @@ class Subjects:
     """Of a whole model."""
 
     blocks: tuple[tuple[Subject, ...], ...]  # of each block, in the order of its parameters
+    head: Subject | None  # the output projection, if it gets codes; its place is in that module
     left: tuple[str, ...]  # modules that get codes, but by no tuning: outside of blocks, or of a form that is not known
+
+    def all(self) -> Iterator[Subject]:
+        """Of blocks and head."""
+        yield from (s for own in self.blocks for s in own)
+        if self.head:
+            yield self.head
 
 
 def find_subjects(model: BlockModel, plan: Plan) -> Subjects:
     """The matrices that a plan quantizes, without those whose codes it carries."""
     wanted = {d.tensor.name: d for d in plan.decisions if d.scheme is not None and d.goal is None}
+    stacks = {name: s for s in plan.weights.stacks for name in (s.tensor, s.weight)}
     blocks: list[tuple[Subject, ...]] = []
     found: set[str] = set()
     for name, parameters in zip(model.block_names, model.matched.blocks, strict=True):
-        own: list[Subject] = []
-        for tensor, place in _places(model, name, parameters):
-            d = wanted.get(tensor)
-            if d is None or d.scheme is None or d.tensor.shape is None or d.tensor.dtype is None:
-                continue
-            rows, columns = d.tensor.shape
-            reach = plan.reaches.get(tensor, (tensor,)) if d.scheme.reach != "group" else ()
-            whole = tuple(dict.fromkeys((tensor, *reach))) if reach else ()
-            subject = Subject(tensor, d.tensor.module, (rows, columns), d.tensor.dtype, d.scheme, whole, place)
-            found.add(tensor)
-            own.append(subject)
-        blocks.append(tuple(own))
-    return Subjects(tuple(blocks), tuple(d.tensor.module for n, d in wanted.items() if n not in found))
+        places = find_places(model, stacks, name, parameters)
+        own = tuple(_subject(plan, wanted[tensor], place) for tensor, place in places if tensor in wanted)
+        found.update(s.tensor for s in own)
+        blocks.append(own)
+    head = _find_head(model, plan, wanted)
+    found |= {head.tensor} if head else set()
+    return Subjects(tuple(blocks), head, tuple(d.tensor.module for n, d in wanted.items() if n not in found))
 
 
-def _places(model: BlockModel, block: str, parameters: Sequence[str]) -> Iterator[tuple[str, Place]]:
-    """Tensors of the checkpoint that are matrices of these parameters, each with its place."""
-    shapes = model.matched.shapes
-    for c in model.matched.conversions.find(parameters):
-        if c.converter is None:
-            ((tensor, _),) = c.sources
-            inner = c.key.removeprefix(f"{block}.")
-            if model.matched.tensors[tensor].shape == shapes[c.key] and len(shapes[c.key]) == 2:
-                yield tensor, Place(inner)
-        elif len(c.parameters) == 1 and len(shapes[c.key]) == 3:
-            yield from _slices(model, block, c)
+def check_left(subjects: Subjects, plan: Plan) -> None:
+    """Raises BadOption for modules that no tuning reaches and that want a scale of their activations."""
+    left = frozenset(subjects.left)
+    layout = plan.layout
+    lacking = [
+        d.tensor.module
+        for d in plan.decisions
+        if d.scheme and d.tensor.module in left and wants_input_scale(layout, d.scheme)
+    ]
+    if lacking:
+        raise BadOption(
+            f"scales of activations are found in blocks, for matrices of a known form, and {len(lacking)} modules are "
+            f"none: {', '.join(lacking[:SHOWN])}; keep them with --ignore"
+        )
 
 
-def _slices(model: BlockModel, block: str, c: "Conversion") -> Iterator[tuple[str, Place]]:
-    """Matrices of experts that a stack [experts, rows, columns] is made of, one pattern of names below the other."""
-    experts, rows, columns = model.matched.shapes[c.key]
-    by_pattern: dict[str, list[str]] = {p: [] for p in c.converter.source_patterns}
-    for tensor, pattern in c.sources:
-        by_pattern[pattern].append(tensor)
-    heights = [_height(model.matched.tensors, names, experts, columns) for names in by_pattern.values()]
-    if None in heights or sum(h for h in heights if h) != rows:
-        return  # turned, interleaved, or stacks in the checkpoint itself
-    begin = 0
-    for names, height in zip(by_pattern.values(), heights, strict=True):
-        assert height is not None
-        for expert, tensor in enumerate(names):
-            yield tensor, Place(c.key.removeprefix(f"{block}."), expert, (begin, begin + height))
-        begin += height
+def find_parameters(model: BlockModel) -> tuple[Mapping[str, str], ...]:
+    """Of each block the tensors of the checkpoint that are parameters as they are, and the names of these in it."""
+    found: list[Mapping[str, str]] = []
+    for name, parameters in zip(model.block_names, model.matched.blocks, strict=True):
+        plain = (c for c in model.matched.conversions.find(parameters) if c.converter is None)
+        own = {c.sources[0][0]: c.key for c in plain}
+        alike = {t: key for t, key in own.items() if model.matched.tensors[t].shape == model.matched.shapes[key]}
+        found.append({t: key.removeprefix(f"{name}.") for t, key in alike.items()})
+    return tuple(found)
 
 
-def _height(tensors: Mapping[str, object], names: Sequence[str], experts: int, columns: int) -> int | None:
-    """Rows of the matrices of one pattern; None where these are no matrices of all experts."""
-    shapes = {getattr(tensors[n], "shape", None) for n in names}
-    shape = shapes.pop() if len(shapes) == 1 else None
-    if len(names) != experts or shape is None or len(shape) != 2 or shape[1] != columns:
+def _subject(plan: Plan, d: "Decision", place: Place) -> Subject:
+    tensor, scheme = d.tensor, d.scheme
+    assert scheme is not None
+    assert tensor.shape is not None
+    assert tensor.dtype is not None
+    rows, columns = tensor.shape
+    reach = plan.reaches.get(tensor.name, (tensor.name,)) if scheme.reach != "group" else ()
+    whole = tuple(dict.fromkeys((tensor.name, *reach))) if reach else ()
+    return Subject(tensor.name, tensor.module, (rows, columns), tensor.dtype, scheme, whole, place)
+
+
+def _find_head(model: BlockModel, plan: Plan, wanted: "Mapping[str, Decision]") -> Subject | None:
+    """A head that is a Linear layer with the weight that the plan has under its name."""
+    name = head_tensor(model.matched, model.checkpoint.config)
+    module, d = model.head_module, wanted.get(name or "")
+    if d is None or not isinstance(module, nn.Linear) or tuple(module.weight.shape) != d.tensor.shape:
         return None
-    return int(shape[0])
+    return _subject(plan, d, Place(WEIGHT))

@@ -1,8 +1,8 @@
 """One block while it is tuned: what goes into it, what should come out, and the codes of its matrices."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -17,23 +17,50 @@ from shardq.quantizers.rtn import quantize_rows
 from shardq.search import default_search
 from shardq.tune.activations import Batch, call_block
 from shardq.tune.subjects import Subject
+from shardq.tuned import Factors
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
 
 STATS = 6  # figures of a row
 Codes = dict[str, Quantized]  # by tensor
+Ranges = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # by tensor: ends of each group's range, [rows, groups]
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a block has got beside codes: tensors that are others now, in the types of the checkpoint, and what rows and
+    columns of matrices were multiplied by, fp32; all by tensor."""
+
+    replaced: dict[str, torch.Tensor] = field(default_factory=dict)
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def factors_of(self, tensor: str) -> Factors | None:
+        """Of one matrix; None where it is as it was."""
+        rows, columns = self.rows.get(tensor), self.columns.get(tensor)
+        if rows is None and columns is None:
+            return None
+        return Factors(*(None if v is None else v.cpu().numpy() for v in (rows, columns)))
+
+
+class Targets(Protocol):
+    """What a block should give, sample by sample: a tensor [samples, tokens, width], or what makes parts of one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, samples: list[int], /) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A block with the weights of the checkpoint, which an algorithm may change."""
+    """A block, blocks taken as one, or a head, with the weights of the checkpoint, which an algorithm may change."""
 
     block: nn.Module
     index: int
     subjects: tuple[Subject, ...]
     inputs: Batch
-    wanted: torch.Tensor | None  # what the block gives by its own weights and inputs; None unless the algorithm asks
+    wanted: Targets | None  # what the block gives by its own weights and inputs; None unless the algorithm asks
     kernels: "KernelSet"
     seed: int
 
@@ -45,16 +72,18 @@ class Work:
 Algorithm = Callable[[Work], Codes]
 
 
-def largest_of(work: Work) -> Mapping[str, float]:
-    """The largest magnitude that each tensor's scales need, for those that need one of more than a group."""
-    own = {s.tensor: float(s.weight(work.block).abs().max()) for s in work.subjects if s.reach}
+def largest_of(work: Work, others: Mapping[str, torch.Tensor] | None = None) -> Mapping[str, float]:
+    """The largest magnitude that each tensor's scales need, for those that need one of more than a group; `others`:
+    matrices in place of those that the block has."""
+    weights = others or {}
+    own = {s.tensor: float(weights.get(s.tensor, s.weight(work.block)).abs().max()) for s in work.subjects if s.reach}
     return {s.tensor: max(own[n] for n in s.reach) for s in work.subjects if s.reach}
 
 
 def rows_of(block: nn.Module, subjects: Iterable[Subject]) -> NDArray[np.float32]:
     """Matrices with the same columns, one below the other, in fp32."""
     parts = [s.weight(block).detach().float() for s in subjects]
-    found: NDArray[np.float32] = torch.cat(parts).contiguous().numpy()
+    found: NDArray[np.float32] = torch.cat(parts).contiguous().cpu().numpy()
     return found
 
 

@@ -28,8 +28,9 @@ def error_classes(base: type[errors.ShardqError] = errors.ShardqError) -> set[ty
 
 def test_commands_are_those_of_this_version() -> None:
     known = (
-        "audit convert dequantize eval finalize formats inspect kernels plan quantize schemes stats tune verify worker"
+        "audit convert dequantize eval finalize formats inspect kernels plan quantize report schemes score stats tune "
     )
+    known += "verify worker"
     assert " ".join(NAMES) == known
 
 

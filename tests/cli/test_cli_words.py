@@ -2,10 +2,10 @@
 
 import pytest
 
-from shardq.cli._collapse import collapse
 from shardq.cli._console import show_bytes, show_share
 from shardq.cli._options import split_patterns
 from shardq.cli._sizes import parse_size
+from shardq.collapse import collapse
 from shardq.errors import BadOption
 
 

@@ -65,6 +65,23 @@ def test_quantize_blocks_equals_reference(
     same_bits(found, expected)
 
 
+@pytest.mark.parametrize("weights", ["none", "plain"])
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
+def test_sub_blocks_of_all_sizes_side_by_side(
+    kernels: KernelSet, reference: KernelSet, make_importance: MakeImportance, same_bits: Check, name: str, weights: str
+) -> None:
+    """Some are searched with others like them, some not at all, and each comes back to its place."""
+    rng, cols = np.random.default_rng(7), 2048
+    src = (rng.standard_normal((5, cols)) * 0.02).astype(np.float32)
+    sizes = np.array([1, 0, 1e-14, 1e-17, 1e-25, 1e-40], np.float32)
+    src.reshape(-1, 16)[...] *= rng.choice(sizes, src.size // 16)[:, None]
+    src[4] = sizes[1:].max() * src[4]
+    importance = make_importance(3, weights, cols)
+    (found, bad), (expected, expected_bad) = (run(k, src, "F32", name, importance) for k in (kernels, reference))
+    assert bad == expected_bad == 0
+    same_bits(found, expected)
+
+
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_blocks_are_those_of_ggml(kernels: KernelSet, block_data: ModuleType, name: str) -> None:
     assert hashes_of(kernels, block_data, name) == HASHES[name]

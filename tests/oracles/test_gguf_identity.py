@@ -104,7 +104,7 @@ def test_options_mean_what_they_mean_there(row: made.Wanted, peer: Any, smollm2:
 
 
 @pytest.mark.parametrize("kind", ["Q4_K_M", "IQ4_XS", "Q2_K", "MXFP4_MOE"])
-@pytest.mark.parametrize("name", ["qwen3moe", "qwen2moe", "mixtral", "gpt_oss_bf16"])
+@pytest.mark.parametrize("name", ["qwen3moe", "qwen2moe", "mixtral", "gpt_oss_bf16", "qwen35moe"])
 def test_experts_have_slices_of_an_imatrix(name: str, kind: str, peer: Any, room: Path) -> None:
     case = made.FILES[name]
     source = made.write(case, room)
@@ -113,7 +113,7 @@ def test_experts_have_slices_of_an_imatrix(name: str, kind: str, peer: Any, room
 
 
 @pytest.mark.parametrize("scheme", QUANTIZED)
-@pytest.mark.parametrize("name", ["llama", "deepseek3", "qwen3moe", "qwen2moe"])
+@pytest.mark.parametrize("name", ["llama", "deepseek3", "qwen3moe", "qwen2moe", "qwen35"])
 def test_quantized_sources_are_decoded_as_there(name: str, scheme: str, peer: Any, room: Path) -> None:
     case = made.FILES[name].case
     source = room / "quantized" / case.folder

@@ -104,6 +104,7 @@ SOURCES: Final[Mapping[str, Source]] = {
     "stacks": Source(made.MODELS["qwen3moe_stacked"], scattered, 3),
     "without a place": Source(made.MODELS["deepseek3"], dropped_last, 3),
     "latent": Source(made.MODELS["deepseek2"], scattered, 3),
+    "linear": Source(made.MODELS["qwen35"], scattered, 3),
     "mxfp4": Source(made.MODELS["gpt_oss"], scales_first, 4),
     "fp8": Source(FP8, scales_first, 4),
 }

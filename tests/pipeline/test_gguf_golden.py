@@ -89,6 +89,17 @@ def test_all_file_types_from_one_read_are_llama_cpps(name: str, tmp_path: Path) 
     assert not wrong
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen35", "qwen3next"])
+def test_it_does_not_matter_where_rows_are_cut(name: str, tmp_path: Path, short_spans: int) -> None:
+    """Within heads that change places, and between those that become one tensor."""
+    case, stored = made.FILES[name], golden(name)
+    source, wanted = made.write(case, tmp_path), recipe(made.Wanted("Q4_K_M"), case, tmp_path)
+    cut = Counter(task.tensor for task in shardq.plan(source, wanted).tasks)
+    assert max(count for tensor, count in cut.items() if "attn" in tensor) > 1, short_spans
+    done = shardq.quantize(source, wanted, output_dir=tmp_path / "out", limits=Limits(parallel=1))
+    assert not unlike(done.output, stored["files"]["Q4_K_M"], stored["tensors"], "Q4_K_M")
+
+
 OPTIONS = [(name, row) for name, rows in made.MORE.items() for row in rows]
 
 

@@ -29,6 +29,7 @@ with pytest.MonkeyPatch.context() as patch:
     made: Any = importlib.import_module("gguf_sources")
 
 ONE, EATING = Limits(parallel=1), Limits(parallel=1, delete_source=True)
+STREAMS = pytest.mark.skipif(sys.platform != "linux", reason="memory without a name is there on Linux only")
 Contents = Callable[[Path], dict[str, str]]
 
 
@@ -136,20 +137,25 @@ def giant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("file_type", ["q4_k_m"])
+@pytest.mark.parametrize("streamed", [False, pytest.param(True, marks=STREAMS)], ids=["folder", "stream"])
 def test_peak_stays_below_the_cap_and_far_below_a_stack(
-    giant: Path, tmp_path: Path, measures: ModuleType, file_type: str
+    giant: Path, tmp_path: Path, measures: ModuleType, make_model: Callable[[Path], Any], streamed: bool
 ) -> None:
-    recipe = shardq.make_recipe(f"gguf:{file_type}", gguf=made.GgufOptions(tokenizer_pre="qwen2"))
+    recipe = shardq.make_recipe("gguf:q4_k_m", gguf=made.GgufOptions(tokenizer_pre="qwen2"))
     plan = shardq.plan(giant, recipe)
     assert plan.source_bytes > 300_000_000
     assert max(t.source_bytes for t in plan.tasks) <= SLAB_BYTES
     with pytest.raises(BudgetTooSmall) as refused:
-        Limits(parallel=2, max_ram_bytes=1).share_memory(OnePass((plan,)), remote=False, network=False)
+        Limits(parallel=2, stream=streamed, max_ram_bytes=1).share_memory(
+            OnePass((plan,)), remote=streamed, network=streamed
+        )
     least = int(str(refused.value).partition("expected at least ")[2].split(" ", 1)[0])
-    command = [sys.executable, "-P", "-m", "shardq.cli", "quantize", str(giant), "-q", "--parallel", "2"]
-    command += ["--scheme", f"gguf:{file_type}", "--tokenizer-pre", "qwen2", "-o", str(tmp_path / "out")]
-    peak, process = 0, subprocess.Popen([*command, "--max-ram", f"{least + 1}M"])
+    model = make_model(giant) if streamed else None
+    words = [model.repo, "--stream"] if model else [str(giant)]
+    command = [sys.executable, "-P", "-m", "shardq.cli", "quantize", *words, "-q", "--parallel", "2"]
+    command += ["--scheme", "gguf:q4_k_m", "--tokenizer-pre", "qwen2", "-o", str(tmp_path / "out")]
+    environment = model.environment(tmp_path, "COLUMNS", 80) if model else None
+    peak, process = 0, subprocess.Popen([*command, "--max-ram", f"{least + 1}M"], env=environment)
     while process.poll() is None:
         peak = max(peak, measures.anonymous_bytes(process.pid))
         time.sleep(0.01)

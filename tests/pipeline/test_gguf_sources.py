@@ -29,7 +29,7 @@ def gguf(source: Path, out: Path, pre: str | None, decode: Decode) -> dict[str, 
 @pytest.mark.parametrize(
     "scheme", ["FP8_BLOCK@fp8", "W4A16G32@compressed-tensors", "W4A16G32@gptq", "MXFP4A16@compressed-tensors"]
 )
-@pytest.mark.parametrize("name", ["deepseek3", "qwen2moe"])
+@pytest.mark.parametrize("name", ["deepseek3", "qwen2moe", "qwen35"])
 def test_what_is_rounded_is_that_of_the_dequantized_checkpoint(name: str, scheme: str, tmp_path: Path) -> None:
     case = made.FILES[name].case
     quantized, plain = tmp_path / "quantized" / case.folder, tmp_path / "plain" / case.folder

@@ -98,6 +98,8 @@ SOUND: Mapping[str, tuple[files_made.FileCase, str, Mapping[str, Any]]] = {
     "gpt_oss": (files_made.FILES["gpt_oss"], "MXFP4_MOE", {}),  # codes are carried
     "qwen2moe": (files_made.FILES["qwen2moe"], "Q3_K_M", {"max_part_bytes": 1_000_000}),  # stacks of experts
     "gemma2": (files_made.FILES["gemma2"], "F16", {}),  # norms grow by one
+    "qwen35": (files_made.FILES["qwen35"], "Q4_K_M", {"max_part_bytes": 1_000_000}),  # columns change places
+    "qwen3next": (files_made.FILES["qwen3next"], "Q8_0", {}),  # heads of rows go into two tensors
 }
 
 
@@ -125,7 +127,7 @@ def test_sound_outputs_are_derived_again_to_the_byte(name: str, tmp_path: Path) 
         assert all(t.bytes_compared for t in blocks.tensors)
 
 
-@pytest.mark.parametrize("name", ["llama", "deepseek3", "phi3", "gpt_oss"])
+@pytest.mark.parametrize("name", ["llama", "deepseek3", "phi3", "gpt_oss", "qwen35"])
 def test_slabs_cut_no_head_and_nothing_that_is_turned(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,12 +19,24 @@ def test_recipes_have_auto_rounds_numbers() -> None:
     assert light.signround.rates(4) == (5e-3, 5e-3)
 
 
+def test_recipes_without_learning_name_their_algorithm() -> None:
+    searched, nearest = (build_options({"recipe": name}) for name in ("opt-rtn", "rtn"))
+    assert (searched.algorithm, searched.data.nsamples) == ("opt-rtn", 128)
+    assert (nearest.algorithm, nearest.data.nsamples) == ("rtn", 1)
+    assert build_options({"recipe": "rtn", "algorithm": "gptq", "nsamples": 8}).algorithm == "gptq"
+    with pytest.raises(BadOption, match="--iters has a meaning for --algorithm signround, not for rtn"):
+        build_options({"recipe": "rtn", "iters": 3})
+
+
 def test_words_replace_a_recipes() -> None:
     found = build_options({"recipe": "light", "iters": 10, "seed": 0, "enable_minmax_tuning": False, "nsamples": 3})
     assert (found.signround.iters, found.signround.lr, found.data.nsamples) == (10, 5e-3, 3)
     assert found.data.seed == 0
     assert not found.signround.enable_minmax_tuning
     assert build_options({"algorithm": "gptq", "damping": 0.1}).gptq.damping == 0.1
+    steps = build_options({"momentum": 0.5, "enable_act_quant": False})
+    assert (steps.signround.momentum, steps.signround.enable_adam, steps.enable_act_quant) == (0.5, False, False)
+    assert build_options({"enable_adam": True}).signround.enable_adam
 
 
 @pytest.mark.parametrize(
@@ -37,6 +49,8 @@ def test_words_replace_a_recipes() -> None:
         ({"nsamples": 0}, "a sample of a token"),
         ({"iters": 0}, "at least one of iters"),
         ({"sorcery": 1}, "no option of tuning"),
+        ({"momentum": -0.1}, "--momentum -0.1"),
+        ({"momentum": 0.9, "enable_adam": True}, "none with Adam"),
     ],
 )
 def test_words_without_a_meaning_are_refused(words: dict[str, object], told: str) -> None:

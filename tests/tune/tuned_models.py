@@ -54,12 +54,24 @@ PER_LAYER: Final = {
 MODELS: Final[Mapping[str, Callable[[], Any]]] = {
     "llama": lambda: _config("LlamaConfig"),
     "tied": lambda: _config("LlamaConfig", tie_word_embeddings=True),
+    "qwen2": lambda: _config("Qwen2Config", num_key_value_heads=4),
     "qwen3": lambda: _config("Qwen3Config"),
     "qwen3_moe": lambda: _config("Qwen3MoeConfig", num_experts=8, **MOE),
     "mixtral": lambda: _config("MixtralConfig", num_local_experts=4, num_experts_per_tok=2),
     "gemma3": lambda: _config("Gemma3TextConfig", sliding_window=8, layer_types=[NEAR, "full_attention", NEAR]),
     "deepseek_v3": lambda: _config("DeepseekV3Config", **MOE, **LATENT),
     "gpt_oss": lambda: _config("GptOssConfig", num_local_experts=4, num_experts_per_tok=2, sliding_window=8),
+    "llama4": lambda: _config(
+        "Llama4TextConfig",
+        num_local_experts=4,
+        intermediate_size=32,
+        intermediate_size_mlp=96,
+        moe_layers=[0, 2],
+        attention_chunk_size=16,
+    ),
+    "qwen3_vl_moe": lambda: transformers.Qwen3VLMoeConfig(
+        text_config={**TEXT, "num_experts": 4, **MOE}, vision_config=TOWER, **IMAGES
+    ),
     "phi3": lambda: _config("Phi3Config", pad_token_id=0),
     "opt": lambda: _config("OPTConfig", ffn_dim=96, word_embed_proj_dim=64),
     "qwen3_vl": lambda: transformers.Qwen3VLConfig(text_config=TEXT, vision_config=TOWER, **IMAGES),

@@ -23,7 +23,7 @@ HIDDEN = 64  # there
 INNER_KEYS = {"intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"}
 OUTER_KEYS = {
     "hidden_size", "head_dim", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
-    "rotary_dim",
+    "rotary_dim", "linear_key_head_dim", "linear_value_head_dim",
 }  # fmt: skip
 OLD_CALLS = 3
 Importance = Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
@@ -88,6 +88,8 @@ MORE: Mapping[str, tuple[Wanted, ...]] = {
         *(Wanted(kind, "gguf") for kind in ("Q4_K_M", "Q3_K_L", "IQ4_NL")),
         Wanted("Q6_K", overrides=OVERRIDES),
     ),
+    "qwen35": tuple(Wanted(kind, "gguf") for kind in ("Q4_K_M", "Q2_K", "IQ4_XS")),
+    "qwen35moe": (Wanted("Q4_K_M", "legacy", overrides=((r"ssm_(alpha|beta)", "F16"), ("ssm_out", "Q8_0"))),),
     "phi3_f32": (Wanted("F32"),),
     "mixtral": (Wanted("Q5_K_S", "gguf", overrides=OVERRIDES),),
     "gpt_oss": tuple(Wanted(kind, requantize=True) for kind in ("Q8_0", "Q4_K_M", "Q2_K", "IQ4_XS")),
@@ -129,9 +131,14 @@ def divided(stats: Importance, form: str) -> dict[str, NDArray[np.float32]]:
 
 def widened(case: Case, outer: int = OUTER) -> Case:
     """The same model with longer rows."""
+    shapes = {name: wider(name, shape, outer) for name, shape in case.shapes.items()}
+    return replace(case, config=_wider_config(case.config, outer), shapes=shapes)
+
+
+def _wider_config(config: Mapping[str, Any], outer: int) -> dict[str, Any]:
     factors = dict.fromkeys(INNER_KEYS, INNER) | dict.fromkeys(OUTER_KEYS, outer)
-    sizes = {k: v * factors[k] if k in factors and v is not None else v for k, v in case.config.items()}
-    return replace(case, config=sizes, shapes={name: wider(name, shape, outer) for name, shape in case.shapes.items()})
+    sizes = {k: v * factors[k] if k in factors and v is not None else v for k, v in config.items()}
+    return sizes | ({"text_config": _wider_config(config["text_config"], outer)} if "text_config" in config else {})
 
 
 def wider(name: str, shape: tuple[int, ...], outer: int) -> tuple[int, ...]:
@@ -252,6 +259,10 @@ FILES: Mapping[str, FileCase] = {
     "qwen3": FileCase(widened(tied_qwen3())),
     "qwen3moe": model("qwen3moe", 3),
     "qwen2moe": FileCase(widened(fused_experts()), 2),
+    "qwen3next": model("qwen3next", 2),
+    "qwen35": model("qwen35", 2),
+    "qwen35_f16": replace(model("qwen35_vision"), dtype="F16"),
+    "qwen35moe": model("qwen35moe", 3),
     "gemma2": model("gemma2"),
     "gemma2_f16": replace(model("gemma2"), dtype="F16"),
     "gemma3": model("gemma3", 2),

@@ -125,6 +125,8 @@ LATENT = (
     "attn_norm", "attn_q_a", "attn_q_a_norm", "attn_q_b", "attn_kv_a_mqa", "attn_kv_a_norm", "attn_k_b:2", "attn_v_b:2",
     "attn_output", "ffn_norm",
 )  # fmt: skip
+FULL = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm")
+SSM = ("ssm_conv1d", "ssm_dt.bias", "ssm_norm", "ssm_out")
 FEW = ("attn_v", "attn_k", "attn_output", "ffn_down")  # of models with many blocks
 
 
@@ -138,6 +140,16 @@ def deepseek(blocks: int, columns: int, *attention: str) -> Shapes:
         **stems(range(1), columns, columns, *attention, "ffn_gate", "ffn_up", "ffn_down"),
         **stems(range(1, blocks), columns, 256, *attention, *EXPERTS, *SHARED, "exp_probs_b.bias"),
     }
+
+
+def linear(layers: int, further: int, mixing: tuple[str, ...], inner: tuple[str, ...]) -> Shapes:
+    """Each fourth layer has full attention, and those behind the last."""
+    found = ends(256)
+    for block in range(layers + further):
+        is_full = (block + 1) % 4 == 0 or block >= layers
+        own = FULL if is_full else ("attn_norm", "attn_qkv", "attn_gate", *mixing)
+        found |= stems(range(block, block + 1), 256, 256, *own, "post_attention_norm", *inner)
+    return found | stems(range(layers, layers + further), 256, 256, *NEXT[:2])
 
 
 def gpt_oss(blocks: int) -> Shapes:
@@ -179,6 +191,12 @@ MLA = {
 OSS = {"expert_feed_forward_length": 2880, "attention.sliding_window": 128}
 NEXT = ("nextn.eh_proj.weight", "nextn.enorm.weight", "nextn.embed_tokens.weight", "nextn.shared_head_head.weight")
 
+LINEAR = {
+    "ssm.conv_kernel": 4, "ssm.inner_size": 256, "ssm.state_size": 16, "ssm.time_step_rank": 16, "ssm.group_count": 8,
+    "full_attention_interval": 4,
+}  # fmt: skip
+SECTIONS = {"rope.dimension_sections": (11, 11, 10, 0), "nextn_predict_layers": 1}
+
 CASES: Mapping[str, Case] = {
     "llama_16": Case("llama", 16, 8, 8, dense(16, 256, 512)),
     "llama_32_shared": Case("llama", 32, 8, 2, {**ends(256), **stems(range(32), 256, 256, *FEW)}),
@@ -197,6 +215,18 @@ CASES: Mapping[str, Case] = {
         {**ends(256), **stems(range(9), 256, 128, *ATTENTION, *EXPERTS, *SHARED, "ffn_gate_inp_shexp")}, 60,
     ),
     "qwen3moe": Case("qwen3moe", 30, 8, 1, {**ends(256), **stems(range(30), 256, 256, *ATTENTION, *EXPERTS)}, 64),
+    "qwen3next": Case(
+        "qwen3next", 12, 8, 2, linear(12, 0, ("ssm_ba", *SSM), (*EXPERTS, *SHARED, "ffn_gate_inp_shexp")), 512, LINEAR
+    ),
+    "qwen35": Case(
+        "qwen35", 25, 8, 2, linear(24, 1, ("ssm_alpha", "ssm_beta", *SSM), ("ffn_gate", "ffn_up", "ffn_down")),
+        more=LINEAR | SECTIONS,
+    ),
+    "qwen35moe": Case(
+        "qwen35moe", 17, 8, 1,
+        linear(16, 1, ("ssm_alpha", "ssm_beta", *SSM), (*EXPERTS, *SHARED, "ffn_gate_inp_shexp")), 256,
+        LINEAR | SECTIONS,
+    ),
     "deepseek2": Case("deepseek2", 17, 8, 1, deepseek(17, 256, *LATENT), 64, MLA),
     "deepseek2_joined": Case("deepseek2", 9, 2, 2, deepseek(9, 256, "attn_q", "attn_kv_b", "attn_output"), 4, MLA),
     "glm4moe": Case(

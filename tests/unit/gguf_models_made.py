@@ -16,6 +16,7 @@ from gguf_shapes_made import (
     dense,
     ends,
     experts,
+    gated_delta,
     gemma,
     glm4_moe,
     gpt_oss,
@@ -23,7 +24,10 @@ from gguf_shapes_made import (
     minimax,
     norms,
     phi3,
+    qwen_dense,
+    qwen_fused,
     qwen_moe,
+    qwen_single,
 )
 
 SIZES = {
@@ -88,6 +92,21 @@ OSS_YARN = {
     "truncate": False,
     "original_max_position_embeddings": 4096,
 }
+
+LINEAR = {
+    "head_dim": 16, "full_attention_interval": 2, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 12,
+    "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
+QWEN_EXPERTS = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48,
+}  # fmt: skip
+QWEN_LAYERS = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "rope_parameters": {
+        "mrope_interleaved": True, "mrope_section": [1, 1, 0], "rope_type": "default", "rope_theta": 10000000,
+        "partial_rotary_factor": 0.5,
+    },
+}  # fmt: skip
 
 MODELS: Mapping[str, Case] = {
     "llama": Case(
@@ -238,6 +257,59 @@ MODELS: Mapping[str, Case] = {
         ),
         BPE,
         "qwen2",
+    ),
+    "qwen3next": Case(
+        config("Qwen3NextForCausalLM", "qwen3_next", vocab_size=BPE_TOKENS, **LINEAR, **QWEN_EXPERTS),
+        gated_delta(qwen_single, joint=True),
+        BPE,
+        "qwen2",
+    ),
+    "qwen35": Case(
+        config("Qwen3_5ForCausalLM", "qwen3_5_text", vocab_size=BPE_TOKENS, mtp_num_hidden_layers=1, **LINEAR),
+        gated_delta(qwen_dense),
+        BPE,
+        "qwen35",
+    ),
+    "qwen35_vision": Case(
+        {
+            "architectures": ["Qwen3_5ForConditionalGeneration"],
+            "model_type": "qwen3_5",
+            "tie_word_embeddings": True,
+            "text_config": {
+                **SIZES,
+                **LINEAR,
+                **QWEN_LAYERS,
+                "model_type": "qwen3_5_text",
+                "vocab_size": BPE_TOKENS,
+                "mtp_num_hidden_layers": 1,
+            },
+            "vision_config": {"model_type": "qwen3_5_vision", "depth": 1, "hidden_size": 32, "num_heads": 2},
+        },
+        {
+            **{k.replace("model.", "model.language_model."): v for k, v in gated_delta(qwen_dense, head=False).items()},
+            "model.visual.blocks.0.attn.qkv.weight": (96, 32),
+            "model.visual.patch_embed.proj.bias": (32,),
+        },
+        BPE,
+        "qwen35",
+    ),
+    "qwen35moe": Case(
+        {
+            "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+            "model_type": "qwen3_5_moe",
+            "text_config": {
+                **SIZES,
+                **LINEAR,
+                **QWEN_LAYERS,
+                **QWEN_EXPERTS,
+                "moe_intermediate_size": 96,
+                "model_type": "qwen3_5_moe_text",
+                "vocab_size": BPE_TOKENS,
+            },
+        },
+        gated_delta(qwen_fused),
+        BPE,
+        "qwen35",
     ),
     "gemma2": Case(
         config("Gemma2ForCausalLM", "gemma2", vocab_size=PIECES, head_dim=16, sliding_window=256),

@@ -1,5 +1,6 @@
 """Names and shapes of the tensors of tiny checkpoints, as real architectures have them."""
 
+from collections.abc import Callable
 from typing import Any
 
 BPE_TOKENS, PIECES = 300, 320  # of the tokenizers in golden_gguf_model
@@ -62,6 +63,52 @@ def qwen_moe(block: str, shared: int = 0, **attn: Any) -> Shapes:
     if shared:
         found |= mlp(f"{block}.mlp.shared_expert", shared) | {f"{block}.mlp.shared_expert_gate.weight": (1, 64)}
     return found
+
+
+def linear(block: str, joint: bool, keys: int = 2, values: int = 4, key: int = 12, value: int = 16) -> Shapes:
+    """Linear attention; `joint`: its projections as Qwen 3 Next has them."""
+    name, mixed = f"{block}.linear_attn", 2 * keys * key + values * value
+    rows = {"qkv": mixed, "z": values * value, "b": values, "a": values}
+    if joint:
+        rows = {"qkvz": mixed + values * value, "ba": 2 * values}
+    found: Shapes = {f"{name}.in_proj_{part}.weight": (count, 64) for part, count in rows.items()}
+    return found | {
+        f"{name}.conv1d.weight": (mixed, 1, 4), f"{name}.A_log": (values,), f"{name}.dt_bias": (values,),
+        f"{name}.norm.weight": (value,), f"{name}.out_proj.weight": (64, values * value),
+    }  # fmt: skip
+
+
+def gated_delta(inside: Callable[[str], Shapes], joint: bool = False, head: bool = True) -> Shapes:
+    """Qwen's layer of linear attention, one of full attention whose queries have gates, and one for further tokens."""
+    first, second = blocks()
+    full = (second, "mtp.layers.0")
+    found = joined(ends(BPE_TOKENS, head), linear(first, joint), *(joined(norms(b), inside(b)) for b in (first, *full)))
+    for block in full:
+        found |= attention(block, norms=True) | {f"{block}.self_attn.q_proj.weight": (128, 64)}
+    found |= {f"mtp.{name}.weight": (64,) for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
+    return found | {"mtp.fc.weight": (64, 128)}
+
+
+def qwen_dense(block: str) -> Shapes:
+    return mlp(f"{block}.mlp")
+
+
+def qwen_single(block: str) -> Shapes:
+    """Experts and one that all share, with their routers."""
+    return experts(f"{block}.mlp") | _shared(block)
+
+
+def qwen_fused(block: str) -> Shapes:
+    """The same as Qwen 3.5 has them: in stacks, but those of the layer for further tokens."""
+    if block.startswith("mtp"):
+        return experts(f"{block}.mlp", size=96) | _shared(block)
+    stacks: Shapes = {"gate_up_proj": (4, 192, 64), "down_proj": (4, 64, 96)}
+    return {f"{block}.mlp.experts.{name}": shape for name, shape in stacks.items()} | _shared(block)
+
+
+def _shared(block: str) -> Shapes:
+    routers = {f"{block}.mlp.gate.weight": (4, 64), f"{block}.mlp.shared_expert_gate.weight": (1, 64)}
+    return mlp(f"{block}.mlp.shared_expert", 48) | routers
 
 
 def mla(block: str, q_lora: int) -> Shapes:

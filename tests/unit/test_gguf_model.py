@@ -1,5 +1,6 @@
 """Metadata, tensors, and the rows that these are made of, against what llama.cpp's converter made of the same."""
 
+import itertools
 import json
 import sys
 from hashlib import sha256
@@ -16,7 +17,8 @@ from shardq.errors import MissingPackage, ShardqError, SourceUnreadable, Unsuppo
 from shardq.files.gguf import KeyValue, plan_gguf
 from shardq.gguf.metadata import find_metadata, find_tensors, order_quantized
 from shardq.gguf.model_files import ModelFiles
-from shardq.gguf.tensors import OutputTensor, Part, SourceTensor, file_spec, rotary_row
+from shardq.gguf.tensors import OutputTensor, Part, SourceTensor, file_spec
+from shardq.regrouping import Regrouping
 
 pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
 pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
@@ -70,17 +72,28 @@ def unpacked(tensor: OutputTensor, case: checkpoints.Case) -> NDArray[np.float32
     if tensor.values:
         return np.array(tensor.values, np.float32)
     pieces = [rows_of(part, checkpoints.values(part.source, case.shapes[part.source])) for part in tensor.parts]
-    data = pieces[0] if len(pieces) == 1 and len(tensor.shape) == pieces[0].ndim else np.stack(pieces)
-    return np.ascontiguousarray(data) + np.float32(tensor.added)
+    data = np.concatenate([piece.reshape(-1) for piece in pieces]).reshape(tensor.shape)
+    data = data + np.float32(tensor.added)
+    return -np.exp(data.astype(np.float64)).astype(np.float32) if tensor.negative_exp else data
+
+
+def swapped(place: int, order: Regrouping) -> int:
+    """Which row comes to a place: the one that a loop over the axes finds there."""
+    axes = itertools.product(range(order.outer), range(order.second), range(order.first), range(order.inner))
+    o, s, f, i = next(itertools.islice(axes, place, None))
+    return ((o * order.first + f) * order.second + s) * order.inner + i
 
 
 def rows_of(part: Part, source: NDArray[Any]) -> NDArray[Any]:
-    data = source if part.slice is None else source[part.slice]
+    data = source.reshape(-1) if part.slice is None and source.ndim > 2 else source
+    data = data if part.slice is None else data[part.slice]
     data = data[list(part.rows)]
     if part.columns is not None:
         data = data[:, list(part.columns)]
-    if part.rotary_heads:
-        data = data[[rotary_row(row, len(data), part.rotary_heads) for row in range(len(data))]]
+    if part.order:
+        data = data[[swapped(place, part.order) for place in range(len(data))]]
+    if part.column_order:
+        data = data[:, [swapped(place, part.column_order) for place in range(data.shape[1])]]
     return data.T if part.turned else data
 
 
@@ -180,6 +193,54 @@ def test_tensors_that_do_not_fit_are_refused(name: str, shape: tuple[int, ...], 
         find_tensors(changed("llama"), [[SourceTensor(name, shape)]])
 
 
+@pytest.mark.parametrize(
+    ("model", "name", "shape", "words"),
+    [
+        ("qwen35", "in_proj_qkv.weight", (111, 64), r"\[111, 64\]: expected 112 rows"),
+        ("qwen35", "in_proj_z.weight", (112, 64), r"\[112, 64\]: expected 64 rows"),
+        ("qwen35", "A_log", (5,), r"\[5\]: expected 4 rows"),
+        ("qwen35", "conv1d.weight", (112, 2, 4), r"expected \[channels, 1, taps\]"),
+        ("qwen35", "conv1d.weight", (64, 1, 4), "expected 112 rows"),
+        ("qwen3next", "in_proj_qkvz.weight", (175, 64), "expected 2 heads of 88 rows"),
+    ],
+)
+def test_heads_of_linear_attention_that_do_not_fit_are_refused(
+    model: str, name: str, shape: tuple[int, ...], words: str
+) -> None:
+    with pytest.raises(UnsupportedSource, match=words):
+        find_tensors(changed(model), [[SourceTensor(f"model.layers.0.linear_attn.{name}", shape)]])
+
+
+@pytest.mark.parametrize("heads", [0, 3, 8])
+def test_heads_of_values_are_a_multiple_of_those_of_keys(heads: int) -> None:
+    files = changed("qwen35", linear_num_key_heads=heads)
+    source = SourceTensor("model.layers.0.linear_attn.out_proj.weight", (64, 64))
+    if heads:
+        with pytest.raises(UnsupportedSource, match=f"4 heads of 16 for values and {heads} of 12 for keys"):
+            find_tensors(files, [[source]])
+    else:
+        (found,) = find_tensors(files, [[source]])
+        assert found.parts == (Part(source.name, range(64)),)
+
+
+@pytest.mark.parametrize(("name", "said"), [("qwen35", {"mtp_num_hidden_layers": 0}), ("qwen3next", {})])
+def test_layers_for_further_tokens_are_counted_where_they_are(name: str, said: dict[str, int]) -> None:
+    """Without one the file is that of the converter with --no-mtp."""
+    case, files = made.CASES[name], changed(name, **said)
+    kept = [source for source in shards(case)[0] if not source.name.startswith("mtp.")]
+    for sources, blocks in (([*shards(case)[0]], 3), (kept, 2)):
+        pairs = {p.key: p.value for p in find_metadata(files, find_tensors(files, [sources]), BF16_TYPE, case.pre)}
+        arch = pairs["general.architecture"]
+        assert pairs[f"{arch}.block_count"] == blocks
+        assert pairs[f"{arch}.attention.recurrent_layers"] == (True, False, False)[:blocks]
+        assert pairs.get(f"{arch}.nextn_predict_layers", 0) == blocks - 2
+
+
+def test_types_of_layers_are_as_many_as_layers() -> None:
+    with pytest.raises(UnsupportedSource, match=r"layer_types has 1 entries, expected one for each of 2"):
+        find_metadata(changed("qwen35", layer_types=["linear_attention"]), (), BF16_TYPE, "qwen35")
+
+
 @pytest.mark.parametrize("gone", ["experts.3.w2", "experts.0.w1"])
 def test_experts_that_are_not_all_there_are_refused(gone: str) -> None:
     case = made.CASES["mixtral"]
@@ -191,7 +252,7 @@ def test_experts_that_are_not_all_there_are_refused(gone: str) -> None:
 ODD: tuple[Any, ...] = (None, -1, 1.5, "x", [], [1], {"a": 1}, 1 << 40)
 
 
-@pytest.mark.parametrize("name", ["llama_json_pieces", "gemma3_bpe", "phi3_long", "deepseek3"])
+@pytest.mark.parametrize("name", ["llama_json_pieces", "gemma3_bpe", "phi3_long", "deepseek3", "qwen35"])
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json"])
 def test_odd_values_are_refused_or_taken_but_never_a_bug(name: str, file: str) -> None:
     case = made.CASES[name]

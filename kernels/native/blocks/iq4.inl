@@ -39,7 +39,7 @@ inline void put_table_codes(const float* SHARDQ_RESTRICT x, float inverse, uint8
 struct alignas(64) TableFound {
     float scale[kTileBlocks];
 
-    void move(int from, int to) { scale[to] = scale[from]; }
+    void take(const TableFound& from, int at, int to) { scale[to] = from.scale[at]; }
     void clear(int sub, float) { scale[sub] = 0.0f; }
 };
 

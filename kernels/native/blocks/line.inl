@@ -7,11 +7,11 @@ struct alignas(64) LineFound {
     float scale[kTileSubs], least[kTileSubs];  // least is -low
     float inverse[kTileSubs], base[kTileSubs];
 
-    void move(int from, int to) {
-        scale[to] = scale[from];
-        least[to] = least[from];
-        inverse[to] = inverse[from];
-        base[to] = base[from];
+    void take(const LineFound& from, int at, int to) {
+        scale[to] = from.scale[at];
+        least[to] = from.least[at];
+        inverse[to] = from.inverse[at];
+        base[to] = from.base[at];
     }
     void clear(int sub, float first) {  // of zeros, whose first is the smallest
         scale[sub] = inverse[sub] = base[sub] = 0.0f;

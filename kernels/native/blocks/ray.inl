@@ -5,10 +5,10 @@
 struct alignas(64) RayFound {
     float scale[kTileSubs], inverse[kTileSubs], offset[kTileSubs];
 
-    void move(int from, int to) {
-        scale[to] = scale[from];
-        inverse[to] = inverse[from];
-        offset[to] = offset[from];
+    void take(const RayFound& from, int at, int to) {
+        scale[to] = from.scale[at];
+        inverse[to] = from.inverse[at];
+        offset[to] = from.offset[at];
     }
     void clear(int sub, float) { scale[sub] = inverse[sub] = offset[sub] = 0.0f; }
 };

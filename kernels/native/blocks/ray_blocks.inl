@@ -11,10 +11,10 @@ struct Q3K {
         float scale[kTileSubs];  // of the descents
         int lane[kTileSubs];     // in them, or -1
 
-        void move(int from, int to) {
-            ray.move(from, to);
-            scale[to] = scale[from];
-            lane[to] = lane[from];
+        void take(const Found& from, int at, int to) {
+            ray.take(from.ray, at, to);
+            scale[to] = from.scale[at];
+            lane[to] = from.lane[at];
         }
         void clear(int sub, float first) {
             ray.clear(sub, first);

@@ -10,6 +10,7 @@ constexpr int kSide = 2;                     // vectors of sub-blocks at once, s
 constexpr int kDescents = 4;                 // likewise, where a step waits longer
 constexpr float kTiny = 1e-15f;              // ggml's GROUP_MAX_EPS
 constexpr float kAnything = 1e-45f;          // the smallest number above 0
+constexpr float kSmall = 1e-18f;             // products of smaller numbers are subnormal, which takes processors long
 
 struct alignas(64) Tile {
     float x[kTileCols];           // one sub-block behind the other; zeros where there is none
@@ -18,6 +19,7 @@ struct alignas(64) Tile {
     int32_t most[kTileSubs];      // the pattern of the largest magnitude of a sub-block
     int order[kTileSubs];         // the sub-blocks that are searched, and the last of them again to fill vectors
     int active;                   // how many they are
+    int large;                    // how many come first that are not kSmall; all of them where kSmall are not searched
     float turned[kTileCols];      // their x by lanes: [sub-block / kStrip][column][kStrip]
     float turned_weights[kTileCols];
     float mean[kTileBlocks];        // of the squares of a block's row, for the formats that weigh with it
@@ -119,13 +121,24 @@ inline void load_tile(const Weights& w, int64_t at, int count, int block_cols, i
     }
 }
 
-// Sub-blocks whose largest magnitude is below `least` are not searched: ggml has nothing to find there either.
+// Sub-blocks whose largest magnitude is below `least` are not searched: ggml has nothing to find there either. Small ones
+// come last, so that few vectors have some: what a lane takes long for, all wait for.
 inline void choose_subs(float least, int sub_cols, Tile& t) {
-    const int32_t bits = magnitude_bits(least);
+    const int32_t bits = magnitude_bits(least), small = magnitude_bits(kSmall), large = bits > small ? bits : small;
+    const int subs = kTileCols / sub_cols;
+    int others = 0;
     t.active = 0;
-    for (int s = 0; s < kTileCols / sub_cols; s++) {
+    for (int s = 0; s < subs; s++) others += t.most[s] >= bits && t.most[s] < large ? 1 : 0;
+    for (int s = 0; s < subs; s++) {
         t.order[t.active] = s;
-        t.active += t.most[s] >= bits ? 1 : 0;
+        t.active += t.most[s] >= large ? 1 : 0;
+    }
+    t.large = t.active;
+    for (int s = 0; others > 0; s++) {
+        t.order[t.active] = s;
+        const int is_other = t.most[s] >= bits && t.most[s] < large ? 1 : 0;
+        t.active += is_other;
+        others -= is_other;
     }
     for (int i = t.active; i > 0 && i % (kSide * kStrip) != 0; i++) t.order[i] = t.order[i - 1];
 }
@@ -140,10 +153,16 @@ inline bool is_blank(const Tile& t, float least, int first, int count) {
 // From the order of the search to that of the sub-blocks; the others get what ggml has for them.
 template <class Found>
 inline void place_found(const Tile& t, int sub_cols, Found& found) {
+    if (t.large < t.active) {
+        const Found searched = found;
+        for (int s = 0; s < kTileCols / sub_cols; s++) found.clear(s, t.x[s * sub_cols]);
+        for (int i = 0; i < t.active; i++) found.take(searched, i, t.order[i]);
+        return;
+    }
     int next = t.active;
     for (int s = kTileCols / sub_cols - 1; s >= next; s--) {
         if (next > 0 && t.order[next - 1] == s) {
-            found.move(--next, s);
+            found.take(found, --next, s);
         } else {
             found.clear(s, t.x[s * sub_cols]);
         }

@@ -1,0 +1,1 @@
+"""A picture of a result: one page of HTML without anything from elsewhere."""

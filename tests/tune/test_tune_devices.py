@@ -1,0 +1,168 @@
+"""Where blocks are computed. There is no GPU here: a pretended one refuses what CUDA would refuse, and the codes are
+those of the CPU."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="block mode needs transformers")
+
+from shardq.errors import BadOption
+from shardq.recipe import make_recipe
+from shardq.sources import open_source
+from shardq.tune.activations import Batch, Call, Own, call_block
+from shardq.tune.devices import ComputeOptions, deterministic
+from shardq.tune.driver import Place, tune_blocks
+from shardq.tune.options import DataOptions, TuneOptions, build_options
+from shardq.tune.signround import SignRoundOptions
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    models: Any = importlib.import_module("tuned_models")
+    pretended: Any = importlib.import_module("pretended_device")
+
+SAMPLES, TOKENS, WIDTH = 4, 12, 64
+META = torch.device("meta")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("models")
+    return {name: models.make_model(name, base / name) for name in ("llama", "qwen3_moe", "gpt_oss")}
+
+
+def _tune(folder: Path, out: Path, algorithm: Any, most: int | None = None, **compute: Any) -> None:
+    options = TuneOptions(
+        algorithm=algorithm,
+        data=DataOptions("random", nsamples=SAMPLES, seqlen=TOKENS, seed=1),
+        compute=ComputeOptions(**compute),
+        signround=SignRoundOptions(iters=3, batch_size=2),
+    )
+    recipe = make_recipe("W3A16G32", layout="fake", quant_lm_head=True)
+    tune_blocks(open_source(str(folder)), recipe, options, Place(out, most))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))  # transformers asks, for its experts
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize(
+    ("name", "algorithm"),
+    [
+        ("llama", "signround"),
+        ("llama", "gptq"),
+        ("qwen3_moe", "gptq"),
+        ("gpt_oss", "opt-rtn"),
+        ("gpt_oss", "signround"),
+    ],
+)
+def test_a_block_its_inputs_and_its_loss_are_on_the_device(
+    name: str, algorithm: str, low: bool, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    _tune(folders[name], tmp_path / "here", algorithm)
+    with pretended.PretendedDevice() as device:
+        _tune(folders[name], tmp_path / "there", algorithm, device="cuda:0", low_gpu_mem_usage=low)
+    for path in (tmp_path / "here").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes(), path.name
+    to_device = [shape for place, shape in device.moved if place == pretended.THERE]
+    assert (96, WIDTH) in to_device  # the head's weight
+    assert ((SAMPLES, TOKENS, WIDTH) in to_device) is not low  # all hidden states at once
+
+
+@pytest.mark.usefixtures("gpu")
+def test_hidden_states_in_files_stay_there(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pretended.PretendedDevice() as device:
+        _tune(folders["llama"], tmp_path / "out", "gptq", TOKENS * WIDTH * 4, device="auto")
+    assert (pretended.THERE, (SAMPLES, TOKENS, WIDTH)) not in device.moved
+    assert (pretended.THERE, (1, TOKENS, WIDTH)) in device.moved
+
+
+def test_the_pretended_device_refuses_what_cuda_does() -> None:
+    with pretended.PretendedDevice():
+        here, there = torch.ones(2), torch.ones(2).to("cuda")
+        assert there.device.type == "cuda"
+        with pytest.raises(RuntimeError, match="same device"):
+            here + there
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        assert (there + 1).cpu().numpy().tolist() == [2, 2]
+        with pytest.raises(RuntimeError, match="same device"):
+            torch.nn.Linear(2, 2).to("cuda")(here)
+
+
+def test_a_call_goes_where_the_batch_is_computed() -> None:
+    own = Own(tuple(torch.ones(1, 3) for _ in range(4)))
+    batch = Batch(torch.ones(4, 3, 8), (Call((torch.ones(2),), {"mask": own, "more": [torch.ones(1), None, 7]}),))
+    low, whole = batch.on(META, whole=False), batch.on(META, whole=True)
+    assert (low.hidden.device.type, whole.hidden.device.type) == ("cpu", "meta")
+    assert {v.device.type for v in low.calls[0].kwargs["mask"].values} == {"cpu"}
+    assert {v.device.type for v in whole.calls[0].kwargs["mask"].values} == {"meta"}
+    met: list[Any] = []
+
+    def block(*args: Any, **kwargs: Any) -> torch.Tensor:
+        met.extend([*args, kwargs["mask"], kwargs["more"][0]])
+        return torch.zeros(2, 3, 8, device=META)
+
+    for tried in (low.pick([3, 1]), whole.part(0, 2), low.moved(low.hidden).part(1, 3)):
+        met.clear()
+        assert tried.device == META
+        call_block(block, tried, 0)
+        assert [tuple(t.shape) for t in met] == [(2, 3, 8), (2,), (2, 3), (1,)]
+        assert all(t.is_meta for t in met)
+    assert batch.device.type == "cpu"
+
+
+def test_words_for_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    def place(word: str) -> str:
+        return str(ComputeOptions(device=word).place())
+
+    assert [place(w) for w in ("cpu", "auto")] == ["cpu", "cpu"]
+    with pytest.raises(BadOption, match="sees 0 CUDA devices"):
+        place("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [place(w) for w in ("auto", "cuda", "1", "cuda:1")] == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+    for word, told in (
+        ("cuda:0,1", "one device"),
+        ("cuda:2", "sees 2"),
+        ("tpu", "expected auto"),
+        ("cpu:1", "expected"),
+    ):
+        with pytest.raises(BadOption, match=told):
+            place(word)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_folder_is_of_one_kind_of_device() -> None:
+    here, there, low = (
+        TuneOptions(compute=ComputeOptions(**words)).as_dict()
+        for words in ({}, {"device": "cuda"}, {"device": "0", "low_gpu_mem_usage": True})
+    )
+    assert there == low == {**here, "device": "cuda"}
+
+
+def test_deterministic_algorithms_are_asked_for_and_given_back() -> None:
+    assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_without_amp_everything_is_computed_in_float32() -> None:
+    assert build_options({"disable_amp": True}).precision == "float32"
+    assert build_options({}).precision == "auto"
+    with pytest.raises(BadOption, match="--disable-amp"):
+        build_options({"disable_amp": True, "dtype": "bfloat16"})
