@@ -71,13 +71,13 @@ def _wait_for_source(count_bytes: int) -> None:
 def be_worker(job: Path, source: Path, gate: Path, rank: str) -> None:
     """One worker, that begins when the gate opens: imports do not count."""
     import shardq
-    from shardq import api
+    from shardq.nodes import calls
 
     patch("shardq.worker.Worker", SlowWorker).start()
     (gate.parent / f"here-{rank.replace('/', '-')}").touch()
     while not gate.exists():
         time.sleep(0.01)
-    api.work(api.begin_job(job, source, "W4A16"), worker=rank, limits=shardq.Limits(parallel=1))
+    calls.work(calls.begin_job(job, source, "W4A16"), worker=rank, limits=shardq.Limits(parallel=1))
 
 
 def run_workers(source: Path, count: int, environment: dict[str, str]) -> float:

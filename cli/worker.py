@@ -93,7 +93,7 @@ def worker(
     replaced by the others, and whoever finishes the last file publishes: the bytes are those of `shardq quantize`.
     With --job alone it joins a job that was begun. A worker that is stopped gives back what it has claimed.
     """
-    from shardq import api
+    from shardq.nodes import calls
 
     wanted = need_source(source, job)
     if fold == AUTO:
@@ -106,7 +106,7 @@ def worker(
         raise BadOption(f"{len(recipes)} outputs are asked for, a job makes one: begin a job for each")
     words = take_run_words()
     limits = words.limits(console)
-    begun = api.begin_job(
+    begun = calls.begin_job(
         job, wanted, recipes[0], subfolder=words.subfolder, limits=limits, push_to=words.push_to,
         private=words.private, branch=words.branch, targets=targets, stale_s=stale_s, words=take_words(),
     )  # fmt: skip
@@ -114,11 +114,11 @@ def worker(
         if finalize:
             from shardq.nodes.working import Worked
 
-            worked = Worked((), True, api.finalize(begun, limits=limits, report=report))
+            worked = Worked((), True, calls.finalize(begun, limits=limits, report=report))
         elif executor == "ray":
-            worked = api.work_with_ray(begun, ray_address, limits=limits)
+            worked = calls.work_with_ray(begun, ray_address, limits=limits)
         else:
-            worked = api.work(begun, worker=rank, limits=limits, report=report, wait=not no_wait, scratch=scratch)
+            worked = calls.work(begun, worker=rank, limits=limits, report=report, wait=not no_wait, scratch=scratch)
     _show(console, begun, worked)
     console.warn(begun.plan.checkpoint.warnings)
 

@@ -1,18 +1,16 @@
 """The functions that scripts call. They return typed values, print nothing, and raise ShardqError."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardq.destinations.base import Destination
 from shardq.errors import BadOption
 from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint, read_dump
-from shardq.limits import XET_BUFFER_BYTES, Limits
+from shardq.limits import Limits
+from shardq.opening import check_targets_of, open_destinations, xet_options
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
@@ -25,10 +23,7 @@ if TYPE_CHECKING:
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
     from shardq.mixing import Mixed
-    from shardq.nodes.job import Ends, Job
-    from shardq.nodes.working import Worked
     from shardq.quant_score import Score
-    from shardq.sources.hub_xet import XetOptions
     from shardq.tune.driver import TuneResult
     from shardq.tune.evaluation import Evaluation
     from shardq.tune.inputs import Experts
@@ -89,77 +84,11 @@ def quantize_many(
     """
     limits = limits or Limits()
     wanted = [_recipe(r) for r in recipes]
-    opened = open_source(str(source), subfolder, xet=_xet(limits))
+    opened = open_source(str(source), subfolder, xet=xet_options(limits))
     orders = make_orders(wanted, opened.label, output_dir)
-    places = _destinations(push_to, wanted, private, branch, limits)
+    places = open_destinations(push_to, wanted, private, branch, limits)
     made = [replace(order, destination=place) for order, place in zip(orders, places, strict=True)]
-    return quantize_all(opened, made, limits, restart, report or _silent, lambda plan: _check(plan, targets))
-
-
-def begin_job(
-    folder: str | Path,
-    source: str | Path,
-    recipe: str | Recipe = "W4A16",
-    *,
-    subfolder: str | None = None,
-    limits: Limits | None = None,
-    push_to: str | None = None,
-    private: bool = False,
-    branch: str | None = None,
-    targets: Sequence[str] = (),
-    stale_s: float | None = None,
-    words: Sequence[str] = (),
-) -> "Job":
-    """Begin to make what `quantize` makes together with other machines that see `folder`, or join them: for `work` and
-    `finalize`. The output, in `output` of the folder, has the same bytes.
-
-    A worker that was not heard of for `stale_s` is believed dead. `words` are kept for who joins by the command line.
-    Raises what `quantize` refuses before a weight is read, and RecipeChanged where the folder holds another job.
-    """
-    from shardq.nodes.job import STALE_S, open_job
-
-    wanted = _recipe(recipe)
-    place = str(Path(source).absolute()) if Path(source).exists() else str(source)  # also from another folder
-    ends = partial(_open_ends, place, subfolder, wanted, limits or Limits(), push_to, private, branch)
-    check = partial(_check, targets=targets)
-    return open_job(Path(folder), ends, wanted, check, words, STALE_S if stale_s is None else stale_s)
-
-
-def work(
-    job: "Job",
-    *,
-    worker: str | None = None,
-    limits: Limits | None = None,
-    report: Report | None = None,
-    wait: bool = True,
-    scratch: str | Path | None = None,
-) -> "Worked":
-    """Make files of a job until all are made; whoever finishes the last one publishes. With `wait` the call returns
-    when the output is complete, and takes over from workers that die.
-
-    `worker`: "i/N", by default what a scheduler's environment says; it only decides where this one begins. Unfinished
-    files are kept in `scratch`, by default in the job folder.
-    """
-    from shardq.nodes.environment import find_rank
-    from shardq.nodes.working import work_on
-
-    rank = find_rank(worker, os.environ)
-    return work_on(job, rank, limits or Limits(), report or _silent, wait, None if scratch is None else Path(scratch))
-
-
-def work_with_ray(job: "Job", address: str = "auto", *, limits: Limits | None = None) -> "Worked":
-    """Make a job on a Ray cluster, of which all nodes see the job folder: one task for each output file that is left,
-    with `limits.parallel` CPUs; this process publishes. Needs shardq[ray]. Raises MissingPackage, TaskFailed."""
-    from shardq.nodes.ray import work_on_cluster
-
-    return work_on_cluster(job, address, limits or Limits())
-
-
-def finalize(job: "Job", *, limits: Limits | None = None, report: Report | None = None) -> Result:
-    """Publish a job of which all files are made. Raises JobUnfinished with what is missing, and what a run does."""
-    from shardq.nodes.ending import finalize as end_job
-
-    return end_job(job, limits or Limits(), report or _silent)
+    return quantize_all(opened, made, limits, restart, report or _silent, lambda plan: check_targets_of(plan, targets))
 
 
 def plan(
@@ -186,13 +115,13 @@ def plan_many(
     make_orders(wanted, "", None)  # refuses what has no names
     opened = open_source(str(source), subfolder)
     checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
-    return tuple(_check(make_plan(checkpoint, r, before_tuning=before_tuning), targets) for r in wanted)
+    return tuple(check_targets_of(make_plan(checkpoint, r, before_tuning=before_tuning), targets) for r in wanted)
 
 
 def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets: Sequence[str] = ()) -> Plan:
     """The plan of a checkpoint of which only a folder with config.json and headers.json.gz ({shard: {tensor: [dtype,
     shape]}}) or an index is at hand. With an index alone, shapes and bytes are unknown."""
-    return _check(make_plan(read_dump(Path(folder)), _recipe(recipe)), targets)
+    return check_targets_of(make_plan(read_dump(Path(folder)), _recipe(recipe)), targets)
 
 
 def verify(
@@ -428,64 +357,6 @@ def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | 
 
 def _short(recipe: Recipe) -> str:
     return recipe.layout if recipe.purpose == "convert" else recipe.scheme_name
-
-
-def _open_ends(
-    source: str, subfolder: str | None, recipe: Recipe, limits: Limits, push_to: str | None, private: bool,
-    branch: str | None,
-) -> "Ends":  # fmt: skip
-    """Source and destination of a job."""
-    (place,) = _destinations(push_to, [recipe], private, branch, limits)
-    return open_source(source, subfolder, xet=_xet(limits)), place
-
-
-def _destinations(
-    push_to: str | None, recipes: Sequence[Recipe], private: bool, branch: str | None, limits: Limits
-) -> list[Destination | None]:
-    """Raises BadOption."""
-    if push_to is None:
-        if private or branch or limits.keep_local:
-            raise BadOption("--private, --branch and --keep-local have a meaning only with --push-to")
-        return [None] * len(recipes)
-    repos = [push_to.replace("{scheme}", r.scheme_name).replace("{layout}", r.layout) for r in recipes]
-    if len(set(repos)) < len(repos):
-        raise BadOption(
-            f"--push-to {push_to} names one repo for {len(repos)} outputs: put {{scheme}} and {{layout}} into it, as "
-            f"in {push_to}-{{scheme}}-{{layout}}"
-        )
-    return [_destination(repo, private, branch, limits) for repo in repos]
-
-
-def _destination(push_to: str, private: bool, branch: str | None, limits: Limits) -> Destination:
-    """Raises BadOption."""
-    if limits.delete_source and not limits.keep_local:
-        raise BadOption(
-            "--delete-source with --push-to would leave uploads that no commit names as the only copy of the weights: "
-            "add --keep-local, or delete the source afterwards"
-        )
-    from shardq.destinations.hub import HubDestination  # brings an HTTP client
-
-    return HubDestination(push_to, branch=branch, private=private)
-
-
-def _xet(limits: Limits) -> "XetOptions | None":
-    if not limits.xet:
-        return None
-    from shardq.sources.hub_xet import XetOptions
-
-    return XetOptions(XET_BUFFER_BYTES)
-
-
-def _check(plan: Plan, targets: Sequence[str]) -> Plan:
-    """`plan`, if every target loads what it makes. Raises BadOption and TargetRefuses."""
-    if targets:
-        from shardq.serving.served import served_of_plan
-        from shardq.serving.targets import check_targets, parse_target
-
-        if not plan.files:
-            raise BadOption("--target needs headers: of this checkpoint only an index is known")
-        check_targets(served_of_plan(plan), [parse_target(t) for t in targets])
-    return plan
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:

@@ -10,9 +10,9 @@ from unittest.mock import Mock
 import pytest
 
 import shardq
-from shardq import Limits, api
+from shardq import Limits
 from shardq.errors import RecipeChanged
-from shardq.nodes import ending
+from shardq.nodes import calls, ending
 from shardq.nodes.folder import JobFolder
 from shardq.nodes.job import Job
 
@@ -37,7 +37,7 @@ def expected(source: str, tmp_path: Path) -> dict[str, bytes]:
 
 
 def begin(source: str, tmp_path: Path) -> Job:
-    return api.begin_job(tmp_path / "job", source, push_to=REPO, stale_s=1)
+    return calls.begin_job(tmp_path / "job", source, push_to=REPO, stale_s=1)
 
 
 def pushed(hub: Any) -> dict[str, bytes]:
@@ -52,7 +52,7 @@ def test_workers_upload_and_one_commits(push_hub: Any, source: str, expected: di
     """Each has a job of its own in memory, as processes have."""
     worked: list[Any] = []
     jobs = [begin(source, tmp_path) for _ in range(3)]
-    threads = [threading.Thread(target=lambda j=j: worked.append(api.work(j, limits=ONE))) for j in jobs]
+    threads = [threading.Thread(target=lambda j=j: worked.append(calls.work(j, limits=ONE))) for j in jobs]
     for t in threads:
         t.start()
     for t in threads:
@@ -82,11 +82,11 @@ def test_worker_that_dies_at_the_commit(
     with monkeypatch.context() as patch:
         patch.setattr(ending, "quantize_all", cut)
         with pytest.raises(Cut):
-            api.work(begin(source, tmp_path), limits=ONE)
+            calls.work(begin(source, tmp_path), limits=ONE)
     assert len(push_hub.commits) == (0 if before else 1)
     sent = puts(push_hub)
     push_hub.log.clear()
-    api.work(begin(source, tmp_path), limits=ONE)
+    calls.work(begin(source, tmp_path), limits=ONE)
     assert len(push_hub.commits) == 1
     assert pushed(push_hub) == expected
     assert not sent & puts(push_hub)
@@ -99,10 +99,10 @@ def test_storage_that_has_forgotten_a_file(
     with monkeypatch.context() as patch:
         patch.setattr(ending, "quantize_all", Mock(side_effect=Cut))
         with pytest.raises(Cut):
-            api.work(begin(source, tmp_path), limits=ONE)
+            calls.work(begin(source, tmp_path), limits=ONE)
     sent = puts(push_hub)
     push_hub.collect_garbage()
-    api.work(begin(source, tmp_path), limits=ONE)
+    calls.work(begin(source, tmp_path), limits=ONE)
     assert pushed(push_hub) == expected
     assert len(push_hub.commits) == 1
     assert [puts(push_hub)[content] for content in sent] == [2] * LAYERS
@@ -111,4 +111,4 @@ def test_storage_that_has_forgotten_a_file(
 def test_another_repo_is_another_job(push_hub: Any, source: str, tmp_path: Path) -> None:
     begin(source, tmp_path)
     with pytest.raises(RecipeChanged, match="push_to"):
-        api.begin_job(tmp_path / "job", source, push_to="me/other")
+        calls.begin_job(tmp_path / "job", source, push_to="me/other")

@@ -14,11 +14,11 @@ from unittest.mock import Mock
 import pytest
 from click.testing import CliRunner
 
-from shardq import Limits, api
+from shardq import Limits
 from shardq.cli.group import commands
 from shardq.errors import DiskFull, JobUnfinished, OutputOccupied, RecipeChanged, SourceUnreadable, Terminated
 from shardq.lane import Lane
-from shardq.nodes import ending, maker, records
+from shardq.nodes import calls, ending, maker, records
 from shardq.nodes.job import Job
 
 with pytest.MonkeyPatch.context() as patch:
@@ -40,11 +40,11 @@ def job(checkpoint: Path, tmp_path: Path) -> Job:
 
 
 def begin(source: Path, tmp_path: Path, **settings: Any) -> Job:
-    return api.begin_job(tmp_path / "job", source, stale_s=1, **settings)
+    return calls.begin_job(tmp_path / "job", source, stale_s=1, **settings)
 
 
 def work(job: Job, wait: bool = True, **settings: Any) -> Any:
-    return api.work(job, limits=ONE, wait=wait, **settings)
+    return calls.work(job, limits=ONE, wait=wait, **settings)
 
 
 def cut_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int, before: bool) -> None:
@@ -73,7 +73,7 @@ def test_alone(job: Job, undisturbed: dict[str, str], contents: Contents) -> Non
     assert worked.result.errors is not None
     again = work(job)
     assert (again.files, again.complete, again.result) == ((), True, None)
-    assert api.finalize(job, limits=ONE).already_done
+    assert calls.finalize(job, limits=ONE).already_done
 
 
 def test_several_at_once(job: Job, undisturbed: dict[str, str], contents: Contents) -> None:
@@ -157,7 +157,7 @@ def test_others_finish_what_a_dead_worker_began(
     there = {p.name for p in job.folder.ready.glob("*.safetensors")} | {
         p.name for p in job.folder.output.glob("*.safetensors")
     }
-    worked = work(api.begin_job(job.folder.path, checkpoint))
+    worked = work(calls.begin_job(job.folder.path, checkpoint))
     assert worked.complete
     assert contents(job.folder.output) == undisturbed
     assert not there.intersection(stored)
@@ -207,9 +207,9 @@ def test_stopped_worker_gives_back_claims_and_work(
         process.send_signal(signal.SIGTERM)
         _, messages = process.communicate(timeout=processes.LIMIT_S)
     assert process.returncode == Terminated.exit_code, messages
-    job = api.begin_job(path, checkpoint)
+    job = calls.begin_job(path, checkpoint)
     reused: list[int] = []  # bytes
-    worked = api.work(job, limits=ONE, report=lambda step: reused.append(step.resumed_bytes))
+    worked = calls.work(job, limits=ONE, report=lambda step: reused.append(step.resumed_bytes))
     assert len(worked.files) == FILES
     assert max(reused) > 0
     assert contents(job.folder.output) == undisturbed
@@ -220,21 +220,21 @@ def test_stopped_worker_gives_back_claims_and_work(
 
 def test_another_recipe_is_refused(job: Job, checkpoint: Path) -> None:
     with pytest.raises(RecipeChanged, match=r"these differ: .*recipe\.scheme"):
-        api.begin_job(job.folder.path, checkpoint, "W8A16")
-    assert api.begin_job(job.folder.path, checkpoint).record == job.record
+        calls.begin_job(job.folder.path, checkpoint, "W8A16")
+    assert calls.begin_job(job.folder.path, checkpoint).record == job.record
 
 
 def test_another_version_is_refused(job: Job, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shardq.plans.VERSION", "9.9")
     with pytest.raises(RecipeChanged, match=r"version \(was '.*', now '9.9'\)"):
-        api.begin_job(job.folder.path, checkpoint)
+        calls.begin_job(job.folder.path, checkpoint)
 
 
 def test_another_destination_is_refused(job: Job, checkpoint: Path) -> None:
     text = json.loads((job.folder.path / "job.json").read_text())
     (job.folder.path / "job.json").write_text(json.dumps({**text, "push_to": "me/name"}))
     with pytest.raises(RecipeChanged, match="push_to"):
-        api.begin_job(job.folder.path, checkpoint)
+        calls.begin_job(job.folder.path, checkpoint)
 
 
 def test_source_that_changed_is_refused(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -255,13 +255,13 @@ def test_folder_that_holds_something_else(checkpoint: Path, tmp_path: Path) -> N
     with pytest.raises(OutputOccupied, match=r"letter\.txt"):
         begin(checkpoint, tmp_path)
     with pytest.raises(OutputOccupied, match="source folder"):
-        api.begin_job(checkpoint, checkpoint)
+        calls.begin_job(checkpoint, checkpoint)
 
 
 def test_damaged_job(job: Job, checkpoint: Path) -> None:
     (job.folder.path / "job.json").write_text("{")
     with pytest.raises(SourceUnreadable, match="is no record of a job"):
-        api.begin_job(job.folder.path, checkpoint)
+        calls.begin_job(job.folder.path, checkpoint)
 
 
 def test_disk_too_small_for_the_output(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ def test_command_line_joins_without_words(checkpoint: Path, tmp_path: Path, cont
 
 def test_finalize_says_what_is_missing(checkpoint: Path, tmp_path: Path, undisturbed: Any, contents: Contents) -> None:
     path = tmp_path / "job"
-    job = api.begin_job(path, checkpoint, words=[str(checkpoint)])
+    job = calls.begin_job(path, checkpoint, words=[str(checkpoint)])
     found = run("finalize", "--job", str(path))
     assert found.exit_code == JobUnfinished.exit_code
     assert f"3 of 3 files are missing, the first {job.record.files[0]}" in found.stderr
