@@ -8,7 +8,7 @@ from shardq.errors import JobUnfinished
 from shardq.files.atomic import write_atomic
 from shardq.journal import encode_events
 from shardq.limits import Limits
-from shardq.nodes.job import Job
+from shardq.nodes.job import Job, check_limits
 from shardq.nodes.records import journal_events
 from shardq.progress import Report
 from shardq.publish import is_complete
@@ -22,6 +22,7 @@ def finalize(job: Job, limits: Limits, report: Report) -> Result:
     Raises JobUnfinished while files are missing, OutputLocked while another process of this machine is at it, and what
     a run does.
     """
+    check_limits(limits)
     if left := job.left():
         raise JobUnfinished(
             f"{job.folder.path}: {len(left)} of {len(job.record.files)} files are missing, the first {left[0]}: run "

@@ -1,6 +1,7 @@
 """The job folder: what is where, and the job as it was begun.
 
     JOB/job.json           what is made, and how; written once, by whoever comes first
+    JOB/source.json.zst    the source's headers, as whoever came first has read them
     JOB/claims/            who works on which file (claims.py)
     JOB/work/              the staging folders of workers (slots.py)
     JOB/done/00003.json    the record of a finished file (records.py)
@@ -48,6 +49,11 @@ class JobFolder:
     path: Path
 
     @property
+    def headers(self) -> Path:
+        """The source's headers (checkpoint_record.py)."""
+        return self.path / "source.json.zst"
+
+    @property
     def claims(self) -> Path:
         """The folder of claims."""
         return self.path / "claims"
@@ -72,7 +78,7 @@ class JobFolder:
         """Where finished files wait."""
         return Staging(self.output).ready
 
-    def make(self, record: JobRecord) -> JobRecord:
+    def make(self, record: JobRecord, headers: bytes) -> JobRecord:
         """Begin a job, or join it if another was first; the record that is there then.
 
         Raises OutputOccupied for a folder that holds something else, NotWritable, DiskFull.
@@ -81,13 +87,14 @@ class JobFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if (there := self.read()) is not None:
                 return there
-            ours = {"job.json", "claims", "work", "done"}
+            ours = {self.headers.name, "job.json", "claims", "work", "done"}
             if other := sorted(p.name for p in self.path.iterdir() if p.name not in ours and p.name[0] != "."):
                 raise OutputOccupied(
                     f"job folder {self.path} holds something else ({', '.join(other[:4])}): choose another --job"
                 )
             for folder in (self.claims, self.work, self.done):
                 folder.mkdir(exist_ok=True)
+            put_new(self.headers, headers)
             put_new(self.path / "job.json", json.dumps(asdict(record), indent=1).encode())
         made = self.read()
         assert made is not None

@@ -2,14 +2,20 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import zstandard
+
+from shardq.checkpoint import Checkpoint
+from shardq.checkpoint_record import decode_checkpoint, encode_checkpoint
 from shardq.destinations.base import Destination
-from shardq.errors import DiskFull, RecipeChanged
+from shardq.errors import BadOption, DiskFull, RecipeChanged
 from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint
+from shardq.limits import Limits
 from shardq.nodes.folder import FORMAT, JobFolder, JobRecord
 from shardq.plans import Plan, make_plan
 from shardq.push import check_push, prepare_push
@@ -98,7 +104,7 @@ def open_job(
     folder = JobFolder(path.absolute())
     source, destination = open_ends()
     check_folder(folder.output, source_folder(source))
-    checkpoint = needed_texts(read_checkpoint(source), source, [recipe])
+    checkpoint = needed_texts(_read_headers(folder, source), source, [recipe])
     plan = make_plan(checkpoint, recipe)
     check(plan)
     label = destination.label if destination else None
@@ -122,13 +128,32 @@ def open_job(
     return job
 
 
+def _read_headers(folder: JobFolder, source: Source) -> Checkpoint:
+    """The source's headers; of a commit those that the first worker has read, as the Hub counts requests: many workers
+    would be sent away if each asked for all headers."""
+    if source.commit is not None:
+        with suppress(OSError, ValueError, LookupError, TypeError, zstandard.ZstdError):  # none yet: they are read
+            recorded = decode_checkpoint(folder.headers.read_bytes())
+            if (recorded.label, recorded.commit) == (source.label, source.commit):
+                return recorded
+    return read_checkpoint(source)
+
+
 def _begin(folder: JobFolder, record: JobRecord, plan: Plan) -> JobRecord:
     """Raises DiskFull where the output will not fit beside what is there."""
-    made = folder.make(record)
-    free = shutil.disk_usage(folder.path).free
+    free = shutil.disk_usage(next(p for p in (folder.path, *folder.path.parents) if p.exists())).free
     if record.push_to is None and plan.output_bytes > free:
         raise DiskFull(
             f"{folder.path} needs {plan.output_bytes / 1e9:.2f} GB for the output and its disk has {free / 1e9:.2f} GB "
             "free: free some space or choose another --job"
         )
-    return made
+    return folder.make(record, encode_checkpoint(plan.checkpoint))
+
+
+def check_limits(limits: Limits) -> None:
+    """Raises BadOption for what one worker may not do to the others."""
+    if limits.delete_source or limits.keep_local:
+        raise BadOption(
+            "a job neither deletes its source, which other workers read, nor keeps files that are uploaded: take back "
+            "delete_source and keep_local"
+        )

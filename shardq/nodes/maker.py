@@ -87,7 +87,8 @@ class _Elsewhere:
     @classmethod
     def of(cls, work: OnePass, files: Collection[str]) -> Self:
         """All but `files`."""
-        bundles = (b for b in work.bundles if not any(set(m.task.files) & set(files) for m in b.members))
+        own = frozenset(files)
+        bundles = (b for b in work.bundles if all(own.isdisjoint(m.task.files) for m in b.members))
         return cls(sum(b.source_bytes for b in bundles), len(work.plans[0].files) - len(files))
 
     def without(self, step: Progress) -> Progress:

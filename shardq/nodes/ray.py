@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from shardq.errors import MissingPackage, ShardqError, TaskFailed
 from shardq.limits import Limits
 from shardq.nodes.ending import finalize
+from shardq.nodes.job import check_limits
 from shardq.nodes.working import Worked, make_file
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ RETRIES: Final = 8  # of a file whose node died
 
 
 def work_on_cluster(job: "Job", address: str, limits: Limits) -> Worked:
-    """See api.work_with_ray."""
+    """See calls.work_with_ray."""
+    check_limits(limits)
     if job.is_over():
         return Worked((), True, None)
     ray = _import_ray()

@@ -12,7 +12,7 @@ from shardq.limits import Limits
 from shardq.nodes.claims import Claims
 from shardq.nodes.ending import finalize
 from shardq.nodes.environment import Rank
-from shardq.nodes.job import Job, Posted
+from shardq.nodes.job import Job, Posted, check_limits
 from shardq.nodes.maker import Maker
 from shardq.nodes.slots import own_slot
 from shardq.progress import Report
@@ -39,6 +39,7 @@ def work_on(job: Job, rank: Rank, limits: Limits, report: Report, wait: bool, sc
     """Make files of a job until all are made; whoever comes last publishes. With `wait` it stays until the output is
     there, to take over from workers that die. Unfinished files are kept in `scratch`, by default in the job folder.
     Raises any ShardqError; what is finished is kept."""
+    check_limits(limits)
     if job.is_over():
         return Worked((), True, None)
     made: list[str] = []
@@ -74,6 +75,7 @@ def _work(
         made.append(file)
         claims.drop(job.unit(file))
 
+    begun = maker.begun()
     while not job.is_over():
         stop.heed(f"{len(made)} files were made here: run the same command again to go on")
         left = job.left()
@@ -82,7 +84,7 @@ def _work(
                 return finalize(job, maker.limits, maker.report)
             except OutputLocked:
                 pass  # a process of this machine is at it, and was only slow
-        elif left and (batch := _claim(job, rank, claims, left, maker.begun())):
+        elif left and (batch := _claim(job, rank, claims, left, begun)):
             maker.make(batch, stop, told)
             continue
         if not wait:

@@ -15,6 +15,7 @@ from shardq.errors import RecipeChanged
 from shardq.nodes import calls, ending
 from shardq.nodes.folder import JobFolder
 from shardq.nodes.job import Job
+from shardq.nodes.working import Worked, make_file
 
 REPO = "me/quantized"
 LAYERS = 6
@@ -40,6 +41,10 @@ def begin(source: str, tmp_path: Path) -> Job:
     return calls.begin_job(tmp_path / "job", source, push_to=REPO, stale_s=1)
 
 
+def work(job: Job, stream: bool) -> Worked:
+    return calls.work(job, limits=Limits(parallel=1, stream=stream))
+
+
 def pushed(hub: Any) -> dict[str, bytes]:
     return {name: data for name, data in hub.files(REPO).items() if name != ".gitattributes"}
 
@@ -52,7 +57,7 @@ def test_workers_upload_and_one_commits(push_hub: Any, source: str, expected: di
     """Each has a job of its own in memory, as processes have."""
     worked: list[Any] = []
     jobs = [begin(source, tmp_path) for _ in range(3)]
-    threads = [threading.Thread(target=lambda j=j: worked.append(calls.work(j, limits=ONE))) for j in jobs]
+    threads = [threading.Thread(target=lambda n=n, j=j: worked.append(work(j, n == 1))) for n, j in enumerate(jobs)]
     for t in threads:
         t.start()
     for t in threads:
@@ -112,3 +117,30 @@ def test_another_repo_is_another_job(push_hub: Any, source: str, tmp_path: Path)
     begin(source, tmp_path)
     with pytest.raises(RecipeChanged, match="push_to"):
         calls.begin_job(tmp_path / "job", source, push_to="me/other")
+
+
+def test_who_joins_asks_for_no_headers(push_hub: Any, source: str, tmp_path: Path) -> None:
+    """The Hub counts requests; the first worker's are enough."""
+    first = begin(source, tmp_path)
+    assert len(push_hub.seen("/resolve/")) > LAYERS
+    push_hub.log.clear()
+    joined = begin(source, tmp_path)
+    assert joined.plan == first.plan
+    assert not [s for s in push_hub.seen("/resolve/") if s.path.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["staged", "streamed"])
+def test_scales_that_files_share(
+    push_hub: Any, write_moe: Callable[..., Path], host_model: Callable[[Path], str], tmp_path: Path,
+    short_spans: int, stream: bool,
+) -> None:  # fmt: skip
+    """Every file needs magnitudes of shards that no file made here begins with."""
+    folder = write_moe(tmp_path / "source" / "model", lambda place, _: 1 + place % 5)
+    source = host_model(folder)
+    shardq.quantize(source, "NVFP4A16", output_dir=tmp_path / "alone", limits=ONE)
+    job = calls.begin_job(tmp_path / "job", source, "NVFP4A16")
+    for file in reversed(job.record.files[1:]):  # one by one, as if each were on a machine of its own
+        make_file(job.post(), file, Limits(parallel=1, stream=stream))
+    work(job, stream)
+    for path in (tmp_path / "alone").iterdir():
+        assert (tmp_path / "job" / "output" / path.name).read_bytes() == path.read_bytes(), path.name

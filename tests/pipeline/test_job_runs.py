@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,15 @@ from click.testing import CliRunner
 
 from shardq import Limits
 from shardq.cli.group import commands
-from shardq.errors import DiskFull, JobUnfinished, OutputOccupied, RecipeChanged, SourceUnreadable, Terminated
+from shardq.errors import (
+    BadOption,
+    DiskFull,
+    JobUnfinished,
+    OutputOccupied,
+    RecipeChanged,
+    SourceUnreadable,
+    Terminated,
+)
 from shardq.lane import Lane
 from shardq.nodes import calls, ending, maker, records
 from shardq.nodes.job import Job
@@ -270,6 +279,14 @@ def test_disk_too_small_for_the_output(checkpoint: Path, tmp_path: Path, monkeyp
         begin(checkpoint, tmp_path)
 
 
+@pytest.mark.parametrize("limits", [Limits(delete_source=True), Limits(keep_local=True)])
+def test_what_one_worker_may_not_do_to_others(job: Job, limits: Limits) -> None:
+    with pytest.raises(BadOption, match="other workers read"):
+        calls.work(job, limits=limits)
+    with pytest.raises(BadOption, match="other workers read"):
+        calls.finalize(job, limits=limits)
+
+
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
@@ -329,3 +346,9 @@ def test_finalize_without_a_job(tmp_path: Path) -> None:
 def test_one_output_a_job(checkpoint: Path, tmp_path: Path) -> None:
     found = run("worker", "--job", str(tmp_path / "job"), str(checkpoint), "--scheme", "W4A16", "--scheme", "MXFP4")
     assert (found.exit_code, "2 outputs" in found.stderr) == (3, True)
+
+
+def test_ray_that_is_not_installed(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    found = run("worker", "--job", str(tmp_path / "job"), str(checkpoint), "--executor", "ray")
+    assert (found.exit_code, "pip install 'shardq[ray]'" in found.stderr) == (4, True)
