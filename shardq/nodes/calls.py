@@ -8,6 +8,7 @@ from pathlib import Path
 from shardq.limits import Limits
 from shardq.nodes.ending import finalize as end_job
 from shardq.nodes.environment import find_rank
+from shardq.nodes.folder import JobFolder, JobRecord
 from shardq.nodes.job import STALE_S, Ends, Job, open_job
 from shardq.nodes.working import Worked, work_on
 from shardq.opening import check_targets_of, open_destinations, xet_options
@@ -38,8 +39,16 @@ def begin_job(
     Raises what `quantize` refuses before a weight is read, and RecipeChanged where the folder holds another job.
     """
     wanted = make_recipe(recipe) if isinstance(recipe, str) else recipe
-    place = str(Path(source).absolute()) if Path(source).exists() else str(source)  # also from another folder
-    ends = partial(_open_ends, place, subfolder, wanted, limits or Limits(), push_to, private, branch)
+    ends = partial(
+        _open_ends,
+        _pin(str(source), subfolder, JobFolder(Path(folder)).read()),
+        subfolder,
+        wanted,
+        limits or Limits(),
+        push_to,
+        private,
+        branch,
+    )
     check = partial(check_targets_of, targets=targets)
     return open_job(Path(folder), ends, wanted, check, words, STALE_S if stale_s is None else stale_s)
 
@@ -74,6 +83,19 @@ def work_with_ray(job: Job, address: str = "auto", *, limits: Limits | None = No
 def finalize(job: Job, *, limits: Limits | None = None, report: Report | None = None) -> Result:
     """Publish a job of which all files are made. Raises JobUnfinished with what is missing, and what a run does."""
     return end_job(job, limits or Limits(), report or _silent)
+
+
+def _pin(source: str, subfolder: str | None, record: JobRecord | None) -> str:
+    """The same for other processes and later: a folder from everywhere, a repo at the commit that the job has, or at its
+    newest for a new job."""
+    if Path(source).exists():
+        return str(Path(source).absolute())
+    if "@" in source or source == "demo":
+        return source
+    if record and record.identity["source.label"] == source.removeprefix("hf://"):
+        return f"{source}@{record.identity['source.commit']}"
+    commit = open_source(source, subfolder).commit
+    return f"{source}@{commit}" if commit else source
 
 
 def _open_ends(

@@ -24,6 +24,7 @@ from shardq.files.atomic import pwrite_all, writing
 logger = logging.getLogger(__name__)
 
 BEATS: Final = 5  # renewals in the time after which a claim counts as left
+_CLOCK: Final = ".clock-"  # begins the name of a worker's own file, which tells the server's time, and that it lives
 RELEASED_S: Final = 0  # modification time of a claim that was given back
 _NO_TIMES: Final = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EINVAL})
 
@@ -34,7 +35,7 @@ class Claims:
     def __init__(self, folder: Path, stale_s: float) -> None:
         self._folder, self._stale_s = folder, stale_s
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
-        self._clock = folder / f".clock-{self._owner}"
+        self._clock = folder / f"{_CLOCK}{self._owner}"
         self._held: dict[str, Path] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -68,6 +69,15 @@ class Claims:
                 if self._take(unit, latest.get(unit), now_s):
                     taken.append(unit)
         return taken
+
+    def workers(self) -> int:
+        """How many are alive, this one included. Raises NotWritable."""
+        with writing(self._folder):
+            now_s, alive = self._now_s(), 0
+            for path in self._folder.glob(f"{_CLOCK}*"):
+                with suppress(FileNotFoundError):  # it has ended
+                    alive += now_s - _renewed_s(path) <= self._stale_s
+        return alive
 
     def release(self, unit: str) -> None:
         """Give a claim back: it may be taken at once."""
@@ -123,7 +133,7 @@ class Claims:
     def _renew_all(self) -> None:
         while not self._ended.wait(self._stale_s / BEATS):
             with self._lock:
-                paths = tuple(self._held.values())
+                paths = (self._clock, *self._held.values()) if self._clock.exists() else ()
             for path in paths:
                 try:
                     _renew(path)

@@ -8,7 +8,7 @@ import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from shardq.errors import MissingPackage, ShardqError, TaskFailed
+from shardq.errors import BadOption, MissingPackage, ShardqError, TaskFailed
 from shardq.limits import Limits
 from shardq.nodes.ending import finalize
 from shardq.nodes.job import check_limits
@@ -26,8 +26,12 @@ def work_on_cluster(job: "Job", address: str, limits: Limits) -> Worked:
     if job.is_over():
         return Worked((), True, None)
     ray = _import_ray()
-    ray.init(address=address, log_to_driver=False)
     try:
+        ray.init(address=address, log_to_driver=False)
+    except ConnectionError as error:
+        raise BadOption(f"--ray-address {address}: no cluster answers ({error})") from error
+    try:
+        _check_nodes(ray, limits.parallel)
         task = ray.remote(num_cpus=limits.parallel, max_retries=RETRIES)(make_file)
         posted = ray.put(job.post())
         own = replace(limits, log=None)  # its file is on this machine
@@ -41,6 +45,13 @@ def work_on_cluster(job: "Job", address: str, limits: Limits) -> Worked:
     finally:
         ray.shutdown()
     return Worked(tuple(made), True, finalize(job, limits, lambda _: None))
+
+
+def _check_nodes(ray: Any, cpus: int) -> None:
+    """Raises BadOption where no node can ever run a task."""
+    most = max((n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]), default=0)
+    if cpus > most:
+        raise BadOption(f"--parallel {cpus}: no node of the Ray cluster has more than {most:.0f} CPUs; say a number")
 
 
 def _take(ray: Any, done: Any, file: str) -> None:

@@ -22,8 +22,7 @@ RELEASED: Final = "released-"
 
 @contextmanager
 def own_slot(folder: Path, is_over: Callable[[], bool]) -> Iterator[Staging]:
-    """A staging folder below `folder`, locked; at an orderly end it is given to anybody, and removed
-    when the job is over.
+    """A staging folder below `folder`, locked; at an orderly end given to anybody, or removed when the job is over.
 
     Raises NotWritable, DiskFull.
     """

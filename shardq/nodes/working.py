@@ -99,8 +99,7 @@ def _claim(job: Job, rank: Rank, claims: Claims, left: Sequence[str], begun: fro
     missing, files = set(left), job.record.files
     wanted = [files[n] for n in rank.order(len(files)) if files[n] in missing]
     wanted.sort(key=lambda f: f not in begun)
-    workers = max(rank.least_count, sum(1 for _ in job.folder.work.iterdir()))
-    most = batch_files(len(left), workers)
+    most = batch_files(len(left), max(rank.least_count, claims.workers()))
     units = {job.unit(f): f for f in wanted}
     taken = claims.take(units, most)
     now_left = {job.unit(f) for f in job.left()}  # some may have been finished between the two looks

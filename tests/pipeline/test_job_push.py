@@ -144,3 +144,13 @@ def test_scales_that_files_share(
     work(job, stream)
     for path in (tmp_path / "alone").iterdir():
         assert (tmp_path / "job" / "output" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_branch_that_moves(push_hub: Any, source: str, expected: dict[str, bytes], tmp_path: Path) -> None:
+    """A job stays with the commit that it was begun with."""
+    first = begin(source, tmp_path)
+    push_hub.repos[source].commit({**push_hub.files(source), "README.md": b"new"})
+    joined = begin(source, tmp_path)
+    assert joined.record == first.record
+    work(joined, False)
+    assert pushed(push_hub) == expected

@@ -99,3 +99,12 @@ def test_renewal_where_times_cannot_be_set(tmp_path: Path, monkeypatch: pytest.M
     module._renew(path)
     assert path.stat().st_mtime > 1
     assert path.read_bytes() == b"{}"
+
+
+def test_count_of_the_living(tmp_path: Path) -> None:
+    a, b = Claims(tmp_path, LONG_S), Claims(tmp_path, LONG_S)
+    a.take(UNITS, 1)
+    assert b.workers() == 2
+    for path in tmp_path.glob(".clock-*"):
+        age(path, 2 * LONG_S)
+    assert b.workers() == 1
