@@ -86,8 +86,8 @@ def finalize(job: Job, *, limits: Limits | None = None, report: Report | None = 
 
 
 def _pin(source: str, subfolder: str | None, record: JobRecord | None) -> str:
-    """The same for other processes and later: a folder from everywhere, a repo at the commit of the job, or of a new job
-    at its newest."""
+    """The same for other processes and later: a folder from everywhere, a repo at the commit that the job has, a new
+    one's at its newest."""
     if Path(source).exists():
         return str(Path(source).absolute())
     if "@" in source or source == "demo":
