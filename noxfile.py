@@ -147,6 +147,15 @@ def engine_mlx(session: nox.Session) -> None:
 
 
 @nox.session
+def engine_lm_eval(session: nox.Session) -> None:
+    """What lm-eval with transformers says of our output, on a task of a few lines, beside the logits themselves."""
+    session.install(TORCH)
+    session.install(".[test,tune]", "lm-eval==0.4.13", "transformers==5.23.0", "accelerate==1.15.0")
+    session.install("compressed-tensors==0.20.0")
+    prove_engine(session, ["engine_lm_eval"], ["lm-eval", "transformers", "compressed-tensors"])
+
+
+@nox.session
 def engine_llama_cpp(session: nox.Session) -> None:
     """What llama.cpp's converter, quantizer and engine make of the same; builds it from source, in some minutes."""
     version, arguments = "0.3.36", "-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF"  # native may mean AMX, which some CPUs lack

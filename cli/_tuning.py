@@ -10,25 +10,26 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from shardq.cli._console import Console
-from shardq.cli._kept import add_options, kept_option, take_kept
-from shardq.cli._progress import block_progress
+from shardq.cli._kept import add_options, dashed_option, kept_option, take_kept
+from shardq.cli._progress import block_progress, tenths_progress
 from shardq.errors import TaskFailed
 
 if TYPE_CHECKING:
     from shardq.limits import Limits
+    from shardq.measured import Measured
     from shardq.recipe import Recipe
     from shardq.tune.driver import TuneResult
     from shardq.tune.options import TuneOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 SUFFIX: Final = ".tuned"  # of the folder beside an output folder
+DAMAGES: Final = ".damages.json"  # of the file beside it
 _KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
 
 
 def _option(name: str, *others: str, **settings: Any) -> Callable[[F], F]:
-    """With words joined by dashes, as AutoRound writes it, and under its other names there."""
-    words = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}", *others))
-    return kept_option(_KEY, name[2:].replace("-", "_"), *words, **settings)
+    return dashed_option(_KEY, name, *others, **settings)
 
 
 def tuning_options(function: F) -> F:
@@ -142,16 +143,29 @@ def run_tuning(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: Path, subfolder: str | None,
     limits: "Limits", trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
-    """Tune, in a process of its own: what torch takes of memory ends with it. Raises TaskFailed when it is killed."""
+    """Tune, in a process of its own."""
+    return run_apart(_tune, console, source, recipe, options, str(folder), subfolder, limits, trust_remote_code)
+
+
+def run_measuring(
+    console: Console, source: str, recipe: "Recipe", path: Path, schemes: str, options: "TuneOptions",
+    subfolder: str | None, max_ram_bytes: int | None, trust_remote_code: bool,
+) -> "Measured":  # fmt: skip
+    """Measure the damage of schemes, in a process of its own."""
+    return run_apart(
+        _measure, console, source, recipe, str(path), schemes, options, subfolder, max_ram_bytes, trust_remote_code
+    )
+
+
+def run_apart(work: Callable[..., T], *words: Any) -> T:
+    """Work in a process of its own: what torch takes of memory ends with it. Raises TaskFailed when it is killed."""
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
         try:
-            return pool.submit(
-                _tune, console, source, recipe, options, str(folder), subfolder, limits, trust_remote_code
-            ).result()
+            return pool.submit(work, *words).result()
         except BrokenProcessPool as error:
             raise TaskFailed(
                 "the tuning was killed, perhaps for want of memory (--max-ram, fewer --nsamples, --batch-size 1 take "
@@ -181,4 +195,17 @@ def _tune(
         return api.tune_model(
             source, recipe, folder, options=options, subfolder=subfolder, max_ram_bytes=limits.max_ram_bytes,
             max_disk_bytes=limits.max_disk_bytes, trust_remote_code=trust_remote_code, report=report,
+        )  # fmt: skip
+
+
+def _measure(
+    console: Console, source: str, recipe: "Recipe", path: str, schemes: str, options: "TuneOptions",
+    subfolder: str | None, max_ram_bytes: int | None, trust_remote_code: bool,
+) -> "Measured":  # fmt: skip
+    from shardq import api
+
+    with tenths_progress(console, lambda done, steps: f"measuring: step {done} of {steps}") as report:
+        return api.measure_damages(
+            source, recipe, path, options=schemes, tuning=options, subfolder=subfolder, max_ram_bytes=max_ram_bytes,
+            trust_remote_code=trust_remote_code, report=report,
         )  # fmt: skip

@@ -31,7 +31,7 @@ from shardq.tune.data_self import sample_self
 from shardq.tune.devices import deterministic
 from shardq.tune.disk import check_disk
 from shardq.tune.norms_biases import find_plain
-from shardq.tune.options import TuneOptions
+from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.passes import Run, find_borrowed
 from shardq.tune.rounding import check_scheme
 from shardq.tune.subjects import check_left, find_parameters, find_subjects
@@ -140,18 +140,22 @@ def _samples(model: BlockModel, options: TuneOptions, tokenizer: Tokenizer, plac
         with reading(path):
             stored = np.load(path)
         return torch.from_numpy(stored), 0
-    data = options.data
-
-    def sampler(count: int, seqlen: int, seed: int) -> Samples:
-        return sample_self(model, tokenizer, count, seqlen, seed, resident=_resident(model, max_ram_bytes))
-
-    found = load_samples(
-        data.dataset, tokenizer, count=data.nsamples, seqlen=data.seqlen, seed=data.seed, sampler=sampler
-    )
+    found = draw_samples(model, tokenizer, options.data, max_ram_bytes)
     buffer = io.BytesIO()
     np.save(buffer, found.ids.numpy())
     write_atomic(path, buffer.getvalue())
     return found.ids, found.dropped
+
+
+def draw_samples(model: BlockModel, tokenizer: Tokenizer, data: DataOptions, max_ram_bytes: int | None) -> Samples:
+    """Calibration data, which the model may have to sample itself. Raises what `load_samples` does."""
+
+    def sampler(count: int, seqlen: int, seed: int) -> Samples:
+        return sample_self(model, tokenizer, count, seqlen, seed, resident=_resident(model, max_ram_bytes))
+
+    return load_samples(
+        data.dataset, tokenizer, count=data.nsamples, seqlen=data.seqlen, seed=data.seed, sampler=sampler
+    )
 
 
 def _resident(model: BlockModel, max_ram_bytes: int | None) -> int:

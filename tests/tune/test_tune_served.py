@@ -15,8 +15,9 @@ from torch import Tensor
 from shardq.kernels import load
 from shardq.quantizers.buffers import Buffers, buffer_shapes
 from shardq.quantizers.decode import decode_rows
+from shardq.quantizers.float_scales import global_scale
 from shardq.quantizers.rtn import quantize_rows
-from shardq.schemes import ACTIVATIONS, Activation, Exponent, Scheme, parse_scheme
+from shardq.schemes import ACTIVATIONS, ALL_TOKENS, Activation, Exponent, Scheme, parse_scheme
 from shardq.tune.served import fake_quantize, serving
 from shardq.tune.subjects import Place, Subject
 
@@ -56,8 +57,29 @@ def _as_weight(x: Tensor, activation: Activation, exponent: Exponent) -> Tensor:
     return torch.from_numpy(decode_rows(found, scheme, load()))
 
 
+@pytest.mark.parametrize(("name", "scale"), [("int8-static", 0.03), ("fp8-static", 0.005)])
+def test_a_scale_that_data_gave_is_taken(name: str, scale: float) -> None:
+    """Whatever comes in: what is beyond the range of the data ends at the end of the numbers."""
+    x = _inputs()
+    made = fake_quantize(x, ACTIVATIONS[name], "floor", scale)
+    if name == "int8-static":
+        expected = (x / scale).round().clamp(-128, 127) * scale
+    else:
+        expected = (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
+    torch.testing.assert_close(made, expected, rtol=0, atol=0)
+    assert (made != fake_quantize(x, ACTIVATIONS[name], "floor", 2 * scale)).any()
+
+
+def test_a_global_scale_that_data_gave_is_taken() -> None:
+    x = _inputs()
+    own = float(global_scale(float(x.abs().max()), 6.0))
+    activation = ACTIVATIONS["nvfp4"]
+    assert torch.equal(fake_quantize(x, activation, "floor", own), fake_quantize(x, activation, "floor"))
+    assert not torch.equal(fake_quantize(x, activation, "floor", own / 3), fake_quantize(x, activation, "floor"))
+
+
 @pytest.mark.parametrize("exponent", ["floor", "even", "ceil"])
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", [n for n, a in ACTIVATIONS.items() if a.group_size != ALL_TOKENS])
 def test_numbers_are_those_of_round_to_nearest(name: str, exponent: Exponent) -> None:
     activation = ACTIVATIONS[name]
     if exponent == "even" and activation.element == "e0m3":

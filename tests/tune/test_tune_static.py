@@ -25,6 +25,7 @@ from shardq.plans import make_plan
 from shardq.quantizers.decode import decode_rows
 from shardq.quantizers.input_scales import input_scale
 from shardq.recipe import Recipe, make_recipe
+from shardq.replaced import read_whole
 from shardq.schemes import PRESETS, Scheme
 from shardq.sources import open_source
 from shardq.tune import driver, passes
@@ -33,6 +34,7 @@ from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, TuneResult, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.signround import SignRoundOptions
+from shardq.tune.stored import put_replaced
 from shardq.tune.subjects import check_left, find_subjects
 from shardq.tune.work import Work
 from shardq.tuned import TunedRef, load_tuned, read_tuned
@@ -137,7 +139,7 @@ def _weight(model: Any, module: str) -> torch.Tensor:
 @pytest.mark.parametrize("quanted", [True, False])
 def test_scales_are_those_of_a_whole_model(name: str, quanted: bool, folders: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = _tune(folders[name], out, "NVFP4", enable_quanted_input=quanted)
+    result = _tune(folders[name], out, "NVFP4", enable_quanted_input=quanted, enable_act_quant=False)
     model = models.load_whole(folders[name])
     if quanted:
         _put(model, out, LAST)
@@ -157,6 +159,19 @@ def test_scales_do_not_depend_on_the_algorithm(algorithm: str, folders: dict[str
     found = _values(tmp_path / "other", 0)
     assert found == _values(tmp_path / "nearest", 0)
     assert len(found) == 7
+
+
+def test_scales_are_of_inputs_as_awq_leaves_them(folders: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _tune(folders["llama"], out, "FP8_STATIC", "awq,rtn", enable_quanted_input=False)
+    replaced, model = load_tuned(out).replaced, models.load_whole(folders["llama"])
+    norm = "model.layers.0.input_layernorm.weight"
+    before = _largest(models.load_whole(folders["llama"]), torch.from_numpy(np.load(out / driver.IDS)))
+    put_replaced(model, {norm: norm}, {norm: read_whole(replaced[norm])})
+    after = _largest(model, torch.from_numpy(np.load(out / driver.IDS)))
+    module, scheme = "model.layers.0.self_attn.q_proj", PRESETS["FP8_STATIC"].scheme
+    assert _values(out, 0)[module] == pytest.approx(input_scale(scheme, after[module], "BF16"), rel=1e-2)
+    assert after[module] != pytest.approx(before[module], rel=0.02)
 
 
 def test_members_of_a_fused_group_share_their_scale(folders: dict[str, Path], tmp_path: Path) -> None:
