@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from shardq.destinations.base import OnBytes, StoredFile
 from shardq.errors import ChecksumMismatch, SourceUnreadable
-from shardq.files.atomic import pwrite_all, reading, writing
+from shardq.files.atomic import pwrite_all, reading, sync_way, writing
 from shardq.lane import Lane, task_event
 from shardq.nodes.folder import NO_LINKS, link_new, put_new
 from shardq.nodes.job import Job
@@ -45,7 +45,8 @@ def put_file(path: Path, target: Path, file: StoredFile, on_bytes: OnBytes) -> b
         new = False
         if not target.exists():
             try:
-                os.link(path, target)  # nothing else: `path` stays, as a run that is resumed looks for it
+                os.link(path, target)  # no rename: `path` stays, as a run that is resumed looks for it
+                sync_way(target.parent)
                 new = True
             except FileExistsError:
                 pass
