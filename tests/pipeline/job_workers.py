@@ -20,7 +20,7 @@ class Watch(threading.Thread):
     """Notes which files have stood under each name in the job's `ready` and in its output."""
 
     def __init__(self, job: Path) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self._output, self._over = job / "output", threading.Event()
         self.seen: dict[str, set[int]] = {}  # name -> inodes
 
