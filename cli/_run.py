@@ -1,7 +1,7 @@
 """What all commands that make an output share: where it goes, what it may take, and how the run is shown."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -41,21 +41,21 @@ _KEY: Final = "shardq.run"  # in the context: values of `run_options`
 class RunWords:
     """The values of `run_options`."""
 
-    output_dir: Path | None
-    subfolder: str | None
-    parallel: int | None
-    max_ram: str | None
-    max_disk: str | None
-    stream: bool
-    max_rate: str | None
-    xet: bool
-    push_to: str | None
-    private: bool
-    branch: str | None
-    keep_local: bool
-    delete_source: bool
-    restart: bool
-    dry_run: bool
+    output_dir: Path | None = None
+    subfolder: str | None = None
+    parallel: int | None = None
+    max_ram: str | None = None
+    max_disk: str | None = None
+    stream: bool = False
+    max_rate: str | None = None
+    xet: bool = False
+    push_to: str | None = None
+    private: bool = False
+    branch: str | None = None
+    keep_local: bool = False
+    delete_source: bool = False
+    restart: bool = False
+    dry_run: bool = False
 
     def limits(self, console: Console) -> "Limits":
         """Raises BadOption."""
@@ -74,12 +74,16 @@ class RunWords:
         return limits if self.parallel is None else dataclasses.replace(limits, parallel=self.parallel)
 
 
+_NAMES: Final = tuple(f.name for f in dataclasses.fields(RunWords))
+
+
 def _option(*words: str, **settings: Any) -> Callable[[F], F]:
     return kept_option(_KEY, *words, **settings)
 
 
-def run_options(function: F) -> F:
-    """Options that decide no output byte; a command finds them with `take_run_words`."""
+def run_options(function: F, without: Collection[str] = ()) -> F:
+    """Options that decide no output byte, but for those `without` which a command does; it finds them with
+    `take_run_words`."""
     options = (
         _option(
             "-o", "--output-dir", "--output_dir", type=click.Path(path_type=Path),
@@ -111,7 +115,7 @@ def run_options(function: F) -> F:
         ),
         _option("--dry-run", is_flag=True, help="Say what would be done, and make nothing."),
     )  # fmt: skip
-    return add_options(function, options)
+    return add_options(function, [o for name, o in zip(_NAMES, options, strict=True) if name not in without])
 
 
 def take_run_words() -> RunWords:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
     from shardq.limits import Limits
+    from shardq.nodes.calls import begin_job, finalize, work
     from shardq.plans import Plan
     from shardq.progress import Progress
     from shardq.recipe import Recipe, convert_recipe, dequantize_recipe, make_recipe
@@ -58,10 +59,12 @@ _HOMES: Final = {
     "ShardqError": "shardq.errors",
     "Verification": "shardq.verified",
     "audit": "shardq.api",
+    "begin_job": "shardq.nodes.calls",
     "collect_statistics": "shardq.api",
     "convert_recipe": "shardq.recipe",
     "dequantize_recipe": "shardq.recipe",
     "evaluate": "shardq.api",
+    "finalize": "shardq.nodes.calls",
     "find_fold": "shardq.api",
     "inspect": "shardq.api",
     "measure_damages": "shardq.api",
@@ -78,6 +81,7 @@ _HOMES: Final = {
     "score": "shardq.api",
     "tune_model": "shardq.api",
     "verify": "shardq.api",
+    "work": "shardq.nodes.calls",
 }
 
 __all__ = [
@@ -93,10 +97,12 @@ __all__ = [
     "Verification",
     "__version__",
     "audit",
+    "begin_job",
     "collect_statistics",
     "convert_recipe",
     "dequantize_recipe",
     "evaluate",
+    "finalize",
     "find_fold",
     "inspect",
     "make_recipe",
@@ -113,6 +119,7 @@ __all__ = [
     "score",
     "tune_model",
     "verify",
+    "work",
 ]
 
 

@@ -9,7 +9,7 @@ from shardq.errors import BadOption
 from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint, read_dump
 from shardq.limits import Limits
-from shardq.opening import make_orders, open_destinations, open_within
+from shardq.opening import check_engines, make_orders, open_destinations, open_within
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
@@ -407,18 +407,6 @@ def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection 
 
     opened = open_source(str(source), subfolder)
     return inspect_gguf(opened) if holds_gguf(opened.files()) else inspect_source(opened)
-
-
-def check_engines(plan: Plan, targets: Sequence[str]) -> Plan:
-    """`plan`, if every target loads what it makes. Raises BadOption and TargetRefuses."""
-    if targets:
-        from shardq.serving.served import served_of_plan
-        from shardq.serving.targets import check_targets, parse_target
-
-        if not plan.files:
-            raise BadOption("--target needs headers: of this checkpoint only an index is known")
-        check_targets(served_of_plan(plan), [parse_target(t) for t in targets])
-    return plan
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:

@@ -192,6 +192,12 @@ class BudgetTooSmall(ShardqError):
     exit_code = 35
 
 
+class JobUnfinished(ShardqError):
+    """A job of many workers that is to be published while files are missing."""
+
+    exit_code = 36
+
+
 # --- while running -----------------------------------------------------------------------------------------------
 
 

@@ -41,7 +41,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -129,6 +129,11 @@ def read_first(path: Path) -> dict[str, Any] | None:
         if path.exists():
             raise
         return None
+
+
+def encode_events(events: Iterable[Mapping[str, object]]) -> bytes:
+    """A journal of these events, for a file that is put in place as a whole."""
+    return b"".join(map(_line, events))
 
 
 def _line(event: Mapping[str, object]) -> bytes:

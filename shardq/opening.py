@@ -1,4 +1,4 @@
-"""What a run is given, as its words and limits say: its source, and folders and destinations of its outputs."""
+"""What a run is given, as words and limits say: source, folders and destinations of outputs, and engines to load them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from shardq.destinations.base import Destination
 from shardq.errors import BadOption
 from shardq.limits import XET_BUFFER_BYTES, Limits
 from shardq.pace import Pace
+from shardq.plans import Plan
 from shardq.recipe import Recipe
 from shardq.run import Order
 from shardq.sources import Source, open_source
@@ -90,3 +91,15 @@ def _xet(limits: Limits) -> "XetOptions | None":
     from shardq.sources.hub_xet import XetOptions
 
     return XetOptions(XET_BUFFER_BYTES)
+
+
+def check_engines(plan: Plan, targets: Sequence[str]) -> Plan:
+    """`plan`, if every target loads what it makes. Raises BadOption and TargetRefuses."""
+    if targets:
+        from shardq.serving.served import served_of_plan
+        from shardq.serving.targets import check_targets, parse_target
+
+        if not plan.files:
+            raise BadOption("--target needs headers: of this checkpoint only an index is known")
+        check_targets(served_of_plan(plan), [parse_target(t) for t in targets])
+    return plan

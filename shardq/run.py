@@ -23,7 +23,7 @@ from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint, read_headers
 from shardq.lane import Lane
 from shardq.ledger import LEDGER, Errors, decode_ledger
-from shardq.limits import Limits
+from shardq.limits import Limits, Memory
 from shardq.lock import FolderLock
 from shardq.onepass import OnePass
 from shardq.outputs import is_of_recipe
@@ -120,7 +120,7 @@ def quantize_all(
     checkpoint: Checkpoint | None = None
     for number, order in enumerate(orders):
         staging = Staging(order.out)
-        check_folder(order.out, _folder(source))
+        check_folder(order.out, source_folder(source))
         recorded = None if restart or staging.journal.exists() else recorded_identity(order.out)
         done = _settle(staging, recorded)
         if done and limits.delete_source and _has_eaten(done, source, order.recipe):
@@ -243,17 +243,8 @@ def _run(todo: Sequence[Prepared], source: Source, limits: Limits, network: bool
             if begun and len(todo) > 1 and not p.restart:
                 p.staging.refuse_other(p.plan.identity())
         lanes = [_open_lane(number, p, source, limits, held) for number, p in enumerate(todo)]
-        home = todo[0].staging
-        parts = tuple(str(p.staging.part) for p in todo)
-        keeps = memory.task_bytes is None or memory.task_bytes >= limits.parallel * work.largest_task_bytes
-        workplace = Workplace(source_paths(work, source, home), parts, keeps, limits.log, str(home.lent))
         with StopFlag() as stop:
-            run = Pipeline(work, source, lanes, limits, memory.slots, report)
-            try:
-                with make_executor(limits.parallel, workplace, memory.task_bytes) as executor:
-                    run.run(executor, stop)
-            finally:
-                run.close()
+            run_lanes(work, source, lanes, limits, memory, report, stop)
         folders = ", ".join(str(p.staging.work) for p in todo)
         state = f"all shards are done, kept in {folders}: run the same command again to resume"
         stop.heed(state)
@@ -264,11 +255,33 @@ def _run(todo: Sequence[Prepared], source: Source, limits: Limits, network: bool
             ]
 
 
+def run_lanes(
+    work: OnePass,
+    source: Source,
+    lanes: Sequence[Lane],
+    limits: Limits,
+    memory: Memory,
+    report: Report,
+    stop: StopFlag,
+) -> None:
+    """Everything that the lanes of a pass still need. Raises what Pipeline.run does."""
+    home = lanes[0].staging
+    parts = tuple(str(lane.staging.part) for lane in lanes)
+    keeps = memory.task_bytes is None or memory.task_bytes >= limits.parallel * work.largest_task_bytes
+    workplace = Workplace(source_paths(work, source, home), parts, keeps, limits.log, str(home.lent))
+    run = Pipeline(work, source, lanes, limits, memory.slots, report)
+    try:
+        with make_executor(limits.parallel, workplace, memory.task_bytes) as executor:
+            run.run(executor, stop)
+    finally:
+        run.close()
+
+
 def _open_lane(number: int, p: Prepared, source: Source, limits: Limits, held: ExitStack) -> Lane:
     """An output with what an earlier run did of it; its journal is closed with `held`."""
     destination = p.order.destination
     label = destination.label if destination else None
-    journal, before = p.staging.open(p.plan, _stamps(p.plan, source), p.restart, label)
+    journal, before = p.staging.open(p.plan, source_stamps(p.plan, source), p.restart, label)
     held.callback(journal.close)
     if limits.delete_source:
         write_atomic(p.staging.source_record, encode_checkpoint(p.plan.checkpoint))
@@ -301,7 +314,7 @@ def _checkpoint(source: Source, staging: Staging, limits: Limits, restart: bool)
     return replace(recorded, shards=tuple(shards))
 
 
-def _folder(source: Source) -> Path | None:
+def source_folder(source: Source) -> Path | None:
     """The folder that a local source reads."""
     if source.remote or not (files := source.files()):
         return None
@@ -309,7 +322,7 @@ def _folder(source: Source) -> Path | None:
     return None if path is None else Path(str(path).removesuffix(files[0].name))
 
 
-def _stamps(plan: Plan, source: Source) -> dict[str, int]:
+def source_stamps(plan: Plan, source: Source) -> dict[str, int]:
     """When each shard of a folder was last changed, in ns: equal headers need not mean equal weights."""
     if source.commit is not None or source.remote:
         return {}
@@ -319,7 +332,7 @@ def _stamps(plan: Plan, source: Source) -> dict[str, int]:
 
 def _newer_shard(plan: Plan, source: Source, made_s: float) -> str | None:
     """A shard of a source folder that was written after an output: a finished one does not answer for it."""
-    return next((name for name, at_ns in _stamps(plan, source).items() if at_ns > made_s * 1e9), None)
+    return next((name for name, at_ns in source_stamps(plan, source).items() if at_ns > made_s * 1e9), None)
 
 
 def _newer_message(where: str, shard: str) -> str:

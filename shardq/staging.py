@@ -307,14 +307,16 @@ def check_folder(out: Path, source: Path | None) -> None:
 
 def changed_message(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The message of RecipeChanged for a folder whose identity is `old`."""
-    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     return (
-        f"{out} holds a run with other parameters; these differ: {_diff(keys, old, new)}. Repeat the earlier command "
-        "to resume it, use --restart to discard it, or choose another --output-dir"
+        f"{out} holds a run with other parameters; these differ: {differing(old, new)}. Repeat the earlier command to "
+        "resume it, use --restart to discard it, or choose another --output-dir"
     )
 
 
-def _diff(keys: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The keys of two identities that differ, with both values, shortened."""
+    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+
     def short(value: object) -> str:
         text = repr(value)
         return text if len(text) <= 60 else text[:57] + "..."

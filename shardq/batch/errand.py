@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 
-from shardq.api import check_engines
 from shardq.batch.manifest import Entry, take_layers
 from shardq.batch.schedule import BUG
 from shardq.batch.state import Trouble
@@ -21,7 +20,7 @@ from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint
 from shardq.limits import Limits
 from shardq.mixing import mix
-from shardq.opening import open_within
+from shardq.opening import check_engines, open_within
 from shardq.pace import Pace
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress
