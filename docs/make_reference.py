@@ -26,8 +26,8 @@ CODE: Final = re.compile(r"^ {1,4}(\d+)  (?=\S)", re.MULTILINE)
 HEAD: Final = """\
 # Reference
 
-This file is made of the code by `python docs/make_reference.py`, and a test compares them. What the words mean, and when
-to use what, is in the other documents: see [index.md](index.md).
+This file is made of the code by `python docs/make_reference.py`, and a test compares them. What the words mean, and
+when to use what, is in the other documents: see [index.md](index.md).
 """
 
 
@@ -81,9 +81,9 @@ def _schemes() -> str:
         for p in PRESETS.values()
     )  # fmt: skip
     text = (
-        "## Schemes\n\nWhat `--scheme` takes, in any case and with `-` for `_`; a group of -1 is the whole row. Integers may "
-        "also be spelled out,\nas `W6A16_G64_ASYM`, `W4A16CH` (whole rows), `W5A8`. A layout is named where it holds a "
-        "matrix of 4096 x 4096.\n`fake` holds what they stand for, of every scheme that another layout holds.\n\n"
+        "## Schemes\n\nWhat `--scheme` takes, in any case and with `-` for `_`; a group of -1 is the whole row. "
+        "Integers may also be spelled\nout, as `W6A16_G64_ASYM`, `W4A16CH` (whole rows), `W5A8`. Layouts are those "
+        "that hold a matrix of 4096 x 4096 under the\nscheme; `fake` holds what the codes of any of them stand for.\n\n"
     )
     names = ("scheme", "bits", "group", "summary", "layouts", "other names")
     return text + _table(names, rows)
@@ -109,8 +109,8 @@ def _layouts() -> str:
 def _engines() -> str:
     rows = ((f"`{e.id}`", e.version, ", ".join(sorted(e.methods))) for e in load_facts().engines)
     text = (
-        "## Engines\n\nWhat `--target` takes. `plan`, `verify` and `report` judge by this table, which names the version "
-        "that it is about.\n\n"
+        "## Engines\n\nWhat `--target` takes. `plan`, `verify` and `report` judge by what is known of these "
+        "versions.\n\n"
     )
     return text + _table(("engine", "version", "quantization methods that it reads"), rows)
 
