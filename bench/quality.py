@@ -185,11 +185,11 @@ class Bench:
             }
         return found
 
-    def run(self, setting: Setting, options: Sequence[str]) -> Score:
-        """Quantize with `options`, too, and compare."""
+    def run(self, setting: Setting, options: Sequence[str], name: str = "quantize") -> Score:
+        """Quantize with `options`, too, by the command `name`, and compare."""
         with tempfile.TemporaryDirectory(dir=self._work) as temporary:
             out, plain = Path(temporary, "out"), Path(temporary, "plain")
-            command = ["quantize", str(self._source), "-o", str(out), "--parallel", "1", *setting.options, *options]
+            command = [name, str(self._source), "-o", str(out), "--parallel", "1", *setting.options, *options]
             took = measure([*SHARDQ, *command], ENV, Path(temporary, "log"))
             if setting.packed:
                 measure([*SHARDQ, "dequantize", str(out), "-o", str(plain)], ENV, Path(temporary, "log"))

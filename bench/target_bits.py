@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from quality import IDS, RTN, Bench, Setting, run_bench
+from quality import HERE, IDS, RTN, Bench, Setting, run_bench
 
 BELOW: Final = 0.005  # of a target that the average may stay below it
 
@@ -28,6 +28,9 @@ class Case:
 
 
 INTEGERS: Final = ("W2A16G64", "W3A16G64", "W4A16G64", "W8A16G64")
+MEASURED: Final = (
+    "--algorithm", "rtn", "--dataset", str(HERE / "texts" / "calibration.txt"), "--nsamples", "16", "--seqlen", "256",
+)  # fmt: skip
 AUTO_ROUND: Final = ("--format", "auto_round")
 SINGLE: Final = ("--target", "transformers")  # no server that runs q, k and v as one, so that they may differ
 MLX: Final = ("--format", "mlx", "--target", "mlx", "--ignore", "model.embed_tokens")
@@ -55,7 +58,8 @@ class Row:
 
 
 def compare(bench: Bench, name: str) -> list[Row]:
-    """Uniform schemes and the mixture, by round-to-nearest and with importance."""
+    """Uniform schemes and the mixture, by round-to-nearest and with importance; by round-to-nearest also the mixture of
+    measured damage."""
     case, rows = CASES[name], list[Row]()
     ways = {
         RTN: ("--search", "none"),
@@ -68,10 +72,13 @@ def compare(bench: Bench, name: str) -> list[Row]:
             uniform.append(Row(name, scales, scheme, score.bits, score.kl, None))
             print(_line(uniform[-1]), flush=True)
         mixed = ("--target-bits", str(case.target), "--options", ",".join(case.options), *case.layout)
-        score = bench.run(Setting(mixed, packed=True), how)
-        ratio = score.kl / expect(uniform, score.bits)
-        rows += [*uniform, Row(name, scales, "mixture", score.bits, score.kl, ratio)]
-        print(_line(rows[-1]), flush=True)
+        rows += uniform
+        found = {"mixture": bench.run(Setting(mixed, packed=True), how)}
+        if scales == RTN:
+            found["mixture, measured"] = bench.run(Setting(mixed, packed=True), MEASURED, "tune")
+        for scheme, score in found.items():
+            rows.append(Row(name, scales, scheme, score.bits, score.kl, score.kl / expect(uniform, score.bits)))
+            print(_line(rows[-1]), flush=True)
     return rows
 
 

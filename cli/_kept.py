@@ -18,6 +18,12 @@ def kept_option(key: str, *words: str, **settings: Any) -> Callable[[F], F]:  # 
     return click.option(*words, expose_value=False, callback=keep, **settings)
 
 
+def dashed_option(key: str, name: str, *others: str, **settings: Any) -> Callable[[F], F]:
+    """The same, with words joined by dashes, by underscores as other tools write them, and under other names there."""
+    plain = name[2:].replace("-", "_")
+    return kept_option(key, plain, *dict.fromkeys((name, f"--{plain}", *others)), **settings)
+
+
 def add_options(function: F, options: Sequence[Callable[[F], F]]) -> F:
     """A command with options, in the order in which --help lists them."""
     for option in reversed(options):

@@ -10,6 +10,7 @@ from shardq.cli._console import Console
 from shardq.errors import BadOption
 
 if TYPE_CHECKING:
+    from shardq.measured import Measured
     from shardq.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,19 +50,26 @@ def check_mixture(
 
 def write_mixture(
     console: Console, source: str, subfolder: str | None, recipe: "Recipe", options: str, target_bits: float,
-    ignore_scale_bits: bool, path: Path,
+    ignore_scale_bits: bool, path: Path, measure: "Callable[[], Measured] | None" = None,
 ) -> None:  # fmt: skip
-    """Choose, and write the layer config; a file that is there already is used as it is."""
+    """Choose, by what `measure` finds if that is given, and write the layer config; a file that is there already is
+    used as it is."""
     from shardq import api
     from shardq.files.atomic import write_atomic
+    from shardq.headers import read_checkpoint
+    from shardq.mixing import open_choice
+    from shardq.sources import open_source
 
     if path.exists():
         if not console.quiet:
             click.echo(f"using the mixture in {path}; delete it to choose again", err=True)
         return
+    if measure:
+        choice = open_choice(read_checkpoint(open_source(source, subfolder)), recipe, options)
+        choice.check(target_bits, ignore_scale_bits)  # before the model is run
     mixed = api.mix(
         source, recipe, options=options, target_bits=target_bits, ignore_scale_bits=ignore_scale_bits,
-        subfolder=subfolder,
+        subfolder=subfolder, measured=measure() if measure else None,
     )  # fmt: skip
     write_atomic(path, mixed.text.encode())
     if not console.quiet:

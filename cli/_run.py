@@ -123,10 +123,11 @@ def path_beside(source: str, recipe: "Recipe", suffix: str) -> Path:
 
 
 def run_recipes(
-    console: Console, source: str, recipes: "Sequence[Recipe]", targets: tuple[str, ...] = (), taken_bytes: int = 0
+    console: Console, source: str, recipes: "Sequence[Recipe]", targets: tuple[str, ...] = (), taken_bytes: int = 0,
+    before_tuning: bool = False,
 ) -> None:  # fmt: skip
-    """Make the outputs, or with --dry-run say what that would be. `taken_bytes`: of --max-disk, what lies there already
-    and stays."""
+    """Make the outputs, or with --dry-run say what that would be, `before_tuning` of what would be tuned first.
+    `taken_bytes`: of --max-disk, what lies there already and stays."""
     from shardq import api
 
     words = take_run_words()
@@ -134,7 +135,7 @@ def run_recipes(
     if limits.max_disk_bytes is not None:
         limits = dataclasses.replace(limits, max_disk_bytes=max(0, limits.max_disk_bytes - taken_bytes))
     if words.dry_run:
-        _show_plans(console, source, recipes, words.subfolder, limits, targets)
+        _show_plans(console, source, recipes, words.subfolder, limits, targets, before_tuning)
         return
     with show_progress(console) as report:
         results = api.quantize_many(
@@ -153,12 +154,12 @@ def run_recipes(
 
 def _show_plans(
     console: Console, source: str, recipes: "Sequence[Recipe]", subfolder: str | None, limits: "Limits",
-    targets: tuple[str, ...],
+    targets: tuple[str, ...], before_tuning: bool,
 ) -> None:  # fmt: skip
     from shardq import api
     from shardq.onepass import OnePass
 
-    plans = api.plan_many(source, recipes, subfolder=subfolder, targets=targets)
+    plans = api.plan_many(source, recipes, subfolder=subfolder, targets=targets, before_tuning=before_tuning)
     remote = plans[0].checkpoint.commit is not None
     limits.share_memory(OnePass(plans), remote, remote)  # refuses a --max-ram that is too small
     print_plans(console, plans, tensors=False)

@@ -10,34 +10,36 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from shardq.cli._console import Console
-from shardq.cli._kept import add_options, kept_option, take_kept
-from shardq.cli._progress import block_progress
+from shardq.cli._kept import add_options, dashed_option, kept_option, take_kept
+from shardq.cli._progress import block_progress, tenths_progress
 from shardq.errors import TaskFailed
 
 if TYPE_CHECKING:
     from shardq.limits import Limits
+    from shardq.measured import Measured
     from shardq.recipe import Recipe
     from shardq.tune.driver import TuneResult
     from shardq.tune.options import TuneOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 SUFFIX: Final = ".tuned"  # of the folder beside an output folder
+DAMAGES: Final = ".damages.json"  # of the file beside it
 _KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
 
 
 def _option(name: str, *others: str, **settings: Any) -> Callable[[F], F]:
-    """With words joined by dashes, as AutoRound writes it, and under its other names there."""
-    words = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}", *others))
-    return kept_option(_KEY, name[2:].replace("-", "_"), *words, **settings)
+    return dashed_option(_KEY, name, *others, **settings)
 
 
 def tuning_options(function: F) -> F:
     """Options under AutoRound's names; a command finds them with `take_options`."""
     options = (
         _option(
-            "--algorithm", type=click.Choice(["signround", "gptq", "opt-rtn", "rtn"]),
-            help="How codes are found: rounding learned by gradients, errors made up for by later columns, searched "
-            "scales, the nearest codes. Default: signround.",
+            "--algorithm", metavar="[awq,]CODES",
+            help="How codes are found: signround (rounding learned by gradients), gptq (errors made up for by later "
+            "columns), opt-rtn (searched scales), rtn (the nearest codes). With awq before it, columns are scaled "
+            "first; awq alone is awq,opt-rtn. Default: signround.",
         ),
         _option(
             "--recipe", type=click.Choice(["default", "light", "best", "opt-rtn", "rtn"]),
@@ -67,6 +69,12 @@ def tuning_options(function: F) -> F:
             help="Learn ranges, too. Default: yes (signround).",
         ),
         _option("--not-use-best-mse", is_flag=True, default=None, help="Keep the last step, not the best (signround)."),
+        _option("--momentum", type=float, metavar="X", help="Of gradients before signs. Default: 0 (signround)."),
+        _option("--enable-adam", is_flag=True, default=None, help="Steps of AdamW instead of signs (signround)."),
+        _option(
+            "--enable-norm-bias-tuning", is_flag=True, default=None,
+            help="Learn weights of norms, and biases, too: those of the output are others then (signround).",
+        ),
         _option(
             "--dynamic-max-gap", type=int, metavar="N", help="End after so many steps without a better (signround)."
         ),
@@ -74,7 +82,32 @@ def tuning_options(function: F) -> F:
             _KEY, "--enable_quanted_input/--disable_quanted_input", default=None,
             help="Tune a block with what those before it give with their codes. Default: yes.",
         ),
+        kept_option(
+            _KEY, "--enable_act_quant/--disable_act_quant", default=None,
+            help="Quantize inputs of matrices as the scheme's server will, while tuning and for the next block. "
+            "Default: yes.",
+        ),
         _option("--damping", type=float, metavar="X", help="Of the mean diagonal, added to H. Default: 0.01 (gptq)."),
+        _option("--awq-n-grid", type=int, metavar="N", help="Strengths of scaling that are tried. Default: 20 (awq)."),
+        _option(
+            "--awq-duo-scaling", type=click.Choice(["true", "false", "both"]),
+            help="Scale by weights, too, not by what comes in alone, or as is better. AutoRound's: true. Default: "
+            "false (awq).",
+        ),
+        _option(
+            "--awq-loss", type=click.Choice(["inputs", "output"]),
+            help="What scales are searched for: the least change of weights, as their inputs count, or of what "
+            "attention and MLP give, as AutoRound. Default: inputs (awq).",
+        ),
+        _option(
+            "--awq-seqlen", type=int, metavar="N",
+            help="Tokens of a sample that the search for scales sees, 0 for all. Default: 512 (awq).",
+        ),
+        _option("--awq-apply-clip", is_flag=True, default=None, help="Clip ranges of groups, too (awq)."),
+        _option(
+            "--awq-clip-as-init", is_flag=True, default=None,
+            help="Begin to learn with clipped ranges, in place of clipping weights (awq,signround).",
+        ),
         _option(
             "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             help="What is computed with; auto: the model's own. Default: auto for signround, else float32.",
@@ -110,16 +143,29 @@ def run_tuning(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: Path, subfolder: str | None,
     limits: "Limits", trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
-    """Tune, in a process of its own: what torch takes of memory ends with it. Raises TaskFailed when it is killed."""
+    """Tune, in a process of its own."""
+    return run_apart(_tune, console, source, recipe, options, str(folder), subfolder, limits, trust_remote_code)
+
+
+def run_measuring(
+    console: Console, source: str, recipe: "Recipe", path: Path, schemes: str, options: "TuneOptions",
+    subfolder: str | None, max_ram_bytes: int | None, trust_remote_code: bool,
+) -> "Measured":  # fmt: skip
+    """Measure the damage of schemes, in a process of its own."""
+    return run_apart(
+        _measure, console, source, recipe, str(path), schemes, options, subfolder, max_ram_bytes, trust_remote_code
+    )
+
+
+def run_apart(work: Callable[..., T], *words: Any) -> T:
+    """Work in a process of its own: what torch takes of memory ends with it. Raises TaskFailed when it is killed."""
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
         try:
-            return pool.submit(
-                _tune, console, source, recipe, options, str(folder), subfolder, limits, trust_remote_code
-            ).result()
+            return pool.submit(work, *words).result()
         except BrokenProcessPool as error:
             raise TaskFailed(
                 "the tuning was killed, perhaps for want of memory (--max-ram, fewer --nsamples, --batch-size 1 take "
@@ -149,4 +195,17 @@ def _tune(
         return api.tune_model(
             source, recipe, folder, options=options, subfolder=subfolder, max_ram_bytes=limits.max_ram_bytes,
             max_disk_bytes=limits.max_disk_bytes, trust_remote_code=trust_remote_code, report=report,
+        )  # fmt: skip
+
+
+def _measure(
+    console: Console, source: str, recipe: "Recipe", path: str, schemes: str, options: "TuneOptions",
+    subfolder: str | None, max_ram_bytes: int | None, trust_remote_code: bool,
+) -> "Measured":  # fmt: skip
+    from shardq import api
+
+    with tenths_progress(console, lambda done, steps: f"measuring: step {done} of {steps}") as report:
+        return api.measure_damages(
+            source, recipe, path, options=schemes, tuning=options, subfolder=subfolder, max_ram_bytes=max_ram_bytes,
+            trust_remote_code=trust_remote_code, report=report,
         )  # fmt: skip

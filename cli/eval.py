@@ -5,24 +5,39 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shardq.cli._benchmarks import (
+    benchmark_options,
+    describe_benchmarks,
+    print_benchmarks,
+    stdout_as_stderr,
+    take_benchmarks,
+)
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, print_json, print_pairs
 from shardq.cli._exit_codes import SOURCE, epilog
 from shardq.cli._progress import block_progress
-from shardq.errors import MissingPackage, NonFiniteWeight
+from shardq.errors import BadOption, MissingPackage, NonFiniteWeight, TargetRefuses, TaskFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardq.benchmarks import Benchmark
     from shardq.tune.evaluation import Evaluation
 
 EXAMPLES = (
     "shardq eval name-W4A16 --ref org/name --text wiki.txt",
     "shardq eval org/name --text wiki.txt --windows 32 --seqlen 2048 --dtype float32",
+    "shardq eval name-W4A16 --tasks arc_easy,piqa --limit 200 --batch-size 8",
 )
 
 
-@click.command("eval", cls=ShardqCommand, epilog=epilog(EXAMPLES, (*SOURCE, MissingPackage, NonFiniteWeight)))
+@click.command(
+    "eval",
+    cls=ShardqCommand,
+    epilog=epilog(EXAMPLES, (*SOURCE, MissingPackage, NonFiniteWeight, TargetRefuses, TaskFailed)),
+)
 @click.argument("result", metavar="OUT_OR_REPO")
-@click.option("--text", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A text file in UTF-8.")
+@click.option("--text", type=click.Path(dir_okay=False, path_type=Path), help="A text file in UTF-8.")
 @click.option("--ref", "reference", metavar="SOURCE", help="What it was made of: also compare predictions with it.")
 @click.option("--windows", type=int, default=8, show_default=True, metavar="N", help="Evenly spaced in the text.")
 @click.option("--seqlen", type=int, default=512, show_default=True, metavar="N", help="Tokens of a window.")
@@ -32,17 +47,48 @@ EXAMPLES = (
 )  # fmt: skip
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoints bring along.")
 @click.option("--subfolder", metavar="PATH", help="Folder inside --ref that holds the checkpoint.")
+@benchmark_options
 @output_options
 @click.pass_obj
 def evaluate(
-    console: Console, result: str, text: Path, reference: str | None, windows: int, seqlen: int, dtype: str,
+    console: Console, result: str, text: Path | None, reference: str | None, windows: int, seqlen: int, dtype: str,
     trust_remote_code: bool, subfolder: str | None,
 ) -> None:  # fmt: skip
-    """Perplexity of a model on a text, and with --ref how far its predictions are from its source's (KL divergence).
+    """Perplexity of a model on a text, and with --ref how far its predictions are from its source's (KL divergence);
+    with --tasks what lm-evaluation-harness says of it.
 
-    OUT_OR_REPO is a folder or org/name[@revision], quantized or not. Models run block by block, so that they may be
-    larger than memory; weights are decoded, activations are not quantized. GGUF files are refused. Needs shardq[tune].
+    OUT_OR_REPO is a folder or org/name[@revision], quantized or not. On a text models run block by block, so that they
+    may be larger than memory; weights are decoded, activations are not quantized. GGUF files are refused. Needs
+    shardq[tune]. Tasks need the package lm-eval, and a model that fits the machine; what the backend is known not to
+    load is refused.
     """
+    tasks = take_benchmarks(dtype, trust_remote_code)
+    if text is None and (reference or tasks is None):
+        raise BadOption("--ref compares on a text: add --text" if reference else "eval needs --text or --tasks")
+    document: dict[str, Any] = {"result": result, "reference": reference}
+    found: Sequence[Benchmark] = ()
+    if tasks is not None:  # first: what the backend will not load is refused before the text takes its time
+        from shardq.benchmarks import run_benchmarks
+
+        with stdout_as_stderr():
+            found = run_benchmarks(result, tasks)
+    figures: dict[str, Any] = {}
+    if text is not None:
+        figures = _judge(console, result, text, reference, windows, seqlen, dtype, trust_remote_code, subfolder)
+    if console.as_json:
+        print_json({**document, **figures, **({"tasks": describe_benchmarks(found)} if tasks else {})})
+        return
+    if figures:
+        print_pairs(
+            [(name, f"{value:.5g}" if isinstance(value, float) else str(value)) for name, value in figures.items()]
+        )
+    print_benchmarks(found)
+
+
+def _judge(
+    console: Console, result: str, text: Path, reference: str | None, windows: int, seqlen: int, dtype: str,
+    trust_remote_code: bool, subfolder: str | None,
+) -> dict[str, Any]:  # fmt: skip
     from shardq import api
     from shardq.files.atomic import reading
 
@@ -53,13 +99,7 @@ def evaluate(
             result, content, reference=reference, windows=windows, seqlen=seqlen, dtype=dtype, subfolder=subfolder,
             trust_remote_code=trust_remote_code, report=report,
         )  # fmt: skip
-    figures = describe(found)
-    if console.as_json:
-        print_json({"result": result, "reference": reference, **figures})
-    else:
-        print_pairs(
-            [(name, f"{value:.5g}" if isinstance(value, float) else str(value)) for name, value in figures.items()]
-        )
+    return describe(found)
 
 
 def describe(found: "Evaluation") -> dict[str, Any]:

@@ -30,6 +30,7 @@ def schemes(console: Console) -> None:
                 "symmetric": p.scheme.symmetric,
                 "scale": p.scheme.scale,
                 "activation": p.scheme.activation,
+                "calibrated": p.scheme.calibrated,
                 "aliases": [a for a, name in ALIASES.items() if name == p.name],
                 "bits_of": dict(p.bits_of),
                 "summary": p.summary,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         evaluate,
         find_fold,
         inspect,
+        measure_damages,
         mix,
         plan,
         plan_headers,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         verify,
     )
     from shardq.audit_statement import Audit
+    from shardq.benchmarks import run_benchmarks
     from shardq.errors import ShardqError
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
@@ -60,6 +62,7 @@ _HOMES: Final = {
     "evaluate": "shardq.api",
     "find_fold": "shardq.api",
     "inspect": "shardq.api",
+    "measure_damages": "shardq.api",
     "mix": "shardq.api",
     "make_recipe": "shardq.recipe",
     "plan": "shardq.api",
@@ -67,6 +70,7 @@ _HOMES: Final = {
     "quantize": "shardq.api",
     "quantize_many": "shardq.api",
     "report": "shardq.api",
+    "run_benchmarks": "shardq.benchmarks",
     "score": "shardq.api",
     "tune_model": "shardq.api",
     "verify": "shardq.api",
@@ -92,12 +96,14 @@ __all__ = [
     "find_fold",
     "inspect",
     "make_recipe",
+    "measure_damages",
     "mix",
     "plan",
     "plan_headers",
     "quantize",
     "quantize_many",
     "report",
+    "run_benchmarks",
     "score",
     "tune_model",
     "verify",

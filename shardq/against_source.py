@@ -20,7 +20,7 @@ from shardq.making import TARGET_ARRAYS
 from shardq.outputs import Output, target_of
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import measure_rows
-from shardq.recorded import check_account, goal_of, is_as_recorded, weights_of
+from shardq.recorded import check_account, goal_of, is_as_recorded, is_of_source, weights_of
 from shardq.schemes import Scheme, parse_name
 from shardq.source_rows import WINDOW_BYTES, NoRowsError, SourceRows
 from shardq.sources.base import Source
@@ -51,7 +51,7 @@ def check_against_source(output: Output, source: Source, shards: Mapping[str, Ou
             problems += against.check(t, entry, shards)
         except NoRowsError as e:
             problems.append(f"{name} cannot be derived: {e}")
-    return problems, len(compared)
+    return problems, sum(is_of_source(ledger[name]) for name in compared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Against:
 
     def check(self, t: TensorRef, entry: Mapping[str, Any], shards: Mapping[str, OutputShard]) -> Iterator[str]:
         """Problems of one weight. Raises what reading and decoding raise."""
-        if entry["outcome"] == "dropped":
+        if entry["outcome"] == "dropped" or not is_of_source(entry):
             return
         shard = shards[entry["file"]]
         if entry["outcome"] == "copied":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shardq.folding import Found
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
+    from shardq.measured import Measured
     from shardq.mixing import Mixed
     from shardq.quant_score import Score
     from shardq.sources.hub_xet import XetOptions
@@ -104,14 +105,19 @@ def plan(
 
 
 def plan_many(
-    source: str | Path, recipes: Sequence[str | Recipe], *, subfolder: str | None = None, targets: Sequence[str] = ()
+    source: str | Path,
+    recipes: Sequence[str | Recipe],
+    *,
+    subfolder: str | None = None,
+    targets: Sequence[str] = (),
+    before_tuning: bool = False,
 ) -> tuple[Plan, ...]:
-    """The plans of what `quantize_many` would make."""
+    """The plans of what `quantize_many` would make; `before_tuning`: once its codes and scales were tuned."""
     wanted = [_recipe(r) for r in recipes]
     make_orders(wanted, "", None)  # refuses what has no names
     opened = open_source(str(source), subfolder)
     checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
-    return tuple(_check(make_plan(checkpoint, r), targets) for r in wanted)
+    return tuple(_check(make_plan(checkpoint, r, before_tuning=before_tuning), targets) for r in wanted)
 
 
 def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets: Sequence[str] = ()) -> Plan:
@@ -132,7 +138,8 @@ def verify(
     configuration tell.
 
     `deep` also takes the hash of each shard and unpacks every module; with `source` the error figures are recomputed
-    from the original weights and copies are compared byte for byte, and of GGUF files every byte, for which
+    from the original weights and copies are compared byte for byte (what a tuning replaced with the ledger's hash, and
+    what it scaled not at all), and of GGUF files every byte, for which
     `importance` is the file that they were made with, if any. Of a repo only headers and records are read unless `deep`
     or `source` is given. Raises VerifyFailed when nothing can be checked.
     """
@@ -192,17 +199,53 @@ def mix(
     options: str,
     target_bits: float,
     ignore_scale_bits: bool = False,
+    measured: "Measured | None" = None,
     subfolder: str | None = None,
 ) -> "Mixed":
     """The mixture of `options` ("W2A16G64,W4A16,W8A16") that does the least harm with `target_bits` for each weight.
 
     Each group of modules that a server runs as one, and all experts of a layer, get one of them; scores are taken from
-    sampled rows of the source, with the recipe's importance. The result's `text` is a layer config for `make_recipe`.
+    sampled rows of the source, with the recipe's importance, unless `measured` has what `measure_damages` found for all
+    of `options`. The result's `text` is a layer config for `make_recipe`.
     Raises BadOption for a target that the options cannot reach, and what planning raises.
     """
     from shardq.mixing import mix as mix_source
 
-    return mix_source(open_source(str(source), subfolder), _recipe(recipe), options, target_bits, ignore_scale_bits)
+    opened = open_source(str(source), subfolder)
+    return mix_source(opened, _recipe(recipe), options, target_bits, ignore_scale_bits, measured=measured)
+
+
+def measure_damages(
+    source: str | Path,
+    recipe: str | Recipe,
+    path: str | Path,
+    *,
+    options: str,
+    tuning: "TuneOptions | None" = None,
+    subfolder: str | None = None,
+    max_ram_bytes: int | None = None,
+    trust_remote_code: bool = False,
+    report: Callable[[int, int], None] | None = None,
+) -> "Measured":
+    """How much each of `options` ("W2A16G64,W4A16") would change the predictions, for every matrix that `recipe`
+    quantizes in a block, by gradients of the whole model with one block in memory: for the `measured` of `mix`.
+
+    Figures are written to `path`; a file that has them already answers. Codes are the
+    nearest ones, with searched scales unless the algorithm of `tuning` is rtn. Of its data at most 16 samples of 256
+    tokens are used, and its `dtype`, else fp32. `report` is called with steps done, and all: two for each block.
+    Needs shardq[tune]. Raises RecipeChanged for a file of other figures, and what `tune_model` does.
+    """
+    from shardq.tune.library import check_packages
+
+    check_packages()
+    from shardq.tune.options import TuneOptions
+    from shardq.tune.sensitivity import Measuring, measure_damages
+
+    opened, measuring = open_source(str(source), subfolder), Measuring.of(options, tuning or TuneOptions())
+    return measure_damages(
+        opened, _recipe(recipe), measuring, Path(path), max_ram_bytes=max_ram_bytes,
+        trust_remote_code=trust_remote_code, report=report,
+    )  # fmt: skip
 
 
 def find_fold(

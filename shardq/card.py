@@ -44,11 +44,12 @@ def make_card(
     front = "\n".join(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in _front_matter(plan, source_card).items())
     at = f" at commit `{c.commit}`" if c.commit else ""
     done = {"quantize": "Quantized", "convert": "Converted", "dequantize": "Dequantized"}[plan.recipe.purpose]
+    data = "with" if plan.recipe.tuned else "without"
     left_out = "without a place in GGUF left out" if plan.gguf else "tensors of prediction layers left out"
     lines = [
         "---", front, "---", "",
         f"# {c.label.rpartition('/')[2]}, {plan.recipe.title}", "",
-        f"{done} from `{c.label}`{at} with shardq, without calibration data:", "",
+        f"{done} from `{c.label}`{at} with shardq, {data} calibration data:", "",
         "```", make_command(plan), "```", "",
         f"- {counts['quantize']} weight matrices quantized, layout `{plan.layout.name}`; {counts['copy']} kept"
         + (f", {counts['drop']} {left_out}." if counts["drop"] else "."),

@@ -25,8 +25,8 @@ def declared_activation(e: Encoded, hints: Hints) -> str:
     types = (block.get("data_type"), block.get("act_data_type"))
     if block.get("act_dynamic") is not True:
         return ""
-    said = (a for a, known in DATA_TYPES.items() if known == types and ACTIVATIONS[a].bits == block.get("act_bits"))
-    return next(said, "")
+    plain = (ACTIVATIONS[a] for a, known in DATA_TYPES.items() if known == types)
+    return next((a.name for a in plain if a.bits == block.get("act_bits") and not a.calibrated), "")
 
 
 def _is_of(group: Any, bits: int, floating: bool) -> bool:

@@ -14,6 +14,7 @@ from shardq.dequantize.plain import PLAIN
 from shardq.errors import NotExact, NothingToQuantize
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout
+from shardq.layouts.input_scales import wants_input_scale
 from shardq.patterns import Pattern
 from shardq.recipe import Recipe
 from shardq.schemes import Scheme
@@ -48,8 +49,8 @@ def _carry_one(
 ) -> "Decision":
     e = matrix_of(d.tensor)
     assert d.scheme is not None
-    if e is None or e.element != d.scheme.element:
-        return d
+    if e is None or e.element != d.scheme.element or wants_input_scale(layout, d.scheme):
+        return d  # what gets a scale of its activations by tuning gets its codes there, too
     form = (_form(e), d.scheme, id(hints.own(d.tensor.module)))
     if form not in known:
         known[form] = _find_certain(e, d.scheme, d.tensor.module, hints, layout, default)

@@ -84,7 +84,8 @@ class BadFold(ShardqError):
 
 
 class BadTuned(ShardqError):
-    """Tuned codes that are damaged or unfinished, or of another model, scheme or layout than is asked for."""
+    """Tuned codes that are damaged or unfinished, or of another model, scheme or layout than is asked for; a file
+    of measured damage that is damaged itself."""
 
     exit_code = 19
 

@@ -197,6 +197,10 @@ def _entry(plan: Plan, d: Decision, errors: Errors | None) -> dict[str, Any]:
         entry["carried"] = True
     if t.name in plan.tuned and plan.recipe.tuned:
         entry["tuned"] = plan.recipe.tuned.algorithm
+        if plan.tuned[t.name].is_scaled:
+            entry["scaled"] = True  # rows or columns were multiplied first, and errors are of what that made
+    if (replaced := plan.replaced.get(t.name)) and plan.recipe.tuned:
+        entry |= {"replaced": plan.recipe.tuned.algorithm, "sha256": replaced.sha256}
     if search := plan.searches.searches.get(t.name):
         entry |= {"search": describe_search(search), "weighed": t.name in plan.searches.vectors}
     if errors and (losses := errors.losses):

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from shardq.figures import Losses, sum_losses
 from shardq.importance_vectors import Ref
+from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, OutSpec
 from shardq.quantizers.buffers import Buffers
+from shardq.quantizers.rtn import measure_rows
 from shardq.schemes import Scheme
 from shardq.search import Search
 from shardq.tasks import Member, QuantizeTask
@@ -77,6 +79,15 @@ def losses_of(making: Making, ways: Mapping[Way, Rows]) -> Losses | None:
     way = way_of(making.task)
     found = ways[way].losses if way else None
     return None if found is None else sum_losses(found)
+
+
+def measure_written(making: Making, weights: NDArray[Any], dtype: str, there: slice, kernels: KernelSet) -> None:
+    """Figures of some rows of a slab as the layout reads what it wrote; it has the weight's rows first."""
+    assert making.task.scheme
+    assert making.stats is not None
+    scheme = making.task.scheme
+    read = making.layout.unpack({k: v[there] for k, v in making.out.items()}, scheme, kernels)
+    measure_rows(weights, dtype, making.layout.unpacks_to(scheme), read, making.stats[there], kernels)
 
 
 def specs_of(task: QuantizeTask) -> tuple[OutSpec, ...]:

@@ -3,13 +3,18 @@ the least harm. Scores, chooses, and writes the choice as a layer config that pe
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from shardq.checkpoint import Checkpoint
 from shardq.decide import Decision, decide_weights
 from shardq.errors import BadOption
 from shardq.headers import read_checkpoint
 from shardq.layouts import find_layout
-from shardq.mixture import Item, Mixture, Option, choose
+from shardq.layouts.base import Layout
+from shardq.measured import Measured
+from shardq.mixture import Item, Mixture, Option, choose, find_budget
 from shardq.mixture_file import (
+    Group,
     find_kept,
     find_matrices,
     group_matrices,
@@ -23,6 +28,9 @@ from shardq.sensitivity import weigh_modules
 from shardq.sources.base import Source
 from shardq.weights import Weights, find_weights
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
@@ -34,6 +42,43 @@ class Mixed:
     sampled_bytes: int  # of the source, that were scored
 
 
+@dataclass(frozen=True, slots=True)
+class Open:
+    """What there is to choose, before anything is scored."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    weights: Weights
+    decisions: tuple[Decision, ...]
+    layout: Layout
+    offered: tuple[Option, ...]
+    groups: tuple[Group, ...]
+    free: frozenset[str]  # modules that a choice is about
+
+    def items(self, damages: "Mapping[str, Sequence[float]]", ignore_scale_bits: bool) -> tuple[Item, ...]:
+        """For `mixture.choose`."""
+        return make_items(self.groups, self.offered, damages, self.layout, self.recipe.scheme, ignore_scale_bits)
+
+    def check(self, target_bits: float, ignore_scale_bits: bool) -> None:
+        """Raises BadOption for a target that no choice reaches, whatever the damage is."""
+        none = (0.0,) * len(self.offered)
+        find_budget(self.items(dict.fromkeys(self.free, none), ignore_scale_bits), target_bits)
+
+
+def open_choice(checkpoint: Checkpoint, recipe: Recipe, options: str) -> Open:
+    """What `mix` chooses. Raises what planning raises, and BadOption where there is no choice."""
+    weights = find_weights(checkpoint, recipe)
+    decisions = decide_weights(weights, checkpoint, recipe)
+    layout = find_layout(recipe.layout)
+    offered = parse_options(options, layout)
+    fuses = layout.fuses and not recipe.split_fused
+    groups = group_matrices(find_matrices(decisions), checkpoint.config, fuses)
+    free = frozenset(m.module for g in groups if not g.fixed for m in g.matrices)
+    if not free:
+        raise BadOption("--target-bits: the layer config leaves no module to choose for")
+    return Open(checkpoint, recipe, weights, decisions, layout, offered, groups, free)
+
+
 def mix(
     source: Source,
     recipe: Recipe,
@@ -41,49 +86,42 @@ def mix(
     target_bits: float,
     ignore_scale_bits: bool = False,
     threads: int | None = None,
+    measured: Measured | None = None,
 ) -> Mixed:
     """The best mixture of `options` ("W2A16G64,W4A16,W8A16") with `target_bits` for each weight that `recipe`
     quantizes.
 
     The recipe's own layer rules are fixed; its importance and search are those of the scores, and of the run that uses
-    the file. Reads headers, and some rows of each matrix. The same file for any number of threads. Raises what planning
-    raises, BadOption for a target that the options cannot reach, and what reading raises.
+    the file. Reads headers, and some rows of each matrix, or none where damage was `measured`. The same file for any
+    number of threads. Raises what planning raises, BadOption for a target that the options cannot reach, and what
+    reading raises.
     """
-    checkpoint = read_checkpoint(source)
-    weights = find_weights(checkpoint, recipe)
-    decisions = decide_weights(weights, checkpoint, recipe)
-    layout = find_layout(recipe.layout)
-    offered = parse_options(options, layout)
-    fuses = layout.fuses and not recipe.split_fused
-    groups = group_matrices(find_matrices(decisions), checkpoint.config, fuses)
-    free = {m.module for g in groups if not g.fixed for m in g.matrices}
-    if not free:
-        raise BadOption("--target-bits: the layer config leaves no module to choose for")
-    threads = threads or os.cpu_count() or 1
-    damages, sampled_bytes = _score(source, recipe, decisions, weights, free, offered, threads)
-    items = make_items(groups, offered, damages, layout, recipe.scheme, ignore_scale_bits)
+    choice = open_choice(read_checkpoint(source), recipe, options)
+    choice.check(target_bits, ignore_scale_bits)
+    damages: Mapping[str, Sequence[float]]
+    if measured:
+        damages, sampled_bytes = measured.of(sorted(choice.free), tuple(o.name for o in choice.offered)), 0
+    else:
+        damages, sampled_bytes = _score(source, choice, threads or os.cpu_count() or 1)
+    items = choice.items(damages, ignore_scale_bits)
     mixture = choose(items, target_bits)
-    text = layer_config_text(items, mixture, checkpoint.label, target_bits, not ignore_scale_bits, find_kept(decisions))
+    text = layer_config_text(
+        items, mixture, choice.checkpoint.label, target_bits, not ignore_scale_bits, find_kept(choice.decisions),
+        measured.how if measured else "",
+    )  # fmt: skip
     return Mixed(mixture, items, text, sampled_bytes)
 
 
-def _score(
-    source: Source,
-    recipe: Recipe,
-    decisions: tuple[Decision, ...],
-    weights: Weights,
-    free: set[str],
-    offered: tuple[Option, ...],
-    threads: int,
-) -> tuple[dict[str, list[float]], int]:
+def _score(source: Source, choice: Open, threads: int) -> tuple[dict[str, list[float]], int]:
     from shardq.scoring import Candidate, Subject, count_sampled, score_all  # brings numpy
 
-    wanted = [d for d in decisions if d.tensor.module in free and d.scheme]
+    recipe, weights, decisions = choice.recipe, choice.weights, choice.decisions
+    wanted = [d for d in decisions if d.tensor.module in choice.free and d.scheme]
     vectors, _ = find_vectors(wanted, recipe.importance, weights.importance)
     candidates = {
         weighed: tuple(
             Candidate(o.scheme, choose_search(o.scheme, recipe, recipe.importance, weighed) if o.scheme else None)
-            for o in offered
+            for o in choice.offered
         )
         for weighed in (False, True)
     }

@@ -57,7 +57,8 @@ class Group:
 
 def parse_options(text: str, layout: Layout) -> tuple[Option, ...]:
     """Options from "W2A16G64,W4A16,W8A16", settled by the layout; BF16 keeps a matrix. Raises UnknownScheme, and
-    BadOption for one that is given twice, for a preset that is a mixture itself, and for fewer than two."""
+    BadOption for one that is given twice, for a preset that is a mixture itself, for a scale that depends on more than
+    a group, and for fewer than two."""
     found = [_parse_option(word, layout) for word in text.split(",")]
     if twice := [name for name, count in Counter(o.name for o in found).items() if count > 1]:
         raise BadOption(f"--options {text!r}: {twice[0]} is given twice")
@@ -72,7 +73,12 @@ def _parse_option(word: str, layout: Layout) -> Option:
     preset = parse_scheme(word)
     if preset.bits_of:
         raise BadOption(f"--options: {preset.name} is a mixture itself; name the schemes that it is made of")
-    return make_option(layout.settle(preset.scheme))
+    scheme = layout.settle(preset.scheme)
+    if scheme.reach != "group":
+        raise BadOption(
+            f"--options: {scheme.name} has a scale beyond a group of columns and cannot be part of a mixture"
+        )
+    return make_option(scheme)
 
 
 def make_option(scheme: Scheme | None) -> Option:
@@ -256,17 +262,19 @@ def layer_config_text(
     target_bits: float | None = None,
     scales: bool = True,
     kept: Iterable[str] = (),
+    measured: str = "",
 ) -> str:
     """The choice as TOML for --layer-config: a rule for each kind of module that all layers agree on, and exceptions.
 
     The same decisions come back whatever the default scheme is, for every module of `items`; of what the recipe keeps
     only `kept` is named (see `find_kept`), so its --ignore and the like are to be given again. Comments say target,
-    result and damage; `scales` says whether scale bits were counted. Deterministic. Raises nothing.
+    result and damage; `scales` says whether scale bits were counted, `measured` how damage was. Deterministic. Raises
+    nothing.
     """
     ordered = sorted(items, key=lambda i: i.name)
     named = dict.fromkeys(kept, KEPT)
     named |= {m: mixture.choice[i.name] for i in ordered if i.kind != KEPT_KIND for m in i.modules}
-    head = [f"# {line}".rstrip() for line in _header(ordered, mixture, title, target_bits, scales)]
+    head = [f"# {line}".rstrip() for line in _header(ordered, mixture, title, target_bits, scales, measured)]
     body = [f"{_quoted(pattern)} = {_value(option)}" for pattern, option in compress(named).items()]
     return "\n".join([*head, "", *body, ""])
 
@@ -280,7 +288,7 @@ def _value(option: Option) -> str:
 
 
 def _header(
-    items: Sequence[Item], mixture: Mixture, title: str, target_bits: float | None, scales: bool
+    items: Sequence[Item], mixture: Mixture, title: str, target_bits: float | None, scales: bool, measured: str
 ) -> Iterator[str]:
     target = f"target {target_bits:g}, " if target_bits is not None else ""
     proof = "no choice is better" if mixture.is_proven else f"another choice may be better by {mixture.gap:.1e} of it"
@@ -290,6 +298,8 @@ def _header(
         f"{'included' if scales else 'not counted'}; {mixture.weights} weights"
     )
     yield f"Predicted damage: {mixture.damage:.6g}; {proof}"
+    if measured:
+        yield f"Measured: {_plain(measured)}"
     yield "The first pattern that fits a module counts, and an exact name before any; use with --layer-config"
     yield ""
     yield from _table(items, mixture)

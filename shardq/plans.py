@@ -23,11 +23,12 @@ from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, ModuleChoice, OutSpec, Place, unit_rows
 from shardq.reach import find_reaches
 from shardq.recipe import Recipe
+from shardq.replaced import ReplacedRef, match_replaced
 from shardq.roles import Role
 from shardq.schemes import Scheme
 from shardq.searching import Searches, find_searches
 from shardq.tasks import CopyTask, Piece, QuantizeTask, Target, Task
-from shardq.tuned import TunedRef, match_tuned
+from shardq.tuned import TunedRef, check_input_scales, match_tuned
 from shardq.version import NUMERICS, VERSION
 from shardq.weights import Weights, find_weights, is_turned, kept_shape
 
@@ -61,6 +62,7 @@ class Plan:
     searches: Searches
     gguf: PlannedGguf | None = None  # of files of llama.cpp
     tuned: Mapping[str, TunedRef] = field(default_factory=dict)  # quantized tensor -> codes that were tuned for it
+    replaced: Mapping[str, ReplacedRef] = field(default_factory=dict)  # copied tensor -> what is written instead
 
     @property
     def layout(self) -> Layout:
@@ -144,9 +146,9 @@ class Plan:
         return sum(f.size_bytes for f in self.files)
 
 
-def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """The plan of a checkpoint under a recipe; for a GGUF file `checkpoint` has its texts. Raises what `decide` raises,
-    and what gguf.planning does."""
+def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, before_tuning: bool = False) -> Plan:
+    """The plan of a checkpoint under a recipe; for a GGUF file `checkpoint` has its texts. `before_tuning`: what only
+    data give may still be missing. Raises what `decide` raises, and what gguf.planning does."""
     if recipe.gguf:
         from shardq.gguf.planning import plan_gguf_output  # brings numpy and, where it is installed, gguf
 
@@ -165,14 +167,20 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         return Plan(checkpoint, recipe, weights, decisions, (), (), places, {}, {}, Searches({}, {}))
     goals = {d.tensor.name: d.goal for d in decisions if d.goal}
     tuned = match_tuned(decisions, recipe.tuned) if recipe.tuned else {}
+    if not before_tuning:
+        check_input_scales(decisions, layout, tuned, recipe.tuned)
+    replaced = match_replaced(decisions, recipe.tuned.replaced, recipe.tuned.label) if recipe.tuned else {}
     made = [d for d in decisions if d.tensor.name not in tuned]
     reaches = find_reaches(_reaching(made, goals), checkpoint.config)
     written = [d for d in decisions if d.action != "drop"]
     homes = _homes(written, places)
     files = _files(checkpoint, weights, written, layout, places, homes, reaches)
     searches = find_searches(made, recipe, weights.importance)
-    tasks = _tasks(checkpoint, recipe, written, places, homes, files, searches, tuned)
-    plan = Plan(checkpoint, recipe, weights, decisions, files, tasks, places, reaches, goals, searches, tuned=tuned)
+    tasks = _tasks(checkpoint, recipe, written, places, homes, files, searches, tuned, replaced)
+    plan = Plan(
+        checkpoint, recipe, weights, decisions, files, tasks, places, reaches, goals, searches,
+        tuned=tuned, replaced=replaced,
+    )  # fmt: skip
     layout.config_block(recipe.scheme, plan.choices(), VERSION)  # refuses what no configuration can say
     if lost := [f.name for f in files if not fnmatchcase(f.name, layout.file_names)]:
         raise LayoutRefuses(
@@ -272,6 +280,7 @@ def _tasks(
     files: Sequence[OutputFile],
     searches: Searches,
     tuned: Mapping[str, TunedRef],
+    replaced: Mapping[str, ReplacedRef],
 ) -> tuple[Task, ...]:
     """All tasks: those of the cut, shard by shard."""
     by_name = {d.tensor.name: d for d in decisions}
@@ -285,7 +294,7 @@ def _tasks(
             d = by_name[unit[0].tensor.name]
             number = len(tasks)
             if d.scheme is None and not d.tensor.encoded:
-                pieces = tuple(_piece(p, by_file[shard]) for p in unit)
+                pieces = tuple(_piece(p, by_file[shard], replaced.get(p.tensor.name)) for p in unit)
                 tasks.append(CopyTask(number, shard, shard, pieces))
             else:
                 file = by_file[_file_of(d, places, homes)]
@@ -294,9 +303,10 @@ def _tasks(
     return tuple(tasks)
 
 
-def _piece(p: Part, file: OutputFile) -> Piece:
-    target = file.offsets[p.tensor.name][0] + p.begin - p.tensor.begin
-    return Piece(p.tensor.name, p.begin, target, p.size_bytes, p.strip_bytes)
+def _piece(p: Part, file: OutputFile, replaced: ReplacedRef | None) -> Piece:
+    offset = p.begin - p.tensor.begin
+    target = file.offsets[p.tensor.name][0] + offset
+    return Piece(p.tensor.name, p.begin, target, p.size_bytes, p.strip_bytes, replaced and replaced.behind(offset))
 
 
 def _quantize_task(

@@ -70,6 +70,11 @@ def is_as_recorded(t: TensorRef, entry: Mapping[str, Any]) -> bool:
     return fits and (carried or t.dtype == entry["dtype"]) and bool(list(shape) == entry["shape"])
 
 
+def is_of_source(entry: Mapping[str, Any]) -> bool:
+    """False for what a tuning has replaced or scaled: the source alone does not give it."""
+    return "replaced" not in entry and "scaled" not in entry
+
+
 def goal_of(t: TensorRef, entry: Mapping[str, Any], layout: Layout) -> Goal | None:
     """Where the codes of a weight were carried, as its entry says; None where they were not. The entry goes with the
     weight, and the layout takes its scheme."""

@@ -15,6 +15,7 @@ from shardq.errors import BadGroupSize, BadOption, UnknownScheme
 from shardq.formats import ELEMENTS, ElementFormat
 
 WHOLE_ROW: Final = -1  # group size: all columns of a row share one scale ("per channel")
+ALL_TOKENS: Final = 0  # group size of activations: all tokens share a scale, which is known before serving
 WEIGHT_TYPE: Final = "weight"  # a scale format: that of the weight itself
 WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8)  # what --bits takes; a layout may hold fewer
 
@@ -30,20 +31,26 @@ class Activation:
 
     name: str
     element: str  # key of formats.ELEMENTS
-    group_size: int  # columns that share a scale, computed for each token while serving; WHOLE_ROW for all of a token
+    group_size: int  # columns that share a scale, computed for each token while serving; WHOLE_ROW for all of a token,
+    # ALL_TOKENS for one that is computed for none
     scale: str  # format of these scales
     exponent: Exponent = ""  # how the server rounds a scale that is a power of two; empty: as its format has it
-    calibrated: bool = False  # needs a number for each matrix that only data give
+    calibrated: bool = False  # static: needs a number for each matrix that only data give
+
+    @property
+    def format(self) -> ElementFormat:
+        """The element format's row."""
+        return ELEMENTS[self.element]
 
     @property
     def bits(self) -> int:
         """Bits of one value."""
-        return ELEMENTS[self.element].bits
+        return self.format.bits
 
     @property
     def floating(self) -> bool:
         """False for integers."""
-        return not ELEMENTS[self.element].is_integer
+        return not self.format.is_integer
 
 
 ACTIVATIONS: Final[Mapping[str, Activation]] = MappingProxyType(
@@ -59,6 +66,8 @@ ACTIVATIONS: Final[Mapping[str, Activation]] = MappingProxyType(
             Activation("mxfp4-rceil", "e2m1", 32, "e8m0", exponent="rceil"),
             Activation("mxfp8-rceil", "e4m3fn", 32, "e8m0", exponent="rceil"),
             Activation("mxint4", "e0m3", 32, "e8m0"),
+            Activation("int8-static", "int8", ALL_TOKENS, WEIGHT_TYPE, calibrated=True),
+            Activation("fp8-static", "e4m3fn", ALL_TOKENS, WEIGHT_TYPE, calibrated=True),
             Activation("nvfp4", "e2m1", 16, "e4m3fn", calibrated=True),
             Activation("nvfp4-e5m3", "e2m1", 16, "e5m3"),
         )
@@ -121,6 +130,11 @@ class Scheme:
         return self.format.is_integer and not self.activation and not self.block
 
     @property
+    def calibrated(self) -> bool:
+        """True where each matrix needs a number for its activations that only data give."""
+        return bool(self.activation) and ACTIVATIONS[self.activation].calibrated
+
+    @property
     def stem(self) -> str:
         """What the weights are, for layouts that name their formats after it: W4, FP8, MXFP4, NVFP4, ..."""
         if self.format.is_integer:
@@ -131,7 +145,7 @@ class Scheme:
     def name(self) -> str:
         """Canonical name, which with a layout says all: W4A16 (group 128), W4A16G32, W8A16CH (whole row), -ASYM where
         asymmetric, W4A8, W4AFP8; FP8, MXFP4, ... with A16 behind it where activations stay, A8 or XFP8 where they
-        become another format than the weights."""
+        become another format than the weights; -STATIC where their scales are in the checkpoint."""
         if self.block:
             return self.block
         if self.bits == 16:
@@ -140,11 +154,12 @@ class Scheme:
         if self.format.is_integer:
             width = f"{'FP' if a.floating else ''}{a.bits}" if a else "16"
             group = {128: "", WHOLE_ROW: "CH"}.get(self.group_size, f"G{self.group_size}")
-            return f"{self.stem}A{width}{group}{'' if self.symmetric else '-ASYM'}"
+            static = "-STATIC" if a and a.group_size == ALL_TOKENS else ""
+            return f"{self.stem}A{width}{group}{'' if self.symmetric else '-ASYM'}{static}"
         if a is None:
             kind = "A16"
         elif a.element == self.element:
-            kind = "-RCEIL" if a.exponent == "rceil" else ""
+            kind = "-RCEIL" if a.exponent == "rceil" else "-STATIC" if a.group_size == ALL_TOKENS else ""
         else:
             kind = f"A{a.bits}" if a.scale == self.scale else f"XFP{a.bits}"
         shape = "-BLOCK" if self.group_rows > 1 else "-TENSOR" if self.reach == "tensor" else ""
@@ -215,6 +230,11 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
                 Scheme("int8", WHOLE_ROW, symmetric=True, activation="int8"),
                 "8-bit integers, one scale for a row; activations to 8 bits while serving",
             ),
+            Preset(
+                "W8A8_STATIC",
+                Scheme("int8", WHOLE_ROW, symmetric=True, activation="int8-static"),
+                "8-bit integers, one scale for a row; activations to 8 bits by scales that `shardq tune` finds",
+            ),
             Preset("FP8_DYNAMIC", _FP8, "8-bit floats, one scale for a row; activations to 8 bits while serving"),
             Preset("FPW8A16", replace(_FP8, activation=""), "8-bit floats, one scale for a row"),
             Preset(
@@ -229,6 +249,14 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
             ),
             _float_preset(
                 replace(_FP8, reach="tensor"), "8-bit floats, one scale for all; activations to 8 bits while serving"
+            ),
+            _float_preset(
+                replace(_FP8, activation="fp8-static"),
+                "8-bit floats, one scale for a row; activations to 8 bits by scales that `shardq tune` finds",
+            ),
+            _float_preset(
+                replace(_FP8, reach="tensor", activation="fp8-static"),
+                "8-bit floats, one scale for all; activations to 8 bits by scales that `shardq tune` finds",
             ),
             Preset("FPW8A16_TENSOR", replace(_FP8, reach="tensor", activation=""), "8-bit floats, one scale for all"),
             _mx_preset("e2m1", "mxfp4", "4-bit floats, a power of two for 32 columns; activations alike"),
@@ -245,7 +273,8 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
             ),
             _float_preset(_NV, "4-bit floats, an fp8 scale for 16 columns, a scale for all that runs as one matrix"),
             _float_preset(
-                replace(_NV, activation="nvfp4"), "as NVFP4A16; activations alike, where that needs no calibration"
+                replace(_NV, activation="nvfp4"),
+                "as NVFP4A16; activations alike, below scales that `shardq tune` finds",
             ),
             _float_preset(
                 replace(_NV, scale="e5m3", reach="group", activation="nvfp4-e5m3"),
@@ -282,6 +311,9 @@ ALIASES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "INT8": "W8A8",
         "INT8_W8A8": "W8A8",
+        "INT8_STATIC": "W8A8_STATIC",
+        "W8A8CH_STATIC": "W8A8_STATIC",
+        "INT8_W8A8_STATIC": "W8A8_STATIC",
         "INT4": "W4A4CH",
         "FP8": "FP8_DYNAMIC",
         "FP8A16": "FPW8A16",
@@ -307,8 +339,9 @@ def parse_scheme(text: str) -> Preset:
         return Preset(scheme.name, scheme, f"{scheme.bits}-bit integers")
     if name.endswith(_STATIC):
         raise UnknownScheme(
-            f"scheme {text!r} has scales of activations that only calibration data give, and this version works "
-            f"without data: take {_without_data(name)}, whose activations get their scales while serving"
+            f"scheme {text!r}: scales of activations that calibration data give are offered for "
+            f"{', '.join(p.name for p in PRESETS.values() if p.scheme.calibrated)}; or take {_without_data(name)}, "
+            "whose activations get their scales while serving"
         )
     near = difflib.get_close_matches(name, [*PRESETS, *ALIASES], n=3) or list(PRESETS)
     raise UnknownScheme(f"unknown scheme {text!r}: did you mean {', '.join(near)}? `shardq schemes` lists them all")

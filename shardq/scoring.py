@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
 from shardq.checkpoint import TensorRef
-from shardq.errors import BadOption
 from shardq.figures import FIGURES
 from shardq.importance_vectors import Ref, read_vector, weights_of
 from shardq.kernels import KernelSet, load
@@ -60,14 +59,9 @@ class Subject:
 
 def score_all(subjects: Sequence[Subject], source: Source, rounded: bool, threads: int) -> Mapping[str, list[float]]:
     """Module -> its harm under each of its candidates. The same for any number of threads. `rounded`: decoded rows are
-    rounded to the weight's type, as by --decode. Raises BadOption for a scheme whose scales reach beyond a group, and
-    what reading raises; a matrix that holds NaN or infinity counts as unharmed: the run that quantizes it will say so.
+    rounded to the weight's type, as by --decode. No scheme has scales that reach beyond a group. Raises what reading
+    raises; a matrix that holds NaN or infinity counts as unharmed: the run that quantizes it will say so.
     """
-    for s in subjects:
-        if far := next((c.scheme for c in s.candidates if c.scheme and c.scheme.reach != "group"), None):
-            raise BadOption(
-                f"--options: {far.name} has a scale beyond a group of columns and cannot be part of a mixture"
-            )
     kernels = load()
     with ThreadPoolExecutor(threads) as pool:
         found = pool.map(lambda s: _score(s, source, rounded, kernels), subjects)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shardq.carry import Goal
     from shardq.dequantize.base import Encoded
     from shardq.importance_vectors import Ref
+    from shardq.replaced import ReplacedRef
     from shardq.search import Search
     from shardq.tuned import TunedRef
 
@@ -79,13 +80,14 @@ class QuantizeTask(RowsOfMatrix):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Bytes of one tensor, or a part of them, that are copied as they are."""
+    """Bytes of one tensor, or a part of them, that are copied as they are, or replaced by as many others."""
 
     tensor: str
     begin: int  # in the source shard
     target: int  # in the output file
     size_bytes: int
     strip_bytes: int = TILE_BYTES  # checksummed at once; of a matrix whole rows, so few that any tile ends with one
+    replaced: "ReplacedRef | None" = None  # what is written in their place
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,7 @@ class Bundle:
         figures = 8 * numbers * (first.end_row - first.row) * len(tasks)
         own = figures + sum(t.output_bytes for t in tasks) + tile * (40 * groups + first.columns * len(tasks))
         wide = READ_BACK_BYTES * tile * first.columns if any(t.reads_back for t in tasks) else 0
+        wide += 4 * tile * first.columns if any(t.tuned and t.tuned.is_scaled for t in tasks) else 0
         own += first.decoding_bytes(tile) + sum(t.memory_bytes(tile) for t in self.block_tasks)
         return own + wide + tile * (first.row_bytes + first.columns) + 4 * first.columns + (1 << 20)
 
@@ -347,7 +350,8 @@ def _small_bytes(task: Task) -> int:
     if isinstance(task, VectorsTask):
         return TILE_BYTES + task.memory_bytes
     pieces = task.pieces if isinstance(task, CopyTask) else ()
-    return TILE_BYTES + max(TILE_BYTES, *(p.strip_bytes for p in pieces))
+    replacing = max((p.strip_bytes for p in pieces if p.replaced), default=0)
+    return TILE_BYTES + max(TILE_BYTES, *(p.strip_bytes for p in pieces)) + replacing
 
 
 def _size(t: Target) -> int:

@@ -2,7 +2,11 @@
 
     tuned.json            identity of the tuning, and sha256 of each file; written last
     <block>.safetensors   codes.MODULE U8 [rows, columns], scales.MODULE F32 [rows, G], perhaps zeros.MODULE U8 and
-                          biases.MODULE F32 alike; `modules` of its metadata says of each its scheme and global scale
+                          biases.MODULE F32 alike; `modules` of its metadata says of each its scheme and global scale,
+                          and where activations are calibrated their scale.
+                          columns.MODULE F32 [columns] and rows.MODULE F32 [rows]: what the weight was multiplied by
+                          before it got its codes. plain.TENSOR: what replaces a tensor of the checkpoint, in its type
+                          and shape; `plain` of the metadata has the sha256 of each
 
 The main job packs such codes into any layout, in place of making its own. Nothing here needs torch.
 """
@@ -11,17 +15,23 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from shardq.errors import BadTuned, CorruptShard, RecipeChanged, UnknownDtype
+from shardq.errors import BadOption, BadTuned, CorruptShard, RecipeChanged, UnknownDtype
 from shardq.files.atomic import pread_exact, reading, sync_way, write_atomic, writing
 from shardq.files.safetensors import HeaderTensor, TensorSpec, plan_file, read_header
 from shardq.importance_vectors import Stamp, take_stamp
+from shardq.layouts.input_scales import wants_input_scale
+from shardq.replaced import Replaced, ReplacedRef
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from shardq.decide import Decision
+    from shardq.layouts.base import Layout
     from shardq.quantizers.quantized import Quantized
     from shardq.schemes import Scheme
 
@@ -30,7 +40,19 @@ IDENTITY: Final = "identity.json"  # while blocks are still missing
 SUFFIX: Final = ".safetensors"
 SHOWN: Final = 4  # names told in a message before "and N more"
 PARTS: Final = ("codes", "scales", "zeros", "biases")
-DTYPES: Final[Mapping[str, str]] = {"codes": "U8", "scales": "F32", "zeros": "U8", "biases": "F32"}
+FACTORS: Final = ("rows", "columns")
+DTYPES: Final[Mapping[str, str]] = {
+    "codes": "U8", "scales": "F32", "zeros": "U8", "biases": "F32", "rows": "F32", "columns": "F32",
+}  # fmt: skip
+PLAIN: Final = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class InputScale:
+    """What a server scales the activations of a matrix by; see quantizers/input_scales.py."""
+
+    value: float  # finite and above 0
+    borrowed: bool = False  # of an expert that no token went to: the largest of its siblings decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +61,23 @@ class Tuned:
 
     scheme: "Scheme"
     quantized: "Quantized"
+    input_scale: "InputScale | None" = None  # of a scheme whose activations are calibrated
+    factors: "Factors | None" = None  # what the weight was multiplied by before
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """What the rows and the columns of a weight were multiplied by, F32; None: by 1."""
+
+    rows: "NDArray[np.float32] | None" = None
+    columns: "NDArray[np.float32] | None" = None
+
+    def apply(self, rows: "NDArray[np.float32]", row: int) -> None:
+        """Multiply some rows of the weight, of which the first is `row`, in place."""
+        if self.columns is not None:
+            rows *= self.columns
+        if self.rows is not None:
+            rows *= self.rows[row : row + len(rows), None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +89,14 @@ class TunedRef:
     groups: int
     begins: tuple[int, ...]  # offsets of the arrays of PARTS, -1 for none
     global_scale: float | None
+    input_scale: InputScale | None = None
+    rows: int = 0
+    factors: tuple[int, ...] = (-1, -1)  # offsets of the arrays of FACTORS, -1 for none
+
+    @property
+    def is_scaled(self) -> bool:
+        """True if the codes are of a weight whose rows or columns were multiplied before."""
+        return any(begin >= 0 for begin in self.factors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +109,17 @@ class TunedCodes:
     schemes: Mapping[str, Mapping[str, Any]]  # module -> what decides its codes
     shapes: Mapping[str, tuple[int, int]]
     refs: Mapping[str, TunedRef]
+    replaced: Mapping[str, ReplacedRef] = field(default_factory=dict)  # by tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TunedBlocks:
+    """What the files of blocks hold, by module, and what replaces tensors, by their names."""
+
+    schemes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    refs: dict[str, TunedRef] = field(default_factory=dict)
+    replaced: dict[str, ReplacedRef] = field(default_factory=dict)
 
 
 class TunedWriter:
@@ -87,21 +145,34 @@ class TunedWriter:
         """True if an earlier run has finished it."""
         return (self._folder / f"{block}{SUFFIX}").exists()
 
-    def write(self, block: str, modules: Mapping[str, Tuned]) -> None:
-        """All modules of one block. Raises DiskFull, NotWritable."""
+    def write(self, block: str, modules: Mapping[str, Tuned], replaced: Mapping[str, Replaced] | None = None) -> None:
+        """All modules of one block, and what replaces tensors of it. Raises DiskFull, NotWritable."""
         import numpy as np
 
         arrays: dict[str, Any] = {}
         said = {}
+        plain = replaced or {}
         for module, t in modules.items():
             q = t.quantized
             for part, array in zip(PARTS, (q.codes, q.scales, q.zeros, q.biases), strict=True):
                 if array is not None:
                     arrays[f"{part}.{module}"] = np.ascontiguousarray(array)
+            for kind in FACTORS if t.factors else ():
+                if (vector := getattr(t.factors, kind)) is not None:
+                    arrays[f"{kind}.{module}"] = np.ascontiguousarray(vector, np.float32)
             said[module] = {"scheme": asdict(t.scheme), "global_scale": q.global_scale}
+            if t.input_scale:
+                said[module]["input_scale"] = asdict(t.input_scale)
+        content = {name: a.tobytes() for name, a in arrays.items()}
+        content |= {f"{PLAIN}.{name}": r.data for name, r in plain.items()}
         specs = [TensorSpec(name, DTYPES[name.partition(".")[0]], a.shape) for name, a in arrays.items()]
-        plan = plan_file(specs, {"modules": json.dumps(said, sort_keys=True)})
-        data = plan.header + b"".join(arrays[name].tobytes() for name in plan.offsets)
+        specs += [TensorSpec(f"{PLAIN}.{name}", r.dtype, r.shape) for name, r in plain.items()]
+        metadata = {"modules": json.dumps(said, sort_keys=True)}
+        if plain:
+            hashes = {name: hashlib.sha256(r.data).hexdigest() for name, r in plain.items()}
+            metadata[PLAIN] = json.dumps(hashes, sort_keys=True)
+        plan = plan_file(specs, metadata)
+        data = plan.header + b"".join(content[name] for name in plan.offsets)
         write_atomic(self._folder / f"{block}{SUFFIX}", data)
 
     def finish(self) -> None:
@@ -127,14 +198,13 @@ def load_tuned(folder: str | os.PathLike[str]) -> TunedCodes:
         blocks, algorithm = dict(manifest["blocks"]), str(manifest["identity"]["algorithm"])
     except (ValueError, LookupError, TypeError) as error:
         raise BadTuned(f"{root.name}/{MANIFEST} is damaged ({error}): tune again") from error
-    schemes: dict[str, Mapping[str, Any]] = {}
-    shapes: dict[str, tuple[int, int]] = {}
-    refs: dict[str, TunedRef] = {}
+    found = TunedBlocks()
     for name, expected in blocks.items():
         if "/" in name or _sha256(root / name) != expected:
             raise BadTuned(f"{root.name}/{name} is not what {MANIFEST} says: tune again")
-        read_block(root / name, schemes, shapes, refs)
-    return TunedCodes(root.name, hashlib.sha256(raw).hexdigest(), algorithm, schemes, shapes, refs)
+        read_block(root / name, found)
+    sha256 = hashlib.sha256(raw).hexdigest()
+    return TunedCodes(root.name, sha256, algorithm, found.schemes, found.shapes, found.refs, found.replaced)
 
 
 def match_tuned(decisions: Sequence["Decision"], tuned: TunedCodes) -> dict[str, TunedRef]:
@@ -159,6 +229,30 @@ def match_tuned(decisions: Sequence["Decision"], tuned: TunedCodes) -> dict[str,
     return found
 
 
+def check_input_scales(
+    decisions: Sequence["Decision"], layout: "Layout", found: Mapping[str, TunedRef], tuned: TunedCodes | None
+) -> None:
+    """Whether all weights have the scales of activations that the layout writes. Raises BadOption where nothing was
+    tuned, BadTuned for a folder without them."""
+    wanted = [d for d in decisions if d.scheme and wants_input_scale(layout, d.scheme)]
+    lacking = [d for d in wanted if (ref := found.get(d.tensor.name)) is None or ref.input_scale is None]
+    if not lacking:
+        return
+    scheme = lacking[0].scheme
+    assert scheme
+    if tuned is None:
+        raise BadOption(
+            f"{scheme.name} has scales of activations that only data give: `shardq tune SOURCE --scheme "
+            f"{scheme.name.replace('-', '_')} --algorithm rtn` finds them and makes the output; or take a scheme whose "
+            "activations get their scales while serving"
+        )
+    told = ", ".join(d.tensor.module for d in lacking[:SHOWN])
+    raise BadTuned(
+        f"{tuned.label} has no scales of activations for {len(lacking)} modules of {scheme.name}: {told}; keep them "
+        "with --ignore, and tune with the same options"
+    )
+
+
 def read_tuned(ref: TunedRef, row: int, end_row: int) -> "Quantized":
     """Canonical codes of some rows. Raises BadTuned when the file has changed since it was checked."""
     import numpy as np
@@ -169,8 +263,7 @@ def read_tuned(ref: TunedRef, row: int, end_row: int) -> "Quantized":
     with reading(path):
         fd = os.open(path, os.O_RDONLY)
         try:
-            if take_stamp(fd, path) != ref.stamp:
-                raise BadTuned(f"{os.path.basename(path)} has changed since the plan was made; start again")
+            _check_stamp(fd, ref)
             arrays: list[Any] = []
             for part, begin in zip(PARTS, ref.begins, strict=True):
                 width = ref.columns if part == "codes" else ref.groups
@@ -181,16 +274,39 @@ def read_tuned(ref: TunedRef, row: int, end_row: int) -> "Quantized":
         finally:
             os.close(fd)
     codes, scales, zeros, biases = arrays
-    return Quantized(codes, scales, zeros, biases, ref.global_scale)
+    value = ref.input_scale.value if ref.input_scale else None
+    return Quantized(codes, scales, zeros, biases, ref.global_scale, value)
 
 
-def read_block(
-    path: Path, schemes: dict[str, Mapping[str, Any]], shapes: dict[str, tuple[int, int]], refs: dict[str, TunedRef]
-) -> None:
-    """Add what a block's file holds, by module. Raises BadTuned."""
+def read_factors(ref: TunedRef) -> Factors:
+    """What the weight was multiplied by before it got these codes. Raises as `read_tuned`."""
+    import numpy as np
+
+    found: list[Any] = []
+    with reading(ref.stamp.path):
+        fd = os.open(ref.stamp.path, os.O_RDONLY)
+        try:
+            _check_stamp(fd, ref)
+            for size, begin in zip((ref.rows, ref.columns), ref.factors, strict=True):
+                made = np.empty(size, np.float32)
+                if begin >= 0:
+                    pread_exact(fd, made.data, begin, ref.stamp.path)
+                found.append(made if begin >= 0 else None)
+        finally:
+            os.close(fd)
+    return Factors(*found)
+
+
+def _check_stamp(fd: int, ref: TunedRef) -> None:
+    if take_stamp(fd, ref.stamp.path) != ref.stamp:
+        raise BadTuned(f"{os.path.basename(ref.stamp.path)} has changed since the plan was made; start again")
+
+
+def read_block(path: Path, found: TunedBlocks) -> None:
+    """Add what a block's file holds. Raises BadTuned."""
     try:
         header = read_header(path, path.name)
-        said = json.loads(header.metadata["modules"])
+        said, hashes = json.loads(header.metadata["modules"]), json.loads(header.metadata.get(PLAIN, "{}"))
         with reading(path):
             fd = os.open(path, os.O_RDONLY)
         try:
@@ -201,14 +317,32 @@ def read_block(
         for module, own in said.items():
             parts = [tensors.get(f"{part}.{module}") for part in PARTS]
             codes, scales = parts[0], parts[1]
-            if codes is None or scales is None or not _fit(parts):
+            factors = [tensors.get(f"{kind}.{module}") for kind in FACTORS]
+            if codes is None or scales is None or not _fit(parts) or not _fit_factors(factors, codes):
                 raise BadTuned(f"{path.name}: the arrays of {module} do not go together: tune again")
-            schemes[module] = own["scheme"]
-            shapes[module] = (codes.shape[0], codes.shape[1])
-            begins = tuple(-1 if t is None else t.begin for t in parts)
-            refs[module] = TunedRef(stamp, codes.shape[1], scales.shape[1], begins, own["global_scale"])
+            found.schemes[module] = own["scheme"]
+            rows, columns = found.shapes[module] = codes.shape[0], codes.shape[1]
+            of_inputs = InputScale(**own["input_scale"]) if "input_scale" in own else None
+            found.refs[module] = TunedRef(
+                stamp, columns, scales.shape[1], _begins(parts), own["global_scale"], of_inputs, rows, _begins(factors)
+            )
+        for name, sha256 in hashes.items():
+            t = tensors[f"{PLAIN}.{name}"]
+            found.replaced[name] = ReplacedRef(stamp, t.begin, t.dtype, tuple(t.shape), str(sha256))
     except (CorruptShard, UnknownDtype, ValueError, LookupError, TypeError, AttributeError) as error:
         raise BadTuned(f"{path.name} is damaged ({error}): tune again") from error
+
+
+def _begins(parts: Sequence[HeaderTensor | None]) -> tuple[int, ...]:
+    return tuple(-1 if t is None else t.begin for t in parts)
+
+
+def _fit_factors(factors: Sequence[HeaderTensor | None], codes: HeaderTensor) -> bool:
+    """Vectors of the rows and columns of the codes."""
+    return all(
+        t is None or (t.dtype == DTYPES[kind] and tuple(t.shape) == (size,))
+        for kind, t, size in zip(FACTORS, factors, codes.shape, strict=True)
+    )
 
 
 def _fit(parts: Sequence[HeaderTensor | None]) -> bool:

@@ -50,7 +50,8 @@ def read_module(shard: OutputShard, place: Place, layout: Layout, scheme: Scheme
 
 def check_module(name: str, entry: Mapping[str, Any], shard: OutputShard, layout: Layout) -> Iterator[str]:
     """Problems of a quantized tensor that show without its source: a wrong shape after unpacking, scales that are NaN,
-    infinite, or zero where its scheme has no such scale, zero points that its scheme does not have."""
+    infinite, or zero where its scheme has no such scale, zero points that its scheme does not have, a scale of
+    activations that is not above zero."""
     kernels = load()
     scheme = layout.settle(parse_name(entry["scheme"]))
     rows, columns = entry["shape"]
@@ -62,6 +63,8 @@ def check_module(name: str, entry: Mapping[str, Any], shard: OutputShard, layout
     biases = np.zeros(1) if q.biases is None else q.biases
     if not (np.isfinite(q.scales).all() and np.isfinite(biases).all() and (may_be_zero or q.scales.all())):
         yield f"{name}: has scales that are {'' if may_be_zero else 'zero, '}NaN or infinite"
+    if q.input_scale is not None and not 0 < q.input_scale < math.inf:
+        yield f"{name}: has a scale of activations of {q.input_scale:g}: expected one above 0"
     if scheme.symmetric and q.zeros is not None and (q.zeros != 1 << (scheme.bits - 1)).any():
         yield f"{name}: has zero points other than {1 << (scheme.bits - 1)} although the scheme is symmetric"
 

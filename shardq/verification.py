@@ -18,6 +18,7 @@ from shardq.layouts import GGUF_LAYOUT
 from shardq.ledger import DECODED
 from shardq.outputs import Output, open_result, read_output, target_of
 from shardq.recorded import check_absorbed
+from shardq.replaced import check_replaced
 from shardq.serving.served import read_served
 from shardq.sources.base import Source
 from shardq.staging import CONFIG
@@ -33,7 +34,8 @@ def verify_output(result: str, deep: bool, source: Source | None, importance: Im
     Always: headers, sizes, index, configuration and completeness against the ledger, and the sha256 of each shard where
     the Hub tells it. `deep`: also the sha256 of each shard as it is read, and every module unpacked; a repo's weights
     are then read twice. With `source`: the ledger checked against its headers, error figures recomputed, and what was
-    copied or decoded compared byte for byte. Memory: the packed
+    copied or decoded compared byte for byte; what a tuning replaced is compared with the ledger's sha256, also by
+    `deep`, and of weights that it scaled the source does not tell the error figures. Memory: the packed
     bytes and the codes of one module. Raises VerifyFailed when the output is unfinished or holds no records, and
     HubAccess and HubTransfer; everything else comes back as problems.
     """
@@ -54,6 +56,9 @@ def verify_output(result: str, deep: bool, source: Source | None, importance: Im
         for name, entry in _quantized(output) if complete else ():
             shard = OutputShard(opened, entry["file"], headers[entry["file"]])
             problems += check_module(name, entry, shard, output.layout)
+    if deep or source is not None:
+        there = {name: (file, t.begin, t.end) for name, (file, t) in _tensors(headers).items()}
+        problems += check_replaced(output, there) if complete else ()
     if source is not None and not problems:
         shards = {name: OutputShard(opened, name, h) for name, h in headers.items()}
         found, compared = check_against_source(output, source, shards)

@@ -36,6 +36,7 @@ from shardq.making import (
     Way,
     extents_of,
     losses_of,
+    measure_written,
     slab_shapes,
     specs_of,
     way_of,
@@ -43,6 +44,7 @@ from shardq.making import (
 )
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows, quantize_rows
+from shardq.replaced import read_replaced
 from shardq.schemes import Scheme
 from shardq.sealing import seal_file, settle_files
 from shardq.source_bytes import SourceBytes
@@ -53,6 +55,7 @@ from shardq.tasks import (
     CopyTask,
     Done,
     Member,
+    Piece,
     QuantizeTask,
     RowsTask,
     Sealed,
@@ -64,7 +67,7 @@ from shardq.tasks import (
     SurveyTask,
     Workplace,
 )
-from shardq.tuned import read_tuned
+from shardq.tuned_rows import pack_tuned
 
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Report = BundleDone | Surveyed | Sealed | Settled
@@ -193,18 +196,16 @@ class Worker:
                 raise self._non_finite(task, scheme, tile)
             for m in takers:
                 m.layout.pack(part, tile.row, m.out, scheme, self._kernels)
-                if m.task.reads_back and m.stats is not None:  # such layouts have the weight's rows first
-                    read = m.layout.unpack({k: v[there] for k, v in m.out.items()}, scheme, self._kernels)
-                    stats = m.stats[there]
-                    measure_rows(tile.rows, dtype, m.layout.unpacks_to(scheme), read, stats, self._kernels)
-                    stats[:, COUNTS] = room.stats[there, COUNTS]  # there are no codes any more
+                if m.task.reads_back and m.stats is not None:
+                    measure_written(m, tile.rows, dtype, there, self._kernels)
+                    m.stats[there, COUNTS] = room.stats[there, COUNTS]  # there are no codes any more
         for m in makings:
             if m.task.scheme is None:
                 self._keep(tile, m)
             elif m.task.goal:
                 self._carry(tile, m)
-            elif m.task.tuned:
-                self._pack_tuned(tile, m)
+            elif m.task.tuned and not pack_tuned(tile, m, self._kernels):
+                raise self._non_finite(m.task, m.task.scheme, tile)
 
     def _keep(self, tile: Tile, making: Making) -> None:
         """Rows as they were decoded, in the type that the weight has."""
@@ -234,20 +235,6 @@ class Worker:
         making.layout.pack(part, tile.row, making.out, task.scheme, self._kernels)
         there = slice(tile.row, tile.row + count)
         measure_rows(tile.wide, "F32", task.scheme, part, making.stats[there], self._kernels)
-
-    def _pack_tuned(self, tile: Tile, making: Making) -> None:
-        """Rows with the codes that were tuned for them."""
-        task = making.task
-        assert task.tuned
-        assert task.scheme
-        assert making.stats is not None
-        row, count = task.row + tile.row, len(tile.rows)
-        part = read_tuned(task.tuned, row, row + count)
-        making.layout.pack(part, tile.row, making.out, task.scheme, self._kernels)
-        there = slice(tile.row, tile.row + count)
-        measure_rows(tile.rows, tile.dtype, task.scheme, part, making.stats[there], self._kernels)
-        if not np.isfinite(making.stats[there]).all():
-            raise self._non_finite(task, task.scheme, tile)
 
     def _write(self, making: Making) -> None:
         path = self._part(making.member.lane, making.task.file)
@@ -341,9 +328,11 @@ class Worker:
                 for at in range(0, piece.size_bytes, piece.strip_bytes):
                     part = slab.tile(at, min(piece.strip_bytes, piece.size_bytes - at))
                     digest = self._kernels.checksum(part)
-                    sums = [_fold(s, digest) for s in sums]
-                    for (lane, task), own in zip(copies, pieces, strict=True):
-                        self._put(lane, task.file, part, own.target + at)
+                    for i, ((lane, task), own) in enumerate(zip(copies, pieces, strict=True)):
+                        made = _content(own, part, at)
+                        more = digest if made is part else self._kernels.checksum(made)
+                        sums[i] = _fold(sums[i], more)
+                        self._put(lane, task.file, made, own.target + at)
         for (lane, task), checksum in zip(copies, sums, strict=True):
             yield lane, _copied(task.id, checksum)
 
@@ -363,6 +352,7 @@ class Worker:
         """Some rows of a slab that other outputs quantize, as they are; `at`: their first byte in the slab."""
         assert isinstance(member.task, CopyTask)
         (piece,) = member.task.pieces
+        raw = _content(piece, raw, at)
         self._put(member.lane, member.task.file, raw, piece.target + at)
         for begin in range(0, raw.size, piece.strip_bytes):
             checksum = _fold(checksum, self._kernels.checksum(raw[begin : begin + piece.strip_bytes]))
@@ -469,6 +459,13 @@ class Worker:
             if array.size:
                 checksum = _fold(checksum, self._kernels.checksum(array.reshape(-1).view(np.uint8)))
         return checksum
+
+
+def _content(piece: Piece, part: NDArray[np.uint8], at: int) -> NDArray[np.uint8]:
+    """What goes into the output for a part of a piece, which begins at `at`: that, or what replaces it."""
+    if piece.replaced is None:
+        return part
+    return np.frombuffer(read_replaced(piece.replaced, at, part.size), np.uint8)
 
 
 def _copied(number: int, checksum: int) -> Done:

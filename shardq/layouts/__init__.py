@@ -3,7 +3,7 @@
 from typing import Final
 
 from shardq.errors import LayoutRefuses
-from shardq.layouts.auto_round import AWQ, MX, V1, ZERO_OF_ALL, AutoRound
+from shardq.layouts.auto_round import AWQ, MX, NVFP4, V1, ZERO_OF_ALL, AutoRound
 from shardq.layouts.awq import Awq
 from shardq.layouts.base import Layout
 from shardq.layouts.compressed_tensors import CompressedTensors
@@ -20,7 +20,7 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
     AutoRound("auto_round:auto_gptq", (), (V1,)),
     AutoRound("auto_round:gptqmodel", (), (ZERO_OF_ALL,)),
     AutoRound("auto_round:auto_awq", (), (AWQ,)),
-    AutoRound("auto_round:llm_compressor", (), (MX,)),
+    AutoRound("auto_round:llm_compressor", (), (MX, NVFP4)),
     Gptq(),
     Gptq("gptq_v2", ("gptqmodel",), VERSION_2),
     Awq(),

@@ -7,6 +7,8 @@ Its configuration names one packing for all modules:
 - `auto_round`: integers, zero stored. Also MXINT4, which has other tensors.
 - `auto_round:llm_compressor`: MXFP4 and MXFP8, whose tensors are those of compressed-tensors, with scales by the floor
   rule; another with its name behind it for NVFP4_E5M3. Activations are declared, and auto-round's readers want them.
+  NVFP4 has tensors and arithmetic of compressed-tensors: auto-round multiplies by reciprocals where that divides.
+- `auto_round:fp8_static`: FP8_STATIC; see auto_round_fp8.py.
 
 - `auto_round:gptqmodel`: integers of either kind, zero stored, and g_idx.
 - `auto_round:auto_awq`: 4-bit integers of either kind in the words of awq.py; what auto-round's whole-model flow takes
@@ -20,12 +22,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from shardq.layouts.auto_round_fp8 import ACTIVATION as FP8_STATIC
+from shardq.layouts.auto_round_fp8 import Fp8Packing, settle_fp8
 from shardq.layouts.awq import BITS as AWQ_BITS
 from shardq.layouts.awq import Awq
 from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
+from shardq.layouts.input_scales import input_outputs, pack_input, unpack_input
 from shardq.layouts.qweight import LANES, QweightTensors, settle_integers
 from shardq.layouts.small_floats import float_outputs, pack_floats, unpack_floats
-from shardq.schemes import ACTIVATIONS, PRESETS, WIDTHS, Scheme
+from shardq.schemes import ACTIVATIONS, ALL_TOKENS, PRESETS, WIDTHS, Scheme
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 QUANT_METHOD: Final = "auto-round"
 FORMAT_VERSION: Final = "0.16.1"  # the release of auto-round whose layout this is; loaders compare it
 KEPT: Final[Mapping[str, Any]] = {"bits": 16, "data_type": "float"}
+FP8_FIELDS: Final[Mapping[str, Any]] = {"fmt": "e4m3", "activation_scheme": "static"}  # beside those of any scheme
 # data_type and act_data_type of schemes, by their activations.
 DATA_TYPES: Final[Mapping[str, tuple[str, str]]] = {
     "mxfp4": ("mx_fp", "mx_fp"),
@@ -43,6 +49,8 @@ DATA_TYPES: Final[Mapping[str, tuple[str, str]]] = {
     "mxfp8-rceil": ("mx_fp", "mx_fp_rceil"),
     "mxint4": ("mx_int", "mx_int"),
     "nvfp4-e5m3": ("nvfp4_v2", "nvfp4_v2"),
+    "nvfp4": ("nv_fp", "nv_fp4_with_static_gs"),
+    FP8_STATIC: ("fp", "fp"),
 }
 
 
@@ -100,15 +108,16 @@ class FloatPacking:
 
     def outputs(self, scheme: Scheme, rows: int, columns: int) -> tuple[OutSpec, ...]:
         """See Packing."""
-        return float_outputs(scheme, rows, columns)
+        return *float_outputs(scheme, rows, columns), *input_outputs(scheme, "F32")
 
     def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
         """See Packing."""
         pack_floats(part, row, out, scheme, kernels)
+        pack_input(part, out)
 
     def unpack(self, arrays: "Arrays", scheme: Scheme, kernels: "KernelSet") -> "Quantized":
         """See Packing."""
-        return unpack_floats(arrays, scheme, kernels)
+        return replace(unpack_floats(arrays, scheme, kernels), input_scale=unpack_input(arrays))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +151,18 @@ V1: Final = IntPacking(WIDTHS, (True,), 1, word="auto_round:auto_gptq")
 ZERO: Final = IntPacking(WIDTHS, (False,), 0, word="auto_round")
 ZERO_OF_ALL: Final = IntPacking(WIDTHS, (True, False), 0, g_idx=True, word="auto_round:gptqmodel")
 MX: Final = FloatPacking("auto_round:llm_compressor", ("mxfp4", "mxfp8", "mxfp4-rceil", "mxfp8-rceil"))
+NVFP4: Final = FloatPacking("auto_round:llm_compressor", ("nvfp4",))
 MX_INT: Final = FloatPacking("auto_round", ("mxint4",))
 NV: Final = FloatPacking("auto_round:llm_compressor_nvfp4_e5m3", ("nvfp4-e5m3",))
 AWQ: Final = AwqPacking()
-OWN_CHOICE: Final[tuple[Packing, ...]] = (V1, ZERO, MX, MX_INT, NV)
+FP8: Final = Fp8Packing()
+OWN_CHOICE: Final[tuple[Packing, ...]] = (V1, ZERO, MX, MX_INT, NVFP4, NV, FP8)
 
 
 class AutoRound(LayoutDefaults):
     """quant_method auto-round. Members as in Layout."""
 
-    summary = "AutoRound: qweight, qzeros, scales; MX and NVFP4_E5M3"
+    summary = "AutoRound: qweight, qzeros, scales; MX, NVFP4 and FP8_STATIC"
     loaders = "transformers with auto-round; vLLM and SGLang (symmetric integers), vLLM (MXFP4, MXFP8)"
     slab_rows = LANES
 
@@ -168,13 +179,17 @@ class AutoRound(LayoutDefaults):
         """See Layout."""
         if scheme.activation not in DATA_TYPES:
             return settle_integers(scheme)
+        if scheme.activation == FP8_STATIC:
+            return settle_fp8(scheme)
+        if scheme.calibrated:
+            return replace(scheme, numbers="compressed_tensors", exponent="")
         return replace(scheme, numbers="auto_round", exponent="floor" if scheme.scale == "e8m0" else "")
 
     def refuse(self, scheme: Scheme, default: Scheme, rows: int, columns: int) -> Refusal | None:
         """See Layout."""
         packing = self._packing(scheme)
         if packing is None:
-            words = ", ".join(p.word for p in self._packings)
+            words = ", ".join(dict.fromkeys(p.word for p in self._packings))
             return Refusal(f"has no packing for {scheme.element} ({scheme.name}): its packings are {words}", False)
         if scheme.symmetric != default.symmetric:
             return Refusal("cannot mix symmetric and asymmetric modules", ragged=False)
@@ -208,6 +223,7 @@ class AutoRound(LayoutDefaults):
             "model_free": True,
             "autoround_version": FORMAT_VERSION,
             "quantizer": f"shardq:{version}",
+            **(FP8_FIELDS if default.activation == FP8_STATIC else {}),
         }
         if blocks:
             block["block_name_to_quantize"] = ",".join(blocks)
@@ -255,7 +271,7 @@ def _fields(scheme: Scheme | None, default: Scheme) -> dict[str, Any]:
         **fields,
         "act_bits": a.bits,
         "act_data_type": act_data_type,
-        "act_dynamic": True,
+        "act_dynamic": a.group_size != ALL_TOKENS,
         "act_group_size": a.group_size,
         "act_sym": True,
     }

@@ -40,7 +40,7 @@ class OutSpec:
         if self.slab_axis is None:
             return self.shape if row == 0 else (0,)
         begin, end = self.slab_range(row, end_row)
-        return (end - begin, self.shape[1]) if self.slab_axis == 0 else (self.shape[0], end - begin)
+        return (end - begin, *self.shape[1:]) if self.slab_axis == 0 else (self.shape[0], end - begin)
 
 
 @dataclass(frozen=True, slots=True)

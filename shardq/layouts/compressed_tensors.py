@@ -6,8 +6,8 @@ Scales have the weight's own type, but those that are small floats themselves: s
 has no zero point tensor: vLLM cannot load one.
 
 Smaller integers stay packed beside 8-bit activations, although the library would choose plain int8 by itself: that is
-where vLLM 0.32 looks for W4A8 and W4AFP8. Activations that need calibration are refused: each matrix then has an
-`input_global_scale`, which the library and vLLM leave uninitialized where it is missing; only data give it.
+where vLLM 0.32 looks for W4A8 and W4AFP8. Where activations are calibrated, each matrix has a scale of them (see
+input_scales.py), which the library and vLLM leave uninitialized where it is missing.
 """
 
 import re
@@ -16,9 +16,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
+from shardq.layouts.input_scales import input_outputs, pack_input, unpack_input
 from shardq.layouts.small_floats import float_outputs, pack_floats, unpack_floats
 from shardq.layouts.templates import module_regexes
-from shardq.schemes import ACTIVATIONS, PLAIN_SCALES, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Scheme
+from shardq.schemes import ACTIVATIONS, ALL_TOKENS, PLAIN_SCALES, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Scheme
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
@@ -32,6 +33,8 @@ ELEMENTS: Final = {"e8m0": ("e2m1", "e2m3", "e4m3fn"), "e4m3fn": ("e2m1",)}  # b
 SHAPES: Final = {"e8m0": (32, "group"), "e4m3fn": (16, "fused")}  # group size and reach that the formats stand for
 SCALE_DTYPES: Final = {"e8m0": "torch.uint8", "e4m3fn": "torch.float8_e4m3fn"}
 MIXED: Final = "mixed-precision"
+LOCAL: Final = "local"  # scales of groups are computed for each token, below one that is not
+STRATEGIES: Final = {WHOLE_ROW: "token", ALL_TOKENS: "tensor"}  # by group size of activations; else there are groups
 TIED_HEAD: Final = "re:.*lm_head$"
 
 
@@ -61,12 +64,6 @@ class CompressedTensors(LayoutDefaults):
         a = ACTIVATIONS[scheme.activation] if scheme.activation else None
         if a and a.exponent:
             return Refusal(f"cannot say how scales of activations are rounded, as {scheme.name} does", ragged=False)
-        if a and a.calibrated:
-            return Refusal(
-                f"needs a global scale of each matrix' activations for {scheme.name}, which only calibration data give "
-                f"(take {scheme.stem}A16, which leaves activations in 16 bits)",
-                ragged=False,
-            )
         if scheme.group_rows == 1 and columns % scheme.group_columns(columns):
             return Refusal(f"group size {scheme.group_size} does not divide {columns} columns", ragged=True)
         if scheme.group_size > columns and scheme.group_rows == 1:
@@ -75,24 +72,7 @@ class CompressedTensors(LayoutDefaults):
 
     def outputs(self, scheme: Scheme, dtype: str, rows: int, columns: int) -> tuple[OutSpec, ...]:
         """See Layout."""
-        kind, groups, bits = format_of(scheme), scheme.groups(columns), scheme.bits
-        if kind == PACKED:
-            specs: tuple[OutSpec, ...] = (
-                OutSpec("weight_packed", "I32", (rows, -(-columns * bits // 32)), slab_axis=0),
-                OutSpec("weight_scale", dtype, (rows, groups), slab_axis=0),
-                OutSpec("weight_shape", "I64", (2,), slab_axis=None, values=(rows, columns)),
-            )
-            if not scheme.symmetric:
-                shape = (-(-rows * bits // 32), groups)
-                specs += (OutSpec("weight_zero_point", "I32", shape, slab_axis=0, per_rows=(bits, 32)),)
-            return specs
-        if kind not in (INT8, FLOAT8):
-            return float_outputs(scheme, rows, columns)
-        weight = OutSpec("weight", "I8" if kind == INT8 else "F8_E4M3", (rows, columns), slab_axis=0)
-        if scheme.reach == "tensor":
-            return weight, OutSpec("weight_scale", dtype, (1,), slab_axis=None)
-        scales = (-(-rows // scheme.group_rows), groups)
-        return weight, OutSpec("weight_scale", dtype, scales, slab_axis=0, per_rows=(1, scheme.group_rows))
+        return *_weight_outputs(scheme, dtype, rows, columns), *input_outputs(scheme, dtype)
 
     def pack(self, part: "Quantized", row: int, out: "Arrays", scheme: Scheme, kernels: "KernelSet") -> None:
         """See Layout."""
@@ -100,6 +80,7 @@ class CompressedTensors(LayoutDefaults):
 
         from shardq.layouts.stored import store
 
+        pack_input(part, out)
         if scheme.scale != WEIGHT_TYPE:
             pack_floats(part, row, out, scheme, kernels)
             return
@@ -136,7 +117,7 @@ class CompressedTensors(LayoutDefaults):
         from shardq.quantizers.quantized import Quantized
 
         if scheme.scale != WEIGHT_TYPE:
-            return unpack_floats(arrays, scheme, kernels)
+            return replace(unpack_floats(arrays, scheme, kernels), input_scale=unpack_input(arrays))
         scales = load(arrays["weight_scale"])
         if "weight_packed" in arrays:
             packed = arrays["weight_packed"]
@@ -154,7 +135,8 @@ class CompressedTensors(LayoutDefaults):
             zeros = np.ascontiguousarray(lanes.T)
         if scheme.reach == "tensor":
             scales = np.full((rows, 1), scales[0], np.float32)
-        return Quantized(codes, np.ascontiguousarray(scales.repeat(scheme.group_rows, axis=0)[:rows]), zeros)
+        scales = np.ascontiguousarray(scales.repeat(scheme.group_rows, axis=0)[:rows])
+        return Quantized(codes, scales, zeros, input_scale=unpack_input(arrays))
 
     def config_block(self, default: Scheme, choices: Sequence[ModuleChoice], version: str) -> dict[str, Any]:
         """See Layout. The default scheme's group aims at every Linear, the others at names; what is kept is ignored by
@@ -197,6 +179,28 @@ class CompressedTensors(LayoutDefaults):
                 if target == "Linear":
                     found = _scheme(group)
         return found
+
+
+def _weight_outputs(scheme: Scheme, dtype: str, rows: int, columns: int) -> tuple[OutSpec, ...]:
+    """All that `outputs` gives but a scale of activations."""
+    kind, groups, bits = format_of(scheme), scheme.groups(columns), scheme.bits
+    if kind == PACKED:
+        specs: tuple[OutSpec, ...] = (
+            OutSpec("weight_packed", "I32", (rows, -(-columns * bits // 32)), slab_axis=0),
+            OutSpec("weight_scale", dtype, (rows, groups), slab_axis=0),
+            OutSpec("weight_shape", "I64", (2,), slab_axis=None, values=(rows, columns)),
+        )
+        if not scheme.symmetric:
+            shape = (-(-rows * bits // 32), groups)
+            specs += (OutSpec("weight_zero_point", "I32", shape, slab_axis=0, per_rows=(bits, 32)),)
+        return specs
+    if kind not in (INT8, FLOAT8):
+        return float_outputs(scheme, rows, columns)
+    weight = OutSpec("weight", "I8" if kind == INT8 else "F8_E4M3", (rows, columns), slab_axis=0)
+    if scheme.reach == "tensor":
+        return weight, OutSpec("weight_scale", dtype, (1,), slab_axis=None)
+    scales = (-(-rows // scheme.group_rows), groups)
+    return weight, OutSpec("weight_scale", dtype, scales, slab_axis=0, per_rows=(1, scheme.group_rows))
 
 
 def _ignored(choices: Sequence[ModuleChoice]) -> list[str]:
@@ -257,11 +261,13 @@ def _activation(name: str) -> dict[str, Any] | None:
         "num_bits": a.bits,
         "type": "float" if a.floating else "int",
         "symmetric": True,
-        "strategy": "token" if a.group_size == WHOLE_ROW else "group",
+        "strategy": STRATEGIES.get(a.group_size, "tensor_group" if a.calibrated else "group"),
         "dynamic": True,
     }
-    if a.group_size != WHOLE_ROW:
+    if a.group_size not in STRATEGIES:
         declared["group_size"] = a.group_size
+    if a.calibrated:
+        declared["dynamic"] = False if a.group_size == ALL_TOKENS else LOCAL
     if a.scale in SCALE_DTYPES:
         declared["scale_dtype"] = SCALE_DTYPES[a.scale]
     return declared

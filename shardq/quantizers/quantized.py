@@ -20,6 +20,7 @@ class Quantized:
     zeros: NDArray[np.uint8] | None  # [rows, G], 0 .. 2**bits - 1; all 2**(bits-1) when symmetric integers have them
     biases: NDArray[np.float32] | None = None  # [rows, G], of affine codes, which have no zeros
     global_scale: float | None = None  # what a reader divides `scales` by, where these are stored times it
+    input_scale: float | None = None  # of activations, where the scheme has them calibrated: see input_scales.py
 
     def rows(self, part: slice) -> "Quantized":
         """Some of the rows, one after the other in memory."""

@@ -11,10 +11,10 @@ from shardq.schemes import WEIGHT_TYPE, Scheme
 
 Floats = NDArray[np.float32]
 STORED = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
-_EPSILON = {"bf16": 2.0**-7, "fp16": 2.0**-10, "fp32": 2.0**-23}  # scale of a group of zeros
+EPSILON = {"bf16": 2.0**-7, "fp16": 2.0**-10, "fp32": 2.0**-23}  # scale of a group of zeros
 _EXPONENT_BITS = np.uint32(0x7F800000)
 # What carries a mantissa over to the next power of two, by element: from 1.75 on, and from 1.9375 on for e2m3.
-_CARRY = {"e2m1": np.uint32(1 << 21), "e4m3fn": np.uint32(1 << 21), "e2m3": np.uint32(1 << 19)}
+CARRY = {"e2m1": np.uint32(1 << 21), "e4m3fn": np.uint32(1 << 21), "e2m3": np.uint32(1 << 19)}
 
 
 def shared_scales(
@@ -76,7 +76,7 @@ def _power_scales(absmax: Floats, scheme: Scheme, dtype: str) -> Floats:
         if scheme.exponent == "floor":
             of_group = _floor_exponents(absmax, dtype)
         else:
-            of_group = ((absmax.view(np.uint32) + _CARRY[scheme.element]) >> 23).astype(np.int64)
+            of_group = ((absmax.view(np.uint32) + CARRY[scheme.element]) >> 23).astype(np.int64)
         biased = of_group - int(np.floor(np.log2(largest)))
     exponents = np.clip(biased, 0, 254).astype(np.uint32)
     return np.where(exponents == 0, np.float32(2.0**-127), (exponents << 23).view(np.float32)).astype(np.float32)
@@ -97,7 +97,7 @@ def _round_scales(scales: Floats, finite: NDArray[np.bool_], scheme: Scheme, dty
     """Round in place to the stored format; a scale of 0 becomes the format's epsilon. Returns overflows."""
     stored = STORED[dtype] if scheme.scale == WEIGHT_TYPE else scheme.scale
     scales[:] = round_to(scales, stored)
-    scales[scales == 0] = _EPSILON[stored]
+    scales[scales == 0] = EPSILON[stored]
     over = finite & ~np.isfinite(scales)
     return int(over.sum())
 

@@ -9,11 +9,12 @@ from typing import Final
 from shardq.fused import fused_names, model_types
 from shardq.serving import parallel
 from shardq.serving.believed import ct_patterns, gptq_rule, names_target
-from shardq.serving.served import WHOLE_ROW, Module, Served, Stored
+from shardq.serving.served import WHOLE_ROW, WHOLE_TENSOR, Module, Served, Stored
 
 Condition = Callable[[Served, int], list[str]]
 
 READ_PACKINGS: Final = ("auto_round:auto_gptq", "auto_round:auto_awq", "auto_round:fp8", "auto_round:llm_compressor")
+WHOLE_FP8: Final = ("fp8", WHOLE_TENSOR)  # kind, and columns of a scale
 BODY: Final = ("linear", "small", "nontext", "outside_block")  # roles that every server builds by the configuration
 
 
@@ -140,6 +141,18 @@ def missing_input_global_scales(served: Served, tp: int) -> list[str]:
     return [m.name for m in found if f"{m.name}.input_global_scale" not in served.tensors]
 
 
+def static_experts(served: Served, tp: int) -> list[str]:
+    """Experts whose activations have scales in the checkpoint."""
+    del tp
+    return [m.name for m in served.quantized if m.expert and m.stored and m.stored.activation == "static"]
+
+
+def static_experts_in_rows(served: Served, tp: int) -> list[str]:
+    """Those of them that are no fp8 with one scale for all."""
+    whole = {m.name for m in served.quantized if m.stored and (m.stored.kind, m.stored.group_columns) == WHOLE_FP8}
+    return [name for name in static_experts(served, tp) if name not in whole]
+
+
 def missing_g_idx(served: Served, tp: int) -> list[str]:
     """qweight without g_idx."""
     del tp
@@ -250,7 +263,8 @@ CONDITIONS: Final[Mapping[str, Condition]] = {
         split_groups, differing_experts, unignored_linears, unignored_mtp, unignored_routers, ignored_but_quantized,
         mixed_schemes, mixed_with_asymmetric, gptq_exceptions, gptq_rules_miss_fused, anchored_patterns,
         untargeted_head, tied_head_quantized, tied_head_written, tied_embedding_quantized, missing_input_scales,
-        missing_input_global_scales, missing_g_idx, present_g_idx, missing_qzeros, symmetric_zero_points,
+        missing_input_global_scales, static_experts, static_experts_in_rows, missing_g_idx, present_g_idx,
+        missing_qzeros, symmetric_zero_points,
         activation_order, nested_block, not_bfloat16, ragged_blocks, unusual_groups, separate_experts,
         ct_converted_experts, not_gpt_oss, gpt_oss_experts, deepseek_experts, auto_round_packing,
         parallel.heads, parallel.rows, parallel.columns, parallel.groups,

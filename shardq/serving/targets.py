@@ -50,21 +50,24 @@ def may_split(targets: Sequence[Target]) -> bool:
 
 def check_targets(served: "Served", targets: Sequence[Target]) -> None:
     """Raises TargetRefuses with the reasons of the first target that will not load what is served."""
+    for target in targets:
+        if refusal := find_refusal(served, target):
+            raise TargetRefuses(
+                f"--target {target.text}: {refusal}; change --scheme, --format or --ignore, or leave the target out"
+            )
+
+
+def find_refusal(served: "Served", target: Target) -> str | None:
+    """Why a target will not load what is served; None if it does, perhaps with limits."""
     from shardq.serving.judge import judge
 
-    for target in targets:
-        found = (v for v in judge(served, target.tp, target.device) if v.engine == target.engine)
-        verdict = next(found, None)
-        if verdict is None:
-            raise TargetRefuses(
-                f"--target {target.text}: it is not known to load GGUF files; leave the target or the file type out"
-            )
-        if verdict.answer == "no":
-            told = "; ".join(f"{r.told} ({r.source})" for r in verdict.reasons if r.answer == "no")
-            raise TargetRefuses(
-                f"--target {target.text}: {verdict.engine} {verdict.version} will not load this: {told}; change "
-                "--scheme, --format or --ignore, or leave the target out"
-            )
+    verdict = next((v for v in judge(served, target.tp, target.device) if v.engine == target.engine), None)
+    if verdict is None:
+        return "it is not known to load GGUF files"
+    if verdict.answer != "no":
+        return None
+    told = "; ".join(f"{r.told} ({r.source})" for r in verdict.reasons if r.answer == "no")
+    return f"{verdict.engine} {verdict.version} will not load this: {told}"
 
 
 def _find(name: str, text: str) -> Engine:

@@ -53,6 +53,19 @@ class Batch:
         calls = tuple(_map(c, lambda own: Own(tuple(own.values[i] for i in samples))) for c in self.calls)
         return replace(self, hidden=self.hidden[list(samples)], calls=calls)
 
+    def shortened(self, tokens: int) -> "Batch":
+        """The first tokens of each sample; hidden states are a view. What blocks are called with is cut where it has as
+        many entries as a sample has tokens: vectors, rows of tables, columns and rows of masks."""
+        length = self.hidden.shape[1]
+        if length <= tokens:
+            return self
+
+        def cut(value: torch.Tensor) -> torch.Tensor:
+            return _shortened(value, length, tokens)
+
+        calls = tuple(_map(c, lambda own: Own(tuple(cut(v) for v in own.values)), cut) for c in self.calls)
+        return replace(self, hidden=self.hidden[:, :tokens], calls=calls)
+
     def moved(self, hidden: torch.Tensor) -> "Batch":
         """The same samples with other hidden states."""
         return replace(self, hidden=hidden)
@@ -60,7 +73,7 @@ class Batch:
     def on(self, device: torch.device, whole: bool) -> "Batch":
         """The same samples, whose blocks are computed on a device: all that they are there, or only what all of them
         share, and of the others what a call needs."""
-        calls = tuple(_map(c, lambda own: own.on(device) if whole else own, device) for c in self.calls)
+        calls = tuple(_map(c, lambda own: own.on(device) if whole else own, lambda t: t.to(device)) for c in self.calls)
         return Batch(self.hidden.to(device) if whole else self.hidden, calls, device)
 
     def split(self, samples: int) -> Iterator["Batch"]:
@@ -71,7 +84,7 @@ class Batch:
 
 def call_block(module: Callable[..., Any], batch: Batch, index: int) -> torch.Tensor:
     """Hidden states behind a block, [samples, tokens, width]."""
-    call = _map(batch.calls[index], lambda own: torch.cat(own.values).to(batch.device), batch.device)
+    call = _map(batch.calls[index], lambda own: torch.cat(own.values).to(batch.device), lambda t: t.to(batch.device))
     found = module(batch.hidden.to(batch.device), *call.args, **call.kwargs)
     made: torch.Tensor = found[0] if isinstance(found, tuple | list) else found
     return made
@@ -202,14 +215,25 @@ def _join(value: Any, more: Any, count: int) -> Any:
     return value
 
 
-def _map(call: Call, change: Callable[[Own], Any], device: torch.device | None = None) -> Call:
-    """A call with other values of samples, and on a device what all of them share."""
+def _shortened(value: torch.Tensor, length: int, tokens: int) -> torch.Tensor:
+    """[tokens], [x, tokens], [x, tokens, width], [x, heads, tokens(, tokens or width)], as models call their blocks."""
+    axes = {1: (0,), 2: (1,), 3: (1,), 4: (2, 3)}.get(value.ndim, ())
+    for axis in axes:
+        if value.shape[axis] == length and (axis < 3 or value.shape[2] in {1, tokens}):
+            value = value.narrow(axis, 0, tokens)
+    return value
+
+
+def _map(
+    call: Call, change: Callable[[Own], Any], shared: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> Call:
+    """A call with other values of samples, and of tensors that all of them share."""
 
     def changed(value: Any) -> Any:
         if isinstance(value, Own):
             return change(value)
         if isinstance(value, torch.Tensor):
-            return value if device is None else value.to(device)
+            return value if shared is None else shared(value)
         if isinstance(value, tuple | list):
             return type(value)(changed(v) for v in value)
         if isinstance(value, dict):

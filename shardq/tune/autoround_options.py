@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 SAME: Final = "the same"
-EVALUATION: Final = "outputs are evaluated by `shardq eval` for perplexity and KL, or by lm-eval on the output folder"
+EVALUATION: Final = "`shardq eval --tasks` runs lm-eval with few words; its own command takes all on the output folder"
 DIFFUSION: Final = "block mode reads causal language models; diffusion models are quantized without data"
 ROTATION: Final = "a rotated model needs hooks at inference, and no common server has them"
 SVDQUANT: Final = "a low-rank branch beside the codes needs a server of its own; there is no layout for it here"
@@ -165,13 +165,19 @@ PARTS: Final[Mapping[str, tuple[Row, ...]]] = MappingProxyType({
             "--calib_num_inference_steps", "--num_inference_steps", "--generator_seed", "--diffusion_tuning_cache_size",
         )
     ),
-    "Evaluation": tuple(
-        _row(words, "", EVALUATION)
-        for words in (
-            "--tasks --task", "--eval_bs", "--limit", "--num_fewshot --num-fewshot",
-            "--eval_gen_kwargs --eval-gen-kwargs", "--fewshot_as_multiturn --fewshot-as-multiturn",
-            "--eval_task_by_task", "--eval_backend", "--vllm_args", "--eval_model_dtype", "--add_bos_token",
-        )
+    "Evaluation": (
+        _row("--tasks --task", "`shardq eval OUT --tasks`", "by lm-eval"),
+        _row("--eval_bs", "`shardq eval --batch-size`"),
+        _row("--limit", "`shardq eval --limit`"),
+        _row("--num_fewshot --num-fewshot", "`shardq eval --num-fewshot`"),
+        _row("--eval_backend", "`shardq eval --backend`"),
+        *(
+            _row(words, "", EVALUATION)
+            for words in (
+                "--eval_gen_kwargs --eval-gen-kwargs", "--fewshot_as_multiturn --fewshot-as-multiturn",
+                "--eval_task_by_task", "--vllm_args", "--eval_model_dtype", "--add_bos_token",
+            )
+        ),
     ),
 })  # fmt: skip
 

@@ -4,8 +4,10 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from shardq.tune.inputs import recording
+from shardq.tune.inputs import Inputs, recording
+from shardq.tune.subjects import Subject
 from shardq.tune.work import Codes, Work, largest_of, quantize_alone, rows_of
 
 BLOCK: Final = "block"  # what names of parameters begin with here
@@ -30,10 +32,16 @@ def tune_by_importance(work: Work) -> Codes:
             work.run(part)
     codes: Codes = {}
     for s in work.subjects:
-        sums = inputs.sums.get(f"{BLOCK}.{s.place.parameter}")
-        own = None if sums is None else sums.squares if s.place.expert is None else sums.squares[s.place.expert]
-        mean = 0.0 if own is None else float(own.mean())
-        importance = np.maximum(own / mean, FLOOR).astype(np.float32) if own is not None and mean > 0 else None
         weight = rows_of(work.block, [s])
-        codes[s.tensor] = quantize_alone(weight, s, work.kernels, amax.get(s.tensor), importance)
+        codes[s.tensor] = quantize_alone(weight, s, work.kernels, amax.get(s.tensor), importance_of(inputs, s))
     return codes
+
+
+def importance_of(inputs: Inputs, subject: Subject) -> NDArray[np.float32] | None:
+    """Of the columns of a matrix, from what was recorded of a block under the name BLOCK: mean squares beside their
+    mean, none below FLOOR; None where nothing came in."""
+    sums = inputs.sums.get(f"{BLOCK}.{subject.place.parameter}")
+    expert = subject.place.expert
+    own = None if sums is None else sums.squares if expert is None else sums.squares[expert]
+    mean = 0.0 if own is None else float(own.mean())
+    return np.maximum(own / mean, FLOOR).astype(np.float32) if own is not None and mean > 0 else None

@@ -194,10 +194,10 @@ class BlockModel:
         with replace_blocks(self._blocks, hidden, self._as_tuple):
             return catch_input(head, lambda: self._end(hidden))
 
-    @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Of hidden states behind the last block, [samples, tokens, width], by the model's own last norm, head and
-        whatever it does there: [samples, tokens, vocabulary]. Reads the head if it is not there."""
+        whatever it does there: [samples, tokens, vocabulary]. Reads the head if it is not there. Records gradients of
+        hidden states that ask for them."""
         self._fill_head()
         with replace_blocks(self._blocks, hidden, self._as_tuple):
             found: torch.Tensor = self._end(hidden).logits

@@ -64,10 +64,10 @@ def begin_chain(
             "samples, or allow more"
         )
     batch = batch.on(device, whole=resident and not in_files)
-    inputs = batch.moved(_spooled(batch.hidden, folder)) if in_files else batch
+    inputs = batch.moved(spooled(batch.hidden, folder)) if in_files else batch
     if not plain:
         return Chain(model, inputs, None, quanted)
-    other = _spooled(batch.hidden, folder) if in_files else batch.hidden.clone()
+    other = spooled(batch.hidden, folder) if in_files else batch.hidden.clone()
     return Chain(model, inputs, batch.moved(other), quanted)
 
 
@@ -76,8 +76,9 @@ def is_spooled(hidden_bytes: int, chains: int, max_ram_bytes: int | None) -> boo
     return max_ram_bytes is not None and chains * hidden_bytes > max_ram_bytes
 
 
-def _spooled(hidden: torch.Tensor, folder: Path) -> torch.Tensor:
-    """A copy in a file, which the system may write out whenever it needs the memory."""
+def spooled(hidden: torch.Tensor, folder: Path) -> torch.Tensor:
+    """A copy in a file of `folder` without a name, which the system may write out whenever it needs the memory. Raises
+    DiskFull, NotWritable."""
     size = hidden.numel() * hidden.element_size()
     with writing(folder), tempfile.NamedTemporaryFile(dir=folder, prefix=".hidden-", suffix=".tmp") as file:
         file.truncate(size)

@@ -8,43 +8,36 @@ files are those of a run that was never stopped.
 import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
-from torch import nn
 
-from shardq.errors import BadOption, BadTuned
+from shardq.errors import BadOption
 from shardq.files.atomic import reading, write_atomic, writing
-from shardq.kernels import load
 from shardq.lock import FolderLock
 from shardq.plans import make_plan
 from shardq.recipe import Recipe
 from shardq.sources.base import Source
-from shardq.tune.activations import Batch
-from shardq.tune.block_gptq import tune_gptq
-from shardq.tune.block_rtn import tune_by_importance, tune_nearest
+from shardq.tune.awq_sites import find_awq_sites
 from shardq.tune.blocks import BlockModel
 from shardq.tune.chain import Chain, begin_chain
 from shardq.tune.data import Samples, load_samples
 from shardq.tune.data_self import sample_self
 from shardq.tune.devices import deterministic
 from shardq.tune.disk import check_disk
-from shardq.tune.groups import Group, group_batch, group_subjects
-from shardq.tune.head import Logits, head_inputs, head_options
-from shardq.tune.options import TuneOptions
+from shardq.tune.norms_biases import find_plain
+from shardq.tune.options import DataOptions, TuneOptions
+from shardq.tune.passes import Run, find_borrowed
 from shardq.tune.rounding import check_scheme
-from shardq.tune.signround import tune_signround
-from shardq.tune.subjects import Subject, Subjects, find_subjects
+from shardq.tune.subjects import check_left, find_parameters, find_subjects
 from shardq.tune.tokenizing import Tokenizer, open_tokenizer
-from shardq.tune.work import Codes, Work, put_codes
-from shardq.tuned import SUFFIX, Tuned, TunedRef, TunedWriter, read_block, read_tuned
+from shardq.tuned import TunedWriter
 
-SEEDS: Final = 1 << 32  # more than a block takes
 IDS: Final = "ids.npy"  # of the samples, beside the blocks
 LOCK: Final = "lock"  # beside them; stays, empty
 Told = Callable[[int, int], None]  # blocks done, and all
@@ -62,6 +55,8 @@ class TuneResult:
     samples: int
     tokens: int
     dropped: int  # samples that were too short
+    borrowed: tuple[str, ...]  # modules of experts that no token went to: scales of activations are their siblings'
+    unscaled: tuple[str, ...]  # blocks in which AWQ finds nothing to scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +81,14 @@ def tune_blocks(
     with ExitStack() as stack:
         stack.enter_context(deterministic(options.compute.enable_deterministic_algorithms))
         model = stack.enter_context(BlockModel.open(source, dtype=dtype, trust_remote_code=trust_remote_code))
-        plan = make_plan(model.checkpoint, recipe)
+        plan = make_plan(model.checkpoint, recipe, before_tuning=True)
         subjects = find_subjects(model, plan)
+        check_left(subjects, plan)
         if not any(subjects.blocks) and subjects.head is None:
             raise BadOption(f"{source.label}: nothing in its blocks gets codes that can be tuned")
-        for s in subjects.all() if options.algorithm == "signround" else ():
+        for s in subjects.all() if options.codes == "signround" else ():
             check_scheme(s.scheme)
+        sites = find_awq_sites(model, plan, subjects) if options.is_scaling else None
         data, chains = options.data, 2 if options.has_plain_chain else 1
         check_disk(model, subjects, data.nsamples, data.seqlen, chains, place.max_ram_bytes, place.max_disk_bytes)
         stack.enter_context(_lock(place.folder))
@@ -99,21 +96,17 @@ def tune_blocks(
         names = model.block_names
         resumed = next((i for i, name in enumerate(names) if not writer.has(name)), len(names))
         ids, dropped = _samples(model, options, open_tokenizer(source, trust_remote_code), place)
-        head = subjects.head if subjects.head and not writer.has(subjects.head.module) else None
-        if resumed < len(names) or head:
-            run = _Run(model, options, place.folder, writer, _begin(model, ids, options, place), subjects)
-            together = options.signround.nblocks if options.algorithm == "signround" else 1
-            for first in range(0, len(names), together):
-                stop = min(first + together, len(names))
-                run.group(first, stop)
-                if report:
-                    report(stop, len(names))
-            if head:
-                run.head(head)
+        if resumed < len(names) or (subjects.head and not writer.has(subjects.head.module)):
+            run = Run(
+                model, options, place.folder, writer, _begin(model, ids, options, place), subjects,
+                find_parameters(model), sites, find_plain(model, plan),
+            )  # fmt: skip
+            run.go(lambda done: report(done, len(names)) if report else None)
         writer.finish()
         return TuneResult(
             place.folder, len(names), resumed, sum(1 for _ in subjects.all()), subjects.left, len(ids), ids.numel(),
-            dropped,
+            dropped, find_borrowed(place.folder, names),
+            tuple(n for n, own in zip(names, sites, strict=True) if not own) if sites else (),
         )  # fmt: skip
 
 
@@ -140,92 +133,6 @@ def _begin(model: BlockModel, ids: torch.Tensor, options: TuneOptions, place: Pl
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A model on its way."""
-
-    model: BlockModel
-    options: TuneOptions
-    folder: Path
-    writer: TunedWriter
-    chain: Chain
-    subjects: Subjects
-
-    @property
-    def device(self) -> torch.device:
-        """Where blocks are computed."""
-        return self.chain.inputs.device
-
-    def group(self, first: int, stop: int) -> None:
-        """Tune some blocks as one, or take their codes if those of all are there, and go through them."""
-        names, kernels = self.model.block_names[first:stop], load()
-        of_blocks = self.subjects.blocks[first:stop]
-        with ExitStack() as stack:
-            blocks = []
-            for index in range(first, stop):
-                blocks.append(stack.enter_context(self.model.block(index)).to(self.device))
-                self.model.prefetch(index + 1)
-            wanted = self.chain.enter(blocks, first)
-            if all(map(self.writer.has, names)):
-                found = [_read(self.folder, name, own) for name, own in zip(names, of_blocks, strict=True)]
-                codes = {tensor: q for own in found for tensor, q in own.items()}
-            else:
-                seed = self.options.data.seed + SEEDS * first  # another order of samples for each block
-                codes = _tune(_work_on(blocks, first, of_blocks, self.chain.inputs, wanted, seed), self.options)
-                for name, own in zip(names, of_blocks, strict=True):
-                    self._write(name, own, codes)
-            if stop < len(self.model.block_names) or self.subjects.head:
-                for block, own in zip(blocks, of_blocks, strict=True):
-                    put_codes(block, own, codes, kernels)
-                self.chain.leave(blocks, first)
-
-    def head(self, subject: Subject) -> None:
-        """Tune the output projection, behind all blocks."""
-        inputs, plain = self.chain.end(lambda batch: head_inputs(self.model, batch))
-        with self.model.head() as module:
-            module.to(self.device)
-            wanted = None if plain is None else Logits(module, plain.hidden, self.device)
-            seed = self.options.data.seed + SEEDS * len(self.model.block_names)
-            work = Work(module, 0, (subject,), inputs, wanted, load(), seed)
-            codes = _tune(work, replace(self.options, signround=head_options(self.options.signround)))
-        self._write(subject.module, (subject,), codes)
-
-    def _write(self, name: str, subjects: Sequence[Subject], codes: Codes) -> None:
-        self.writer.write(name, {s.module: Tuned(s.scheme, codes[s.tensor]) for s in subjects})
-
-
-def _work_on(
-    blocks: Sequence[nn.Module], first: int, of_blocks: Sequence[tuple[Subject, ...]], inputs: Batch,
-    wanted: torch.Tensor | None, seed: int,
-) -> Work:  # fmt: skip
-    if len(blocks) == 1:
-        return Work(blocks[0], first, of_blocks[0], inputs, wanted, load(), seed)
-    joined = group_batch(inputs, first, first + len(blocks))
-    return Work(Group(blocks), 0, group_subjects(of_blocks), joined, wanted, load(), seed)
-
-
-def _tune(work: Work, options: TuneOptions) -> Codes:
-    if not work.subjects:
-        return {}
-    if options.algorithm == "signround":
-        return tune_signround(work, options.signround)
-    if options.algorithm == "gptq":
-        return tune_gptq(work, options.gptq)
-    return tune_by_importance(work) if options.algorithm == "opt-rtn" else tune_nearest(work)
-
-
-def _read(folder: Path, name: str, subjects: tuple[Subject, ...]) -> Codes:
-    """Codes of a finished block, by tensor. Raises BadTuned."""
-    schemes: dict[str, Mapping[str, Any]] = {}
-    shapes: dict[str, tuple[int, int]] = {}
-    refs: dict[str, TunedRef] = {}
-    read_block(folder / f"{name}{SUFFIX}", schemes, shapes, refs)
-    lacking = [s.module for s in subjects if shapes.get(s.module) != s.shape]
-    if lacking:
-        raise BadTuned(f"{folder.name}/{name}{SUFFIX} has no codes of {lacking[0]}: delete the folder and tune again")
-    return {s.tensor: read_tuned(refs[s.module], 0, s.shape[0]) for s in subjects}
-
-
 def _samples(model: BlockModel, options: TuneOptions, tokenizer: Tokenizer, place: Place) -> tuple[torch.Tensor, int]:
     """Ids [samples, tokens], int64, and how many samples were dropped: those that a run began with stay."""
     path, max_ram_bytes = place.folder / IDS, place.max_ram_bytes
@@ -233,18 +140,22 @@ def _samples(model: BlockModel, options: TuneOptions, tokenizer: Tokenizer, plac
         with reading(path):
             stored = np.load(path)
         return torch.from_numpy(stored), 0
-    data = options.data
-
-    def sampler(count: int, seqlen: int, seed: int) -> Samples:
-        return sample_self(model, tokenizer, count, seqlen, seed, resident=_resident(model, max_ram_bytes))
-
-    found = load_samples(
-        data.dataset, tokenizer, count=data.nsamples, seqlen=data.seqlen, seed=data.seed, sampler=sampler
-    )
+    found = draw_samples(model, tokenizer, options.data, max_ram_bytes)
     buffer = io.BytesIO()
     np.save(buffer, found.ids.numpy())
     write_atomic(path, buffer.getvalue())
     return found.ids, found.dropped
+
+
+def draw_samples(model: BlockModel, tokenizer: Tokenizer, data: DataOptions, max_ram_bytes: int | None) -> Samples:
+    """Calibration data, which the model may have to sample itself. Raises what `load_samples` does."""
+
+    def sampler(count: int, seqlen: int, seed: int) -> Samples:
+        return sample_self(model, tokenizer, count, seqlen, seed, resident=_resident(model, max_ram_bytes))
+
+    return load_samples(
+        data.dataset, tokenizer, count=data.nsamples, seqlen=data.seqlen, seed=data.seed, sampler=sampler
+    )
 
 
 def _resident(model: BlockModel, max_ram_bytes: int | None) -> int:

@@ -7,15 +7,21 @@ from typing import Any, Final, Literal
 
 from shardq.errors import BadOption
 from shardq.tune.activations import CPU
+from shardq.tune.awq import AwqOptions
 from shardq.tune.block_gptq import GptqOptions
 from shardq.tune.devices import ComputeOptions
 from shardq.tune.signround import SignRoundOptions
 
-AlgorithmName = Literal["signround", "gptq", "opt-rtn", "rtn"]
-ALGORITHMS: Final[tuple[AlgorithmName, ...]] = ("signround", "gptq", "opt-rtn", "rtn")
+CodesBy = Literal["signround", "gptq", "opt-rtn", "rtn"]
+CODES: Final[tuple[CodesBy, ...]] = ("signround", "gptq", "opt-rtn", "rtn")
+AWQ: Final = "awq"  # scales matrices before another algorithm finds their codes
+ALGORITHMS: Final = (*CODES, AWQ, *(f"{AWQ},{name}" for name in CODES))  # awq alone: with opt-rtn
+OPTIONS: Final[Mapping[str, Any]] = MappingProxyType(
+    {"gptq": GptqOptions, "signround": SignRoundOptions, AWQ: AwqOptions}
+)  # of algorithms
 
 
-TUNING: Final = 1  # of the algorithms: another one where the same words give other codes
+TUNING: Final = 2  # of the algorithms: another one where the same words give other codes
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 RECIPES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -47,13 +53,15 @@ class DataOptions:
 class TuneOptions:
     """All that decides codes, beside the plan."""
 
-    algorithm: AlgorithmName = "signround"
+    algorithm: str = "signround"  # one of ALGORITHMS
     data: DataOptions = field(default_factory=DataOptions)
     dtype: str | None = None  # what is computed with; auto: the model's own. None: that for signround, else float32
     compute: ComputeOptions = field(default_factory=ComputeOptions)
     enable_quanted_input: bool = True  # a block is tuned with what comes out of those before it with their codes
+    enable_act_quant: bool = True  # with inputs of matrices as a server quantizes them, where the scheme says so
     gptq: GptqOptions = field(default_factory=GptqOptions)
     signround: SignRoundOptions = field(default_factory=SignRoundOptions)
+    awq: AwqOptions = field(default_factory=AwqOptions)
 
     def __post_init__(self) -> None:
         """Raises BadOption."""
@@ -61,23 +69,38 @@ class TuneOptions:
             raise BadOption(f"--dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if self.algorithm not in ALGORITHMS:
             raise BadOption(f"--algorithm {self.algorithm!r}: expected one of {', '.join(ALGORITHMS)}")
+        if self.is_scaling and self.awq.awq_clip_as_init and self.codes != "signround":
+            raise BadOption(
+                f"--awq-clip-as-init: {self.codes} does not begin with ranges; take --algorithm awq,signround"
+            )
+        if self.is_scaling and self.signround.nblocks > 1:
+            raise BadOption("awq scales one block after the other: leave --nblocks out")
+
+    @property
+    def is_scaling(self) -> bool:
+        """True if matrices are scaled before they get codes."""
+        return self.algorithm.partition(",")[0] == AWQ
+
+    @property
+    def codes(self) -> CodesBy:
+        """What finds the codes."""
+        return next((name for name in CODES if name == self.algorithm.rpartition(",")[2]), "opt-rtn")
 
     @property
     def precision(self) -> str:
         """What is computed with."""
-        return self.dtype or ("auto" if self.algorithm == "signround" else "float32")
+        return self.dtype or ("auto" if self.codes == "signround" else "float32")
 
     @property
     def has_plain_chain(self) -> bool:
         """Hidden states go through the model twice, also as its own weights have them."""
-        return self.algorithm == "signround" or not self.enable_quanted_input
+        return self.codes == "signround" or not self.enable_quanted_input
 
     def as_dict(self) -> Mapping[str, Any]:
         """Plain values, for the identity of a folder."""
         values = {**asdict(self), "dtype": self.precision, "tuning": TUNING}
-        for name in ("gptq", "signround"):
-            if self.algorithm != name:
-                del values[name]
+        for name in OPTIONS.keys() - set(self.algorithm.split(",")):
+            del values[name]
         del values["compute"]  # but for the kind of device, whose arithmetic is its own
         if (kind := self.compute.place().type) != CPU.type:
             values["device"] = kind
@@ -96,13 +119,13 @@ def build_options(words: Mapping[str, Any]) -> TuneOptions:
         raise BadOption(f"--recipe {recipe!r}: expected one of {', '.join(RECIPES)}")
     values = {**RECIPES[recipe], **given}
     algorithm = values.get("algorithm", "signround")
-    parts = {"data": DataOptions, "compute": ComputeOptions, "gptq": GptqOptions, "signround": SignRoundOptions}
+    parts = {"data": DataOptions, "compute": ComputeOptions, **OPTIONS}
     names = {part: {f.name for f in fields(kind)} for part, kind in parts.items()}
-    own = {k: v for k, v in values.items() if k in {"algorithm", "dtype", "enable_quanted_input"}}
+    own = {k: v for k, v in values.items() if k in {"algorithm", "dtype", "enable_quanted_input", "enable_act_quant"}}
     if unknown := given.keys() - own.keys() - {n for of in names.values() for n in of}:
         raise BadOption(f"{', '.join(sorted(unknown))}: no option of tuning")
-    for part in ("gptq", "signround"):
-        if part != algorithm and (idle := sorted(given.keys() & names[part])):
+    for part in OPTIONS:
+        if part not in algorithm.split(",") and (idle := sorted(given.keys() & names[part])):
             raise BadOption(f"--{idle[0]} has a meaning for --algorithm {part}, not for {algorithm}: leave it out")
     of_parts = {part: kind(**{k: v for k, v in values.items() if k in names[part]}) for part, kind in parts.items()}
     return TuneOptions(**own, **of_parts)

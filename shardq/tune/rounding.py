@@ -1,163 +1,129 @@
-"""Integers whose rounding is learned: codes of w / scale + V under scales of extremes times factors, and how a loss
-changes with V and the factors.
+"""Codes whose rounding is learned: what a grid of numbers is, and how a loss changes with V and with the factors of
+scales.
 
-Source: W. Cheng et al., arXiv:2309.05516, in the form of auto-round 0.16.1 (`data_type/int.py`: quant_tensor_sym,
-quant_tensor_asym): a symmetric scale is the larger extreme over 2^(bits-1), with the sign that puts it on the larger
-side of the range; rounding passes gradients through, saturation does not. Scales have the value that the layout stores
-before codes are taken, so what a loss sees is what a reader gets. Affine codes of MLX are ours: the lower extreme as
-it is stored takes the place of a zero point.
+Source: W. Cheng et al., arXiv:2309.05516, in the form of auto-round 0.16.1: a code is that of w / scale + V under the
+scale of an extreme times a factor. A kind of scheme is a grid of its own: `rounding_integers`, `rounding_floats`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from shardq.errors import BadOption
 from shardq.quantizers.quantized import Quantized
-from shardq.quantizers.scales import STORED
-from shardq.schemes import WEIGHT_TYPE, Scheme
+from shardq.schemes import Scheme
+from shardq.tune.rounding_floats import make_floats
+from shardq.tune.rounding_integers import make_integers
+from shardq.tune.rounding_parts import Part, Rounded
 
-Rule = Literal["symmetric", "zero", "bias"]
-LEAST: Final = 1e-5  # magnitude of a scale, rounded as it is (auto-round's q_scale_thresh)
-TYPES: Final = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+if TYPE_CHECKING:
+    from shardq.kernels import KernelSet
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Groups of weights, and the numbers that they may become."""
-
-    weight: Tensor  # [groups, columns of a group], fp32; a short last group of a row is filled with zeros
-    low: Tensor  # [groups], at most 0
-    high: Tensor  # [groups], at least 0
-    columns: int  # of a row
-    rule: Rule
-    bits: int
-    stored: torch.dtype  # of scales
+class Grid(Protocol):
+    """Weights in groups, and the numbers that they may become. V and values are [..., columns of a group], where zeros
+    fill a short last group of a row."""
 
     @property
-    def groups(self) -> int:
-        """In a row."""
-        return -(-self.columns // self.weight.shape[1])
+    def weight(self) -> Tensor:
+        """In the form of V, fp32."""
+
+    @property
+    def rows(self) -> int:
+        """Of the weight."""
+
+    @property
+    def columns(self) -> int:
+        """Of a row, without what fills its last group."""
+
+    @property
+    def extremes(self) -> tuple[Tensor, ...]:
+        """What is multiplied by factors of the same shape, from 0 to 1."""
+
+    @property
+    def stored(self) -> str:
+        """The format of scales."""
+
+    def round(self, v: Tensor, *factors: Tensor) -> Rounded:
+        """The nearest numbers."""
+
+    def values(self, r: Rounded) -> Tensor:
+        """What these stand for, in the form of V, fp32."""
+
+    def pull(self, grad: Tensor, v: Tensor, factors: Sequence[Tensor], r: Rounded) -> tuple[Tensor, ...]:
+        """Gradients of V and of the factors, from that of `values`."""
+
+    def take_codes(self, v: Tensor, r: Rounded, rows: slice, kernels: "KernelSet") -> Quantized:
+        """Canonical codes of some of the rows, all of one part."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rounded:
-    """What groups become."""
+class Learned:
+    """What is learned of a weight."""
 
-    levels: Tensor  # [groups, columns of a group]: signed, or from 0 up, as fp32
-    saturated: Tensor  # bool: V has no say
-    scales: Tensor  # [groups, 1]
-    shift: Tensor  # [groups, 1]: weight = scale * level - scale * zero, or + bias; 0 where symmetric
+    v: Tensor
+    factors: tuple[Tensor, ...]
+
+    @property
+    def all(self) -> tuple[Tensor, ...]:
+        """V first."""
+        return (self.v, *self.factors)
+
+    def copied(self) -> "Learned":
+        """As it is now."""
+        return Learned(self.v.detach().clone(), tuple(f.detach().clone() for f in self.factors))
 
 
 def check_scheme(scheme: Scheme) -> None:
-    """Raises BadOption for a scheme whose codes are no integers, or whose scales depend on more than a group."""
-    if not scheme.format.is_integer or scheme.group_rows > 1 or scheme.reach != "group" or scheme.block:
-        raise BadOption(
-            f"SignRound learns the rounding of integers, and {scheme.name} has other codes: take --algorithm gptq"
-        )
+    """Raises BadOption for a scheme whose codes and scales are found together."""
+    if scheme.block:
+        raise BadOption(f"SignRound needs scales before codes, and {scheme.name} has both at once")
 
 
-def make_grid(weight: Tensor, scheme: Scheme, dtype: str) -> Grid:
-    """The grid of a weight [rows, columns], fp32, that the checkpoint has in `dtype`. Raises as `check_scheme`."""
+def make_grid(
+    weight: Tensor, scheme: Scheme, dtype: str, parts: Sequence[Part] = (), ends: tuple[Tensor, Tensor] | None = None
+) -> Grid:
+    """The grid of a weight [rows, columns], fp32, that the checkpoint has in `dtype`: one matrix, or several that
+    `parts` names. `ends`: of narrower ranges of its groups, [rows, groups] (auto-round's awq_clip_min and
+    awq_clip_max, which its MX and NVFP4 do not look at). Raises as `check_scheme`."""
     check_scheme(scheme)
-    columns = weight.shape[1]
-    group = scheme.group_columns(columns)
-    padded = torch.nn.functional.pad(weight, (0, -columns % group)) if columns % group else weight
-    grouped = padded.reshape(-1, group).contiguous()
-    rule: Rule = "bias" if scheme.numbers == "mlx" else "symmetric" if scheme.symmetric else "zero"
-    stored = TYPES[STORED[dtype] if scheme.scale == WEIGHT_TYPE else scheme.scale]
-    low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)
-    return Grid(grouped, low, high, columns, rule, scheme.bits, stored)
+    if scheme.format.is_integer:
+        return make_integers(weight, scheme, dtype, ends)
+    return make_floats(weight, scheme, dtype, parts or (Part(slice(0, len(weight)), None),), ends)
 
 
-def round_groups(grid: Grid, v: Tensor, low_factor: Tensor, high_factor: Tensor) -> Rounded:
-    """Levels and scales for V [groups, columns of a group] and factors [groups] from 0 to 1."""
-    low, high = grid.low * low_factor, grid.high * high_factor
-    if grid.rule == "symmetric":
-        most = 1 << (grid.bits - 1)
-        larger = torch.where(high < -low, -low, -high)
-        scales = _stored(larger / most, grid.stored)[:, None]
-        raw = (grid.weight / scales + v).round()
-        return Rounded(raw.clamp(-most, most - 1), (raw < -most) | (raw > most - 1), scales, torch.zeros_like(scales))
-    most = (1 << grid.bits) - 1
-    scales = _stored((high - low) / most, grid.stored)[:, None]
-    if grid.rule == "zero":
-        shift = (-low[:, None] / scales).round().clamp(0, most)
-        raw = (grid.weight / scales + v).round() + shift
-    else:
-        shift = low.to(grid.stored).float()[:, None]
-        raw = ((grid.weight - shift) / scales + v).round()
-    return Rounded(raw.clamp(0, most), (raw < 0) | (raw > most), scales, shift)
+def begin_learning(grid: Grid, factors: bool) -> Learned:
+    """Where round-to-nearest is: V of 0, and factors of 1, which move or stay."""
+    return Learned(
+        torch.zeros_like(grid.weight, requires_grad=True),
+        tuple(torch.ones_like(e, requires_grad=factors) for e in grid.extremes),
+    )
 
 
-def _stored(scales: Tensor, kind: torch.dtype) -> Tensor:
-    """As they are stored, none nearer to 0 than LEAST; a scale of 0 is positive."""
-    kept = scales.to(kind)
-    return torch.where(kept < 0, kept.clamp(max=-LEAST), kept.clamp(min=LEAST)).float()
-
-
-def values_of(grid: Grid, r: Rounded) -> Tensor:
-    """What levels stand for, [groups, columns of a group], fp32."""
-    if grid.rule == "bias":
-        return r.scales * r.levels + r.shift
-    return r.scales * (r.levels - r.shift)
+def values_of(grid: Grid, learned: Learned) -> Tensor:
+    """The weight [rows, columns], fp32, which gradients flow through."""
+    made: Tensor = RoundingGradient.apply(grid, *learned.all)  # type: ignore[no-untyped-call]
+    return made.reshape(grid.rows, -1)[:, : grid.columns]
 
 
 class RoundingGradient(torch.autograd.Function):
-    """`values_of` what `round_groups` makes, with the gradients of V and of the factors; the weight has none."""
+    """`values` of what `round` makes, with the gradients of V and of the factors; the weight has none."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, low_factor: Tensor, high_factor: Tensor, grid: Grid) -> Tensor:
-        """Values [groups, columns of a group]."""
-        r = round_groups(grid, v, low_factor, high_factor)
-        ctx.save_for_backward(low_factor, high_factor, r.levels.to(torch.int16), r.saturated, r.scales, r.shift)
-        ctx.grid = grid
-        return values_of(grid, r)
+    def forward(ctx: Any, grid: Grid, v: Tensor, *factors: Tensor) -> Tensor:
+        """Values in the form of V."""
+        r = grid.round(v, *factors)
+        ctx.save_for_backward(v, *factors)
+        ctx.grid, ctx.rounded = grid, r
+        return grid.values(r)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """By the chain rule with rounding as the identity; at a tie of the extremes both have a part."""
-        low_factor, high_factor, levels, saturated, scales, shift = ctx.saved_tensors
-        grid: Grid = ctx.grid
+        """By the chain rule, as the grid has it."""
         (grad,) = grads
-        by_level = (grad * scales).masked_fill_(saturated, 0)  # d loss / d V
-        weight = grid.weight - shift if grid.rule == "bias" else grid.weight
-        offset = shift if grid.rule == "zero" else 0.0
-        by_scale = (grad * (levels - offset)).sum(1) - (by_level * weight).sum(1) / scales[:, 0] ** 2
-        low, high = grid.low * low_factor, grid.high * high_factor
-        s = scales[:, 0]
-        free = s.abs() > LEAST
-        if grid.rule == "symmetric":
-            share = torch.where(free, by_scale, 0) / (1 << (grid.bits - 1))
-            by_low = torch.where(-low > high, -grid.low * share, 0) + torch.where(-low == high, grid.low * share / 2, 0)
-            by_high = torch.where(high > -low, -grid.high * share, 0)
-            by_high = by_high + torch.where(-low == high, -grid.high * share / 2, 0)
-            return by_level, by_low, by_high, None
-        most = (1 << grid.bits) - 1
-        if grid.rule == "zero":
-            by_shift = by_level.sum(1) - (grad * scales).sum(1)
-            by_scale = by_scale + by_shift * low / s**2
-            to_low = -by_shift / s
-        else:
-            to_low = grad.sum(1) - by_level.sum(1) / s
-        share = torch.where(free, by_scale, 0) / most
-        return by_level, grid.low * (to_low - share), grid.high * share, None
-
-
-def take_codes(grid: Grid, r: Rounded, scheme: Scheme) -> Quantized:
-    """Canonical codes of whole rows."""
-    width = grid.groups * grid.weight.shape[1]
-    levels = r.levels + (1 << (grid.bits - 1)) if grid.rule == "symmetric" else r.levels
-    codes = levels.reshape(-1, width)[:, : grid.columns].to(torch.uint8).contiguous().cpu().numpy()
-    scales = r.scales.reshape(-1, grid.groups).contiguous().cpu().numpy()
-    shift = r.shift.reshape(-1, grid.groups).contiguous().cpu().numpy()
-    if grid.rule == "bias":
-        return Quantized(codes, scales, None, biases=shift)
-    if grid.rule == "zero":
-        return Quantized(codes, scales, shift.astype(np.uint8))
-    middle = np.full(scales.shape, 1 << (grid.bits - 1), np.uint8) if scheme.numbers == "auto_round" else None
-    return Quantized(codes, scales, middle)
+        v, *factors = ctx.saved_tensors
+        grid: Grid = ctx.grid
+        return None, *grid.pull(grad, v, factors, ctx.rounded)

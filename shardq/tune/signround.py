@@ -5,10 +5,9 @@ Source: W. Cheng et al., arXiv:2309.05516, as auto-round 0.16.1 does it (`algori
 0 and factors from 1, kept in [0, 1]; steps of lr times the sign, lr falling linearly to 0; the loss is the mean square
 of the block's output, the last token of a sample left out; the parameters of the step with the least loss, taken
 before it moved them, are kept. Samples come in a shuffled order, and what fills no batch is left for another one.
-Activations that a server quantizes are left as they are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,12 +17,15 @@ from torch.func import functional_call
 
 from shardq.errors import BadOption, NonFiniteWeight
 from shardq.tune.activations import call_block
+from shardq.tune.awq_sites import Plain
 from shardq.tune.data_random import shuffled
-from shardq.tune.rounding import Grid, RoundingGradient, make_grid, round_groups, take_codes
+from shardq.tune.norms_biases import FreeUnit, make_free_units
+from shardq.tune.rounding import Grid, Learned, begin_learning, make_grid, values_of
+from shardq.tune.rounding_parts import Part
+from shardq.tune.steps import Moved, Steps, make_steps
 from shardq.tune.subjects import Subject
-from shardq.tune.work import Codes, Work
+from shardq.tune.work import Changes, Codes, Ranges, Work, largest_of
 
-LOSS_SCALE: Final = 1000.0
 LONG_RUN: Final = 1000  # iterations from which codes of 3 bits and fewer take steps twice as large
 FEW_BITS: Final = 3
 
@@ -41,9 +43,14 @@ class SignRoundOptions:
     enable_minmax_tuning: bool = True
     not_use_best_mse: bool = False
     dynamic_max_gap: int = -1  # steps without a better one, after which a block is done; -1: never
+    momentum: float = 0.0  # of the gradients whose signs are taken
+    enable_adam: bool = False  # AdamW instead of signs
+    enable_norm_bias_tuning: bool = False  # learn weights of norms, and biases, too
 
     def __post_init__(self) -> None:
         """Raises BadOption."""
+        if self.momentum < 0 or (self.momentum and self.enable_adam):
+            raise BadOption(f"--momentum {self.momentum}: expected 0 or more, and none with Adam, which has its own")
         if min(self.iters, self.batch_size, self.gradient_accumulate_steps, self.nblocks) < 1:
             raise BadOption("SignRound needs at least one of iters, batch_size, gradient_accumulate_steps and nblocks")
 
@@ -51,6 +58,14 @@ class SignRoundOptions:
         """First steps of V and of factors."""
         lr = self.lr or (2.0 if self.iters >= LONG_RUN and bits <= FEW_BITS else 1.0) / self.iters
         return lr, self.minmax_lr or lr
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a block has beside matrices."""
+
+    plain: Mapping[str, Plain]  # parameters that may be others in the output, by their names
+    changes: Changes  # filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,74 +77,81 @@ class _Unit:
     turned: bool  # the parameter is [..., columns, rows]
     subjects: tuple[Subject, ...]
     grid: Grid
-    v: Tensor
-    factors: tuple[Tensor, Tensor]  # of the lower and the higher extreme
+    learned: Learned
     rates: tuple[float, float]
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """The parameter as codes make it, which gradients flow through."""
-        made: Tensor = RoundingGradient.apply(self.v, *self.factors, self.grid)  # type: ignore[no-untyped-call]
-        width = self.grid.groups * self.grid.weight.shape[1]
-        whole = made.view(-1, width)[:, : self.grid.columns].reshape(self.shape).to(dtype)
+        whole = values_of(self.grid, self.learned).reshape(self.shape).to(dtype)
         return whole.mT if self.turned else whole
 
-    def step(self, share: float, factors: bool) -> None:
-        """Move by the signs of gradients."""
-        with torch.no_grad():
-            self.v.sub_(self.v.grad.sign_(), alpha=self.rates[0] * share) if self.v.grad is not None else None
-            for f in self.factors if factors else ():
-                if f.grad is not None:
-                    f.sub_(f.grad.sign_(), alpha=self.rates[1] * share).clamp_(0, 1)
-        for p in (self.v, *self.factors):
-            p.grad = None
-
-    def copied(self) -> tuple[Tensor, ...]:
-        """Of all that is learned."""
-        return tuple(p.detach().clone() for p in (self.v, *self.factors))
+    def moved(self, factors: bool) -> Iterator[Moved]:
+        """What is to move."""
+        yield Moved((self.learned.v,), self.rates[0], bounded=False)
+        if factors:
+            yield Moved(self.learned.factors, self.rates[1], bounded=True)
 
 
-def tune_signround(work: Work, options: SignRoundOptions) -> Codes:
-    """Codes of all matrices of a block. Raises BadOption for schemes without integers, NonFiniteWeight."""
-    units = [_make_unit(work.block, name, of, options) for name, of in _by_parameter(work.subjects).items()]
-    best = _learn(work, units, options)
+def tune_signround(
+    work: Work, options: SignRoundOptions, ranges: Ranges | None = None, beside: Beside | None = None
+) -> Codes:
+    """Codes of all matrices of a block. `ranges`: ends of groups [rows, groups] that matrices which are whole
+    parameters begin with; `beside`: what may be learned with `enable_norm_bias_tuning`. Raises BadOption for schemes
+    without scales of their own, NonFiniteWeight."""
+    begin = _Begin(options, largest_of(work), ranges or {})
+    units = [_make_unit(work.block, name, of, begin) for name, of in _by_parameter(work.subjects).items()]
+    rates = {u.parameter: u.rates[0] for u in units}
+    plain = beside.plain if beside and options.enable_norm_bias_tuning else {}
+    free = [*make_free_units(work.block, plain, work.subjects, rates, options.rates(FEW_BITS + 1)[0])]
+    best = _learn(work, [*units, *free], options)
     codes: Codes = {}
     with torch.no_grad():
-        for unit, (v, low, high) in zip(units, best, strict=True):
-            rounded = round_groups(unit.grid, v, low, high)
+        for extra, learned in zip(free, best[len(units) :], strict=True):
+            assert beside is not None
+            beside.changes.replaced[extra.plain.tensor] = extra.stored(learned.v)
+        for unit, learned in zip(units, best[: len(units)], strict=True):
+            rounded = unit.grid.round(learned.v, *learned.factors)
             if not (torch.isfinite(rounded.scales).all() and torch.isfinite(unit.grid.weight).all()):
                 raise NonFiniteWeight(
                     f"{unit.subjects[0].tensor}: holds NaN or infinity, or needs a scale beyond {unit.grid.stored}"
                 )
-            whole = take_codes(unit.grid, rounded, unit.subjects[0].scheme)
             for s in unit.subjects:
-                codes[s.tensor] = whole.rows(_rows(unit, s))
+                codes[s.tensor] = unit.grid.take_codes(learned.v, rounded, _rows(unit.shape, s), work.kernels)
     return codes
 
 
-def _learn(work: Work, units: list[_Unit], options: SignRoundOptions) -> list[tuple[Tensor, ...]]:
+def _learn(work: Work, units: Sequence[_Unit | FreeUnit], options: SignRoundOptions) -> list[Learned]:
     """What is learned, of each unit, at the best step."""
     assert work.wanted is not None
-    least, best, since = float("inf"), [u.copied() for u in units], 0
+    least, best, since = float("inf"), [u.learned.copied() for u in units], 0
+    moved = [m for u in units for m in u.moved(options.enable_minmax_tuning)]
+    steps = make_steps(moved, adam=options.enable_adam, momentum=options.momentum)
     drawn = _batches(len(work.wanted), options.batch_size * options.gradient_accumulate_steps, work.seed)
     for step in range(options.iters):
-        indices = next(drawn)
-        loss = 0.0
-        for begin in range(0, len(indices), options.batch_size):
-            part = _loss(work, units, indices[begin : begin + options.batch_size])
-            (part * LOSS_SCALE / len(indices)).backward()  # type: ignore[no-untyped-call]
-            loss += float(part.detach())
+        loss = _sum_losses(work, units, next(drawn), options.batch_size, steps)
         if loss < least and not options.not_use_best_mse:
-            least, best, since = loss, [u.copied() for u in units], step
+            least, best, since = loss, [u.learned.copied() for u in units], step
         elif not options.not_use_best_mse and 0 < options.dynamic_max_gap <= step - since:
             break
         if options.not_use_best_mse and step + 1 == options.iters:
-            best = [u.copied() for u in units]
-        for u in units:
-            u.step(1 - step / options.iters, options.enable_minmax_tuning)
+            best = [u.learned.copied() for u in units]
+        steps.move(1 - step / options.iters)
     return best
 
 
-def _loss(work: Work, units: list[_Unit], indices: list[int]) -> Tensor:
+def _sum_losses(
+    work: Work, units: Sequence[_Unit | FreeUnit], indices: list[int], batch_size: int, steps: Steps
+) -> float:
+    """Of all samples of a step, whose gradients are added up."""
+    loss = 0.0
+    for begin in range(0, len(indices), batch_size):
+        part = _loss(work, units, indices[begin : begin + batch_size])
+        (part * steps.loss_scale / len(indices)).backward()  # type: ignore[no-untyped-call]
+        loss += float(part.detach())
+    return loss
+
+
+def _loss(work: Work, units: Sequence[_Unit | FreeUnit], indices: list[int]) -> Tensor:
     """Sum over samples of the mean square of what a block gives beside what it should."""
     assert work.wanted is not None
     batch = work.inputs.pick(indices)
@@ -162,7 +184,16 @@ def _by_parameter(subjects: tuple[Subject, ...]) -> Mapping[str, list[Subject]]:
     return found
 
 
-def _make_unit(block: nn.Module, name: str, subjects: list[Subject], options: SignRoundOptions) -> _Unit:
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """What learning begins with."""
+
+    options: SignRoundOptions
+    amax: Mapping[str, float]  # by tensor
+    ranges: Ranges
+
+
+def _make_unit(block: nn.Module, name: str, subjects: list[Subject], begin: _Begin) -> _Unit:
     first = subjects[0]
     turned = first.place.turned
     stored = block.get_parameter(name)
@@ -175,15 +206,15 @@ def _make_unit(block: nn.Module, name: str, subjects: list[Subject], options: Si
             f"{first.module}: SignRound tunes all experts of a stack under one scheme; take --algorithm gptq, or give "
             "them one"
         )
-    weight = parameter.detach().float().reshape(-1, parameter.shape[-1])
-    grid = make_grid(weight, first.scheme, first.dtype)
-    v = torch.zeros_like(grid.weight, requires_grad=True)
-    factors = [torch.ones_like(grid.low, requires_grad=options.enable_minmax_tuning) for _ in range(2)]
-    rates = options.rates(first.scheme.bits)
-    return _Unit(name, tuple(parameter.shape), turned, tuple(subjects), grid, v, (factors[0], factors[1]), rates)
+    shape = tuple(parameter.shape)
+    weight = parameter.detach().float().reshape(-1, shape[-1])
+    parts = [Part(_rows(shape, s), begin.amax.get(s.tensor)) for s in subjects]
+    grid = make_grid(weight, first.scheme, first.dtype, parts, begin.ranges.get(first.tensor))
+    learned = begin_learning(grid, begin.options.enable_minmax_tuning)
+    return _Unit(name, shape, turned, tuple(subjects), grid, learned, begin.options.rates(first.scheme.bits))
 
 
-def _rows(unit: _Unit, s: Subject) -> slice:
-    """Those of a matrix among all rows of the parameter."""
-    begin, lines = (s.place.expert or 0) * unit.shape[-2], s.place.lines or range(unit.shape[-2])
+def _rows(shape: tuple[int, ...], s: Subject) -> slice:
+    """Those of a matrix among all rows of a parameter."""
+    begin, lines = (s.place.expert or 0) * shape[-2], s.place.lines or range(shape[-2])
     return slice(begin + lines.start, begin + lines.stop, lines.step)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
+from shardq.errors import BadOption
+from shardq.layouts.input_scales import wants_input_scale
 from shardq.plans import Plan
 from shardq.schemes import Scheme
 from shardq.tune.blocks import BlockModel
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from shardq.decide import Decision
 
 WEIGHT: Final = "weight"  # of a head
+SHOWN: Final = 4  # modules told in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,33 @@ def find_subjects(model: BlockModel, plan: Plan) -> Subjects:
     head = _find_head(model, plan, wanted)
     found |= {head.tensor} if head else set()
     return Subjects(tuple(blocks), head, tuple(d.tensor.module for n, d in wanted.items() if n not in found))
+
+
+def check_left(subjects: Subjects, plan: Plan) -> None:
+    """Raises BadOption for modules that no tuning reaches and that want a scale of their activations."""
+    left = frozenset(subjects.left)
+    layout = plan.layout
+    lacking = [
+        d.tensor.module
+        for d in plan.decisions
+        if d.scheme and d.tensor.module in left and wants_input_scale(layout, d.scheme)
+    ]
+    if lacking:
+        raise BadOption(
+            f"scales of activations are found in blocks, for matrices of a known form, and {len(lacking)} modules are "
+            f"none: {', '.join(lacking[:SHOWN])}; keep them with --ignore"
+        )
+
+
+def find_parameters(model: BlockModel) -> tuple[Mapping[str, str], ...]:
+    """Of each block the tensors of the checkpoint that are parameters as they are, and the names of these in it."""
+    found: list[Mapping[str, str]] = []
+    for name, parameters in zip(model.block_names, model.matched.blocks, strict=True):
+        plain = (c for c in model.matched.conversions.find(parameters) if c.converter is None)
+        own = {c.sources[0][0]: c.key for c in plain}
+        alike = {t: key for t, key in own.items() if model.matched.tensors[t].shape == model.matched.shapes[key]}
+        found.append({t: key.removeprefix(f"{name}.") for t, key in alike.items()})
+    return tuple(found)
 
 
 def _subject(plan: Plan, d: "Decision", place: Place) -> Subject:

@@ -1,7 +1,7 @@
 """One block while it is tuned: what goes into it, what should come out, and the codes of its matrices."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,12 +17,31 @@ from shardq.quantizers.rtn import quantize_rows
 from shardq.search import default_search
 from shardq.tune.activations import Batch, call_block
 from shardq.tune.subjects import Subject
+from shardq.tuned import Factors
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
 
 STATS = 6  # figures of a row
 Codes = dict[str, Quantized]  # by tensor
+Ranges = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # by tensor: ends of each group's range, [rows, groups]
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a block has got beside codes: tensors that are others now, in the types of the checkpoint, and what rows and
+    columns of matrices were multiplied by, fp32; all by tensor."""
+
+    replaced: dict[str, torch.Tensor] = field(default_factory=dict)
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def factors_of(self, tensor: str) -> Factors | None:
+        """Of one matrix; None where it is as it was."""
+        rows, columns = self.rows.get(tensor), self.columns.get(tensor)
+        if rows is None and columns is None:
+            return None
+        return Factors(*(None if v is None else v.cpu().numpy() for v in (rows, columns)))
 
 
 class Targets(Protocol):
@@ -53,9 +72,11 @@ class Work:
 Algorithm = Callable[[Work], Codes]
 
 
-def largest_of(work: Work) -> Mapping[str, float]:
-    """The largest magnitude that each tensor's scales need, for those that need one of more than a group."""
-    own = {s.tensor: float(s.weight(work.block).abs().max()) for s in work.subjects if s.reach}
+def largest_of(work: Work, others: Mapping[str, torch.Tensor] | None = None) -> Mapping[str, float]:
+    """The largest magnitude that each tensor's scales need, for those that need one of more than a group; `others`:
+    matrices in place of those that the block has."""
+    weights = others or {}
+    own = {s.tensor: float(weights.get(s.tensor, s.weight(work.block)).abs().max()) for s in work.subjects if s.reach}
     return {s.tensor: max(own[n] for n in s.reach) for s in work.subjects if s.reach}
 
 

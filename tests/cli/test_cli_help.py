@@ -27,7 +27,7 @@ def error_classes(base: type[errors.ShardqError] = errors.ShardqError) -> set[ty
 
 
 def test_commands_are_those_of_this_version() -> None:
-    known = "audit convert dequantize eval formats inspect kernels plan quantize schemes stats tune verify"
+    known = "audit convert dequantize eval formats inspect kernels plan quantize report schemes score stats tune verify"
     assert " ".join(NAMES) == known
 
 

@@ -1,5 +1,6 @@
 """What shardq writes, read as a source: the same numbers as the layout itself reads back."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def write(layout: Layout, scheme: Scheme, kernels: KernelSet) -> dict[str, np.nd
     specs = layout.outputs(scheme, "BF16", ROWS, COLUMNS)
     out = {s.suffix: np.empty(s.shape, TARGET_ARRAYS[s.dtype]) for s in specs}
     write_values(specs, out)
-    layout.pack(q, 0, out, scheme, kernels)
+    layout.pack(replace(q, input_scale=0.5 if scheme.calibrated else None), 0, out, scheme, kernels)
     return out
 
 

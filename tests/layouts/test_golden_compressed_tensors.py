@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -142,12 +143,13 @@ def test_golden_files_hold_what_the_cases_name() -> None:
 
 PRESETS_OF_THE_LIBRARY: Final[Mapping[str, Any]] = json.loads((GOLDEN / "presets.json").read_text())
 NEED_DATA: Final = ("FP8", "NVFP4")  # a scale of activations in each module
+OURS: Final[Mapping[str, str]] = {"FP8": "FP8_STATIC_TENSOR"}  # by the library's name, where it is not ours
 
 
-@pytest.mark.parametrize("name", [n for n in PRESETS_OF_THE_LIBRARY if n not in NEED_DATA])
+@pytest.mark.parametrize("name", PRESETS_OF_THE_LIBRARY)
 def test_names_mean_what_the_library_means(name: str) -> None:
     layout, theirs = find_layout("compressed-tensors"), PRESETS_OF_THE_LIBRARY[name]
-    scheme = layout.settle(parse_scheme(name).scheme)
+    scheme = layout.settle(parse_scheme(OURS.get(name, name)).scheme)
     assert layout.refuse(scheme, scheme, 128, 128) is None
     choice = ModuleChoice("model.layers.0.mlp.up_proj", "linear", scheme)
     ours = layout.config_block(scheme, [choice], "0.0")["config_groups"]["group_0"]
@@ -158,9 +160,29 @@ def test_names_mean_what_the_library_means(name: str) -> None:
     assert ours["format"] == ("pack-quantized" if packed_anyway else theirs["format"])
 
 
-@pytest.mark.parametrize("name", NEED_DATA)
+@pytest.mark.parametrize("name", PRESETS_OF_THE_LIBRARY)
 def test_names_that_need_data_are_those_with_parameters_of_activations(name: str) -> None:
-    inputs = PRESETS_OF_THE_LIBRARY[name]["input_activations"]
-    assert inputs["dynamic"] is not True
-    assert all(p.get("input_activations", {}).get("dynamic", True) is True for n, p in PRESETS_OF_THE_LIBRARY.items()
-               if n not in NEED_DATA)  # fmt: skip
+    inputs = PRESETS_OF_THE_LIBRARY[name].get("input_activations", {})
+    assert (inputs.get("dynamic", True) is not True) == (name in NEED_DATA)
+    assert parse_scheme(OURS.get(name, name)).scheme.calibrated == (name in NEED_DATA)
+
+
+# Tensors beside the weight's in checkpoints of auto-round 0.16.1, formats auto_round and llm_compressor (the same in
+# llm-compressor 0.14), of a model in bf16: type and shape.
+OF_INPUTS: Final = {
+    "FP8_STATIC": ("input_scale", "BF16", (1,)),
+    "FP8_STATIC_TENSOR": ("input_scale", "BF16", (1,)),
+    "W8A8_STATIC": ("input_scale", "BF16", (1,)),
+    "NVFP4": ("input_global_scale", "F32", (1,)),
+}
+
+
+@pytest.mark.parametrize("name", OF_INPUTS)
+def test_scales_of_activations_are_one_tensor_more(name: str) -> None:
+    layout = find_layout("compressed-tensors")
+    scheme = layout.settle(parse_scheme(name).scheme)
+    beside = {s.suffix for s in layout.outputs(layout.settle(replace(scheme, activation="")), "BF16", 64, 32)}
+    found = [s for s in layout.outputs(scheme, "BF16", 64, 32) if s.suffix.startswith("input")]
+    assert [(s.suffix, s.dtype, s.shape) for s in found] == [OF_INPUTS[name]]
+    if name != "W8A8_STATIC":  # weights alone are packed
+        assert {s.suffix for s in layout.outputs(scheme, "BF16", 64, 32)} - beside == {OF_INPUTS[name][0]}

@@ -19,6 +19,7 @@ from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import read_header
 from shardq.layouts import LAYOUTS
 from shardq.layouts.base import Layout
+from shardq.layouts.input_scales import wants_input_scale
 from shardq.ledger import LEDGER, decode_ledger
 from shardq.outputs import target_of
 from shardq.run import Order, quantize_all
@@ -34,10 +35,11 @@ SOME: Final = {  # presets whose commands are run again as their cards have them
 
 
 def is_held(preset: Preset, layout: Layout) -> bool:
-    """True if all of a preset's schemes fit beside each other."""
+    """True if all of a preset's schemes fit beside each other, and none needs data (tests/tune has those)."""
     default = layout.settle(preset.scheme)
     mixed = [layout.settle(make_recipe(f"W{bits}A16").scheme) for _, bits in preset.bits_of]
-    return all(layout.refuse(s, default, 256, 256) is None for s in (default, *mixed))
+    held = all(layout.refuse(s, default, 256, 256) is None for s in (default, *mixed))
+    return held and not wants_input_scale(layout, default)
 
 
 HELD: Final = [(x.name, p.name) for x in LAYOUTS for p in PRESETS.values() if is_held(p, x)]

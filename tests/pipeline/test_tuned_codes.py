@@ -1,6 +1,7 @@
 """Tuned codes are packed as codes that the main job makes itself."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,11 @@ import pytest
 
 import shardq
 from shardq import Limits, make_recipe
-from shardq.errors import BadTuned, RecipeChanged, VerifyFailed
+from shardq.errors import BadOption, BadTuned, RecipeChanged, VerifyFailed
 from shardq.headers import read_headers
 from shardq.kernels import load
 from shardq.outputs import open_result, read_output, target_of
-from shardq.tuned import MANIFEST, Tuned, TunedWriter, load_tuned
+from shardq.tuned import MANIFEST, InputScale, Tuned, TunedWriter, load_tuned
 from shardq.unpack import OutputShard, read_module
 
 SCHEMES = ["W4A16", "W3A16_ASYM@compressed-tensors", "W4A16G64@mlx", "MXFP4@compressed-tensors", "NVFP4A16"]
@@ -69,6 +70,14 @@ def test_other_codes_give_other_weights_and_errors(tmp_path: Path) -> None:
     assert not shardq.verify(made.output, deep=True, source="demo").problems
 
 
+def test_errors_of_what_is_written_as_weights_are_theirs(tmp_path: Path) -> None:
+    plain = shardq.quantize("demo", "W4A16", output_dir=tmp_path / "plain", limits=INLINE)
+    folder = tuned_folder(tmp_path / "tuned", taken(plain.output, "W4A16"))
+    recipe = make_recipe("W4A16", layout="fake", tuned=folder)
+    made = shardq.quantize("demo", recipe, output_dir=tmp_path / "made", limits=INLINE)
+    assert not shardq.verify(made.output, deep=True, source="demo").problems
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     plain = shardq.quantize("demo", "W4A16", output_dir=tmp_path / "plain", limits=INLINE)
     modules = taken(plain.output, "W4A16")
@@ -89,3 +98,66 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"blocks": []}))
     with pytest.raises(BadTuned, match="damaged"):
         load_tuned(folder)
+
+
+# Schemes with scales of activations, and those with the same weights that need none; the tensor, and its type.
+CALIBRATED = [
+    ("FP8_STATIC", "FP8_DYNAMIC", "input_scale", "BF16"),
+    ("FP8_STATIC_TENSOR", "FP8_TENSOR", "input_scale", "BF16"),
+    ("W8A8_STATIC", "W8A8", "input_scale", "BF16"),
+    ("NVFP4", "NVFP4A16", "input_global_scale", "F32"),
+]
+
+
+def with_scales(folder: Path, modules: dict[str, Tuned], scheme: str) -> Path:
+    """The same weights with scales of activations: 1/2, 1/4, 1/8, ..."""
+    default = make_recipe(scheme).scheme
+    made = {
+        m: Tuned(replace(t.scheme, activation=default.activation), t.quantized, InputScale(2.0 ** -(1 + i % 8)))
+        for i, (m, t) in enumerate(modules.items())
+    }
+    return tuned_folder(folder, made)
+
+
+def stored(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """Type, shape and bytes of each tensor."""
+    opened = open_result(str(folder))
+    headers = read_headers(opened, [f for f in opened.files() if f.name.endswith(".safetensors")])
+    return {
+        t.name: (t.dtype, list(t.shape), opened.read(file, t.begin, t.end))
+        for file, header in headers.items()
+        for t in header.tensors
+    }
+
+
+@pytest.mark.parametrize(("scheme", "beside", "suffix", "dtype"), CALIBRATED)
+def test_scales_of_activations_are_written_beside_the_same_weights(
+    scheme: str, beside: str, suffix: str, dtype: str, tmp_path: Path
+) -> None:
+    plain = shardq.quantize("demo", beside, output_dir=tmp_path / "plain", limits=INLINE)
+    folder = with_scales(tmp_path / "tuned", taken(plain.output, beside), scheme)
+    made = shardq.quantize("demo", make_recipe(scheme, tuned=folder), output_dir=tmp_path / "made", limits=INLINE)
+    before, after = stored(plain.output), stored(made.output)
+    refs = load_tuned(folder).refs
+    assert {n.removesuffix(f".{suffix}") for n in after.keys() - before.keys()} == refs.keys()
+    assert {n: t for n, t in after.items() if n in before} == before
+    for module, ref in refs.items():
+        assert ref.input_scale
+        number = np.float32(ref.input_scale.value)  # a power of two: its first bytes are those of BF16
+        data = number.tobytes() if dtype == "F32" else number.tobytes()[2:]
+        assert after[f"{module}.{suffix}"] == (dtype, [1], data)
+    assert not shardq.verify(made.output, deep=True, source="demo").problems
+
+
+def test_scales_of_activations_are_asked_for_before_anything_is_read(tmp_path: Path) -> None:
+    plain = shardq.quantize("demo", "FP8_DYNAMIC", output_dir=tmp_path / "plain", limits=INLINE)
+    modules = taken(plain.output, "FP8_DYNAMIC")
+    for scheme in ("FP8_STATIC", "NVFP4", "NVFP4@auto_round"):
+        with pytest.raises(BadOption, match=r"shardq tune SOURCE --scheme (FP8_STATIC|NVFP4) --algorithm rtn"):
+            shardq.quantize("demo", scheme, output_dir=tmp_path / "none", limits=INLINE)
+    assert not (tmp_path / "none").exists()
+    folder = with_scales(tmp_path / "tuned", dict(list(modules.items())[1:]), "FP8_STATIC")
+    with pytest.raises(BadTuned, match=f"no scales of activations for 1 modules of FP8-STATIC: {next(iter(modules))}"):
+        shardq.plan("demo", make_recipe("FP8_STATIC", tuned=folder))
+    for layout in ("fake", "mlx"):  # which write none
+        assert shardq.plan("demo", f"NVFP4@{layout}").tasks

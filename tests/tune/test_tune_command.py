@@ -40,6 +40,21 @@ def test_codes_are_tuned_and_packed(tmp_path: Path) -> None:
     assert checked.exit_code == 0, checked.output
 
 
+def test_scales_and_codes_are_tuned_and_packed(tmp_path: Path) -> None:
+    source, out = models.make_model("llama", tmp_path / "source"), tmp_path / "out"
+    more = ("--awq-n-grid", "4", "--awq_duo_scaling", "both", "--awq-apply-clip", "--iters", "2")
+    made = _run("tune", str(source), *WORDS, "--algorithm", "awq,signround", *more, "-o", str(out), "--json")
+    assert made.exit_code == 0, made.output
+    identity = json.loads((tmp_path / "out.tuned" / "tuned.json").read_text())["identity"]
+    assert identity["algorithm"] == "awq,signround"
+    assert identity["awq"] == {
+        "awq_n_grid": 4, "awq_duo_scaling": "both", "awq_loss": "inputs", "awq_seqlen": 512,
+        "awq_apply_clip": True, "awq_clip_as_init": False,
+    }  # fmt: skip
+    checked = _run("verify", str(out), "--deep", "--source", str(source))
+    assert checked.exit_code == 0, checked.output
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

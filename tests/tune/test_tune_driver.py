@@ -18,7 +18,7 @@ from shardq.plans import make_plan
 from shardq.quantizers.float_scales import global_scale
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
-from shardq.tune import driver
+from shardq.tune import driver, passes
 from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, TuneResult, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
@@ -69,7 +69,7 @@ def _error(folder: Path, out: Path, recipe: Recipe | None = None) -> float:
         for index, own in enumerate(subjects.blocks):
             with model.block(index) as block:
                 model.advance(block, plain, index)
-                put_codes(block, own, driver._read(out, model.block_names[index], own), load())
+                put_codes(block, own, passes.read_stored(out, model.block_names[index], own).codes, load())
                 model.advance(block, coded, index)
         return float((plain.hidden - coded.hidden).square().mean())
 
@@ -92,15 +92,15 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(
 ) -> None:
     whole, again = tmp_path / "whole", tmp_path / "again"
     _tune(folders["llama"], whole, algorithm, enable_quanted_input=quanted)
-    real = driver._tune
+    real = passes.tune_block
 
-    def stopping(work: Work, options: TuneOptions) -> Any:
+    def stopping(work: Work, *more: Any) -> Any:
         if work.index == 2:
             raise KeyboardInterrupt
-        return real(work, options)
+        return real(work, *more)
 
     with monkeypatch.context() as stopped:
-        stopped.setattr(driver, "_tune", stopping)
+        stopped.setattr(passes, "tune_block", stopping)
         with pytest.raises(KeyboardInterrupt):
             _tune(folders["llama"], again, algorithm, enable_quanted_input=quanted)
     result = _tune(folders["llama"], again, algorithm, enable_quanted_input=quanted)
@@ -166,5 +166,3 @@ def test_what_cannot_be_tuned_is_refused(folders: dict[str, Path], tmp_path: Pat
         _tune(folders["llama"], tmp_path / "a", "gptq", make_recipe("Q4_0"))
     with pytest.raises(BadOption, match="--algorithm"):
         _options("sorcery")
-    with pytest.raises(BadOption, match="learns the rounding of integers"):
-        _tune(folders["llama"], tmp_path / "b", "signround", _recipe("MXFP4A16", "compressed-tensors"))

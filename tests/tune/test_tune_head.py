@@ -16,7 +16,7 @@ from shardq.plans import make_plan
 from shardq.quantizers.decode import decode_rows
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
-from shardq.tune import driver
+from shardq.tune import driver, passes
 from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, TuneResult, tune_blocks
 from shardq.tune.head import Logits, head_inputs, head_options
@@ -63,7 +63,7 @@ def _error(folder: Path, out: Path, recipe: Recipe) -> float:
     with BlockModel.open(open_source(str(folder)), dtype=torch.float32) as model:
         head = find_subjects(model, make_plan(model.checkpoint, recipe)).head
         assert head is not None
-        codes = driver._read(out, head.module, (head,))[head.tensor]
+        codes = passes.read_stored(out, head.module, (head,)).codes[head.tensor]
         batch = model.embed(ids)
         for index in range(len(model.block_names)):
             with model.block(index) as block:
@@ -92,13 +92,13 @@ def test_its_inputs_have_passed_the_codes_of_the_blocks(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     met: list[Work] = []
-    real = driver._tune
+    real = passes.tune_block
 
-    def catch(work: Work, options: TuneOptions) -> Any:
+    def catch(work: Work, options: TuneOptions, *more: Any) -> Any:
         met.append(work)
-        return real(work, options)
+        return real(work, options, *more)
 
-    monkeypatch.setattr(driver, "_tune", catch)
+    monkeypatch.setattr(passes, "tune_block", catch)
     _tune(folders["llama"], tmp_path / "out", "signround", _recipe(blocks=True))
     head, samples = met[-1], [0, 5]
     assert isinstance(head.wanted, Logits)
@@ -127,7 +127,7 @@ def test_a_run_that_was_stopped_before_the_head_ends_with_the_same_bytes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as stopped:
-        stopped.setattr(driver._Run, "head", stopping)
+        stopped.setattr(passes.Run, "head", stopping)
         with pytest.raises(KeyboardInterrupt):
             _tune(folders["llama"], again, "gptq", recipe)
     assert _tune(folders["llama"], again, "gptq", recipe).resumed == 3

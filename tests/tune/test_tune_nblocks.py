@@ -18,7 +18,7 @@ from shardq.errors import BadOption
 from shardq.plans import make_plan
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
-from shardq.tune import driver
+from shardq.tune import passes
 from shardq.tune.activations import call_block
 from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, TuneResult, tune_blocks
@@ -26,7 +26,7 @@ from shardq.tune.groups import Group, group_batch, group_subjects
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.signround import SignRoundOptions
 from shardq.tune.subjects import find_subjects
-from shardq.tune.work import Work
+from shardq.tune.work import Work, put_codes
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
@@ -35,18 +35,18 @@ with pytest.MonkeyPatch.context() as patch:
 DATA = DataOptions("random", nsamples=6, seqlen=12, seed=1)
 KILLED_AT = """
 import os, signal, sys
-from shardq.tune import driver
+from shardq.tune import passes
 from test_tune_nblocks import tune
 
-real, left = driver._tune, [int(sys.argv[4])]
+real, left = passes.tune_block, [int(sys.argv[4])]
 
-def dying(work, options):
+def dying(work, *more):
     left[0] -= 1
     if left[0] < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(work, options)
+    return real(work, *more)
 
-driver._tune = dying
+passes.tune_block = dying
 tune(sys.argv[1], sys.argv[2], int(sys.argv[3]))
 """
 
@@ -95,24 +95,24 @@ def test_groups_are_learned_by_what_their_last_block_gives(
 ) -> None:
     met: list[Work] = []
     losses: list[float] = []
-    real = driver._tune
+    real = passes.tune_block
 
     @torch.no_grad()
     def loss(work: Work) -> float:
         assert work.wanted is not None
         return float((work.run(work.inputs).float() - work.wanted[list(range(6))].float()).square().mean())
 
-    def catch(work: Work, options: TuneOptions) -> Any:
+    def catch(work: Work, options: TuneOptions, *more: Any) -> Any:
         met.append(work)
-        codes = real(work, options)
+        found = real(work, options, *more)
         if len(work.subjects) == 14:
-            nearest = real(work, TuneOptions(algorithm="rtn"))
-            for tried in (codes, nearest):
-                driver.put_codes(work.block, work.subjects, tried, work.kernels)
+            nearest = real(work, TuneOptions(algorithm="rtn"), *more)
+            for tried in (found, nearest):
+                put_codes(work.block, work.subjects, tried.codes, work.kernels)
                 losses.append(loss(work))
-        return codes
+        return found
 
-    monkeypatch.setattr(driver, "_tune", catch)
+    monkeypatch.setattr(passes, "tune_block", catch)
     result = tune(folders["llama"], tmp_path / "out", 2)
     assert [len(w.subjects) for w in met] == [14, 7, 1]
     assert losses[0] < 0.9 * losses[1]

@@ -34,6 +34,9 @@ def test_words_replace_a_recipes() -> None:
     assert found.data.seed == 0
     assert not found.signround.enable_minmax_tuning
     assert build_options({"algorithm": "gptq", "damping": 0.1}).gptq.damping == 0.1
+    steps = build_options({"momentum": 0.5, "enable_act_quant": False})
+    assert (steps.signround.momentum, steps.signround.enable_adam, steps.enable_act_quant) == (0.5, False, False)
+    assert build_options({"enable_adam": True}).signround.enable_adam
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,8 @@ def test_words_replace_a_recipes() -> None:
         ({"nsamples": 0}, "a sample of a token"),
         ({"iters": 0}, "at least one of iters"),
         ({"sorcery": 1}, "no option of tuning"),
+        ({"momentum": -0.1}, "--momentum -0.1"),
+        ({"momentum": 0.9, "enable_adam": True}, "none with Adam"),
     ],
 )
 def test_words_without_a_meaning_are_refused(words: dict[str, object], told: str) -> None:

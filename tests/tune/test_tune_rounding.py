@@ -1,4 +1,4 @@
-"""Learned rounding: numbers and gradients of auto-round's formulas, and codes that stand for what the loss saw."""
+"""Learned rounding of integers: numbers and gradients of auto-round's formulas, and codes for what the loss saw."""
 
 from typing import Any
 
@@ -10,8 +10,10 @@ from shardq.errors import BadOption
 from shardq.kernels import load
 from shardq.layouts import find_layout
 from shardq.quantizers.decode import decode_rows
-from shardq.schemes import Scheme, parse_name
-from shardq.tune.rounding import Grid, RoundingGradient, make_grid, round_groups, take_codes, values_of
+from shardq.schemes import BLOCKS, Scheme, parse_name
+from shardq.tune.rounding import RoundingGradient, make_grid
+from shardq.tune.rounding_integers import IntegerGrid, make_integers
+from shardq.tune.rounding_parts import TYPES
 
 ROWS, COLUMNS = 6, 80  # groups of 32 end in a short one
 
@@ -43,7 +45,7 @@ def _weight() -> torch.Tensor:
     return weight.bfloat16().float()
 
 
-def _parameters(grid: Grid, seed: int) -> tuple[torch.Tensor, ...]:
+def _parameters(grid: IntegerGrid, seed: int) -> tuple[torch.Tensor, ...]:
     random = torch.Generator().manual_seed(seed)
     v = (torch.rand(grid.weight.shape, generator=random) - 0.5) * 0.8
     factors = [torch.rand(len(grid.weight), generator=random) * 0.5 + 0.5 for _ in range(2)]
@@ -55,14 +57,14 @@ def _through(values: torch.Tensor) -> torch.Tensor:
     return values + (values.round() - values).detach()
 
 
-def _plain(grid: Grid, v: torch.Tensor, low_factor: torch.Tensor, high_factor: torch.Tensor) -> torch.Tensor:
+def _plain(grid: IntegerGrid, v: torch.Tensor, low_factor: torch.Tensor, high_factor: torch.Tensor) -> torch.Tensor:
     """The formulas, as torch differentiates them."""
 
     def kept(values: torch.Tensor) -> torch.Tensor:  # with the gradient in fp32, which torch rounds with the values
-        return values + (values.to(grid.stored).float() - values).detach()
+        return values + (values.to(TYPES[grid.stored]).float() - values).detach()
 
     def stored(scales: torch.Tensor) -> torch.Tensor:
-        least = torch.tensor(1e-5).to(grid.stored).float()
+        least = torch.tensor(1e-5).to(TYPES[grid.stored]).float()
         found = torch.where(scales < 0, torch.minimum(kept(scales), -least), torch.maximum(kept(scales), least))
         return found[:, None]
 
@@ -83,10 +85,10 @@ def _plain(grid: Grid, v: torch.Tensor, low_factor: torch.Tensor, high_factor: t
 
 @pytest.mark.parametrize(("scheme", "dtype"), CASES)
 def test_values_and_gradients_are_those_of_the_formulas(scheme: Scheme, dtype: str) -> None:
-    grid = make_grid(_weight(), scheme, dtype)
+    grid = make_integers(_weight(), scheme, dtype)
     ours, plain = _parameters(grid, 5), _parameters(grid, 5)
     pull = torch.randn(grid.weight.shape, generator=torch.Generator().manual_seed(7))
-    found: Any = RoundingGradient.apply(*ours, grid)  # type: ignore[no-untyped-call]
+    found: Any = RoundingGradient.apply(grid, *ours)  # type: ignore[no-untyped-call]
     expected = _plain(grid, *plain)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
     (found * pull).sum().backward()
@@ -100,31 +102,16 @@ def test_values_and_gradients_are_those_of_the_formulas(scheme: Scheme, dtype: s
 
 @pytest.mark.parametrize(("scheme", "dtype"), CASES)
 def test_codes_stand_for_what_the_loss_saw(scheme: Scheme, dtype: str) -> None:
-    grid = make_grid(_weight(), scheme, dtype)
-    rounded = round_groups(grid, *(p.detach() for p in _parameters(grid, 9)))
-    codes = take_codes(grid, rounded, scheme)
+    grid = make_integers(_weight(), scheme, dtype)
+    v, *factors = (p.detach() for p in _parameters(grid, 9))
+    rounded = grid.round(v, *factors)
+    codes = grid.take_codes(v, rounded, slice(0, ROWS), load())
     assert codes.codes.shape == (ROWS, COLUMNS)
     assert int(codes.codes.max()) < 1 << scheme.bits
-    seen = values_of(grid, rounded).reshape(ROWS, -1)[:, :COLUMNS].numpy()
+    seen = grid.values(rounded).reshape(ROWS, -1)[:, :COLUMNS].numpy()
     np.testing.assert_array_equal(decode_rows(codes, scheme, load()), seen)
 
 
-def test_without_learning_it_is_round_to_nearest() -> None:
-    from shardq.tune.subjects import Place, Subject
-    from shardq.tune.work import quantize_alone
-
-    for scheme, dtype in CASES[:3]:
-        weight = _weight()
-        grid = make_grid(weight, scheme, dtype)
-        rounded = round_groups(grid, torch.zeros_like(grid.weight), torch.ones(()), torch.ones(()))
-        subject = Subject("a.weight", "a", (ROWS, COLUMNS), dtype, scheme, (), Place("a.weight"))
-        plain = quantize_alone(weight.numpy(), subject, load(), None)
-        found = take_codes(grid, rounded, scheme)
-        np.testing.assert_array_equal(found.scales, plain.scales)
-        np.testing.assert_array_equal(found.codes, plain.codes)
-
-
-@pytest.mark.parametrize("name", ["MXFP4A16", "FP8A16"])
-def test_floats_are_refused(name: str) -> None:
-    with pytest.raises(BadOption, match="--algorithm gptq"):
-        make_grid(_weight(), _scheme(name, "compressed-tensors"), "BF16")
+def test_a_scheme_whose_scales_come_with_its_codes_is_refused() -> None:
+    with pytest.raises(BadOption, match="Q4_K has both at once"):
+        make_grid(_weight(), BLOCKS["Q4_K"], "BF16")

@@ -20,7 +20,7 @@ from shardq.plans import make_plan
 from shardq.quantizers.decode import decode_rows
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
-from shardq.tune import driver
+from shardq.tune import driver, passes
 from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, TuneResult, tune_blocks
 from shardq.tune.inputs import between, first_of, given, recording
@@ -105,7 +105,7 @@ def _error(folder: Path, out: Path) -> float:
         for index, own in enumerate(subjects.blocks):
             with model.block(index) as block:
                 model.advance(block, plain, index)
-                put_codes(block, own, driver._read(out, model.block_names[index], own), load())
+                put_codes(block, own, passes.read_stored(out, model.block_names[index], own).codes, load())
                 model.advance(block, coded, index)
         return float((plain.hidden - coded.hidden).square().mean())
 
@@ -146,7 +146,7 @@ def _weighed(folder: Path, outs: Sequence[Path]) -> list[tuple[float, ...]]:
         with model.block(0) as block:
             with recording(block, "block", "all") as inputs:
                 model.advance(block, batch, 0)
-            codes = [driver._read(out, model.block_names[0], own) for out in outs]
+            codes = [passes.read_stored(out, model.block_names[0], own).codes for out in outs]
             for s in (s for s in own if s.place.expert is not None):
                 squares = inputs.sums[f"block.{s.place.parameter}"].squares[s.place.expert]
                 wanted = s.weight(block).double().numpy()

@@ -54,6 +54,7 @@ PER_LAYER: Final = {
 MODELS: Final[Mapping[str, Callable[[], Any]]] = {
     "llama": lambda: _config("LlamaConfig"),
     "tied": lambda: _config("LlamaConfig", tie_word_embeddings=True),
+    "qwen2": lambda: _config("Qwen2Config", num_key_value_heads=4),
     "qwen3": lambda: _config("Qwen3Config"),
     "qwen3_moe": lambda: _config("Qwen3MoeConfig", num_experts=8, **MOE),
     "mixtral": lambda: _config("MixtralConfig", num_local_experts=4, num_experts_per_tok=2),

@@ -3,7 +3,17 @@ from dataclasses import replace
 import pytest
 
 from shardq.errors import BadGroupSize, BadOption, UnknownScheme
-from shardq.schemes import ALIASES, PRESETS, WHOLE_ROW, WIDTHS, Scheme, change_scheme, parse_name, parse_scheme
+from shardq.schemes import (
+    ACTIVATIONS,
+    ALIASES,
+    PRESETS,
+    WHOLE_ROW,
+    WIDTHS,
+    Scheme,
+    change_scheme,
+    parse_name,
+    parse_scheme,
+)
 
 
 def test_names_of_presets_lead_back_to_them() -> None:
@@ -44,11 +54,24 @@ def test_names_that_spell_out_nothing(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "instead"), [("FP8_STATIC", "FP8_DYNAMIC"), ("W8A8-static", "W8A8"), ("W4A8_STATIC", "W4A8")]
-)
-def test_static_activations_need_data(text: str, instead: str) -> None:
-    with pytest.raises(UnknownScheme, match=f"calibration.*take {instead},"):
-        parse_scheme(text)
+    ("text", "name", "beside"),
+    [
+        ("FP8_STATIC", "FP8-STATIC", "FP8_DYNAMIC"), ("fp8-static-tensor", "FP8-STATIC-TENSOR", "FP8_TENSOR"),
+        ("W8A8-static", "W8A8CH-STATIC", "W8A8"), ("INT8_STATIC", "W8A8CH-STATIC", "INT8"),
+        ("NVFP4", "NVFP4", "NVFP4A16"),
+    ],
+)  # fmt: skip
+def test_static_activations_change_no_weight(text: str, name: str, beside: str) -> None:
+    scheme = parse_scheme(text).scheme
+    assert scheme.name == name
+    assert parse_name(name) == scheme
+    assert ACTIVATIONS[scheme.activation].calibrated
+    assert replace(scheme, activation="") == replace(parse_scheme(beside).scheme, activation="")
+
+
+def test_static_activations_that_nobody_offers() -> None:
+    with pytest.raises(UnknownScheme, match=r"W8A8_STATIC, FP8_STATIC.*or take W4A8,"):
+        parse_scheme("W4A8_STATIC")
 
 
 def test_names_of_activations_other_than_the_weights() -> None:

@@ -55,7 +55,7 @@ def serve(make_checkpoint: Any) -> Callable[..., Served]:
     ) -> Served:  # fmt: skip
         shards = {"a.safetensors": source(moe, inner, kv_rows) | (extra or {})}
         checkpoint = make_checkpoint(shards, CONFIG | (config or {}))
-        return served_of_plan(make_plan(checkpoint, make_recipe(scheme, **options)))
+        return served_of_plan(make_plan(checkpoint, make_recipe(scheme, **options), before_tuning=True))
 
     return made
 
@@ -72,6 +72,12 @@ OWN: list[tuple[str, dict[str, Any], str, int, str, str, str]] = [
     ("W4A16@compressed-tensors", {"moe": True}, "vllm", 1, "cpu", "limits", "amx_experts"),
     ("W4A16_ASYM@compressed-tensors", {"moe": True}, "vllm", 1, "cpu", "no", "ct_moe_asym_cpu"),
     ("FPW8A16", {}, "vllm", 1, "cpu", "no", "ct_fp8_weights_cpu"),
+    ("FP8_STATIC", {}, "vllm", 1, "", "loads", ""),
+    ("FP8_STATIC", {"moe": True}, "vllm", 1, "", "no", "static_experts_in_rows"),
+    ("W8A8_STATIC", {"moe": True}, "vllm", 1, "", "no", "static_experts_in_rows"),
+    ("FP8_STATIC_TENSOR", {"moe": True}, "vllm", 1, "", "limits", "ct_fp8_moe_cpu"),
+    ("FP8_STATIC_TENSOR", {"moe": True}, "transformers", 1, "", "limits", "static_experts_dropped"),
+    ("NVFP4@auto_round", {}, "vllm", 1, "", "no", "auto_round_nvfp4"),
     ("W4A16@compressed-tensors", {"moe": True}, "transformers", 1, "", "loads", ""),
     ("W4A16@compressed-tensors", {}, "llama.cpp", 1, "", "no", "method"),
     ("W4A16@compressed-tensors", {}, "mlx", 1, "", "no", "ct_mlx"),

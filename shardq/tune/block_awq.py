@@ -1,0 +1,164 @@
+"""AWQ of a block: site by site the factors of columns under which the nearest codes change least of what the module
+gives that has the matrices, and after that, if asked for, ranges of groups.
+
+Source: as of awq.py. Inputs are those of the block as it was: scaling does not change what it computes, so that sites
+know nothing of each other. A norm is rounded to what is stored before its columns are scaled.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from shardq.quantizers.decode import decode_rows
+from shardq.tune.awq import (
+    CLIP_STEPS,
+    AwqOptions,
+    factors_of,
+    in_groups,
+    mean_weights,
+    range_at,
+    split_bias,
+    split_norm,
+)
+from shardq.tune.awq_inputs import Seen, record_inputs
+from shardq.tune.awq_sites import Site
+from shardq.tune.subjects import Subject
+from shardq.tune.work import Changes, Ranges, Work, largest_of, quantize_alone
+
+UNCLIPPED: Final = ("q_", "k_", "query", "key")  # in a module's name: scores of attention suffer (auto-round, AutoAWQ)
+
+
+@torch.no_grad()
+def scale_block(work: Work, sites: Sequence[Site], options: AwqOptions) -> tuple[Changes, Ranges]:
+    """Scale matrices of a block and what comes before them, in place. Clipped weights are clamped in place, too, or
+    with `awq_clip_as_init` only their ranges come back. Raises NonFiniteWeight."""
+    seen = record_inputs(work, sites, options)
+    changes = Changes()
+    ranges: dict[str, tuple[Tensor, Tensor]] = {}
+    for site, own in zip(sites, seen, strict=True):
+        if (factors := search_factors(work, site, own, options)) is not None:
+            apply_factors(work.block, site, factors, changes)
+    for site, own in zip(sites, seen, strict=True):
+        for s in site.behind if options.awq_apply_clip else ():
+            if not any(part in s.module.rpartition(".")[2] for part in UNCLIPPED):
+                ranges[s.tensor] = _clip(work, s, own, changes)
+    if not options.awq_clip_as_init:
+        for s in (s for s in work.subjects if s.tensor in ranges):
+            _clamp(s.weight(work.block), s, *ranges[s.tensor])
+        ranges = {}
+    return changes, ranges
+
+
+def apply_factors(block: nn.Module, site: Site, factors: Tensor, changes: Changes) -> None:
+    """Multiply the columns of a site's matrices, divide what comes before, and take down both."""
+    exact = factors
+    if site.norm:
+        norm = block.get_parameter(site.norm.parameter)
+        made, exact = split_norm(norm, site.adds, factors, site.norm.stored)
+        norm.copy_(made)
+        changes.replaced[site.norm.tensor] = made
+    if site.rows:
+        _multiply(site.rows.weight(block), (1 / factors)[:, None])
+        changes.rows[site.rows.tensor] = 1 / factors
+    if site.bias:
+        bias = block.get_parameter(site.bias.parameter)
+        changes.replaced[site.bias.tensor] = split_bias(bias, factors, site.bias.stored)
+        bias.copy_(changes.replaced[site.bias.tensor])
+    for s in site.behind:
+        _multiply(s.weight(block), exact)
+        changes.columns[s.tensor] = exact
+
+
+def search_factors(work: Work, site: Site, seen: Seen, options: AwqOptions) -> Tensor | None:
+    """The best of all candidates, fp32 [columns]; None where none changes the output by a number."""
+    if seen.magnitudes is None:
+        return None
+    inputs = (seen.magnitudes / seen.tokens).float()
+    weights = mean_weights((s.weight(work.block), s.scheme.group_columns(s.shape[1])) for s in site.behind)
+    wanted = [_output(site.module(work.block)(*args, **kwargs)) for args, kwargs in seen.calls]
+    least, best = float("inf"), None
+    for ratio, duo in options.candidates:
+        factors = factors_of(inputs, weights, ratio, duo)
+        loss = _loss(work, site, seen, wanted, factors)
+        if loss < least:
+            least, best = loss, factors
+    return best
+
+
+def _loss(work: Work, site: Site, seen: Seen, wanted: Sequence[Tensor], factors: Tensor) -> float:
+    """Sum of squares of what the nearest codes of scaled matrices change of the module's output, or as if each column
+    changed it alone."""
+    values = _nearest(work, site, factors)
+    if seen.squares is not None:
+        changes = (s.weight(work.block).float() - values[s.tensor].float() for s in site.behind)
+        return sum(float((change.square().sum(0) * seen.squares).sum()) for change in changes)
+    if seen.products:
+        (s,) = site.behind
+        return seen.products.squares(s.weight(work.block).float() - values[s.tensor].float())
+    prefix = f"{site.parent}." if site.parent else ""
+    weights = {s.place.parameter.removeprefix(prefix): values[s.tensor] for s in site.behind}
+    module = site.module(work.block)
+    total = 0.0
+    for (args, kwargs), right in zip(seen.calls, wanted, strict=True):
+        found = _output(functional_call(module, weights, args, dict(kwargs)))
+        total += float((found.float() - right.float()).square().sum(dtype=torch.float64))
+    return total
+
+
+def _nearest(work: Work, site: Site, factors: Tensor) -> dict[str, Tensor]:
+    """What matrices are when their nearest codes are scaled back, in the type that is computed with."""
+    exact = factors
+    if site.norm:
+        norm = work.block.get_parameter(site.norm.parameter)
+        exact = split_norm(norm, site.adds, factors, site.norm.stored)[1]
+    scaled = {s.tensor: s.weight(work.block).float() * exact for s in site.behind}
+    amax = largest_of(work, scaled)
+    made = {}
+    for s in site.behind:
+        weight = s.weight(work.block)
+        values = _nearest_of(work, s, scaled[s.tensor].to(weight.dtype).float(), amax.get(s.tensor))
+        made[s.tensor] = (values / exact).to(weight.dtype)
+    return made
+
+
+def _nearest_of(work: Work, s: Subject, weight: Tensor, amax: float | None) -> Tensor:
+    q = quantize_alone(weight.contiguous().cpu().numpy(), s, work.kernels, amax)
+    return torch.from_numpy(decode_rows(q, s.scheme, work.kernels)).to(weight.device)
+
+
+def _clip(work: Work, s: Subject, seen: Seen, changes: Changes) -> tuple[Tensor, Tensor]:
+    """The range of each group that changes least of its part of the output, [rows, groups] each end."""
+    weight = s.weight(work.block).float()
+    group = s.scheme.group_columns(s.shape[1])
+    grouped, amax = in_groups(weight, group), largest_of(work).get(s.tensor)
+    factors = changes.columns.get(s.tensor, torch.ones_like(weight[0]))
+    least = torch.full(grouped.shape[:2], float("inf"), device=weight.device)
+    best = [end[..., 0].clone() for end in range_at(grouped, s.scheme.symmetric, 0)]
+    for step in range(CLIP_STEPS):
+        ends = range_at(grouped, s.scheme.symmetric, step)
+        narrow = grouped.clamp(*ends).reshape(len(weight), -1)[:, : s.shape[1]]
+        values = _nearest_of(work, s, narrow, amax)
+        errors = seen.groups[group].squares(in_groups(values - weight, group), factors)
+        better = errors < least
+        least = torch.where(better, errors, least)
+        best = [torch.where(better, end[..., 0], old) for end, old in zip(ends, best, strict=True)]
+    return best[0], best[1]
+
+
+def _clamp(weight: Tensor, s: Subject, low: Tensor, high: Tensor) -> None:
+    """Into the range of each group."""
+    narrow = in_groups(weight.float(), s.scheme.group_columns(s.shape[1])).clamp(low[..., None], high[..., None])
+    weight.copy_(narrow.reshape(len(weight), -1)[:, : s.shape[1]])
+
+
+def _output(found: Any) -> Tensor:
+    made: Tensor = found[0] if isinstance(found, tuple | list) else found
+    return made
+
+
+def _multiply(weight: Tensor, factors: Tensor) -> None:
+    """In fp32, rounded once to the weight's type."""
+    weight.copy_(weight.float() * factors)

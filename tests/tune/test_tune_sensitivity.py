@@ -1,0 +1,244 @@
+"""Damage by gradients, block by block: the gradients of the whole model, figures in a file, and mixtures by them."""
+
+import importlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from torch import Tensor
+
+pytest.importorskip("transformers", reason="block mode needs transformers")
+
+from shardq.cli import _tuning
+from shardq.cli.group import commands
+from shardq.errors import BadOption, BadTuned, RecipeChanged
+from shardq.headers import read_checkpoint
+from shardq.kernels import load
+from shardq.layouts import find_layout
+from shardq.measured import Measured, read_measured, write_measured
+from shardq.mixing import mix
+from shardq.mixture_file import parse_options
+from shardq.plans import make_plan
+from shardq.recipe import Recipe, make_recipe
+from shardq.sources import open_source
+from shardq.tune.backward import block_gradients, head_gradients, pass_blocks
+from shardq.tune.blocks import BlockModel
+from shardq.tune.options import DataOptions, TuneOptions
+from shardq.tune.sensitivity import Measuring, damages_of, label_loss, measure_damages
+from shardq.tune.subjects import find_subjects
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    models: Any = importlib.import_module("tuned_models")
+
+OPTIONS = "W2A16G32,W4A16G32,W8A16G32"
+DATA = DataOptions("random", nsamples=4, seqlen=16, seed=1)
+MEASURING = Measuring(OPTIONS, DATA)
+NAMES = {"llama": 3 * 7, "qwen3_moe": 3 * (4 + 8 * 3), "gpt_oss": 3 * (4 + 4 * 3)}  # and matrices that get codes
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("models")
+    return {name: models.make_model(name, base / name) for name in NAMES}
+
+
+def _recipe() -> Recipe:
+    return make_recipe("W4A16G32", layout="auto_round")
+
+
+def _next_token(ids: Tensor) -> Any:
+    """The loss of a text: the sum over all tokens but the last."""
+
+    def loss(logits: Tensor, sample: int, begin: int) -> Tensor:
+        following = ids[sample, begin + 1 : begin + 1 + len(logits)]
+        return torch.nn.functional.cross_entropy(logits[: len(following)], following, reduction="sum")
+
+    return loss
+
+
+def _block_gradients(folder: Path, ids: Tensor, most: int | None) -> dict[str, list[Tensor]]:
+    """By parameter of the model, one for each sample."""
+    found: dict[str, list[Tensor]] = {}
+    with BlockModel.open(open_source(str(folder)), dtype=torch.float32, attention="eager") as model:
+        passed = pass_blocks(model, ids, most, folder)
+        back = head_gradients(model, passed.batch.hidden, _next_token(ids))
+        for index in reversed(range(len(model.block_names))):
+            name = model.block_names[index]
+            with model.block(index) as block:
+                names = [n for n, p in block.named_parameters() if p.ndim > 1]
+                inputs = passed.batch.moved(passed.inputs[index])
+                for of in block_gradients(model, block, index, inputs, back, names):
+                    for n in names:
+                        zeros = torch.zeros_like(block.get_parameter(n))
+                        found.setdefault(f"{name}.{n}", []).append(of.get(n, zeros).clone())
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_the_whole_model(name: str, folders: dict[str, Path]) -> None:
+    ids = models.some_ids(3, 140)  # more than the head sees at once
+    found = _block_gradients(folders[name], ids, None)
+    whole = models.load_whole(folders[name])
+    for sample in range(len(ids)):
+        whole.zero_grad(set_to_none=True)
+        logits = whole(input_ids=ids[sample : sample + 1], use_cache=False).logits[0]
+        _next_token(ids)(logits, sample, 0).backward()
+        for parameter, of in found.items():
+            expected = whole.get_parameter(parameter).grad
+            expected = torch.zeros_like(of[sample]) if expected is None else expected
+            assert expected.abs().max() > 0 or "gate" in parameter
+            torch.testing.assert_close(of[sample], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert len(found) == sum(p.ndim > 1 for n, p in whole.named_parameters() if ".layers." in n)
+
+
+def test_inputs_in_files_give_the_same_gradients(folders: dict[str, Path]) -> None:
+    ids = models.some_ids(2, 16)
+    plain, filed = (_block_gradients(folders["llama"], ids, most) for most in (None, 1))
+    assert all(torch.equal(a, b) for n in plain for a, b in zip(plain[n], filed[n], strict=True))
+
+
+def test_labels_are_drawn_from_the_predictions() -> None:
+    logits = torch.log(torch.tensor([[0.1, 0.2, 0.7]])).repeat(4000, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(label_loss((1, 4000), 7)(logits, 0, 0), logits)
+    drawn = (gradient.detach() - torch.tensor([0.1, 0.2, 0.7])).round().neg()  # p - 1 at the label, p elsewhere
+    assert torch.equal(drawn.sum(1), torch.ones(4000))
+    assert drawn.mean(0).tolist() == pytest.approx([0.1, 0.2, 0.7], abs=0.03)
+    again = torch.autograd.grad(label_loss((1, 4000), 7)(logits[1000:], 0, 1000), logits)[0][1000:]
+    assert torch.equal(again, gradient[1000:])  # wherever the head's pieces begin
+
+
+@torch.no_grad()
+def test_damage_is_half_the_squared_error_by_squared_gradients(folders: dict[str, Path]) -> None:
+    with BlockModel.open(open_source(str(folders["llama"])), dtype=torch.float32) as model:
+        plan = make_plan(model.checkpoint, make_recipe("W4A16G32", layout="fake"))
+        subject = next(s for s in find_subjects(model, plan).blocks[1] if s.module.endswith("up_proj"))
+        offered = (*parse_options("W4A16G32,BF16", find_layout("auto_round")),)
+        with model.block(1) as block:
+            squares = torch.rand(subject.shape, generator=torch.Generator().manual_seed(0))
+            found = damages_of(block, subject, squares, offered, 10, load())
+            w = subject.weight(block).reshape(-1, 32)
+            lowest = w.gather(1, w.abs().argmax(1, keepdim=True))
+            scale = (-lowest / 8).half().float()  # with its sign; that it is of the weight's type makes the 1 %
+            error = w - (w / scale).round().clamp(-8, 7) * scale
+            unreached = damages_of(block, subject, None, offered, 10, load())
+    assert found[0] == pytest.approx(float((squares.reshape(-1, 32) * error.square()).sum() / 20), rel=1e-2)
+    assert (found[1], unreached) == (0.0, (0.0, 0.0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_come_back_from_their_file(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    source, path = open_source(str(folders[name])), tmp_path / "damages.json"
+    steps: list[tuple[int, int]] = []
+    found = measure_damages(source, _recipe(), MEASURING, path, report=lambda *step: steps.append(step))
+    assert steps == [(i + 1, 6) for i in range(6)]
+    assert len(found.damages) == NAMES[name]
+    assert all(two > four > eight >= 0 or two == 0 for two, four, eight in found.damages.values())
+    assert sum(two > 0 for two, _, _ in found.damages.values()) > 0.8 * NAMES[name]
+    before = path.read_bytes()
+    assert measure_damages(source, _recipe(), MEASURING, path, report=lambda *_: pytest.fail("measured again")) == found
+    path.unlink()
+    assert measure_damages(source, _recipe(), MEASURING, path) == found
+    assert path.read_bytes() == before
+    with pytest.raises(RecipeChanged, match=r"otherwise \(data\)"):
+        measure_damages(source, _recipe(), replace(MEASURING, data=replace(DATA, seed=2)), path)
+    nearest = measure_damages(source, _recipe(), replace(MEASURING, searched=False), tmp_path / "nearest.json")
+    assert sum(d[0] for d in found.damages.values()) < 0.95 * sum(d[0] for d in nearest.damages.values())
+
+
+def test_figures_are_for_the_algorithm_and_its_data() -> None:
+    found = Measuring.of(OPTIONS, TuneOptions("rtn", DataOptions("self", 8, 2048, 5), "bfloat16"))
+    assert found == Measuring(OPTIONS, DataOptions("self", 8, 256, 5), False, "bfloat16")
+    assert Measuring.of(OPTIONS, TuneOptions()) == Measuring(OPTIONS, DataOptions(nsamples=16, seqlen=256))
+
+
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    path, measured = tmp_path / "damages.json", Measured("by hand", ("A", "B"), {"m": (1.5, 0.1), "n": (2.0, 1e-300)})
+    write_measured(path, measured, {"key": [1, 2]})
+    assert read_measured(path, {"key": (1, 2)}) == measured
+    document = json.loads(path.read_text())
+    for damaged in ("{", "[]", json.dumps({**document, "damages": {"m": [1.0]}})):
+        path.write_text(damaged)
+        with pytest.raises(BadTuned, match="damaged"):
+            read_measured(path, {"key": [1, 2]})
+    assert read_measured(tmp_path / "none.json", {}) is None
+
+
+def test_a_mixture_takes_measured_figures(folders: dict[str, Path], tmp_path: Path) -> None:
+    source = open_source(str(folders["llama"]))
+    found = measure_damages(source, _recipe(), MEASURING, tmp_path / "damages.json")
+    worst = "model.layers.1.mlp.down_proj"
+    loaded = replace(found, damages={**found.damages, worst: tuple(1e3 * d for d in found.damages[worst])})
+    mixed = mix(source, _recipe(), OPTIONS, 4.5, measured=loaded)
+    assert 4.5 * 0.995 <= mixed.mixture.average_bits <= 4.5
+    assert mixed.mixture.choice[worst].name == "W8A16G32"
+    assert "# Measured: KL in nats for a token, by gradients of 4 samples of 16 tokens (random ids)" in mixed.text
+    with pytest.raises(BadOption, match="was not measured"):
+        mix(source, _recipe(), "W3A16G32,W4A16G32", 4.0, measured=found)
+    less = replace(found, damages={m: d for m, d in found.damages.items() if m != worst})
+    with pytest.raises(BadOption, match=f"{worst} cannot be measured"):
+        mix(source, _recipe(), OPTIONS, 4.5, measured=less)
+
+
+WORDS = (
+    "--target-bits", "4.5", "--options", OPTIONS, "--format", "auto_round", "--algorithm", "rtn", "--dataset", "random",
+    "--nsamples", "4", "--seqlen", "16", "--parallel", "1",
+)  # fmt: skip
+
+
+def _run(*words: str | Path) -> Any:
+    return CliRunner().invoke(commands, [str(w) for w in words], catch_exceptions=False)
+
+
+@pytest.fixture
+def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process would import torch and transformers once more, which takes seconds; test_tune_command has one."""
+    monkeypatch.setattr(_tuning, "run_apart", lambda work, *words: work(*words))
+
+
+@pytest.mark.usefixtures("in_one_process")
+def test_tune_measures_mixes_and_tunes(folders: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    made = _run("tune", folders["qwen3_moe"], *WORDS, "-o", out)
+    assert made.exit_code == 0, made.output
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "out.damages.json", "out.layers.toml", "out.tuned"}
+    assert _run("verify", out, "--deep", "--source", folders["qwen3_moe"]).exit_code == 0
+    recipe = make_recipe("W2A16G32", layout="auto_round", layer_config=str(tmp_path / "out.layers.toml"))
+    plan = make_plan(read_checkpoint(open_source(str(folders["qwen3_moe"]))), recipe)
+    coded = {d.tensor.module: (d.tensor.numel, d.scheme.bits) for d in plan.decisions if d.scheme}
+    assert len({bits for _, bits in coded.values()}) > 1
+    files = load_file(out / "model.safetensors")
+    size = sum(t.numel() * t.element_size() for n, t in files.items() if n.rpartition(".")[0] in coded)
+    assert 4.5 * 0.98 <= 8 * size / sum(numel for numel, _ in coded.values()) <= 4.5
+    again = _run("tune", folders["qwen3_moe"], *WORDS, "-o", out)
+    assert again.exit_code == 0, again.output
+    assert "using the mixture" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--target-bits", "4.5"), "needs --options"),
+        (("--options", OPTIONS), "only with --target-bits"),
+        (("--target-bits", "4.5", "--options", "FP8_TENSOR,W4A16", "--format", "fake"), "beyond a group"),
+        (("--target-bits", "1.5", "--options", OPTIONS), "allow averages from"),
+        (("--target-bits", "4.5", "--options", OPTIONS, "--dry-run"), "--dry-run makes nothing"),
+    ],
+)
+def test_words_of_mixtures_are_refused(
+    more: tuple[str, ...], told: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    found = _run("tune", folders["llama"], *WORDS[4:], *more, "-o", tmp_path / "out")
+    assert found.exit_code == BadOption.exit_code, found.output
+    assert told in found.output
+    assert list(tmp_path.iterdir()) == []
