@@ -17,7 +17,7 @@ from shardq.gguf.architectures import ARCHITECTURES
 from shardq.gguf.file_types import FILE_TYPES
 from shardq.layouts import LAYOUTS, LISTED, SQUARE
 from shardq.layouts.base import Layout
-from shardq.schemes import ALIASES, PRESETS, Preset
+from shardq.schemes import ACTIVATIONS, ALIASES, PRESETS, WHOLE_ROW, Preset, Scheme
 from shardq.serving.facts import load_facts
 
 DOCUMENT: Final = Path(__file__).with_name("reference.md")
@@ -75,8 +75,8 @@ def _exit_codes() -> str:
 def _schemes() -> str:
     rows = (
         (
-            f"`{p.name}`", p.scheme.bits, p.scheme.group_size, p.summary, _codes(_layouts_of(p)),
-            _codes(a for a, name in ALIASES.items() if name == p.name),
+            f"`{p.name}`", p.scheme.element, p.scheme.group_size, _served(p.scheme), p.summary,
+            _codes(_layouts_of(p)), _codes(a for a, name in ALIASES.items() if name == p.name),
         )
         for p in PRESETS.values()
     )  # fmt: skip
@@ -85,8 +85,18 @@ def _schemes() -> str:
         "Integers may also be spelled\nout, as `W6A16_G64_ASYM`, `W4A16CH` (whole rows), `W5A8`. Layouts are those "
         "that hold a matrix of 4096 x 4096 under the\nscheme; `fake` holds what the codes of any of them stand for.\n\n"
     )
-    names = ("scheme", "bits", "group", "summary", "layouts", "other names")
+    names = ("scheme", "codes", "group", "activations while serving", "summary", "layouts", "other names")
     return text + _table(names, rows)
+
+
+def _served(scheme: Scheme) -> str:
+    """What a server does with the inputs of a matrix."""
+    if not scheme.activation:
+        return "16 bits"
+    a = ACTIVATIONS[scheme.activation]
+    columns = "" if a.group_size == WHOLE_ROW else f"{a.group_size} columns of "
+    rounded = ", scales rounded up" if a.exponent == "rceil" else ""
+    return f"{a.element}, {a.scale} scales for {columns}a token{rounded}"
 
 
 def _layouts_of(preset: Preset) -> list[str]:

@@ -129,6 +129,7 @@ def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes
         folders[name] = base / name.partition("/")[2]
         recipe = shardq.make_recipe(word, layout=layout)
         shardq.quantize(folders["org/name"], recipe, output_dir=folders[name], limits=shardq.Limits(parallel=1))
+    folders |= dict.fromkeys(("org/first", "org/second"), folders["org/name"])
     return {name: {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} for name, folder in folders.items()}
 
 
