@@ -17,7 +17,7 @@ from shardq.gguf.architectures import ARCHITECTURES
 from shardq.gguf.file_types import FILE_TYPES
 from shardq.layouts import LAYOUTS, LISTED, SQUARE
 from shardq.layouts.base import Layout
-from shardq.schemes import ACTIVATIONS, ALIASES, PRESETS, WHOLE_ROW, Preset, Scheme
+from shardq.schemes import ACTIVATIONS, ALIASES, ALL_TOKENS, PRESETS, WHOLE_ROW, Preset, Scheme
 from shardq.serving.facts import load_facts
 
 DOCUMENT: Final = Path(__file__).with_name("reference.md")
@@ -94,9 +94,11 @@ def _served(scheme: Scheme) -> str:
     if not scheme.activation:
         return "16 bits"
     a = ACTIVATIONS[scheme.activation]
+    if a.group_size == ALL_TOKENS:
+        return f"{a.element}, one static scale"
     columns = "" if a.group_size == WHOLE_ROW else f"{a.group_size} columns of "
-    rounded = ", scales rounded up" if a.exponent == "rceil" else ""
-    return f"{a.element}, {a.scale} scales for {columns}a token{rounded}"
+    more = ", rounded up" if a.exponent == "rceil" else ", below one static scale" if a.calibrated else ""
+    return f"{a.element}, {a.scale} scales for {columns}a token{more}"
 
 
 def _layouts_of(preset: Preset) -> list[str]:
