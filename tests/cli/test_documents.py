@@ -34,7 +34,7 @@ OURS: Final = "shardq "
 # What a shell runs that is not shardq, and why it is not run here.
 OTHERS: Final = {
     "pip install": "an environment of its own is the business of .ci/run",
-    "python3 -m venv": "likewise", ". .venv": "likewise",
+    "python3 -m venv": "likewise", ". .venv/bin/activate": "likewise",
     "pytest": "these are the tests",
     "vllm": "needs an engine: the sessions of nox run them",
     "sbatch": "needs a cluster", "kubectl": "needs a cluster", "hf": "needs an account", "ssh": "needs other machines",
@@ -95,7 +95,7 @@ def steps_of(text: str) -> list[Step]:
 
 def is_known(command: str) -> bool:
     """True for ours, and for what has a reason not to be run."""
-    return command.startswith((OURS, *OTHERS))
+    return command.startswith(OURS) or any(command == o or command.startswith(f"{o} ") for o in OTHERS)
 
 
 def read(document: Path) -> str:
@@ -103,14 +103,16 @@ def read(document: Path) -> str:
     return document.read_text(encoding="utf-8")
 
 
-def parameters() -> list[Any]:
-    """A document with something to run, as a whole: later commands use what earlier ones made."""
-    found = ((p, steps_of(read(p))) for p in DOCUMENTS if p != README)  # which has a test of its own, below
-    return [
-        pytest.param(path, id=str(path.relative_to(ROOT)))
-        for path, steps in found
-        if any(s.kind == "script" or s.text.startswith(OURS) for s in steps)
-    ]
+def name_of(document: Path) -> str:
+    """Of a test."""
+    return str(document.relative_to(ROOT))
+
+
+def documents_to_run() -> list[Path]:
+    """Those with something to run but README, which has a test of its own below; each as a whole: later commands use
+    what earlier ones made."""
+    found = ((p, steps_of(read(p))) for p in DOCUMENTS if p != README)
+    return [p for p, steps in found if any(s.kind == "script" or s.text.startswith(OURS) for s in steps)]
 
 
 def plain_llama() -> Case:
@@ -187,7 +189,7 @@ def words_of(step: Step, folder: Path) -> tuple[list[str], str]:
     return [sys.executable, "-P", "-m", "shardq.cli", *words], target
 
 
-@pytest.mark.parametrize("document", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in DOCUMENTS])
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_line_of_a_command_block_can_be_run_or_has_a_reason(document: Path) -> None:
     commands = [s.text for s in steps_of(read(document)) if s.kind == "command"]
     assert [c for c in commands if not is_known(c)] == []
@@ -195,7 +197,7 @@ def test_every_line_of_a_command_block_can_be_run_or_has_a_reason(document: Path
     assert [c for c in own if PLACEHOLDER.search(c)] == []
 
 
-@pytest.mark.parametrize("document", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in DOCUMENTS])
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_links_between_documents_lead_somewhere(document: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", read(document)):
         path, _, section = link.partition("#")
@@ -209,7 +211,7 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("document", parameters())
+@pytest.mark.parametrize("document", documents_to_run(), ids=name_of)
 def test_every_command_runs(document: Path, environment: dict[str, str], tmp_path: Path) -> None:
     if left := take(steps_of(read(document)), environment, tmp_path):
         pytest.skip(f"block mode needs transformers: {len(left)} commands of {document.name} were left out")
