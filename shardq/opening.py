@@ -1,4 +1,4 @@
-"""What a run is given, as words and limits say: source, folders and destinations of outputs, and engines to load them."""
+"""What a run is given, as words and limits say: source, folders and destinations, and engines that are to load it."""
 
 from collections import Counter
 from collections.abc import Sequence
