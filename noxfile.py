@@ -57,6 +57,14 @@ def tune(session: nox.Session) -> None:
 
 
 @nox.session
+def ray(session: nox.Session) -> None:
+    """A job on three Ray nodes, one of which is killed; needs root, for network namespaces."""
+    session.install(TORCH)
+    session.install(".[test,ray]")
+    session.run("pytest", "tests/oracles/test_job_ray.py", *session.posargs)
+
+
+@nox.session
 def oracles(session: nox.Session) -> None:
     """The comparisons with the rivals' own packages and with real loaders; installs about 2 GB."""
     session.install(TORCH)

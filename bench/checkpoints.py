@@ -31,6 +31,14 @@ def _write_decoder(folder: Path, gigabytes: float, config: dict[str, Any]) -> Pa
     return write(folder, config, list(_shards(specs)), _spread(np.random.default_rng(20251121)))
 
 
+def write_layers(folder: Path, layers: int) -> Path:
+    """A Qwen3 of hidden size 256 with a shard of 4.3 MB for each layer. Reused if it exists."""
+    config = _config(256, vocabulary=256) | {"num_hidden_layers": layers}
+    shards = [list(_layer(n, config)) for n in range(layers)]
+    shards[0] += _ends(config)
+    return write(folder, config, shards, _spread(np.random.default_rng(20251121)))
+
+
 def write_llama(folder: Path, gigabytes: float, tokenizer: Path) -> Path:
     """A Llama of about that size, hidden size 2048, with the tokenizer of another checkpoint. Reused if it exists.
 

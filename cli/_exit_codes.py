@@ -78,4 +78,4 @@ def exit_codes(errors: Iterable[type[ShardqError]]) -> str:
 
 
 def _row(code: int, text: str) -> str:
-    return textwrap.fill(text, _WIDTH, initial_indent=f"  {code:>3}  ", subsequent_indent=" " * 7)
+    return textwrap.fill(" ".join(text.split()), _WIDTH, initial_indent=f"  {code:>3}  ", subsequent_indent=" " * 7)

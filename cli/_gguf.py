@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from shardq.cli._kept import add_options, kept_option, take_kept
-from shardq.cli._sizes import parse_size
 from shardq.errors import BadOption
+from shardq.sizes import parse_size
 
 if TYPE_CHECKING:
     from shardq.gguf.options import GgufOptions

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from shardq.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
-SUFFIX: Final = ".layers.toml"  # of the file beside an output folder
 
 
 def mixture_options(function: F) -> F:

@@ -128,6 +128,7 @@ def build_recipes(
     from shardq.gguf.file_types import find_file_type
     from shardq.importance import load_importance
     from shardq.recipe import make_recipe
+    from shardq.recipe_file import may_split_fused
     from shardq.tuned import load_tuned
 
     if rtn and search not in {None, "none"}:
@@ -154,7 +155,7 @@ def build_recipes(
             ignore_dialect=cast("Dialect", ignore_dialect),
             quant_lm_head=quant_lm_head,
             ragged=cast("Ragged", ragged),
-            split_fused=_may_split(targets),
+            split_fused=may_split_fused(targets),
             policy=cast("Policy", policy),
             mtp=cast("Mtp", mtp),
             quant_nontext=quant_nontext,
@@ -169,15 +170,6 @@ def build_recipes(
         for scheme in wanted
         for each in layouts
     ]
-
-
-def _may_split(targets: Sequence[str]) -> bool:
-    """True if all targets run the members of fused groups one by one. Raises BadOption."""
-    if not targets:
-        return False
-    from shardq.serving.targets import may_split, parse_target  # the table of engines takes its time
-
-    return may_split([parse_target(t) for t in targets])
 
 
 def split_patterns(values: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.cli._console import Console, print_json, print_json_rows, print_pairs, print_section, show_bytes
+from shardq.cli._progress import duration
 from shardq.cli._serving_text import print_serving
 from shardq.collapse import collapse
 
@@ -15,23 +16,26 @@ if TYPE_CHECKING:
 _OBVIOUS: Final = ("norm", "vector")  # roles that nobody expects to be quantized
 
 
-def print_plans(console: Console, plans: "Sequence[Plan]", tensors: bool) -> None:
-    """One plan, or all outputs of a run with what they need together; `tensors`: each of them in --json."""
+def print_plans(console: Console, plans: "Sequence[Plan]", tensors: bool, rate_bytes_s: int | None = None) -> None:
+    """One plan, or all outputs of a run with what they need together; `tensors`: each of them in --json. With a rate
+    also how long bytes take."""
     from shardq.onepass import OnePass
-    from shardq.reports import describe_needs, describe_plan, describe_sources, describe_tensors
+    from shardq.reports import describe_cost, describe_needs, describe_plan, describe_sources, describe_tensors
 
+    cost = describe_cost(plans, rate_bytes_s) if plans[0].files else None
     if console.as_json:
         if tensors and len(plans) == 1:
             (plan,) = plans
             rows, tables = {"tensors": describe_tensors(plan)}, {"source_tensors": describe_sources(plan)}
-            print_json_rows(describe_plan(plan, tensors=False), rows, tables)
+            print_json_rows({**describe_plan(plan, tensors=False), "cost": cost}, rows, tables)
             return
         described = [describe_plan(p, tensors) for p in plans]
         needs = describe_needs(OnePass(tuple(plans))) if plans[0].files else None
-        print_json(described[0] if len(plans) == 1 else {"outputs": described, "needs": needs})
+        document = described[0] if len(plans) == 1 else {"outputs": described, "needs": needs}
+        print_json({**document, "cost": cost})
         return
     for plan in plans:
-        print_plan(console, plan)
+        print_plan(console, plan, cost if len(plans) == 1 else None)
     if len(plans) > 1 and plans[0].files:
         largest = show_bytes(OnePass(tuple(plans)).largest_task_bytes)
         print_pairs(
@@ -39,16 +43,17 @@ def print_plans(console: Console, plans: "Sequence[Plan]", tensors: bool) -> Non
                 ("together", f"{len(plans)} outputs"),
                 ("largest task", largest),
                 *_needs(describe_needs(OnePass(tuple(plans)))),
+                *_cost(cost),
             ]
         )
 
 
-def print_plan(console: Console, plan: "Plan") -> None:
-    """Counts, bytes, schemes, roles, and what is kept and why."""
+def print_plan(console: Console, plan: "Plan", cost: dict[str, Any] | None) -> None:
+    """Counts, bytes, schemes, roles, what is kept and why, and what it costs."""
     from shardq.reports import describe_plan, describe_tensors
 
     d = describe_plan(plan, tensors=False)
-    print_pairs(_summary(d))
+    print_pairs(_summary(d, cost))
     schemes = Counter(x.scheme.name + (", carried" if x.carried else "") for x in plan.decisions if x.scheme)
     print_section(("scheme", "modules"), schemes.items())
     print_section(("role", "weights"), d["counts"]["roles"].items())
@@ -63,7 +68,7 @@ def print_plan(console: Console, plan: "Plan") -> None:
     console.warn(d["warnings"])
 
 
-def _summary(d: dict[str, Any]) -> list[tuple[str, str]]:
+def _summary(d: dict[str, Any], cost: dict[str, Any] | None) -> list[tuple[str, str]]:
     counts, size = d["counts"], d["bytes"]
     change = "unknown: not all shapes are known"
     memory = ""
@@ -84,6 +89,7 @@ def _summary(d: dict[str, Any]) -> list[tuple[str, str]]:
         ("bytes", change),
         ("largest task", memory),
         *(_needs(d["needs"]) if d["needs"] else ()),
+        *_cost(cost),
         ("fingerprint", d["fingerprint"]),
     ]
 
@@ -95,10 +101,32 @@ def _needs(needs: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("disk", f"at least {disk['default']}; {ways}")]
     if "requests" in needs:
         r, limit = needs["requests"], needs["request_limit"]
-        allowed = f"{limit['anonymous']} in {limit['window_s'] // 60} minutes, {limit['token']} with a token"
+        minutes = limit["window_s"] // 60
+        allowed = f"{limit['anonymous']} in {minutes} minutes, {limit['token']} with a token, {limit['pro']} with PRO"
         storage = f"{r['default']['storage']} to its storage, {r['stream']['storage']} with --stream"
-        rows.append(("requests", f"{r['default']['hub']} to the Hub, which allows {allowed}; {storage}"))
+        waits = needs["request_s"]["anonymous"]
+        wait = f" (at least {duration(waits)} without a token)" if waits else ""
+        rows.append(("requests", f"{r['default']['hub']} to the Hub, which allows {allowed}{wait}; {storage}"))
     return rows
+
+
+def _cost(cost: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Memory, and time: of a link, and of this machine's cores if they were measured."""
+    if cost is None:
+        return []
+    workers = cost["workers"]
+    rows = [("memory", f"at least {show_bytes(cost['ram'])} with {workers} workers")]
+    if link := cost["link"]:
+        rate, down, up = show_bytes(link["bytes_s"]), duration(link["download_s"]), duration(link["upload_s"])
+        rows.append(("link", f"{down} to download at {rate}/s, {up} to upload the output"))
+    cpu = cost["cpu"]
+    if cpu is None:
+        return [*rows, ("CPU", "not known: `shardq kernels --bench` measures this machine")]
+    left = f", without {cpu['unmeasured_weights']} weights of kinds not measured" if cpu["unmeasured_weights"] else ""
+    there = "" if cpu["same_machine"] else ", on another CPU: measure again"
+    each = f", {duration(cpu['seconds'] / workers)} on {workers}" if workers > 1 else ""
+    measured = f"measured {cpu['measured'][:10]}{there}"
+    return [*rows, ("CPU", f"{duration(cpu['seconds'])} of one core{each}{left} ({measured})")]
 
 
 def _absorbed(absorbed: dict[str, Any]) -> list[tuple[str, int, str]]:

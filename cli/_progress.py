@@ -58,10 +58,10 @@ def pace(step: Progress, elapsed_s: float) -> str:
         return share
     rate = moved_bytes / elapsed_s
     left_s = (step.total_bytes - step.done_bytes) / rate
-    return f"{share}  {show_bytes(rate)}/s  ETA {_duration(left_s)}"
+    return f"{share}  {show_bytes(rate)}/s  ETA {duration(left_s)}"
 
 
-def _duration(duration_s: float) -> str:
+def duration(duration_s: float) -> str:
     """`2s`, `3m20s`, `5h07m`, rounded up to a whole second."""
     whole_s = -int(-duration_s // 1)
     if whole_s < 60:

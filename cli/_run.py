@@ -1,7 +1,7 @@
 """What all commands that make an output share: where it goes, what it may take, and how the run is shown."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -12,7 +12,6 @@ from shardq.cli._kept import add_options, kept_option, take_kept
 from shardq.cli._plan_text import print_plans
 from shardq.cli._progress import show_progress
 from shardq.cli._result_text import describe_result, print_result
-from shardq.cli._sizes import parse_size
 from shardq.errors import (
     BudgetTooSmall,
     ChecksumMismatch,
@@ -24,6 +23,7 @@ from shardq.errors import (
     RecipeChanged,
     TaskFailed,
 )
+from shardq.sizes import parse_rate, parse_size
 
 if TYPE_CHECKING:
     from shardq.limits import Limits
@@ -41,20 +41,21 @@ _KEY: Final = "shardq.run"  # in the context: values of `run_options`
 class RunWords:
     """The values of `run_options`."""
 
-    output_dir: Path | None
-    subfolder: str | None
-    parallel: int | None
-    max_ram: str | None
-    max_disk: str | None
-    stream: bool
-    xet: bool
-    push_to: str | None
-    private: bool
-    branch: str | None
-    keep_local: bool
-    delete_source: bool
-    restart: bool
-    dry_run: bool
+    output_dir: Path | None = None
+    subfolder: str | None = None
+    parallel: int | None = None
+    max_ram: str | None = None
+    max_disk: str | None = None
+    stream: bool = False
+    max_rate: str | None = None
+    xet: bool = False
+    push_to: str | None = None
+    private: bool = False
+    branch: str | None = None
+    keep_local: bool = False
+    delete_source: bool = False
+    restart: bool = False
+    dry_run: bool = False
 
     def limits(self, console: Console) -> "Limits":
         """Raises BadOption."""
@@ -65,6 +66,7 @@ class RunWords:
             max_disk_bytes=parse_size(self.max_disk, "--max-disk"),
             delete_source=self.delete_source,
             stream=self.stream,
+            max_rate_bytes_s=parse_rate(self.max_rate, "--max-rate"),
             xet=self.xet,
             keep_local=self.keep_local,
             log=console.log,
@@ -72,12 +74,16 @@ class RunWords:
         return limits if self.parallel is None else dataclasses.replace(limits, parallel=self.parallel)
 
 
+_NAMES: Final = tuple(f.name for f in dataclasses.fields(RunWords))
+
+
 def _option(*words: str, **settings: Any) -> Callable[[F], F]:
     return kept_option(_KEY, *words, **settings)
 
 
-def run_options(function: F) -> F:
-    """Options that decide no output byte; a command finds them with `take_run_words`."""
+def run_options(function: F, without: Collection[str] = ()) -> F:
+    """Options that decide no output byte, but for those `without` which a command does; it finds them with
+    `take_run_words`."""
     options = (
         _option(
             "-o", "--output-dir", "--output_dir", type=click.Path(path_type=Path),
@@ -88,6 +94,7 @@ def run_options(function: F) -> F:
         _option("--parallel", type=int, metavar="N", help="Worker processes. Default: one for each core."),
         _option("--max-ram", metavar="SIZE", help="Memory of all processes together, as 6G or 6GiB."),
         _option("--max-disk", metavar="SIZE", help="Disk for the output and the source shards fetched ahead, as 50G."),
+        _option("--max-rate", metavar="RATE", help="Of downloads, and of uploads, in a second: 50M, or 400Mbit."),
         _option("--stream", is_flag=True, help="Read a Hub repo by ranges: no source shard touches the disk."),
         _option("--xet", is_flag=True, help="Fetch with the Hub's Xet client (hf_xet) instead of plain downloads."),
         _option(
@@ -108,7 +115,7 @@ def run_options(function: F) -> F:
         ),
         _option("--dry-run", is_flag=True, help="Say what would be done, and make nothing."),
     )  # fmt: skip
-    return add_options(function, options)
+    return add_options(function, [o for name, o in zip(_NAMES, options, strict=True) if name not in without])
 
 
 def take_run_words() -> RunWords:

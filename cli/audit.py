@@ -11,8 +11,8 @@ import click
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, describe_error, print_json, print_pairs, print_section, show_bytes
 from shardq.cli._exit_codes import SOURCE, epilog
-from shardq.cli._sizes import parse_size
 from shardq.errors import AuditFailed, ChecksumMismatch, DiskFull, KernelUnavailable, VerifyFailed
+from shardq.sizes import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

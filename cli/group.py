@@ -4,9 +4,11 @@ import click
 
 from shardq.cli._exit_codes import exit_codes
 from shardq.cli.audit import audit
+from shardq.cli.batch import batch
 from shardq.cli.convert import convert
 from shardq.cli.dequantize import dequantize
 from shardq.cli.eval import evaluate
+from shardq.cli.finalize import finalize
 from shardq.cli.formats import formats
 from shardq.cli.inspect import inspect
 from shardq.cli.kernels import kernels
@@ -18,6 +20,7 @@ from shardq.cli.score import score
 from shardq.cli.stats import stats
 from shardq.cli.tune import tune
 from shardq.cli.verify import verify
+from shardq.cli.worker import worker
 from shardq.errors import ShardqError
 
 
@@ -48,7 +51,7 @@ def commands() -> None:
 
 
 for _command in (
-    quantize, convert, dequantize, plan, verify, audit, score, inspect, report, stats, tune, evaluate, schemes,
-    formats, kernels,
+    quantize, convert, dequantize, batch, worker, finalize, plan, verify, audit, score, inspect, report, stats, tune,
+    evaluate, schemes, formats, kernels,
 ):  # fmt: skip
     commands.add_command(_command)

@@ -1,6 +1,7 @@
 """`shardq plan`"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,15 +9,22 @@ from shardq.cli._collector import collector_paused
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console
 from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
+from shardq.cli._fit import build_candidates, fit_options, show_fit, take_fit_options
 from shardq.cli._fold import AUTO
 from shardq.cli._gguf import gguf_options
 from shardq.cli._options import build_recipes, recipe_options
 from shardq.cli._plan_text import print_plans
 from shardq.errors import BadOption
+from shardq.sizes import parse_rate
+
+if TYPE_CHECKING:
+    from shardq.recipe import Recipe
 
 EXAMPLES = (
     "shardq plan demo",
     "shardq plan org/name --scheme W8A16 --ignore lm_head",
+    "shardq plan org/name --link 1Gbit",
+    "shardq plan org/name --fit 4x80G --target vllm:tp=4 --write-recipe name.toml",
     "shardq plan --headers ./recorded --json | jq .bytes",
 )
 
@@ -28,13 +36,16 @@ EXAMPLES = (
     help="Plan from recorded headers instead: a folder with headers.json.gz or an index, and config.json.",
 )  # fmt: skip
 @click.option("--subfolder", metavar="PATH", help="Folder inside the source that holds the checkpoint.")
+@click.option("--link", metavar="RATE", help="Also say how long bytes take on a link, as 1Gbit, or 50M a second.")
+@fit_options
 @recipe_options
 @gguf_options
 @output_options
 @click.pass_obj
 def plan(
-    console: Console, source: str | None, headers: Path | None, subfolder: str | None, schemes: tuple[str, ...],
-    layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None, layer_config: str | None,
+    console: Console, source: str | None, headers: Path | None, subfolder: str | None, link: str | None,
+    schemes: tuple[str, ...], layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None,
+    layer_config: str | None,
     ignore: tuple[str, ...], include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str,
     targets: tuple[str, ...], policy: str, mtp: str, quant_nontext: bool,
     decode: str, requantize: bool, search: str | None, importance: str | None,
@@ -49,16 +60,30 @@ def plan(
 
     if fold == AUTO:
         raise BadOption("--fold auto reads weights, and a plan reads none: give the file that `quantize` wrote")
-    recipes = build_recipes(
-        schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged, targets, policy, mtp, quant_nontext, decode, requantize,
-        search, importance, rtn, fold, tuned,
-    )  # fmt: skip
+    space, reserve, file = take_fit_options()
+    rate_bytes_s = parse_rate(link, "--link")
+
+    def build(schemes: tuple[str, ...]) -> "list[Recipe]":
+        return build_recipes(
+            schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
+            ragged, targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn, fold, tuned,
+        )  # fmt: skip
+
     if (source is None) == (headers is None) or (headers and subfolder):
         raise BadOption("give either SOURCE, perhaps with --subfolder, or --headers DIR")
+    if space is not None:
+        with collector_paused():
+            recipes, refused = build_candidates(space, reserve, schemes, build)
+            found = api.propose(
+                headers or str(source), recipes, space, reserve=reserve, recorded=headers is not None,
+                subfolder=subfolder, targets=targets,
+            )  # fmt: skip
+            show_fit(console, found, refused, targets, file)
+        return
+    recipes = build(schemes)
     with collector_paused():
         if headers is None:
             planned = api.plan_many(str(source), recipes, subfolder=subfolder, targets=targets)
         else:
             planned = tuple(api.plan_headers(headers, recipe, targets=targets) for recipe in recipes)
-        print_plans(console, planned, tensors=True)
+        print_plans(console, planned, tensors=True, rate_bytes_s=rate_bytes_s)

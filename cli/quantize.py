@@ -1,5 +1,6 @@
 """`shardq quantize`"""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,9 +11,9 @@ from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
 from shardq.cli._fold import AUTO, write_fold
 from shardq.cli._fold import SUFFIX as FOLD
 from shardq.cli._gguf import gguf_options
-from shardq.cli._mixture import SUFFIX as MIXTURE
 from shardq.cli._mixture import check_mixture, mixture_options, write_mixture
 from shardq.cli._options import build_recipes, recipe_options
+from shardq.cli._recipe_file import run_recipe_file
 from shardq.cli._run import RUN, path_beside, run_options, run_recipes, take_run_words
 from shardq.cli._statistics import SUFFIX as STATISTICS
 from shardq.cli._statistics import write_calibration
@@ -42,6 +43,10 @@ EXAMPLES = (
     help="Make the file of --importance first: run 64 random ids (256 below 3 bits), tokens that the model samples, or "
     "texts through SOURCE, one block in memory. Needs shardq[tune].",
 )  # fmt: skip
+@click.option(
+    "--recipe-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Take what to make from a TOML file, as `plan --fit --write-recipe` writes it, instead of options.",
+)  # fmt: skip
 @run_options
 @output_options
 @click.pass_obj
@@ -51,7 +56,7 @@ def quantize(
     include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
     policy: str, mtp: str, quant_nontext: bool, decode: str, requantize: bool, search: str | None,
     importance: str | None, fold: str | None, tuned: str | None, rtn: bool, target_bits: float | None,
-    options: str | None, ignore_scale_bits: bool, calibrate: str | None,
+    options: str | None, ignore_scale_bits: bool, calibrate: str | None, recipe_file: Path | None,
 ) -> None:  # fmt: skip
     """Quantize SOURCE into a folder, or with several schemes or layouts into several, from one read.
 
@@ -59,6 +64,9 @@ def quantize(
     NVFP4, INT4, GPTQ, AWQ, bitsandbytes, MLX). The same command resumes a run that was stopped, and a finished one
     answers that it is done. The output folder is complete or has no config.json, or for GGUF no .gguf file.
     """
+    if recipe_file is not None:
+        run_recipe_file(console, source, recipe_file)
+        return
     schemes = check_mixture(target_bits, options, ignore_scale_bits, schemes, layout)
     subfolder = take_run_words().subfolder
 
@@ -81,8 +89,10 @@ def quantize(
         write_fold(console, source, subfolder, base, path)
         fold = str(path)
     if target_bits is not None and options:
+        from shardq.recipe_file import LAYERS
+
         (base,) = build(layer_config, fold)
-        path = path_beside(source, base, MIXTURE)
+        path = path_beside(source, base, LAYERS)
         write_mixture(console, source, subfolder, base, options, target_bits, ignore_scale_bits, path)
         layer_config = str(path)
     run_recipes(console, source, build(layer_config, fold), targets)

@@ -7,7 +7,6 @@ import click
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console
 from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
-from shardq.cli._mixture import SUFFIX as MIXTURE
 from shardq.cli._mixture import check_mixture, mixture_options, write_mixture
 from shardq.cli._options import build_recipes, recipe_options
 from shardq.cli._run import RUN, path_beside, run_options, run_recipes, take_run_words
@@ -86,7 +85,9 @@ def tune(
         )
     limits = words.limits(console)
     if target_bits is not None and options:
-        base, path = recipes[0], path_beside(source, recipes[0], MIXTURE)
+        from shardq.recipe_file import LAYERS
+
+        base, path = recipes[0], path_beside(source, recipes[0], LAYERS)
         if words.dry_run and not path.exists():
             raise BadOption("--dry-run makes nothing, and a mixture is chosen by what is measured: leave it out")
 

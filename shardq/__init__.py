@@ -23,9 +23,11 @@ if TYPE_CHECKING:
         mix,
         plan,
         plan_headers,
+        propose,
         quantize,
         quantize_many,
         report,
+        run_manifest,
         score,
         tune_model,
         verify,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
     from shardq.limits import Limits
+    from shardq.nodes.calls import begin_job, finalize, work
     from shardq.plans import Plan
     from shardq.progress import Progress
     from shardq.recipe import Recipe, convert_recipe, dequantize_recipe, make_recipe
@@ -56,10 +59,12 @@ _HOMES: Final = {
     "ShardqError": "shardq.errors",
     "Verification": "shardq.verified",
     "audit": "shardq.api",
+    "begin_job": "shardq.nodes.calls",
     "collect_statistics": "shardq.api",
     "convert_recipe": "shardq.recipe",
     "dequantize_recipe": "shardq.recipe",
     "evaluate": "shardq.api",
+    "finalize": "shardq.nodes.calls",
     "find_fold": "shardq.api",
     "inspect": "shardq.api",
     "measure_damages": "shardq.api",
@@ -67,13 +72,16 @@ _HOMES: Final = {
     "make_recipe": "shardq.recipe",
     "plan": "shardq.api",
     "plan_headers": "shardq.api",
+    "propose": "shardq.api",
     "quantize": "shardq.api",
     "quantize_many": "shardq.api",
     "report": "shardq.api",
     "run_benchmarks": "shardq.benchmarks",
+    "run_manifest": "shardq.api",
     "score": "shardq.api",
     "tune_model": "shardq.api",
     "verify": "shardq.api",
+    "work": "shardq.nodes.calls",
 }
 
 __all__ = [
@@ -89,10 +97,12 @@ __all__ = [
     "Verification",
     "__version__",
     "audit",
+    "begin_job",
     "collect_statistics",
     "convert_recipe",
     "dequantize_recipe",
     "evaluate",
+    "finalize",
     "find_fold",
     "inspect",
     "make_recipe",
@@ -100,13 +110,16 @@ __all__ = [
     "mix",
     "plan",
     "plan_headers",
+    "propose",
     "quantize",
     "quantize_many",
     "report",
     "run_benchmarks",
+    "run_manifest",
     "score",
     "tune_model",
     "verify",
+    "work",
 ]
 
 

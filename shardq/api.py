@@ -1,31 +1,31 @@
 """The functions that scripts call. They return typed values, print nothing, and raise ShardqError."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardq.destinations.base import Destination
 from shardq.errors import BadOption
 from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint, read_dump
-from shardq.limits import XET_BUFFER_BYTES, Limits
+from shardq.limits import Limits
+from shardq.opening import check_engines, make_orders, open_destinations, open_within
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
-from shardq.run import Order, Result, quantize_all
+from shardq.run import Result, quantize_all
 from shardq.sources import open_source
 
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
+    from shardq.batch.driver import Row
+    from shardq.fit import Fit
     from shardq.folding import Found
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
     from shardq.measured import Measured
     from shardq.mixing import Mixed
     from shardq.quant_score import Score
-    from shardq.sources.hub_xet import XetOptions
     from shardq.tune.driver import TuneResult
     from shardq.tune.evaluation import Evaluation
     from shardq.tune.inputs import Experts
@@ -86,11 +86,11 @@ def quantize_many(
     """
     limits = limits or Limits()
     wanted = [_recipe(r) for r in recipes]
-    opened = open_source(str(source), subfolder, xet=_xet(limits))
+    opened = open_within(str(source), subfolder, limits)
     orders = make_orders(wanted, opened.label, output_dir)
-    places = _destinations(push_to, wanted, private, branch, limits)
+    places = open_destinations(push_to, wanted, private, branch, limits)
     made = [replace(order, destination=place) for order, place in zip(orders, places, strict=True)]
-    return quantize_all(opened, made, limits, restart, report or _silent, lambda plan: _check(plan, targets))
+    return quantize_all(opened, made, limits, restart, report or _silent, lambda plan: check_engines(plan, targets))
 
 
 def plan(
@@ -117,13 +117,40 @@ def plan_many(
     make_orders(wanted, "", None)  # refuses what has no names
     opened = open_source(str(source), subfolder)
     checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
-    return tuple(_check(make_plan(checkpoint, r, before_tuning=before_tuning), targets) for r in wanted)
+    return tuple(check_engines(make_plan(checkpoint, r, before_tuning=before_tuning), targets) for r in wanted)
+
+
+def propose(
+    source: str | Path,
+    recipes: Sequence[str | Recipe],
+    space: str,
+    *,
+    reserve: float | None = None,
+    recorded: bool = False,
+    subfolder: str | None = None,
+    targets: Sequence[str] = (),
+) -> "Fit":
+    """Which of these recipes have weights that fit into `space`, "4x80G" or "512G", with the share `reserve` left free,
+    and a mixture that fills what is left. `recorded`: the source is a folder as of `plan_headers`. From headers alone.
+
+    Raises BadOption, and what planning raises if no recipe can be planned.
+    """
+    from shardq.fit import find_fit, parse_space
+
+    wanted = [_recipe(r) for r in recipes]
+    room = parse_space(space, reserve)
+    if recorded:
+        checkpoint = read_dump(Path(source))
+    else:
+        opened = open_source(str(source), subfolder)
+        checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
+    return find_fit(checkpoint, wanted, room, lambda plan: check_engines(plan, targets))
 
 
 def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets: Sequence[str] = ()) -> Plan:
     """The plan of a checkpoint of which only a folder with config.json and headers.json.gz ({shard: {tensor: [dtype,
     shape]}}) or an index is at hand. With an index alone, shapes and bytes are unknown."""
-    return _check(make_plan(read_dump(Path(folder)), _recipe(recipe)), targets)
+    return check_engines(make_plan(read_dump(Path(folder)), _recipe(recipe)), targets)
 
 
 def verify(
@@ -190,6 +217,18 @@ def audit(
     question = Question(sample, seed, max_traffic_bytes, dry_run, weighed)
     named = None if source is None else str(source)
     return audit_result(open_result(str(result)), str(result), named, subfolder, question)
+
+
+def run_manifest(manifest: str | Path, *, once: bool = False) -> "list[Row]":
+    """Make everything that a manifest, a TOML file, asks for and that is not up to date: as `shardq batch`.
+
+    What became of each output is in the rows, failures too. `once`: one attempt for each source, and no waiting.
+    Raises BadOption for the manifest, and what making a recipe raises; BatchLocked, NotWritable, DiskFull.
+    """
+    from shardq.batch.driver import Silence, run_batch
+    from shardq.batch.manifest import read_manifest
+
+    return run_batch(read_manifest(Path(manifest)), once, Silence())
 
 
 def mix(
@@ -368,82 +407,6 @@ def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection 
 
     opened = open_source(str(source), subfolder)
     return inspect_gguf(opened) if holds_gguf(opened.files()) else inspect_source(opened)
-
-
-def make_orders(recipes: Sequence[Recipe], label: str, output_dir: str | Path | None) -> list[Order]:
-    """Where each output goes. Raises BadOption for none, for two with one name, and for two of which only one drops
-    tensors: one read serves outputs of the same tensors."""
-    if not recipes:
-        raise BadOption("no scheme is given: expected at least one")
-    if len({r.mtp == "drop" for r in recipes}) > 1:
-        raise BadOption("--mtp drop for some outputs only: make those in a run of their own")
-    if len({r.quant_lm_head for r in recipes}) > 1:  # a tied one would be a tensor more in some
-        raise BadOption("--quant-lm-head for some outputs only: make those in a run of their own")
-    if len({(r.purpose, r.decode, r.dtype) for r in recipes}) > 1:
-        raise BadOption("outputs of one run read their source alike: give --decode for all of them, or make two runs")
-    if len({r.fold and r.fold.sha256 for r in recipes}) > 1:
-        raise BadOption("outputs of one run are of the same weights: give one --fold for all of them, or make two runs")
-    name = label.rpartition("/")[2]
-    if len(recipes) == 1:
-        return [Order(recipes[0], Path(output_dir or f"{name}-{_short(recipes[0])}"))]
-    prefix = "" if output_dir else f"{name}-"
-    names = [f"{prefix}{r.scheme_name}-{r.layout}" for r in recipes]
-    if twice := sorted(n for n, count in Counter(names).items() if count > 1):
-        raise BadOption(f"{', '.join(twice)} would be made twice: give each scheme and layout once")
-    return [Order(r, Path(output_dir or ".") / n) for r, n in zip(recipes, names, strict=True)]
-
-
-def _short(recipe: Recipe) -> str:
-    return recipe.layout if recipe.purpose == "convert" else recipe.scheme_name
-
-
-def _destinations(
-    push_to: str | None, recipes: Sequence[Recipe], private: bool, branch: str | None, limits: Limits
-) -> list[Destination | None]:
-    """Raises BadOption."""
-    if push_to is None:
-        if private or branch or limits.keep_local:
-            raise BadOption("--private, --branch and --keep-local have a meaning only with --push-to")
-        return [None] * len(recipes)
-    repos = [push_to.replace("{scheme}", r.scheme_name).replace("{layout}", r.layout) for r in recipes]
-    if len(set(repos)) < len(repos):
-        raise BadOption(
-            f"--push-to {push_to} names one repo for {len(repos)} outputs: put {{scheme}} and {{layout}} into it, as "
-            f"in {push_to}-{{scheme}}-{{layout}}"
-        )
-    return [_destination(repo, private, branch, limits) for repo in repos]
-
-
-def _destination(push_to: str, private: bool, branch: str | None, limits: Limits) -> Destination:
-    """Raises BadOption."""
-    if limits.delete_source and not limits.keep_local:
-        raise BadOption(
-            "--delete-source with --push-to would leave uploads that no commit names as the only copy of the weights: "
-            "add --keep-local, or delete the source afterwards"
-        )
-    from shardq.destinations.hub import HubDestination  # brings an HTTP client
-
-    return HubDestination(push_to, branch=branch, private=private)
-
-
-def _xet(limits: Limits) -> "XetOptions | None":
-    if not limits.xet:
-        return None
-    from shardq.sources.hub_xet import XetOptions
-
-    return XetOptions(XET_BUFFER_BYTES)
-
-
-def _check(plan: Plan, targets: Sequence[str]) -> Plan:
-    """`plan`, if every target loads what it makes. Raises BadOption and TargetRefuses."""
-    if targets:
-        from shardq.serving.served import served_of_plan
-        from shardq.serving.targets import check_targets, parse_target
-
-        if not plan.files:
-            raise BadOption("--target needs headers: of this checkpoint only an index is known")
-        check_targets(served_of_plan(plan), [parse_target(t) for t in targets])
-    return plan
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:

@@ -192,6 +192,12 @@ class BudgetTooSmall(ShardqError):
     exit_code = 35
 
 
+class JobUnfinished(ShardqError):
+    """A job of many workers that is to be published while files are missing."""
+
+    exit_code = 36
+
+
 # --- while running -----------------------------------------------------------------------------------------------
 
 
@@ -223,6 +229,33 @@ class AuditFailed(ShardqError):
     """An output of which an audited byte, or a record, is not what its source and recipe give."""
 
     exit_code = 51
+
+
+# --- batches -----------------------------------------------------------------------------------------------------
+
+
+class BatchPartlyFailed(ShardqError):
+    """Entries of a batch that failed; the others are done."""
+
+    exit_code = 60
+
+
+class BatchLocked(ShardqError):
+    """Another live run of the same batch."""
+
+    exit_code = 61
+
+
+class BatchOverBudget(ShardqError):
+    """Entries of a batch that do not fit into its memory or disk, and nothing else that failed."""
+
+    exit_code = 62
+
+
+class BatchUnfinished(ShardqError):
+    """Entries of a batch that failed in passing and are to be tried again by its next run; the others are done."""
+
+    exit_code = 63
 
 
 class Interrupted(ShardqError):

@@ -41,12 +41,13 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from shardq.files.atomic import pwrite_all, sync_way, writing
+from shardq.errors import SourceUnreadable
+from shardq.files.atomic import pwrite_all, reading, sync_way, writing
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,22 @@ class Journal:
         self.close()
 
 
+def read_first(path: Path) -> dict[str, Any] | None:
+    """The first event of a journal, which may be another process's; None without one. Raises SourceUnreadable."""
+    try:
+        with reading(path), path.open("rb") as file:
+            return _event(file.readline())
+    except SourceUnreadable:
+        if path.exists():
+            raise
+        return None
+
+
+def encode_events(events: Iterable[Mapping[str, object]]) -> bytes:
+    """A journal of these events, for a file that is put in place as a whole."""
+    return b"".join(map(_line, events))
+
+
 def _line(event: Mapping[str, object]) -> bytes:
     text = json.dumps(dict(event), separators=(",", ":")).encode("ascii")
     return b"%08x %s\n" % (zlib.crc32(text), text)
@@ -139,7 +156,7 @@ def _replay(fd: int) -> tuple[list[dict[str, Any]], bytes]:
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
-    """The event of a line, None for a bad one."""
+    """The event of a line, None for a bad or empty one."""
     text = line[CRC_DIGITS + 1 : -1]
     if line != b"%08x %s\n" % (zlib.crc32(text), text):
         return None

@@ -246,7 +246,12 @@ class Lane:
             self.uploader.submit(path, StoredFile(name, size_bytes, sha256))
 
     def _journal_task(self, done: Done) -> None:
-        more: dict[str, Any] = {} if done.amax is None else {"amax": done.amax}
-        more |= write_figures(done.figures, done.losses)
         if self.is_trusted:
-            self._journal.append({"event": "task", "id": done.id, "checksum": done.checksum, **more}, durable=False)
+            self._journal.append(task_event(done), durable=False)
+
+
+def task_event(done: Done) -> dict[str, Any]:
+    """What a journal says of a task that is done."""
+    more: dict[str, Any] = {} if done.amax is None else {"amax": done.amax}
+    more |= write_figures(done.figures, done.losses)
+    return {"event": "task", "id": done.id, "checksum": done.checksum, **more}

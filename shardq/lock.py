@@ -113,6 +113,11 @@ class FolderLock:
             ) from error
 
 
+def kernel_id() -> str:
+    """Of the kernel that this process runs under, whose locks hold between all its processes; another after a boot."""
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else socket.gethostname()
+
+
 def _is_at(fd: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
@@ -124,7 +129,7 @@ def _content() -> bytes:
     content = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "boot_id": _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "",
+        "boot_id": kernel_id(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return json.dumps(content).encode("ascii") + b"\n"

@@ -1,6 +1,6 @@
 """What a plan needs of disk and network, known before it runs."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -16,8 +16,10 @@ METADATA_BYTES: Final = 64 << 10  # config, card, lock
 TENSOR_BYTES: Final = 512  # of ledger and index; measured: 200
 TASK_BYTES: Final = 256  # of the journal; measured: 170
 WINDOW_S: Final = 300  # the Hub counts requests in windows of this length
-ANONYMOUS_REQUESTS: Final = 3000  # that resolve a file, in a window; from the Hub's documentation of its limits
-TOKEN_REQUESTS: Final = 5000  # the same with the token of a free account
+# Requests in a window that resolve a file, by who asks: the Hub's documentation of its limits, of September 2025.
+REQUEST_LIMITS: Final[Mapping[str, int]] = {
+    "anonymous": 3000, "token": 5000, "pro": 12_000, "team": 20_000, "enterprise": 50_000,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,11 @@ def count_requests(work: OnePass, stream: bool) -> Requests:
     addresses = sum(len({shard for shard, _, _ in extents}) for extents in ahead) + len(loans)
     windows = sum(map(len, ahead)) + sum(len(loan.requests) for loan in loans)
     return Requests(hub=2 * len(shards) + small + addresses, storage=len(shards) + bodies + windows)
+
+
+def requests_s(requests: int, limit: int) -> int:
+    """The least seconds that so many requests take: all but the last window's worth wait for windows to end."""
+    return (max(1, requests) - 1) // limit * WINDOW_S
 
 
 def ahead_bytes(work: OnePass) -> int:

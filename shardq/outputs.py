@@ -14,6 +14,7 @@ from shardq.fold import FOLD, Fold, unpack_fold
 from shardq.layouts import GGUF_LAYOUT, find_layout
 from shardq.layouts.base import Layout, Place
 from shardq.ledger import LEDGER, decode_ledger
+from shardq.recipe import Recipe
 from shardq.schemes import Scheme
 from shardq.sources import open_source
 from shardq.sources.base import Source, SourceFile
@@ -110,6 +111,11 @@ def target_of(name: str, entry: Mapping[str, Any]) -> Place:
 def identity_sha256(identity: Mapping[str, Any]) -> str:
     """The fingerprint that a plan of this identity has."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def is_of_recipe(identity: Mapping[str, Any], recipe: Recipe) -> bool:
+    """True if an output of this identity was made by `recipe`, whatever its source."""
+    return all(identity.get(f"recipe.{k}") == v for k, v in recipe.as_dict().items())
 
 
 def _check_keys(provenance: Any, ledger: Any, config: Any) -> None:

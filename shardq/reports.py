@@ -1,19 +1,20 @@
 """Plain values of a plan for --json and for scripts."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shardq.companions import find_companions
 from shardq.gguf.planned import PlannedGguf
+from shardq.limits import Limits
 from shardq.needs import (
-    ANONYMOUS_REQUESTS,
-    TOKEN_REQUESTS,
+    REQUEST_LIMITS,
     WINDOW_S,
     ahead_bytes,
     count_requests,
     disk_bytes,
     lent_bytes,
+    requests_s,
 )
 from shardq.onepass import OnePass
 from shardq.plans import Plan
@@ -21,6 +22,7 @@ from shardq.scale_choice import choose_scales
 from shardq.serving.report import describe_serving
 from shardq.serving.served import served_of_plan
 from shardq.spans import largest_span_bytes
+from shardq.speed import cpu_name, estimate, read_speed
 
 
 def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
@@ -140,5 +142,32 @@ def describe_needs(work: OnePass) -> dict[str, Any]:
             found = count_requests(work, stream)
             needs.setdefault("requests", {})[name] = {"hub": found.hub, "storage": found.storage}
         needs["read_twice"] = ahead_bytes(work) + lent_bytes(work)  # by --stream
-        needs["request_limit"] = {"window_s": WINDOW_S, "anonymous": ANONYMOUS_REQUESTS, "token": TOKEN_REQUESTS}
+        needs["request_limit"] = {"window_s": WINDOW_S, **REQUEST_LIMITS}
+        hub = needs["requests"]["default"]["hub"]
+        needs["request_s"] = {who: requests_s(hub, n) for who, n in REQUEST_LIMITS.items()}
     return needs
+
+
+def describe_cost(plans: Sequence[Plan], rate_bytes_s: int | None) -> dict[str, Any]:
+    """Memory that a run with a worker for each core needs at least, how long moving bytes takes at a rate, None without
+    one, and CPU time by what was measured on this machine, None where nothing was. One read serves all plans.
+
+    Raises SourceUnreadable for a damaged record of speeds.
+    """
+    limits, remote, speed = Limits(), plans[0].checkpoint.commit is not None, read_speed()
+    costs = [estimate(p, speed) for p in plans] if speed else []
+    source, output = plans[0].source_bytes, sum(p.output_bytes for p in plans)
+    return {
+        "workers": limits.parallel,
+        "ram": limits.least_ram_bytes(OnePass(tuple(plans)), remote, remote),
+        "link": None if rate_bytes_s is None else {
+            "bytes_s": rate_bytes_s, "download_s": source / rate_bytes_s, "upload_s": output / rate_bytes_s,
+        },
+        "cpu": None if speed is None else {
+            "seconds": sum(c.cpu_s for c in costs),
+            "unmeasured_weights": sum(c.unknown_weights for c in costs),
+            "measured": speed.measured,
+            "same_machine": speed.cpu == cpu_name(),
+            "version": speed.version,
+        },
+    }  # fmt: skip

@@ -23,9 +23,10 @@ from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint, read_headers
 from shardq.lane import Lane
 from shardq.ledger import LEDGER, Errors, decode_ledger
-from shardq.limits import Limits
+from shardq.limits import Limits, Memory
 from shardq.lock import FolderLock
 from shardq.onepass import OnePass
+from shardq.outputs import is_of_recipe
 from shardq.pipeline import Pipeline, source_paths
 from shardq.plans import Plan, make_plan
 from shardq.progress import Report
@@ -71,6 +72,7 @@ class Order:
     recipe: Recipe
     out: Path
     destination: Destination | None = None
+    renew: bool = False  # what was made of the same source, but with other weights or another recipe, is discarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Prepared:
     recorded: dict[str, Any] | None  # identity that the folder records
     done: dict[str, Any] | None  # the same if the folder is finished
     plan: Plan
+    restart: bool  # discard what is there
 
 
 def quantize_to_folder(
@@ -117,7 +120,7 @@ def quantize_all(
     checkpoint: Checkpoint | None = None
     for number, order in enumerate(orders):
         staging = Staging(order.out)
-        check_folder(order.out, _folder(source))
+        check_folder(order.out, source_folder(source))
         recorded = None if restart or staging.journal.exists() else recorded_identity(order.out)
         done = _settle(staging, recorded)
         if done and limits.delete_source and _has_eaten(done, source, order.recipe):
@@ -127,11 +130,10 @@ def quantize_all(
         checkpoint = needed_texts(checkpoint, source, [order.recipe])
         plan = make_plan(checkpoint, order.recipe)
         check(plan)
-        if recorded and recorded != plan.identity():
-            raise RecipeChanged(changed_message(order.out, recorded, plan.identity()))
-        if done:
-            _refuse_newer_source(plan, source, (order.out / PROVENANCE).stat().st_mtime, str(order.out))
-        prepared[number] = Prepared(order, staging, recorded, done, plan)
+        outdated = _is_outdated(order, staging, recorded, done, plan, source)
+        if outdated:
+            recorded = done = None
+        prepared[number] = Prepared(order, staging, recorded, done, plan, restart or outdated)
     network = source.remote or any(o.destination for o in orders)
     if plans := tuple(p.plan for p in prepared.values() if not p.done):
         limits.share_memory(OnePass(plans), source.remote, network)
@@ -143,7 +145,7 @@ def quantize_all(
         else:
             left[number] = p
     if left:
-        made = _run(tuple(left.values()), source, limits, network, restart, report)
+        made = _run(tuple(left.values()), source, limits, network, report)
         for (number, p), got in zip(left.items(), made, strict=True):
             result = _result(p.plan, p.order.out, False, got.errors, began, p.order.destination, got.commit)
             results[number] = replace(result, unusual=got.unusual, zeroed=got.zeroed)
@@ -161,9 +163,9 @@ def _eaten(done: Mapping[str, Any], order: Order, began: float) -> Result:
 def _look(p: Prepared, source: Source, limits: Limits, restart: bool, began: float) -> Result | None:
     """The result of an order that is finished here or at its destination; None when there is work to do."""
     destination, out = p.order.destination, p.order.out
-    commit = _ask_destination(p.plan, source, destination, restart) if destination else None
+    commit = _ask_destination(p.plan, source, destination, restart, p.order.renew) if destination else None
     if commit and not limits.keep_local:
-        _clear(p.staging, p.plan)
+        _clear(p)
     if p.done and destination and not commit:
         commit = push_folder(out, destination)
     if p.done or (commit and not limits.keep_local):
@@ -181,30 +183,55 @@ def _settle(staging: Staging, recorded: dict[str, Any] | None) -> dict[str, Any]
     return recorded
 
 
-def _ask_destination(plan: Plan, source: Source, destination: Destination, restart: bool) -> str | None:
+def _is_outdated(
+    order: Order,
+    staging: Staging,
+    recorded: Mapping[str, Any] | None,
+    done: Mapping[str, Any] | None,
+    plan: Plan,
+    source: Source,
+) -> bool:
+    """True if what is in the folder is to be discarded. Raises RecipeChanged where that was not asked for, or where
+    it is of another source; an unfinished run is refused later, under its lock."""
+    if done == plan.identity():
+        newer = _newer_shard(plan, source, (order.out / PROVENANCE).stat().st_mtime)
+        if newer and not order.renew:
+            raise RecipeChanged(_newer_message(str(order.out), newer))
+        return newer is not None
+    identity = recorded or (staging.begun_identity() if order.renew else None)
+    if identity and identity != plan.identity():
+        if order.renew and identity.get("source.label") == plan.checkpoint.label:
+            return True
+        raise RecipeChanged(changed_message(order.out, identity, plan.identity()))
+    return False
+
+
+def _ask_destination(plan: Plan, source: Source, destination: Destination, restart: bool, renew: bool) -> str | None:
     """Make sure that the destination will take the output; its commit if it holds it already."""
     commit = prepare_push(plan.identity(), destination)
-    if commit is None or restart:
-        check_push(plan, source, destination)
-        return None
-    if source.commit is None:
-        _refuse_newer_source(plan, source, destination.changed_at_s(), destination.label)
-    return commit
+    if commit and not restart:
+        newer = None if source.commit else _newer_shard(plan, source, destination.changed_at_s())
+        if newer is None:
+            return commit
+        if not renew:
+            raise RecipeChanged(_newer_message(destination.label, newer))
+    check_push(plan, source, destination)
+    return None
 
 
-def _clear(staging: Staging, plan: Plan) -> None:
-    """Remove what a run of this plan has left here that crashed after its commit; what is of another plan stays."""
+def _clear(p: Prepared) -> None:
+    """Remove what a run of this plan has left here that crashed after its commit; what is of another plan stays, unless
+    it is outdated."""
+    staging = p.staging
     if not staging.work.exists():
         staging.leave()
         return
     with FolderLock(staging.work / "lock"):
-        if staging.is_of(plan.identity()):
+        if p.restart or staging.is_of(p.plan.identity()):
             staging.abandon()
 
 
-def _run(
-    todo: Sequence[Prepared], source: Source, limits: Limits, network: bool, restart: bool, report: Report
-) -> list[Published]:
+def _run(todo: Sequence[Prepared], source: Source, limits: Limits, network: bool, report: Report) -> list[Published]:
     """Everything that these still need, from where an earlier run stopped; errors, and commit if pushed, of each."""
     work = OnePass(tuple(p.plan for p in todo))
     memory = limits.share_memory(work, source.remote, network)
@@ -213,20 +240,11 @@ def _run(
             begun = p.staging.journal.exists()
             p.staging.make()
             held.enter_context(FolderLock(p.staging.work / "lock"))
-            if begun and len(todo) > 1 and not restart:
+            if begun and len(todo) > 1 and not p.restart:
                 p.staging.refuse_other(p.plan.identity())
-        lanes = [_open_lane(number, p, source, limits, restart, held) for number, p in enumerate(todo)]
-        home = todo[0].staging
-        parts = tuple(str(p.staging.part) for p in todo)
-        keeps = memory.task_bytes is None or memory.task_bytes >= limits.parallel * work.largest_task_bytes
-        workplace = Workplace(source_paths(work, source, home), parts, keeps, limits.log, str(home.lent))
+        lanes = [_open_lane(number, p, source, limits, held) for number, p in enumerate(todo)]
         with StopFlag() as stop:
-            run = Pipeline(work, source, lanes, limits, memory.slots, report)
-            try:
-                with make_executor(limits.parallel, workplace, memory.task_bytes) as executor:
-                    run.run(executor, stop)
-            finally:
-                run.close()
+            run_lanes(work, source, lanes, limits, memory, report, stop)
         folders = ", ".join(str(p.staging.work) for p in todo)
         state = f"all shards are done, kept in {folders}: run the same command again to resume"
         stop.heed(state)
@@ -237,11 +255,33 @@ def _run(
             ]
 
 
-def _open_lane(number: int, p: Prepared, source: Source, limits: Limits, restart: bool, held: ExitStack) -> Lane:
+def run_lanes(
+    work: OnePass,
+    source: Source,
+    lanes: Sequence[Lane],
+    limits: Limits,
+    memory: Memory,
+    report: Report,
+    stop: StopFlag,
+) -> None:
+    """Everything that the lanes of a pass still need. Raises what Pipeline.run does."""
+    home = lanes[0].staging
+    parts = tuple(str(lane.staging.part) for lane in lanes)
+    keeps = memory.task_bytes is None or memory.task_bytes >= limits.parallel * work.largest_task_bytes
+    workplace = Workplace(source_paths(work, source, home), parts, keeps, limits.log, str(home.lent))
+    run = Pipeline(work, source, lanes, limits, memory.slots, report)
+    try:
+        with make_executor(limits.parallel, workplace, memory.task_bytes) as executor:
+            run.run(executor, stop)
+    finally:
+        run.close()
+
+
+def _open_lane(number: int, p: Prepared, source: Source, limits: Limits, held: ExitStack) -> Lane:
     """An output with what an earlier run did of it; its journal is closed with `held`."""
     destination = p.order.destination
     label = destination.label if destination else None
-    journal, before = p.staging.open(p.plan, _stamps(p.plan, source), restart, label)
+    journal, before = p.staging.open(p.plan, source_stamps(p.plan, source), p.restart, label)
     held.callback(journal.close)
     if limits.delete_source:
         write_atomic(p.staging.source_record, encode_checkpoint(p.plan.checkpoint))
@@ -274,7 +314,7 @@ def _checkpoint(source: Source, staging: Staging, limits: Limits, restart: bool)
     return replace(recorded, shards=tuple(shards))
 
 
-def _folder(source: Source) -> Path | None:
+def source_folder(source: Source) -> Path | None:
     """The folder that a local source reads."""
     if source.remote or not (files := source.files()):
         return None
@@ -282,7 +322,7 @@ def _folder(source: Source) -> Path | None:
     return None if path is None else Path(str(path).removesuffix(files[0].name))
 
 
-def _stamps(plan: Plan, source: Source) -> dict[str, int]:
+def source_stamps(plan: Plan, source: Source) -> dict[str, int]:
     """When each shard of a folder was last changed, in ns: equal headers need not mean equal weights."""
     if source.commit is not None or source.remote:
         return {}
@@ -290,14 +330,16 @@ def _stamps(plan: Plan, source: Source) -> dict[str, int]:
     return {name: path.stat().st_mtime_ns for name, path in paths if path}
 
 
-def _refuse_newer_source(plan: Plan, source: Source, made_s: float, where: str) -> None:
-    """A finished output does not answer for weights that were written after it. Raises RecipeChanged."""
-    for name, changed_ns in _stamps(plan, source).items():
-        if changed_ns > made_s * 1e9:
-            raise RecipeChanged(
-                f"{where} is finished, but source shard {name} was written after it: use --restart to quantize again, "
-                "or choose another --output-dir or --push-to"
-            )
+def _newer_shard(plan: Plan, source: Source, made_s: float) -> str | None:
+    """A shard of a source folder that was written after an output: a finished one does not answer for it."""
+    return next((name for name, at_ns in source_stamps(plan, source).items() if at_ns > made_s * 1e9), None)
+
+
+def _newer_message(where: str, shard: str) -> str:
+    return (
+        f"{where} is finished, but source shard {shard} was written after it: use --restart to quantize again, or "
+        "choose another --output-dir or --push-to"
+    )
 
 
 def _has_eaten(done: Mapping[str, Any], source: Source, recipe: Recipe) -> bool:
@@ -306,7 +348,7 @@ def _has_eaten(done: Mapping[str, Any], source: Source, recipe: Recipe) -> bool:
     there = {f.name for f in source.files()}
     if done["source.label"] != source.label or all(s[0] in there for s in done["source.shards"]):
         return False
-    return all(done.get(f"recipe.{k}") == v for k, v in recipe.as_dict().items())
+    return is_of_recipe(done, recipe)
 
 
 def _result_from_records(out: Path, began: float, destination: Destination | None, commit: str | None) -> Result:

@@ -24,7 +24,7 @@ from typing import Any, Final
 from shardq.errors import OutputOccupied, RecipeChanged
 from shardq.figures import read_figures
 from shardq.files.atomic import preallocate, pwrite_all, sync_folder, sync_way, writing
-from shardq.journal import Journal
+from shardq.journal import Journal, read_first
 from shardq.plans import OutputFile, Plan
 from shardq.tasks import Done, Task
 
@@ -105,6 +105,11 @@ class Staging:
         journal.close()
         if events and events[0]["identity"] != identity:
             raise RecipeChanged(changed_message(self.out, events[0]["identity"], identity))
+
+    def begun_identity(self) -> dict[str, Any] | None:
+        """What an unfinished run here makes; None without one. Needs no lock."""
+        event = read_first(self.journal)
+        return event["identity"] if event and event["event"] == "start" else None
 
     def is_of(self, identity: Mapping[str, Any]) -> bool:
         """True if the run that left this working folder had `identity`, or did not get as far as saying so."""
@@ -302,14 +307,16 @@ def check_folder(out: Path, source: Path | None) -> None:
 
 def changed_message(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The message of RecipeChanged for a folder whose identity is `old`."""
-    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     return (
-        f"{out} holds a run with other parameters; these differ: {_diff(keys, old, new)}. Repeat the earlier command "
-        "to resume it, use --restart to discard it, or choose another --output-dir"
+        f"{out} holds a run with other parameters; these differ: {differing(old, new)}. Repeat the earlier command to "
+        "resume it, use --restart to discard it, or choose another --output-dir"
     )
 
 
-def _diff(keys: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The keys of two identities that differ, with both values, shortened."""
+    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+
     def short(value: object) -> str:
         text = repr(value)
         return text if len(text) <= 60 else text[:57] + "..."

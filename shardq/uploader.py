@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardq.background import Background
-from shardq.destinations.base import Destination, StoredFile
+from shardq.destinations.base import Storage, StoredFile
 from shardq.errors import ShardqError
 
 
@@ -19,9 +19,9 @@ class Uploaded:
 class Uploader(Background[tuple[Path, StoredFile], Uploaded]):
     """Sends files on a background thread."""
 
-    def __init__(self, destination: Destination) -> None:
+    def __init__(self, storage: Storage) -> None:
         """Begin, with nothing to do."""
-        self._destination = destination
+        self._storage = storage
         self._submitted_bytes = self._done_bytes = 0
         super().__init__(
             self._upload, lambda job, error: Uploaded(job[1], error), lambda job: f"uploading {job[1].name}"
@@ -45,5 +45,5 @@ class Uploader(Background[tuple[Path, StoredFile], Uploaded]):
 
     def _upload(self, job: tuple[Path, StoredFile]) -> Uploaded:
         path, file = job
-        self._destination.upload(path, file, self.count)
+        self._storage.upload(path, file, self.count)
         return Uploaded(file, None)

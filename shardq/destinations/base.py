@@ -17,8 +17,20 @@ class StoredFile:
     sha256: str  # 64 hex digits
 
 
-class Destination(Protocol):
-    """Where an output is published. Calls may raise HubAccess and HubTransfer."""
+class Storage(Protocol):
+    """What takes single files. Calls may raise HubAccess and HubTransfer."""
+
+    def upload(self, path: Path, file: StoredFile, on_bytes: OnBytes) -> None:
+        """Store the content of a large file; nobody sees it before it is published.
+
+        Content that is stored already is not sent. `on_bytes` is called at least twice a second, if only with 0, from
+        the caller's thread; what it raises ends the upload. Raises ChecksumMismatch when the content is refused.
+        """
+        ...
+
+
+class Destination(Storage, Protocol):
+    """Where an output is published."""
 
     @property
     def label(self) -> str:
@@ -51,14 +63,6 @@ class Destination(Protocol):
 
     def holds(self, files: Collection[StoredFile], small: Mapping[str, bytes]) -> bool:
         """True if all these files are there now, with this content. Others may be there too."""
-        ...
-
-    def upload(self, path: Path, file: StoredFile, on_bytes: OnBytes) -> None:
-        """Store the content of a large file; nobody sees it before `commit`.
-
-        Content that is stored already is not sent. `on_bytes` is called at least twice a second, if only with 0, from
-        the caller's thread; what it raises ends the upload. Raises ChecksumMismatch when the content is refused.
-        """
         ...
 
     def stored(self, files: Collection[StoredFile]) -> set[str]:

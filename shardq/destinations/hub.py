@@ -15,10 +15,11 @@ from shardq.destinations.hub_client import HubClient, PassingError
 from shardq.destinations.hub_commit import Content, commit_once, stored_small
 from shardq.destinations.hub_tree import read_date_s, read_head, read_record, read_snapshot
 from shardq.destinations.hub_xet import abort_xet, upload_xet
-from shardq.destinations.lfs import ask_batch, bytes_chunks, file_chunks, upload_content
+from shardq.destinations.lfs import ask_batch, bytes_chunks, file_chunks, slowed, upload_content
 from shardq.destinations.watched import Meter, run_watched
 from shardq.errors import ChecksumMismatch, HubAccess, HubTransfer
 from shardq.files.atomic import reading
+from shardq.pace import Pace
 from shardq.sources.hub_errors import RETRY_STATUSES, RetryPolicy, explain_hub_error, server_wait_s
 from shardq.staging import PROVENANCE
 from shardq.version import VERSION
@@ -41,11 +42,12 @@ class HubDestination:
         endpoint: str | None = None,
         retry: RetryPolicy | None = None,
         xet: bool = False,
+        pace: Pace | None = None,
     ) -> None:
         """`private` makes a new repo private. `endpoint` and `retry` default to the library's settings.
 
-        With `xet` large files go through the library's Xet client instead of plain LFS. Raises HubAccess for a name
-        without an owner.
+        With `xet` large files go through the library's Xet client instead of plain LFS; others at a `pace`. Raises
+        HubAccess for a name without an owner.
         """
         from huggingface_hub import HfApi, constants
 
@@ -56,6 +58,7 @@ class HubDestination:
         policy = retry or RetryPolicy(timeout_s=float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
         self._api = HfApi(endpoint=endpoint, library_name="shardq", library_version=VERSION)
         self._client = HubClient(self._api.endpoint, repo, branch or MAIN, policy)
+        self._pace = pace or Pace()
         self._parent: str | None = None
 
     def prepare(self) -> None:
@@ -74,12 +77,10 @@ class HubDestination:
             )
         if self._is_missing(client.api, "the repo"):
             private = self._private or None  # None: as the owner's settings say
-            _ask_library(client, lambda: self._api.create_repo(client.repo, private=private, exist_ok=True), "the repo")
+            ask_library(client, lambda: self._api.create_repo(client.repo, private=private, exist_ok=True), "the repo")
         what = f"branch {client.branch}"
         if self._is_missing(f"{client.api}/revision/{client.quoted_branch}", what):
-            _ask_library(
-                client, lambda: self._api.create_branch(client.repo, branch=client.branch, exist_ok=True), what
-            )
+            ask_library(client, lambda: self._api.create_branch(client.repo, branch=client.branch, exist_ok=True), what)
         head = read_head(client)
         if self._private and not head.private:
             raise HubAccess(
@@ -129,10 +130,10 @@ class HubDestination:
                 upload_xet(self._api, self._client, path, file)
 
             if self._xet:
-                _ask_library(self._client, send_xet, f"file {file.name}")
+                ask_library(self._client, send_xet, f"file {file.name}")
                 meter.add(file.size_bytes)
             else:
-                upload_content(self._client, file, file_chunks(path), meter)
+                upload_content(self._client, file, slowed(file_chunks(path), self._pace), meter)
 
         run_watched(send, on_bytes, abort_xet if self._xet else None)
 
@@ -205,7 +206,7 @@ def check_count(files: int) -> None:
         )
 
 
-def _ask_library(client: HubClient, call: Callable[[], object], what: str) -> None:
+def ask_library(client: HubClient, call: Callable[[], object], what: str) -> None:
     """Call huggingface_hub with patience, and explain its errors."""
 
     def attempt() -> None:

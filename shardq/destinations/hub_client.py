@@ -37,7 +37,10 @@ class PassingError(Exception):
 class HubClient:
     """A repo at an endpoint, and how patient to be with it."""
 
-    def __init__(self, endpoint: str, repo: str, branch: str, retry: RetryPolicy) -> None:
+    def __init__(
+        self, endpoint: str, repo: str, branch: str, retry: RetryPolicy, client: "httpx2.Client | None" = None
+    ) -> None:
+        """`client`: whose connections to use; by default its own."""
         import httpx2
 
         self.endpoint, self.repo, self.branch, self.retry = endpoint.rstrip("/"), repo, branch, retry
@@ -46,7 +49,11 @@ class HubClient:
         self._origin = origin(endpoint)
         self._quick = httpx2.Timeout(retry.timeout_s)
         self._slow = httpx2.Timeout(retry.timeout_s, read=max(retry.timeout_s, ANSWER_S))
-        self._client = httpx2.Client(follow_redirects=True)
+        self._client = client or httpx2.Client(follow_redirects=True)
+
+    def of(self, repo: str, branch: str) -> "HubClient":
+        """The same for another repo, with the same connections."""
+        return HubClient(self.endpoint, repo, branch, self.retry, self._client)
 
     def has_token(self) -> bool:
         """True if there is a token to send. Raises SourceUnreadable for a token file that cannot be read."""

@@ -4,12 +4,15 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shardq.destinations.base import StoredFile
 from shardq.destinations.hub_client import HubClient
 from shardq.errors import HubTransfer
 from shardq.staging import PROVENANCE
+
+if TYPE_CHECKING:
+    import httpx2
 
 _LISTING: Final = "the list of files"
 
@@ -104,10 +107,24 @@ def read_date_s(client: HubClient) -> float:
         ) from error
 
 
+def read_published(client: HubClient) -> tuple[dict[str, Any] | None, str | None]:
+    """shardq.json at the branch's head and that commit, with one request; None for what is not there, or not shown to
+    us. Raises HubAccess, HubTransfer."""
+    url = f"{client.endpoint}/{client.repo}/resolve/{client.quoted_branch}/{PROVENANCE}"
+    hidden = {401, 403, 404}
+    response = client.patiently(lambda: client.send("GET", url, PROVENANCE, accepted=hidden), PROVENANCE)
+    commit = response.headers.get("x-repo-commit")
+    return (None, commit) if response.status_code in hidden else (_object(response), commit)
+
+
 def read_record(client: HubClient, commit: str) -> dict[str, Any] | None:
     """shardq.json of a commit; None if it is no JSON object. Raises HubAccess, HubTransfer."""
     url = f"{client.endpoint}/{client.repo}/resolve/{commit}/{PROVENANCE}"
-    response = client.patiently(lambda: client.send("GET", url, PROVENANCE), PROVENANCE)
+    return _object(client.patiently(lambda: client.send("GET", url, PROVENANCE), PROVENANCE))
+
+
+def _object(response: "httpx2.Response") -> dict[str, Any] | None:
+    """The JSON object of an answer; None if it is none."""
     try:
         record = response.json()
     except ValueError:

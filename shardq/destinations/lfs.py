@@ -17,6 +17,7 @@ from shardq.destinations.hub_client import HubClient, PassingError, decode_json
 from shardq.destinations.watched import Meter
 from shardq.errors import ChecksumMismatch, HubAccess, HubTransfer
 from shardq.files.atomic import reading
+from shardq.pace import Pace
 from shardq.sources.hub_errors import RETRY_STATUSES
 
 if TYPE_CHECKING:
@@ -57,6 +58,17 @@ def file_chunks(path: Path) -> Chunks:
                 yield data
         finally:
             os.close(fd)
+
+    return read
+
+
+def slowed(chunks: Chunks, pace: Pace) -> Chunks:
+    """The same at a pace: each piece waits until those before it are paid for."""
+
+    def read(begin: int, end: int) -> Iterator[bytes]:
+        for data in chunks(begin, end):
+            yield data
+            pace.took(len(data))
 
     return read
 

@@ -52,7 +52,7 @@ def serve(pipe: connection.Connection, entry: str, context: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_fork_server()
-    _die_with_caller()
+    die_with_caller()
     importlib.import_module(PRELOAD)  # known already where our fork server made this process
     handler, error = attempt("worker start", partial(load_handler, entry, context))
     try:
@@ -74,7 +74,7 @@ def _pickled_reply(handler: Handler, work: object) -> bytes:
     return pickle.dumps(Reply(handler(work), None), pickle.HIGHEST_PROTOCOL)
 
 
-def _die_with_caller() -> None:
+def die_with_caller() -> None:
     """Leave at once when the caller's process is gone, also in the middle of a job.
 
     The end of the pipe alone would be seen only after the job, and a new run may hold the folder's lock by then.

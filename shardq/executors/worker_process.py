@@ -57,7 +57,7 @@ def start_worker(start: ForkServerContext | SpawnContext, name: str, entry: str,
     pipe, far_end = start.Pipe()
     process = start.Process(target=serve, args=(far_end, entry, context), name=name, daemon=True)
     try:
-        with _safe_path():
+        with safe_path():
             process.start()
     except (OSError, EOFError):
         pipe.close()
@@ -68,7 +68,7 @@ def start_worker(start: ForkServerContext | SpawnContext, name: str, entry: str,
 
 
 @contextlib.contextmanager
-def _safe_path() -> Iterator[None]:
+def safe_path() -> Iterator[None]:
     """Keep the current folder off the module path of the fork server, which is started by this: it runs `python -c`, so
     that a folder `shardq` or a file `logging.py` where the user happens to be would be imported."""
     before = os.environ.get(SAFE_PATH)

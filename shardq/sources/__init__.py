@@ -9,9 +9,10 @@ from shardq.sources.base import FileReader, Source, SourceFile, check_subfolder
 from shardq.sources.local import open_folder
 
 if TYPE_CHECKING:
+    from shardq.pace import Pace
     from shardq.sources.hub_xet import XetOptions
 
-__all__ = ["FileReader", "Source", "SourceFile", "open_source"]
+__all__ = ["FileReader", "Source", "SourceFile", "names_a_repo", "open_source"]
 
 _HUB_SCHEME: Final = "hf://"
 _NAME: Final = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -20,12 +21,17 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def open_source(
-    text: str, subfolder: str | None = None, revision: str | None = None, xet: "XetOptions | None" = None
+    text: str,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    xet: "XetOptions | None" = None,
+    pace: "Pace | None" = None,
 ) -> Source:
     """The source that `text` names: a folder, `org/name[@revision]`, `hf://org/name[@revision]` or `demo`.
 
     A folder that exists wins over anything else with that name. `subfolder` is inside the folder or repo. The Hub is
-    asked once to pin the revision; `xet` says how to fetch its files through hf_xet, and nothing elsewhere. Raises
+    asked once to pin the revision; `xet` says how to fetch its files through hf_xet, `pace` how fast otherwise, and
+    both nothing elsewhere. Raises
     SourceUnreadable (no such thing), BadOption (contradicting options), HubAccess, HubTransfer.
     """
     inside = check_subfolder(subfolder)
@@ -40,7 +46,7 @@ def open_source(
 
         return open_demo()
     repo, at, pinned = text.removeprefix(_HUB_SCHEME).partition("@")
-    if not _names_a_repo(text, repo):
+    if not names_a_repo(repo):
         raise SourceUnreadable(_neither(text))
     if at and not pinned:
         raise SourceUnreadable(f"{text!r} ends in '@' without a revision; write {repo} or {repo}@REVISION")
@@ -48,13 +54,12 @@ def open_source(
         raise BadOption(f"two revisions for {repo}: {pinned!r} and {revision!r}; give one")
     from shardq.sources.hub import open_hub  # brings an HTTP client
 
-    return open_hub(repo, revision=pinned or revision, subfolder=inside, xet=xet)
+    return open_hub(repo, revision=pinned or revision, subfolder=inside, xet=xet, pace=pace)
 
 
-def _names_a_repo(text: str, repo: str) -> bool:
-    if text.startswith(("/", ".", "~")):
-        return False
-    return _REPO.fullmatch(repo) is not None
+def names_a_repo(text: str) -> bool:
+    """True for org/name, which no path is that begins with a dot, a slash or a tilde."""
+    return _REPO.fullmatch(text) is not None
 
 
 def _neither(text: str) -> str:

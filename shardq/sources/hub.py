@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 from shardq.errors import ChecksumMismatch, HubAccess, HubTransfer
 from shardq.files.atomic import explain_os_error, sync_folder, writing
+from shardq.pace import Pace
 from shardq.sources.base import FileReader, Source, SourceFile, check_part, find_file
 from shardq.sources.hub_errors import (
     RETRY_STATUSES,
@@ -196,12 +197,13 @@ def open_hub(
     endpoint: str | None = None,
     retry: RetryPolicy | None = None,
     xet: XetOptions | None = None,
+    pace: Pace | None = None,
 ) -> Source:
     """List `repo` at `revision` (branch, tag or commit; None: the main branch), resolved to a commit once.
 
     `endpoint` and `retry` default to the library's settings (HF_ENDPOINT, HF_HUB_DOWNLOAD_TIMEOUT). When the library is
     offline (HF_HUB_OFFLINE) only a snapshot in its cache can be opened. `xet`: fetch what is in Xet storage through
-    hf_xet. Raises HubAccess, HubTransfer, BadOption.
+    hf_xet; `pace`: of all other files. Raises HubAccess, HubTransfer, BadOption.
     """
     from huggingface_hub import HfApi, RepoFile, constants
 
@@ -209,7 +211,7 @@ def open_hub(
         return _open_cached(repo, revision, subfolder)
     policy = retry or RetryPolicy(timeout_s=float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
     api = HfApi(endpoint=endpoint, library_name="shardq", library_version=VERSION)
-    link = Link(api.endpoint, policy)
+    link = Link(api.endpoint, policy, pace)
     ask = _Asker(repo, revision, policy, link.gate)
     info = ask(lambda: api.model_info(repo, revision=revision, timeout=policy.timeout_s), "the repo")
     commit = info.sha

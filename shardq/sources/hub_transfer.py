@@ -14,6 +14,7 @@ from urllib.parse import urljoin
 
 from shardq.errors import HubTransfer
 from shardq.files.atomic import reading
+from shardq.pace import Pace
 from shardq.sources.hub_dial import Connection, Origin, Pool, origin
 from shardq.sources.hub_errors import RETRY_STATUSES, Gate, RetryPolicy, explain_hub_error, server_wait_s, sleep_ticking
 from shardq.sources.hub_sinks import Sink
@@ -63,15 +64,16 @@ def token_header() -> dict[str, str]:
 
 
 class Link:
-    """What the transfers of one source share: connections, patience, and the pauses that the server asks for.
+    """What the transfers of one source share: connections, patience, pace, and the pauses that the server asks for.
 
     Not the library's HTTP client: that one is closed under all threads when one of them fails to connect.
     """
 
-    def __init__(self, endpoint: str, retry: RetryPolicy) -> None:
+    def __init__(self, endpoint: str, retry: RetryPolicy, pace: Pace | None = None) -> None:
         self.origin = origin(endpoint)
         self.retry = retry
         self.gate = Gate()
+        self.pace = pace or Pace()
         self.pool = Pool()
 
 
@@ -137,6 +139,7 @@ class Transfer:
             if count == 0:
                 raise _PassingError(f"the answer ended at byte {begin + sink.size_bytes} of {end}")
             sink.took(count)
+            self._link.pace.took(count, sink.flush)
             passed_s = time.monotonic() - since
             if passed_s >= retry.stall_s:
                 if sink.size_bytes - at_first < retry.least_rate_bytes_s * passed_s:

@@ -27,8 +27,10 @@ def error_classes(base: type[errors.ShardqError] = errors.ShardqError) -> set[ty
 
 
 def test_commands_are_those_of_this_version() -> None:
-    known = "audit convert dequantize eval formats inspect kernels plan quantize report schemes score stats tune verify"
-    assert " ".join(NAMES) == known
+    known = (
+        "audit batch convert dequantize eval finalize formats inspect kernels plan quantize report schemes score stats"
+    )
+    assert " ".join(NAMES) == f"{known} tune verify worker"
 
 
 @pytest.mark.parametrize("name", NAMES)

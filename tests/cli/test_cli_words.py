@@ -4,9 +4,9 @@ import pytest
 
 from shardq.cli._console import show_bytes, show_share
 from shardq.cli._options import split_patterns
-from shardq.cli._sizes import parse_size
 from shardq.collapse import collapse
 from shardq.errors import BadOption
+from shardq.sizes import parse_size
 
 
 @pytest.mark.parametrize(

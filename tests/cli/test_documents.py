@@ -1,13 +1,17 @@
-"""Every command that README.md and docs/ show is run: in the order of each document, as a shell would, in one folder,
-against a Hub on loopback that has the repos which they name."""
+"""Every command and every script that README.md and docs/ show is run: in the order of each document, as a shell would,
+in one folder, against a Hub on loopback that has the repos which they name. README's section Start alone leads a
+newcomer to a pushed model."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import gguf_files_made as made
 import pytest
@@ -24,45 +28,91 @@ pytest.importorskip("gguf", reason="names of GGUF tensors come from the package 
 pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
 
 ROOT: Final = Path(__file__).parents[2]
-DOCUMENTS: Final = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+README: Final = ROOT / "README.md"
+DOCUMENTS: Final = (README, *sorted((ROOT / "docs").rglob("*.md")))
 OURS: Final = "shardq "
 # What a shell runs that is not shardq, and why it is not run here.
 OTHERS: Final = {
     "pip install": "an environment of its own is the business of .ci/run",
-    "python3 -m venv": "likewise",
+    "python3 -m venv": "likewise", ". .venv/bin/activate": "likewise",
     "pytest": "these are the tests",
+    "vllm": "needs an engine: the sessions of nox run them",
     "sbatch": "needs a cluster", "kubectl": "needs a cluster", "hf": "needs an account", "ssh": "needs other machines",
     "crontab": "changes the machine", "systemctl": "changes the machine", "ray": "needs a cluster",
 }  # fmt: skip
-TUNED: Final = ("shardq stats", "shardq eval", "shardq tune", "--calibrate")  # need shardq[tune]
+# What needs shardq[tune], or a file that such a command makes.
+TUNED: Final = (
+    "shardq stats", "shardq eval", "shardq tune", "--calibrate", "--importance name.importance.safetensors",
+    "shardq.evaluate(",
+)  # fmt: skip
+SHELL: Final = ("", "sh")
+PLACEHOLDER: Final = re.compile(r"\{[a-z_]+\}|<[^>]*>|\.\.\.")
+FILE: Final = re.compile(r"# ([\w.-]+\.\w+)\n")  # the first line of a block that is a file
 
 
-def blocks_of(text: str) -> list[list[str]]:
-    """The commands of each block, indented or fenced: lines of a shell, those that end in a backslash joined."""
-    found: list[list[str]] = []
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a reader does with a block of a document."""
+
+    kind: Literal["command", "script", "file"]
+    text: str
+    name: str = ""  # of a file
+
+
+def blocks_of(text: str) -> Iterator[tuple[str | None, list[str]]]:
+    """The language and the lines of each fenced block, and of each indented one, which has none; those that end in a
+    backslash are joined."""
     fence: str | None = None
     lines: list[str] = []
     for line in [*text.replace("\\\n", " ").splitlines(), ""]:
-        is_fence = line.startswith("```")
-        if is_fence:
-            fence = None if fence is not None else line[3:].strip()
-        indented = line.startswith("    ") and fence is None
-        if not is_fence and (indented or (fence in {"", "sh"} and line)):
-            lines.append(line.strip())
-        elif lines:
-            commands = [x for x in lines if x.startswith(OURS) or any(x.startswith(o) for o in OTHERS)]
-            found += [commands] if commands else []
+        if line.lstrip().startswith("```"):
+            if fence is None:
+                fence = line.lstrip()[3:].strip()
+            else:
+                yield fence, lines
+                fence = None
             lines = []
-    return found
+        elif fence is not None or line.startswith("    "):
+            lines.append(line)
+        elif lines:
+            yield None, lines
+            lines = []
 
 
-def parameters() -> list[Any]:
-    """A document with commands, as a whole: later ones use what earlier ones made."""
-    return [pytest.param(path, id=path.name) for path in DOCUMENTS if any(_ours(path))]
+def steps_of(text: str) -> list[Step]:
+    """What a reader does, in order."""
+    steps = []
+    for fence, lines in blocks_of(text):
+        stripped = [x.strip() for x in lines if x.strip() and not x.strip().startswith("#")]
+        if fence in SHELL or (fence is None and stripped and is_known(stripped[0])):
+            steps += [Step("command", x) for x in stripped]
+        elif fence == "python":
+            steps.append(Step("script", "\n".join(lines) + "\n"))
+        elif fence and (found := FILE.match("\n".join(lines))):
+            steps.append(Step("file", "\n".join(lines) + "\n", found[1]))
+    return steps
 
 
-def _ours(path: Path) -> list[str]:
-    return [c for block in blocks_of(path.read_text(encoding="utf-8")) for c in block if c.startswith(OURS)]
+def is_known(command: str) -> bool:
+    """True for ours, and for what has a reason not to be run."""
+    return command.startswith(OURS) or any(command == o or command.startswith(f"{o} ") for o in OTHERS)
+
+
+def read(document: Path) -> str:
+    """Its text."""
+    return document.read_text(encoding="utf-8")
+
+
+def name_of(document: Path) -> str:
+    """Of a test."""
+    return str(document.relative_to(ROOT))
+
+
+def documents_to_run() -> list[Path]:
+    """Those with something to run but README, which has a test of its own below; each as a whole: later commands use
+    what earlier ones made."""
+    found = ((p, steps_of(read(p))) for p in DOCUMENTS if p != README)
+    return [p for p, steps in found if any(s.kind == "script" or s.text.startswith(OURS) for s in steps)]
 
 
 def plain_llama() -> Case:
@@ -81,6 +131,7 @@ def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes
         folders[name] = base / name.partition("/")[2]
         recipe = shardq.make_recipe(word, layout=layout)
         shardq.quantize(folders["org/name"], recipe, output_dir=folders[name], limits=shardq.Limits(parallel=1))
+    folders |= dict.fromkeys(("org/first", "org/second"), folders["org/name"])
     return {name: {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} for name, folder in folders.items()}
 
 
@@ -100,23 +151,88 @@ def environment(hub: Any, fake_hub: Any, repos: dict[str, dict[str, bytes]], tmp
     env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     env |= {
         "HF_ENDPOINT": hub.url, "HF_TOKEN": fake_hub.TOKEN, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
     return env
 
 
+def take(steps: Sequence[Step], environment: dict[str, str], folder: Path) -> list[str]:
+    """Do all of them; returns what was left out because transformers is not there."""
+    left = []
+    for step in steps:
+        if step.kind == "file":
+            (folder / step.name).write_text(step.text)
+        elif step.kind == "command" and not step.text.startswith(OURS):
+            continue
+        elif any(word in step.text for word in TUNED) and find_spec("transformers") is None:
+            left.append(step.text)
+        else:
+            words, target = words_of(step, folder)
+            done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{step.text}\n{done.stdout}\n{done.stderr}"
+            if target:
+                (folder / target).write_text(done.stdout)
+    return left
+
+
+def words_of(step: Step, folder: Path) -> tuple[list[str], str]:
+    """The command line of a step, and the file that its output goes to, if any."""
+    if step.kind == "script":
+        script = folder / "script.py"
+        script.write_text(step.text)
+        return [sys.executable, "-P", str(script)], ""
+    words = shlex.split(step.text, comments=True)[1:]
+    target = ""
+    if len(words) > 2 and words[-2] == ">":
+        target = words[-1]
+        words = words[:-2]
+    return [sys.executable, "-P", "-m", "shardq.cli", *words], target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_line_of_a_command_block_can_be_run_or_has_a_reason(document: Path) -> None:
+    commands = [s.text for s in steps_of(read(document)) if s.kind == "command"]
+    assert [c for c in commands if not is_known(c)] == []
+    own = [re.sub(r"--push-to '[^']*'", "", c) for c in commands if c.startswith(OURS)]
+    assert [c for c in own if PLACEHOLDER.search(c)] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_between_documents_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", read(document)):
+        path, _, section = link.partition("#")
+        if "://" in path:
+            continue
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), link
+        if section:
+            heads = re.findall(r"^#+ (.+)$", read(target), re.MULTILINE)
+            assert section in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in heads}, link
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("document", parameters())
+@pytest.mark.parametrize("document", documents_to_run(), ids=name_of)
 def test_every_command_runs(document: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    skipped = []
-    for command in (c for block in blocks_of(document.read_text(encoding="utf-8")) for c in block):
-        if not command.startswith(OURS):
-            continue
-        if any(word in command for word in TUNED) and find_spec("transformers") is None:
-            skipped.append(command)
-            continue
-        words = [sys.executable, "-P", "-m", "shardq.cli", *shlex.split(command, comments=True)[1:]]
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    if skipped:
-        pytest.skip(f"block mode needs transformers: {len(skipped)} commands of {document.name} were left out")
+    if left := take(steps_of(read(document)), environment, tmp_path):
+        pytest.skip(f"block mode needs transformers: {len(left)} commands of {document.name} were left out")
+
+
+@pytest.mark.timeout(300)
+def test_the_start_of_the_readme_leads_a_newcomer_to_a_pushed_model(
+    hub: Any, environment: dict[str, str], tmp_path: Path
+) -> None:
+    start = re.search(r"^## Start\n(.*?)^## ", read(README), re.MULTILINE | re.DOTALL)
+    assert start
+    steps = steps_of(start[1])
+    assert take(steps, environment, tmp_path) == []
+    assert not shardq.verify(tmp_path / "demo-W4A16", deep=True, source="demo").problems
+    assert [c.repo for c in hub.commits] == ["me/name-W4A16"]
+    files = hub.files("me/name-W4A16")
+    weights = {name for name in hub.files("org/name") if name.endswith(".safetensors")}
+    assert weights | {"config.json", "README.md", "shardq.json", "shardq-ledger.json.zst"} <= files.keys()
+    check = Step("command", "shardq verify me/name-W4A16 --deep --source org/name")
+    page = tmp_path / "name-W4A16.html"
+    assert take([check], environment, tmp_path) == []
+    assert "W4A16" in page.read_text(encoding="utf-8")
+    assert steps == steps_of(read(README)), "no command of README stands elsewhere: it would not be run"

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 
 import shardq
 from shardq import Limits, dequantize_recipe, find_fold, make_recipe
-from shardq.api import make_orders
 from shardq.errors import BadFold, BadOption, NotExact, VerifyFailed
 from shardq.fold import FOLD, Fold, read_fold, write_fold
 from shardq.importance_files import Provenance, write_importance
 from shardq.importance_vectors import SizesRef, read_vector, weights_of
 from shardq.kernels import sets
 from shardq.ledger import LEDGER, decode_ledger
+from shardq.opening import make_orders
 from shardq.run import quantize_all
 from shardq.sources.demo import open_demo
 

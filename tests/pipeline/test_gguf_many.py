@@ -16,10 +16,10 @@ from stopped_runs import stop_after
 
 import shardq
 from shardq import Limits, Progress
-from shardq.api import make_orders
 from shardq.errors import BudgetTooSmall, DiskFull
 from shardq.files.safetensors import TensorSpec, plan_file
 from shardq.onepass import OnePass
+from shardq.opening import make_orders
 from shardq.tasks import SLAB_BYTES
 
 pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")

@@ -20,12 +20,12 @@ import shardq
 import shardq.run
 import shardq.worker
 from shardq import Limits, Progress
-from shardq.api import make_orders
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BudgetTooSmall, RecipeChanged
 from shardq.executors.inline import InlineExecutor
 from shardq.needs import disk_bytes
 from shardq.onepass import OnePass
+from shardq.opening import make_orders
 from shardq.recipe import make_recipe
 from shardq.slabs import open_slab
 from shardq.tasks import Workplace
@@ -120,7 +120,7 @@ def test_a_repo_is_read_once(
     monkeypatch: pytest.MonkeyPatch, contents: Contents, alone: Alone,
 ) -> None:  # fmt: skip
     model = make_model(folder)
-    monkeypatch.setattr("shardq.api.open_source", lambda *_, **__: model.open())
+    monkeypatch.setattr("shardq.opening.open_source", lambda *_, **__: model.open())
     schemes = ("W4A16@mlx", "W4A16@gptq", "FP8_BLOCK")
     shardq.quantize_many("org/model", schemes, output_dir=tmp_path, limits=Limits(parallel=1, stream=stream))
     sizes = {s: len(model.files[s]) for s in model.shards}
@@ -217,7 +217,7 @@ def test_source_shards_that_another_order_staged_are_not_left(
 ) -> None:
     """Fetched shards lie in the folder of the first output; in the next run that may be another."""
     model = make_model(folder)
-    monkeypatch.setattr("shardq.api.open_source", lambda *_, **__: model.open())
+    monkeypatch.setattr("shardq.opening.open_source", lambda *_, **__: model.open())
     with pytest.raises(KeyboardInterrupt):
         shardq.quantize_many("org/model", PAIR, output_dir=tmp_path, limits=ONE, report=stop_after(3))
     staged = tmp_path / names(PAIR)[0] / ".shardq" / "src"

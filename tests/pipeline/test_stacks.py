@@ -95,7 +95,7 @@ def test_same_bytes_in_every_mode_and_after_every_stop(
         shardq.quantize(folder, scheme, output_dir=out, limits=ONE)
         assert contents(out) == expected
     model = make_model(folder)
-    monkeypatch.setattr("shardq.api.open_source", lambda *_, **__: model.open())
+    monkeypatch.setattr("shardq.opening.open_source", lambda *_, **__: model.open())
     for stream in (False, True):
         for number in (tasks // 2, tasks - 1):
             out, limits = tmp_path / f"hub{stream}{number}", Limits(parallel=1, stream=stream)

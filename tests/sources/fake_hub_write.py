@@ -59,6 +59,7 @@ class WritableHub(FakeHub):
         self.part_bytes: int | None = None  # larger files are sent in parts
         self.xet_folder = ""  # where the real Xet client keeps what it is given, without any server
         self.commits: list[Commit] = []
+        self.collections: dict[str, list[str]] = {}  # by slug, which is owner/title here: repos in them
         self.write_faults: list[WriteFault] = []
         self.before_commit: Callable[[], None] | None = None  # called once, when the next commit arrives
         self.counter = itertools.count(1)
@@ -167,7 +168,9 @@ class WritingHubHandler(_Writing, HubHandler):
     def route(self, path: str, fault: Fault | None) -> None:
         info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", urlsplit(path).path)
         repo = self.hub.repos.get(info[1]) if info else None
-        if path == "/api/whoami-v2" and self.rights():
+        if found := re.fullmatch(r"/api/collections/(.+)", urlsplit(path).path):
+            self.answer_json(_collection(found[1]), {})
+        elif path == "/api/whoami-v2" and self.rights():
             self.answer_json({"name": "me", "auth": {"accessToken": {"role": self.rights()}}}, {})
         elif re.fullmatch(r"/api/models/[^/]+/[^/]+/xet-write-token/[^/]+", path) and self.rights() == "write":
             expires = {"X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": "4000000000"}
@@ -216,7 +219,19 @@ class WritingHubHandler(_Writing, HubHandler):
         lfs = re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/(objects/batch|verify)", path)
         name = api[1] if api else lfs[1] if lfs else ""
         repo = self.hub.repos.get(name)
-        if path == "/api/repos/create":
+        if path == "/api/collections":
+            slug = f"{body['namespace']}/{body['title']}"
+            known = slug in self.writable.collections
+            self.writable.collections.setdefault(slug, [])
+            self.answer_json(_collection(slug), {}) if not known else self.conflict(slug)
+        elif added := re.fullmatch(r"/api/collections/(.+)/items", path):
+            items = self.writable.collections[added[1]]
+            if body["item"]["id"] in items:
+                self.conflict(added[1])
+            else:
+                items.append(body["item"]["id"])
+                self.answer_json(_collection(added[1]), {})
+        elif path == "/api/repos/create":
             self.create(body)
         elif repo is None:
             self.refuse(404, "RepoNotFound")
@@ -233,6 +248,9 @@ class WritingHubHandler(_Writing, HubHandler):
             self.answer_json({"files": [{**f, "shouldIgnore": False} for f in files]}, {})
         elif api:
             self.commit(name, repo, api[3])
+
+    def conflict(self, slug: str) -> None:
+        self.answer(409, json.dumps({"slug": slug}).encode(), {"Content-Type": "application/json"})
 
     def create(self, body: Any) -> None:
         name = f"{body['organization']}/{body['name']}"
@@ -349,6 +367,12 @@ class WritingStorageHandler(_Writing, StorageHandler):
 
 WritableHub.hub_handler = WritingHubHandler
 WritableHub.storage_handler = WritingStorageHandler
+
+
+def _collection(slug: str) -> dict[str, object]:
+    owner, _, title = slug.partition("/")
+    plain = {"items": [], "lastUpdated": "2026-01-01T00:00:00.000Z", "position": 0, "private": False, "upvotes": 0}
+    return {"slug": slug, "title": title, "owner": {"name": owner}, "theme": "blue", **plain}
 
 
 def _entry(name: str, data: bytes) -> dict[str, object]:

@@ -72,7 +72,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert tops == {"shardq", f"shardq-{version}.dist-info"}
     inside = [n for n in names if n.parts[0] == "shardq"]
     assert [n for n in inside if n.suffix in SOURCES] == []
-    assert {n.suffix for n in inside} <= {".py", ".pyi", ".so", ".toml", ".typed", ".md", ".json"}
+    assert {n.suffix for n in inside} <= {".py", ".pyi", ".so", ".toml", ".typed", ".md", ".json", ".css", ".js"}
     wanted = (
         "py.typed",
         "families.toml",
@@ -80,6 +80,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "cli/__main__.py",
         "kernels/__init__.py",
         "kernels/_native.pyi",
+        "html_report/style.css",
+        "html_report/script.js",
         "worker.py",
     )
     assert {PurePosixPath("shardq", w) for w in wanted} <= set(inside)
