@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from shardq.limits import Limits
     from shardq.measured import Measured
     from shardq.recipe import Recipe
-    from shardq.tune.driver import TuneResult
     from shardq.tune.options import TuneOptions
+    from shardq.tune.result import TuneResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")

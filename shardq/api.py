@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from shardq.measured import Measured
     from shardq.mixing import Mixed
     from shardq.quant_score import Score
-    from shardq.tune.driver import TuneResult
     from shardq.tune.evaluation import Evaluation
     from shardq.tune.inputs import Experts
     from shardq.tune.options import TuneOptions
+    from shardq.tune.result import TuneResult
     from shardq.tune.stats import Statistics
     from shardq.verified import Verification
 

@@ -6,57 +6,15 @@ groups ("duo"); the first candidate scales nothing.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from shardq.errors import BadOption
-
-Duo = Literal["true", "false", "both"]
-DUO: Final[tuple[Duo, ...]] = ("true", "false", "both")
-Loss = Literal["output", "inputs"]
-LOSSES: Final[tuple[Loss, ...]] = ("output", "inputs")
 NEAR_ZERO: Final = 1e-4  # least factor, and what is added to means of weights
 LEAST_GROUP: Final = 1e-6  # added to a group's largest magnitude
 CLIP_GRID: Final = 20  # steps of a group's largest magnitude
 CLIP_STEPS: Final = 10  # of them that are tried: down to 0.55
-
-
-@dataclass(frozen=True, slots=True)
-class AwqOptions:
-    """Under auto-round's names; what it does itself are "true" and "output"."""
-
-    awq_n_grid: int = 20
-    awq_duo_scaling: Duo = "false"
-    awq_loss: Loss = "inputs"  # of weights, as squares of inputs weigh them; output: of the module that has them
-    awq_seqlen: int = 512  # tokens of a sample that the search sees; 0: all
-    awq_apply_clip: bool = False
-    awq_clip_as_init: bool = False  # SignRound begins with the clipped ranges, and weights stay as they are
-
-    def __post_init__(self) -> None:
-        """Raises BadOption."""
-        if self.awq_n_grid < 1:
-            raise BadOption(f"--awq-n-grid {self.awq_n_grid}: expected at least 1")
-        if self.awq_duo_scaling not in DUO:
-            raise BadOption(f"--awq-duo-scaling {self.awq_duo_scaling!r}: expected one of {', '.join(DUO)}")
-        if self.awq_loss not in LOSSES:
-            raise BadOption(f"--awq-loss {self.awq_loss!r}: expected one of {', '.join(LOSSES)}")
-        if self.awq_clip_as_init and not self.awq_apply_clip:
-            raise BadOption("--awq-clip-as-init says what is done with clipped ranges: give --awq-apply-clip, too")
-
-    @property
-    def candidates(self) -> tuple[tuple[float, bool], ...]:
-        """Powers of the inputs, and whether weights count; (0, False) scales nothing."""
-        if self.awq_duo_scaling == "both":
-            n = max(self.awq_n_grid // 2, 2)
-            return tuple((i / (n - 1), duo) for i in range(n) for duo in (False, True))
-        if self.awq_duo_scaling == "false":
-            n = max(self.awq_n_grid, 2)
-            return tuple((i / (n - 1), False) for i in range(n))
-        n = max(self.awq_n_grid, 3)
-        return ((0.0, False), *((i / (n - 2), True) for i in range(n - 1)))
 
 
 def mean_weights(matrices: Iterable[tuple[Tensor, int]]) -> Tensor:

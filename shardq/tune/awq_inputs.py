@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shardq.tune.awq import AwqOptions, GroupProducts, Products
+from shardq.tune.awq import GroupProducts, Products
 from shardq.tune.awq_sites import Site
+from shardq.tune.settings import AwqOptions
 from shardq.tune.work import Work
 
 

@@ -15,7 +15,6 @@ from torch.func import functional_call
 from shardq.quantizers.decode import decode_rows
 from shardq.tune.awq import (
     CLIP_STEPS,
-    AwqOptions,
     factors_of,
     in_groups,
     mean_weights,
@@ -25,6 +24,7 @@ from shardq.tune.awq import (
 )
 from shardq.tune.awq_inputs import Seen, record_inputs
 from shardq.tune.awq_sites import Site
+from shardq.tune.settings import AwqOptions
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Changes, Ranges, Work, largest_of, quantize_alone
 

@@ -16,20 +16,11 @@ import torch
 from torch import nn
 
 from shardq.quantizers.quantized import Quantized
-from shardq.tune.gptq import Order, Scales, quantize_gptq
+from shardq.tune.gptq import quantize_gptq
 from shardq.tune.inputs import SECOND, between, first_of, given
+from shardq.tune.settings import GptqOptions
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Codes, Work, largest_of, put_codes, quantize_alone, rows_of
-
-
-@dataclass(frozen=True, slots=True)
-class GptqOptions:
-    """As of `quantize_gptq`."""
-
-    damping: float = 0.01
-    order: Order = "static"
-    block: int = 128
-    scales: Scales = "search"
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from shardq.tune.disk import check_disk
 from shardq.tune.norms_biases import find_plain
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.passes import Run, find_borrowed
+from shardq.tune.result import TuneResult
 from shardq.tune.rounding import check_scheme
 from shardq.tune.subjects import check_left, find_parameters, find_subjects
 from shardq.tune.tokenizing import Tokenizer, open_tokenizer
@@ -41,22 +42,6 @@ from shardq.tuned import TunedWriter
 IDS: Final = "ids.npy"  # of the samples, beside the blocks
 LOCK: Final = "lock"  # beside them; stays, empty
 Told = Callable[[int, int], None]  # blocks done, and all
-
-
-@dataclass(frozen=True, slots=True)
-class TuneResult:
-    """What became of a model."""
-
-    folder: Path
-    blocks: int
-    resumed: int  # blocks that were there before
-    modules: int  # with tuned codes
-    left: tuple[str, ...]  # modules that get codes, but none of these: the main job makes them
-    samples: int
-    tokens: int
-    dropped: int  # samples that were too short
-    borrowed: tuple[str, ...]  # modules of experts that no token went to: scales of activations are their siblings'
-    unscaled: tuple[str, ...]  # blocks in which AWQ finds nothing to scale
 
 
 @dataclass(frozen=True, slots=True)

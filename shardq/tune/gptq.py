@@ -9,7 +9,7 @@ codes, and so does a row that is no better by H for all the moving.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -23,12 +23,11 @@ from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import Scheme
 from shardq.search import default_search
+from shardq.tune.settings import Order, Scales
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
 
-Order = Literal["static", "none"]  # columns by their diagonal of H, the largest first; from left to right
-Scales = Literal["search", "rtn"]
 FLOOR: Final = 1e-4  # of the mean: what a column's importance is at least (quality.md, section 6 D)
 MOST_DAMPING: Final = 1.0
 STATS: Final = 6  # figures of a row

@@ -13,7 +13,7 @@ from torch import nn
 from shardq.errors import UnsupportedSource
 from shardq.tune.activations import Batch, Call
 from shardq.tune.blocks import BlockModel
-from shardq.tune.signround import SignRoundOptions
+from shardq.tune.settings import SignRoundOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from shardq.errors import BadOption
-from shardq.tune.activations import CPU
-from shardq.tune.awq import AwqOptions
-from shardq.tune.block_gptq import GptqOptions
-from shardq.tune.devices import ComputeOptions
-from shardq.tune.signround import SignRoundOptions
+from shardq.tune.settings import AwqOptions, ComputeOptions, GptqOptions, SignRoundOptions
 
 CodesBy = Literal["signround", "gptq", "opt-rtn", "rtn"]
 CODES: Final[tuple[CodesBy, ...]] = ("signround", "gptq", "opt-rtn", "rtn")
@@ -102,7 +98,7 @@ class TuneOptions:
         for name in OPTIONS.keys() - set(self.algorithm.split(",")):
             del values[name]
         del values["compute"]  # but for the kind of device, whose arithmetic is its own
-        if (kind := self.compute.place().type) != CPU.type:
+        if (kind := self.compute.place().type) != "cpu":
             values["device"] = kind
         return values
 

@@ -9,7 +9,7 @@ before it moved them, are kept. Samples come in a shuffled order, and what fills
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,42 +22,10 @@ from shardq.tune.data_random import shuffled
 from shardq.tune.norms_biases import FreeUnit, make_free_units
 from shardq.tune.rounding import Grid, Learned, begin_learning, make_grid, values_of
 from shardq.tune.rounding_parts import Part
+from shardq.tune.settings import FEW_BITS, SignRoundOptions
 from shardq.tune.steps import Moved, Steps, make_steps
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Changes, Codes, Ranges, Work, largest_of
-
-LONG_RUN: Final = 1000  # iterations from which codes of 3 bits and fewer take steps twice as large
-FEW_BITS: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class SignRoundOptions:
-    """Under auto-round's names."""
-
-    iters: int = 200
-    nblocks: int = 1  # blocks that are learned together, by what the last of them gives
-    batch_size: int = 8
-    gradient_accumulate_steps: int = 1
-    lr: float | None = None  # None: 1 / iters
-    minmax_lr: float | None = None  # None: lr
-    enable_minmax_tuning: bool = True
-    not_use_best_mse: bool = False
-    dynamic_max_gap: int = -1  # steps without a better one, after which a block is done; -1: never
-    momentum: float = 0.0  # of the gradients whose signs are taken
-    enable_adam: bool = False  # AdamW instead of signs
-    enable_norm_bias_tuning: bool = False  # learn weights of norms, and biases, too
-
-    def __post_init__(self) -> None:
-        """Raises BadOption."""
-        if self.momentum < 0 or (self.momentum and self.enable_adam):
-            raise BadOption(f"--momentum {self.momentum}: expected 0 or more, and none with Adam, which has its own")
-        if min(self.iters, self.batch_size, self.gradient_accumulate_steps, self.nblocks) < 1:
-            raise BadOption("SignRound needs at least one of iters, batch_size, gradient_accumulate_steps and nblocks")
-
-    def rates(self, bits: int) -> tuple[float, float]:
-        """First steps of V and of factors."""
-        lr = self.lr or (2.0 if self.iters >= LONG_RUN and bits <= FEW_BITS else 1.0) / self.iters
-        return lr, self.minmax_lr or lr
 
 
 @dataclass(frozen=True, slots=True)

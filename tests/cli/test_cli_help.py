@@ -80,8 +80,13 @@ def test_version_is_printed(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "allowed"), [("shardq.cli", set()), ("shardq.cli.group", {"click"})], ids=["console script", "group"]
-)
+    ("module", "allowed"),
+    [
+        ("shardq.cli", set()), ("shardq.cli.group", {"click"}), ("shardq.tune.options", set()),
+        ("shardq.tune.result", set()),
+    ],
+    ids=["console script", "group", "words of a tuning", "its result"],
+)  # fmt: skip
 def test_import_is_light(module: str, allowed: set[str]) -> None:
     code = f"import sys, {module}; print(*sorted({{m.partition('.')[0] for m in sys.modules}} & {HEAVY}))"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)

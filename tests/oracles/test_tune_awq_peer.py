@@ -77,10 +77,10 @@ def test_scales_and_ranges_equal_auto_rounds(
     pytest.importorskip("auto_round", reason="auto-round is not installed")
     monkeypatch.syspath_prepend(TUNE)
     models: Any = importlib.import_module("tuned_models")
-    from shardq.tune.awq import AwqOptions
     from shardq.tune.awq_sites import find_awq_sites
     from shardq.tune.block_awq import scale_block
     from shardq.tune.blocks import BlockModel
+    from shardq.tune.settings import AwqOptions
     from shardq.tune.subjects import find_subjects
     from shardq.tune.work import Work
 

@@ -21,13 +21,14 @@ from shardq.plans import make_plan
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
 from shardq.tune import block_awq, passes
-from shardq.tune.awq import AwqOptions, in_groups
+from shardq.tune.awq import in_groups
 from shardq.tune.awq_inputs import record_inputs
 from shardq.tune.awq_sites import Site, find_awq_sites
 from shardq.tune.blocks import BlockModel
-from shardq.tune.driver import Place, TuneResult, tune_blocks
+from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions, build_options
-from shardq.tune.signround import SignRoundOptions
+from shardq.tune.result import TuneResult
+from shardq.tune.settings import AwqOptions, SignRoundOptions
 from shardq.tune.subjects import Subject, find_subjects
 from shardq.tune.work import Changes, Work
 from shardq.tuned import load_tuned, read_tuned

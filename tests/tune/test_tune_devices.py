@@ -14,10 +14,10 @@ from shardq.errors import BadOption
 from shardq.recipe import make_recipe
 from shardq.sources import open_source
 from shardq.tune.activations import Batch, Call, Own, call_block
-from shardq.tune.devices import ComputeOptions, deterministic
+from shardq.tune.devices import deterministic
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions, build_options
-from shardq.tune.signround import SignRoundOptions
+from shardq.tune.settings import ComputeOptions, SignRoundOptions
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)

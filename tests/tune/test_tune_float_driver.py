@@ -21,7 +21,7 @@ from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.served import serving
-from shardq.tune.signround import SignRoundOptions
+from shardq.tune.settings import SignRoundOptions
 from shardq.tune.subjects import find_subjects
 from shardq.tune.work import put_codes
 

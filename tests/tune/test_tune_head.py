@@ -18,10 +18,11 @@ from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
 from shardq.tune import driver, passes
 from shardq.tune.blocks import BlockModel
-from shardq.tune.driver import Place, TuneResult, tune_blocks
+from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.head import Logits, head_inputs, head_options
 from shardq.tune.options import DataOptions, TuneOptions
-from shardq.tune.signround import SignRoundOptions
+from shardq.tune.result import TuneResult
+from shardq.tune.settings import SignRoundOptions
 from shardq.tune.subjects import find_subjects
 from shardq.tune.work import Work
 from shardq.tuned import load_tuned

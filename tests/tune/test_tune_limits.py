@@ -16,9 +16,10 @@ from shardq.sources import open_source
 from shardq.tune import chain
 from shardq.tune.blocks import BlockModel
 from shardq.tune.disk import OTHER_BYTES, codes_bytes, hidden_bytes
-from shardq.tune.driver import Place, TuneResult, tune_blocks
+from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
-from shardq.tune.signround import SignRoundOptions
+from shardq.tune.result import TuneResult
+from shardq.tune.settings import SignRoundOptions
 from shardq.tune.subjects import find_subjects
 
 with pytest.MonkeyPatch.context() as patch:

@@ -13,8 +13,9 @@ from shardq.errors import OutputLocked
 from shardq.lock import FolderLock
 from shardq.recipe import make_recipe
 from shardq.sources import open_source
-from shardq.tune.driver import LOCK, Place, TuneResult, tune_blocks
+from shardq.tune.driver import LOCK, Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
+from shardq.tune.result import TuneResult
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)

@@ -21,10 +21,11 @@ from shardq.sources import open_source
 from shardq.tune import passes
 from shardq.tune.activations import call_block
 from shardq.tune.blocks import BlockModel
-from shardq.tune.driver import Place, TuneResult, tune_blocks
+from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.groups import Group, group_batch, group_subjects
 from shardq.tune.options import DataOptions, TuneOptions
-from shardq.tune.signround import SignRoundOptions
+from shardq.tune.result import TuneResult
+from shardq.tune.settings import SignRoundOptions
 from shardq.tune.subjects import find_subjects
 from shardq.tune.work import Work, put_codes
 

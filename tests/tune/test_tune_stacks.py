@@ -22,11 +22,12 @@ from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
 from shardq.tune import driver, passes
 from shardq.tune.blocks import BlockModel
-from shardq.tune.driver import Place, TuneResult, tune_blocks
+from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.inputs import between, first_of, given, recording
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.reading import BlockReader
-from shardq.tune.signround import SignRoundOptions
+from shardq.tune.result import TuneResult
+from shardq.tune.settings import SignRoundOptions
 from shardq.tune.subjects import find_subjects
 from shardq.tune.work import put_codes
 

@@ -31,9 +31,10 @@ from shardq.sources import open_source
 from shardq.tune import driver, passes
 from shardq.tune.activation_scales import _with_siblings
 from shardq.tune.blocks import BlockModel
-from shardq.tune.driver import Place, TuneResult, tune_blocks
+from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
-from shardq.tune.signround import SignRoundOptions
+from shardq.tune.result import TuneResult
+from shardq.tune.settings import SignRoundOptions
 from shardq.tune.stored import put_replaced
 from shardq.tune.subjects import check_left, find_subjects
 from shardq.tune.work import Work
