@@ -80,14 +80,14 @@ def test_a_cap_counts_hidden_states_in_files(
 ) -> None:  # fmt: skip
     recipe, options = make_recipe("W4A16G32", layout="fake"), _options(algorithm, enable_quanted_input=quanted)
     spooled: list[int] = []
-    real = chain._spooled
+    real = chain.spooled
 
     def count(hidden: torch.Tensor, folder: Path) -> torch.Tensor:
         made = real(hidden, folder)
         spooled.append(made.untyped_storage().nbytes())
         return made
 
-    monkeypatch.setattr(chain, "_spooled", count)
+    monkeypatch.setattr(chain, "spooled", count)
     with BlockModel.open(open_source(str(folders["llama"])), dtype=torch.float32) as model:
         codes = codes_bytes(find_subjects(model, make_plan(model.checkpoint, recipe)))
     base = codes + SAMPLES * TOKENS * 8 + OTHER_BYTES
