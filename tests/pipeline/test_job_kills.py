@@ -43,7 +43,7 @@ def check_killed(
 def test_integers(make_checkpoint: Callable[..., Path], tmp_path: Path, contents: Contents) -> None:
     source = make_checkpoint(layers=12)
     shardq.quantize(source, output_dir=tmp_path / "alone", limits=ONE)
-    check_killed(source, ["--scheme", "W4A16"], contents(tmp_path / "alone"), tmp_path, contents, 0.1)
+    check_killed(source, ["--scheme", "W4A16"], contents(tmp_path / "alone"), tmp_path, contents, 0.15)
 
 
 def test_scales_that_files_share(write_moe: Callable[..., Path], tmp_path: Path, contents: Contents) -> None:
@@ -51,7 +51,7 @@ def test_scales_that_files_share(write_moe: Callable[..., Path], tmp_path: Path,
     source = write_moe(tmp_path / "source" / "model", lambda place, _: 1 + place % 6)
     shardq.quantize(source, "NVFP4A16", output_dir=tmp_path / "alone", limits=ONE)
     assert max(len(f.shards) for f in shardq.plan(source, "NVFP4A16").files) > 1
-    check_killed(source, ["--scheme", "NVFP4A16"], contents(tmp_path / "alone"), tmp_path, contents, 0.2)
+    check_killed(source, ["--scheme", "NVFP4A16"], contents(tmp_path / "alone"), tmp_path, contents, 0.25)
 
 
 def test_parts_of_gguf(tmp_path: Path, contents: Contents) -> None:
@@ -68,4 +68,4 @@ def test_parts_of_gguf(tmp_path: Path, contents: Contents) -> None:
     assert max(len(t.files) for t in plan.tasks) > 1
     words = ["--scheme", "gguf:q4_k_m", "--split-max-size", f"{PART_BYTES}B"]
     words += ["--tokenizer-pre", recipe.gguf.tokenizer_pre]
-    check_killed(source, words, contents(tmp_path / "alone"), tmp_path, contents, 0.05)
+    check_killed(source, words, contents(tmp_path / "alone"), tmp_path, contents, 0.18)
