@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import gguf_checkpoints_made as checkpoints
-import gguf_models_made as made
 import pytest
+from gguf_cases_made import CASES
 from golden_gguf_model.dump_converter import shown
 
 from shardq.gguf.config_defaults import CONFIG_TYPES
@@ -68,9 +68,9 @@ def check(folder: Path, pre: str | None, file_type: int = 32) -> None:
     assert ours(folder, pre, file_type) == expected
 
 
-@pytest.mark.parametrize("name", made.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_tiny_checkpoints(name: str, tmp_path: Path) -> None:
-    case = made.CASES[name]
+    case = CASES[name]
     check(checkpoints.write(case, tmp_path), case.pre, 38 if "quantization_config" in case.config else 32)
 
 

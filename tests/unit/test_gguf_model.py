@@ -10,6 +10,7 @@ import gguf_checkpoints_made as checkpoints
 import gguf_models_made as made
 import numpy as np
 import pytest
+from gguf_cases_made import CASES
 from golden_gguf_model.dump_converter import shown
 from numpy.typing import NDArray
 
@@ -44,17 +45,17 @@ def as_stored(pair: KeyValue) -> list[Any]:
     return [pair.key, pair.type, shown(pair.type, value)]
 
 
-@pytest.mark.parametrize("name", made.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_metadata_is_the_converters(name: str) -> None:
-    case = made.CASES[name]
+    case = CASES[name]
     file_type = MXFP4_TYPE if "quantization_config" in case.config else BF16_TYPE  # the converter's names for its files
     pairs = find_metadata(model(case), find_tensors(model(case), shards(case)), file_type, case.pre)
     assert [as_stored(pair) for pair in pairs] == golden(name)["pairs"]
 
 
-@pytest.mark.parametrize("name", made.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_tensors_are_the_converters_to_the_byte(name: str) -> None:
-    case = made.CASES[name]
+    case = CASES[name]
     found = []
     for tensor in find_tensors(model(case), shards(case)):
         spec = file_spec(tensor, "BF16")
@@ -111,7 +112,7 @@ def packed(tensor: OutputTensor, case: checkpoints.Case) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt_oss"])
 def test_a_header_can_be_planned_of_it(name: str) -> None:
-    case = made.CASES[name]
+    case = CASES[name]
     tensors = find_tensors(model(case), shards(case))
     pairs = find_metadata(model(case), tensors, BF16_TYPE, case.pre)
     plan = plan_gguf(pairs, [file_spec(tensor, "BF16") for tensor in tensors])
@@ -123,7 +124,7 @@ def test_a_header_can_be_planned_of_it(name: str) -> None:
 
 
 def changed(name: str, files: dict[str, bytes | None] | None = None, **config: Any) -> ModelFiles:
-    case = made.CASES[name]
+    case = CASES[name]
     own = checkpoints.side_files(case)
     own["config.json"] = json.dumps({**case.config, **config}).encode()
     for file, data in (files or {}).items():
@@ -168,7 +169,7 @@ def test_what_is_refused_says_what_is_known(files: ModelFiles, error: type[Shard
 
 @pytest.mark.parametrize("package", ["gguf", "tokenizers"])
 def test_a_package_that_is_missing_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = made.CASES["qwen2"]
+    case = CASES["qwen2"]
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingPackage, match=rf"package {package} is not there .*; install shardq\[gguf\]"):
         find_metadata(model(case), find_tensors(model(case), shards(case)), BF16_TYPE, case.pre)
@@ -226,7 +227,7 @@ def test_heads_of_values_are_a_multiple_of_those_of_keys(heads: int) -> None:
 @pytest.mark.parametrize(("name", "said"), [("qwen35", {"mtp_num_hidden_layers": 0}), ("qwen3next", {})])
 def test_layers_for_further_tokens_are_counted_where_they_are(name: str, said: dict[str, int]) -> None:
     """Without one the file is that of the converter with --no-mtp."""
-    case, files = made.CASES[name], changed(name, **said)
+    case, files = CASES[name], changed(name, **said)
     kept = [source for source in shards(case)[0] if not source.name.startswith("mtp.")]
     for sources, blocks in (([*shards(case)[0]], 3), (kept, 2)):
         pairs = {p.key: p.value for p in find_metadata(files, find_tensors(files, [sources]), BF16_TYPE, case.pre)}
@@ -243,7 +244,7 @@ def test_types_of_layers_are_as_many_as_layers() -> None:
 
 @pytest.mark.parametrize("gone", ["experts.3.w2", "experts.0.w1"])
 def test_experts_that_are_not_all_there_are_refused(gone: str) -> None:
-    case = made.CASES["mixtral"]
+    case = CASES["mixtral"]
     kept = [[source for source in shards(case)[0] if gone not in source.name or ".1." not in source.name]]
     with pytest.raises(ShardqError, match="11 tensors of experts, expected 4 experts with w1, w2, w3"):
         find_tensors(model(case), kept)
@@ -255,7 +256,7 @@ ODD: tuple[Any, ...] = (None, -1, 1.5, "x", [], [1], {"a": 1}, 1 << 40)
 @pytest.mark.parametrize("name", ["llama_json_pieces", "gemma3_bpe", "phi3_long", "deepseek3", "qwen35"])
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json"])
 def test_odd_values_are_refused_or_taken_but_never_a_bug(name: str, file: str) -> None:
-    case = made.CASES[name]
+    case = CASES[name]
     files = {"generation_config.json": made.GENERATION.encode(), **checkpoints.side_files(case)}
     content = json.loads(files[file])
     bugs = []

@@ -7,14 +7,14 @@ import tempfile
 from pathlib import Path
 
 import gguf_checkpoints_made as checkpoints
-import gguf_models_made as made
+from gguf_cases_made import CASES
 
 HERE = Path(__file__).parent
 
 
 def main(llama_cpp: str, *names: str) -> None:
-    for name in names or made.CASES:
-        case = made.CASES[name]
+    for name in names or CASES:
+        case = CASES[name]
         with tempfile.TemporaryDirectory() as parent:
             folder = checkpoints.write(case, Path(parent))
             command = [
