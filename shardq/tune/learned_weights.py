@@ -19,6 +19,7 @@ SAID: Final = frozenset(  # of a tensor, without its numbers
     {"shape", "dtype", "device", "ndim", "layout", "is_meta", "is_cuda", "is_cpu", "is_leaf", "requires_grad",
      "size", "dim", "numel", "element_size", "is_floating_point", "data_ptr"}
 )  # fmt: skip
+MOST_AXES: Final = 3  # of inputs that torch multiplies and adds a bias to in one step
 Move = Callable[[Tensor, Tensor], None]  # moves a part of V by its gradient
 
 
@@ -55,8 +56,8 @@ class Made(Protocol):
 
 
 class Product(torch.autograd.Function):
-    """A Linear layer's product with a learned weight. On the way back products are those that torch makes itself (the
-    derivatives of `mm` and `addmm` of torch 2.13), so that numbers are, too."""
+    """A Linear layer's product with a learned weight. Products are those that torch makes itself, in forward and
+    backward (`at::linear`, and the derivatives of `mm` and `addmm` of torch 2.13), so that numbers are, too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: Weight, *learned: Tensor) -> Tensor:
@@ -64,7 +65,12 @@ class Product(torch.autograd.Function):
         flat, made = x.reshape(-1, x.shape[-1]), weight.make()
         ctx.save_for_backward(flat, *learned)
         ctx.weight, ctx.shape = weight, x.shape
-        return linear(x, made, bias)
+        out = flat.new_empty((*x.shape[:-1], len(made)))  # no view, which others could not change in place
+        if bias is None:
+            torch.mm(flat, made.t(), out=out.view(-1, len(made)))
+        else:
+            torch.addmm(bias, flat, made.t(), out=out.view(-1, len(made)))
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -123,7 +129,7 @@ class Standing(TorchFunctionMode):
         own = self._weights.get(self._of.get(id(weight), ""))
         if own is None or x.dim() < 2 or not x.is_contiguous() or not torch.is_grad_enabled():
             return None
-        if bias is not None and (bias.requires_grad or id(bias) in self._of):
+        if bias is not None and (x.dim() > MOST_AXES or bias.requires_grad or id(bias) in self._of):
             return None
         own.uses += 1
         made: Tensor = Product.apply(x, bias, own, *own.learned.all)  # type: ignore[no-untyped-call]
