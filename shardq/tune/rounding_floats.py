@@ -203,9 +203,7 @@ def make_floats(
         absmax = torch.tensor([[p.amax] for p in parts], dtype=torch.float32, device=weight.device)
     global_scales = _global_scales(scheme, parts, len(weight))
     wholes = torch.tensor(global_scales, device=weight.device)[:, None] if global_scales else None
-    return FloatGrid(
-        weight, group, cells, absmax, scheme, dtype, global_scales, wholes, bool(own.isfinite().all())
-    )
+    return FloatGrid(weight, group, cells, absmax, scheme, dtype, global_scales, wholes, bool(own.isfinite().all()))
 
 
 def _find_cells(scheme: Scheme, parts: Sequence[Part]) -> Cells:

@@ -11,7 +11,7 @@ from torch import Tensor
 from shardq.tune.rounding import Grid, Learned
 from shardq.tune.rounding_parts import Kept, in_groups, row_tiles
 
-Give = Callable[[slice, Tensor], None]  # takes the gradient of some lines of V, of other ones at the same time
+Give = Callable[[slice, Tensor], object]  # takes the gradient of some lines of V, of other ones at the same time
 Made = TypeVar("Made")
 
 

@@ -3,7 +3,6 @@ and codes that stand for what the loss saw."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -227,6 +226,4 @@ def test_a_factor_pulls_where_a_finite_difference_does() -> None:
     def loss(at: Tensor) -> Tensor:
         return grid.values(grid.round(v, at))[0, 0, 0]
 
-    torch.testing.assert_close(
-        by_factor, _finite_difference(loss, factor, 1e-2).reshape(1, 1), rtol=1e-4, atol=0
-    )
+    torch.testing.assert_close(by_factor, _finite_difference(loss, factor, 1e-2).reshape(1, 1), rtol=1e-4, atol=0)
