@@ -25,7 +25,7 @@ from shardq.tune.rounding import Grid, Learned, begin_learning, make_grid
 from shardq.tune.rounding_parts import Kept, Part
 from shardq.tune.rounding_tiles import keep_codes
 from shardq.tune.settings import FEW_BITS, SignRoundOptions
-from shardq.tune.steps import Moved, make_steps, move_part
+from shardq.tune.steps import Moved, Steps, make_steps, move_part
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Changes, Codes, Ranges, Work, largest_of
 
