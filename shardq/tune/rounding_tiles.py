@@ -43,7 +43,7 @@ def pull_values(grid: Grid, learned: Learned, grad: Tensor, give: Give) -> tuple
 
 def keep_codes(grid: Grid, learned: Learned) -> Kept:
     """The codes of now, which stay when V moves."""
-    levels = torch.empty((grid.rows, grid.columns), dtype=grid.kept_as, device=grid.source.device)
+    levels = grid.room_for_codes()
 
     def keep(rows: slice, part: Grid, v: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         r = part.round(v, *factors)
