@@ -73,7 +73,7 @@ def score_gguf(
             f"{made.name} of {made.source.label} is of the architecture {made.architecture!a}, and {original.label} of "
             f"{original.architecture!a}: expected one, since each has its rows in another order"
         )
-    common = [name for name in original.shapes if name in made.tensors]
+    common = [name for name in made.tensors if name in original.shapes]
     coded = {name for name in common if made.tensors[name].tensor.type not in FLOATS}
     chosen = choose_sample(common, coded, sample)
     comparing = _Comparing(made, original, load(), full)
