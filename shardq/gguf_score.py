@@ -59,8 +59,10 @@ def score_gguf(
     full: bool,
     report: Told | None,
 ) -> Score:
-    """As quant_score.score_result, of which GGUF is the result. `lacking` and `extra` are names of GGUF tensors, and
-    files of other versions of llama.cpp may have some.
+    """As quant_score.score_result, where the result is in GGUF. All names but `Scored.origin` are those of GGUF
+    tensors; files of other versions of llama.cpp may lack some, and have extra ones. Rows of a checkpoint are decoded
+    exactly, never by way of BF16; tensors with NaN or infinity among those that are compared are left out, while those
+    of a GGUF file as source make figures NaN.
 
     Raises BadOption for a side that holds several models and none is chosen; UnsupportedSource for a checkpoint that
     shardq makes no GGUF files of, and for a file of another architecture; MissingPackage without gguf, where the source

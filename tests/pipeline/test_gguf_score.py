@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import shardq
 from shardq import Limits, make_recipe
+from shardq.block_tasks import BlocksTask
 from shardq.cli.group import commands
 from shardq.errors import (
     BadOption,
@@ -32,7 +33,11 @@ from shardq.figures import Figures, merge_figures
 from shardq.files.gguf import GgufSpec, KeyValue, plan_gguf
 from shardq.files.gguf_read import read_gguf
 from shardq.ggml import GGML
+from shardq.gguf.contents import find_contents
 from shardq.gguf.options import GgufOptions
+from shardq.gguf_expected import expect_rows
+from shardq.headers import read_checkpoint
+from shardq.kernels import load
 from shardq.kernels.contract_blocks import BLOCK_FORMATS
 from shardq.ledger import LEDGER, decode_ledger
 from shardq.outputs import PROVENANCE
@@ -138,6 +143,24 @@ def test_figures_are_those_of_the_run(name: str, tmp_path: Path) -> None:
         assert tensors[tensor].errors.weights == np.prod(tensors[tensor].shape)
 
 
+def check_cover(folder: Path, rows: int) -> None:
+    """What is read for some rows has them, none twice, and of others no more than what is cut with them."""
+    source, kernels = open_source(str(folder)), load()
+    contents = find_contents(read_checkpoint(source), source)
+    expected = expect_rows(contents, source)
+    for name, content in contents.tensors.items():
+        count = int(np.prod(content.shape[1:]))
+        takes = [(m, t) for m in expected.made.get(name, ()) if isinstance(m.work, BlocksTask) for t in m.takes]
+        runs = [m.work.columns if t.turned else t.order.run if t.order else 0 for m, t in takes]
+        for first in {0, count // 3, max(0, count - rows)}:
+            wanted = range(first, min(count, first + rows))
+            found = expected.rows(name, [(first, wanted.stop)], kernels)
+            read = [at + i for at, some in found for i in range(len(some))]
+            assert len(set(read)) == len(read), name
+            assert set(wanted) <= set(read), name
+            assert not runs or len(read) <= len(wanted) + 2 * max(runs), name
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_rows_of_a_sample_are_the_right_ones(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a file that has lost nothing: any other row would differ."""
@@ -151,6 +174,7 @@ def test_rows_of_a_sample_are_the_right_ones(name: str, tmp_path: Path, monkeypa
     monkeypatch.setattr("shardq.gguf_rows.WINDOW_BYTES", 3_000)
     found = shardq.score(only(tmp_path / "out"), source)
     assert (found.lacking, found.extra, found.moved) == ((), (), ())
+    check_cover(source, 7)
     assert all(t.same for t in found.tensors if not t.kind)
     assert any(t.rows < np.prod(t.shape[:-1]) for t in found.tensors if len(t.shape) == 2)
     assert not found.left
