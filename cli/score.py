@@ -99,11 +99,16 @@ def score(
 
 def _line(t: "Scored") -> tuple[str, str, str, str]:
     cosine = t.errors.cosine
-    return t.name, t.kind, f"{t.errors.relative:.5f}", "" if cosine is None else f"{cosine:.6f}"
+    return _shown(t.name), t.kind, f"{t.errors.relative:.5f}", "" if cosine is None else f"{cosine:.6f}"
 
 
 def _collapsed(names: Any) -> str:
-    return ", ".join(collapse(names))
+    return _shown(", ".join(collapse(names)))
+
+
+def _shown(text: str) -> str:
+    """Names of files that anyone has made, fit for one line of a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def describe_score(found: "Score") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shardq.errors import UnsupportedSource
 from shardq.ggml import GGML
 from shardq.gguf.contents import find_contents
-from shardq.gguf.headers import holds_gguf
+from shardq.gguf.headers import holds_gguf, show
 from shardq.gguf_decoding import FLOATS, why_undecoded
 from shardq.gguf_expected import expect_rows
 from shardq.gguf_model import OpenedModel, PlacedTensor, open_model
@@ -72,8 +72,8 @@ def score_gguf(
     original = _open_original(source, source_file)
     if made.architecture != original.architecture:
         raise UnsupportedSource(
-            f"{made.name} of {made.source.label} is of the architecture {made.architecture!a}, and {original.label} of "
-            f"{original.architecture!a}: expected one, since each has its rows in another order"
+            f"{made.name} of {made.source.label} says that its architecture is {show(made.architecture)}, and that of "
+            f"{original.label} is {show(original.architecture)}: expected one, since each has its own order of rows"
         )
     common = [name for name in made.tensors if name in original.shapes]
     coded = {name for name in common if made.tensors[name].tensor.type not in FLOATS}

@@ -55,7 +55,7 @@ def score_result(
         return score_gguf(result, source, file, source_file, sample, full, report)
     if source_file is not None or holds_gguf(source.files()):
         raise UnsupportedSource(
-            f"{source.label} is in GGUF, and {result.label} is not: expected the checkpoint that it was made of"
+            f"{result.label} is not in GGUF: expected the checkpoint that it was made of as its source, no GGUF file"
         )
     made, original = (read_checkpoint(side) for side in (result, source))
     ours, theirs = (_weights(c) for c in (made, original))

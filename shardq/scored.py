@@ -16,6 +16,7 @@ from shardq.scoring import sample_rows
 from shardq.source_rows import WINDOW_BYTES, Span
 
 MATRIX: Final = 2  # dimensions
+DIGIT: Final = 2.0**-22  # relative: exponentials and factors of ropes are computed, and others may round otherwise
 FP32: Final = 4  # bytes
 Told = Callable[[int, int], None]  # tensors done, and all
 
@@ -61,8 +62,10 @@ class Score:
 
     @property
     def moved(self) -> tuple[str, ...]:
-        """Vectors that are not the source's: norms that took up scales, or that were trained."""
-        return tuple(t.name for t in self.tensors if not t.kind and not t.same and len(t.shape) < MATRIX)
+        """Vectors that are not the source's, by more than the last digit: norms that took up scales, or that were
+        trained."""
+        vectors = (t for t in self.tensors if not t.kind and not t.same and len(t.shape) < MATRIX)
+        return tuple(t.name for t in vectors if not t.errors.relative <= DIGIT)  # a NaN is neither
 
 
 class Tally:

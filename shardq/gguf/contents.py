@@ -63,8 +63,8 @@ def find_contents(checkpoint: Checkpoint, source: Source) -> Contents:
         taken = tuple(origins.find(part) for part in tensor.parts)
         sourced[tensor.name] = Sourced(tensor, taken, (None,) * len(taken))
     planned = tuple(_plan(s) for s in sourced.values())
-    ends = list(accumulate((t.size_bytes for t in planned), initial=0))
-    begins = {t.name: begin for t, begin in zip(planned, ends, strict=False)}
+    ends = accumulate(t.size_bytes for t in planned)
+    begins = {t.name: end - t.size_bytes for t, end in zip(planned, ends, strict=True)}
     takes = find_takes(planned, begins, sourced, weights, rounded=False)
     tensors = {t.name: Content(t.shape, t.weights, begins[t.name], sourced[t.name].tensor.values) for t in planned}
     tasks = plan_tasks(checkpoint, weights, takes, rounded=False)

@@ -218,7 +218,9 @@ def test_a_flipped_block_changes_its_tensor_alone(llama: Made, copy: Path) -> No
     assert after[name].errors.max_error > before[name].errors.max_error
     data[t.begin + 34 * 7 + 1] |= 0x7C  # a scale that is infinite or NaN
     copy.write_bytes(data)
-    assert not np.isfinite(by_name(shardq.score(copy, llama[0]))[name].errors.figures.squared_error)
+    broken = by_name(shardq.score(copy, llama[0]))[name]
+    assert not np.isfinite(broken.errors.figures.squared_error)
+    assert not broken.same
 
 
 # --- files of others -------------------------------------------------------------------------------------------------
@@ -336,6 +338,33 @@ def row_bytes(kind: str, columns: int) -> int:
     return columns // GGML[kind].block_weights * GGML[kind].block_bytes
 
 
+def test_the_last_digit_of_a_vector_is_no_change(tmp_path: Path) -> None:
+    ones = np.ones((1, 64), np.float32)
+    digit, trained, broken = ones.copy(), ones.copy(), ones.copy()
+    digit[0, :] = np.nextafter(np.float32(1), np.float32(2))
+    trained[0, 5] = 1 + 2**-8
+    broken[0, 5] = np.nan
+    made = {"digit": digit, "trained": trained, "broken": broken}
+    score = shardq.score(
+        write_gguf(tmp_path / "made.gguf", {name: ("F32", data) for name, data in made.items()}),
+        write_gguf(tmp_path / "source.gguf", dict.fromkeys(made, ("F32", ones))),
+    )
+    assert score.moved == ("trained", "broken")
+    assert not any(t.same for t in score.tensors)
+
+
+def test_names_of_others_are_shown_on_one_line(tmp_path: Path) -> None:
+    name = "blk.0.\x1b[2J\nattn_v"
+    data = np.ones((2, 32), np.float32)
+    made = write_gguf(tmp_path / "made.gguf", {name: ("F32", data), f"{name}2": ("F32", data)})
+    source = write_gguf(tmp_path / "source.gguf", {name: ("F32", data * 2), f"{name}3": ("F32", data)})
+    done = CliRunner().invoke(commands, ["score", str(made), "--source", str(source)])
+    assert done.exit_code == 0
+    assert "\x1b" not in done.stdout
+    assert "\nattn_v" not in done.stdout
+    assert done.stdout.count("attn_v") == 3
+
+
 def test_a_source_with_nan_leaves_its_tensor_out(llama: Made, tmp_path: Path) -> None:
     source = Path(shutil.copytree(llama[0], tmp_path / "source"))
     (path,) = source.glob("*.safetensors")
@@ -379,6 +408,11 @@ def test_one_of_several_models_is_chosen(shelf: Path, llama: Made) -> None:
     assert "Q4_0" in kinds
     assert shardq.score(shelf / "tiny-Q8_0.gguf", shelf, source_file="Q5").source_file == "tiny-Q5_0"
     names = f"{stem}, tiny-Q5_0, tiny-Q8_0"
+    beside = Path(shutil.copytree(llama[0], shelf.parent / "beside"))  # as a repo that has both
+    shutil.copy(shelf / "tiny-Q5_0.gguf", beside)
+    assert shardq.score(beside, llama[0]).file is None
+    assert shardq.score(beside, llama[0], file="Q5").file == "tiny-Q5_0"
+    assert shardq.score(shelf / "tiny-Q8_0.gguf", beside).source_file is None
     refused = {None: f"with --file: {names}", "IQ1": f"fits none .*{names}", "TINY-Q": f"fits 3 .*{names}"}
     for wanted, told in refused.items():
         with pytest.raises(BadOption, match=told):
@@ -394,10 +428,10 @@ def test_what_cannot_be_compared_is_refused(shelf: Path, llama: Made, tmp_path: 
     (tmp_path / "t5" / "config.json").write_text(json.dumps({**config, "architectures": ["T5Model"]}))
     other = write_gguf(tmp_path / "other.gguf", {"a": ("F32", np.ones((1, 4), np.float32))}, "qwen2")
     rows: tuple[tuple[Any, Any, Mapping[str, str], type[ShardqError], str], ...] = (
-        (tmp_path / "w4", one, {}, UnsupportedSource, "tiny-Q8_0.gguf is in GGUF, and w4 is not"),
+        (tmp_path / "w4", one, {}, UnsupportedSource, "w4 is not in GGUF: expected the checkpoint"),
         (tmp_path / "w4", "demo", {"file": "Q4"}, BadOption, "w4 holds no GGUF files: leave --file out"),
         (one, source, {"source_file": "Q4"}, BadOption, "holds no GGUF files: leave --source-file out"),
-        (other, source, {}, UnsupportedSource, "architecture 'qwen2', and .* of 'llama'"),
+        (other, source, {}, UnsupportedSource, "architecture is 'qwen2', and that of tiny is 'llama'"),
         (one, tmp_path / "t5", {}, UnsupportedSource, "names architecture 'T5Model'; GGUF is written for"),
     )
     for result, original, words, error, told in rows:
