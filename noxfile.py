@@ -126,7 +126,7 @@ def engine_gptqmodel(session: nox.Session) -> None:
     session.install(TORCH)
     session.install(".[test]", "transformers==5.23.0")
     install_gptqmodel(session)
-    tests = ["engine_gptqmodel", "engine_conversions", "engine_tuned"]
+    tests = ["engine_gptqmodel", "engine_conversions", "engine_encoded", "engine_tuned"]
     prove_engine(session, tests, ["gptqmodel", "optimum", "transformers"])
 
 
@@ -135,7 +135,7 @@ def engine_auto_round(session: nox.Session) -> None:
     """What auto-round writes, and what transformers with it makes of our output."""
     session.install(TORCH)
     session.install(".[test]", "auto-round==0.16.1", "transformers==5.23.0")
-    tests = ["engine_auto_round", "autoround_bytes", "engine_tuned"]
+    tests = ["engine_auto_round", "autoround_bytes", "engine_encoded", "engine_tuned"]
     prove_engine(session, tests, ["auto-round", "transformers"])
 
 
