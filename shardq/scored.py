@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from shardq.block_tasks import FP32
 from shardq.errors import BadOption
 from shardq.figures import FIGURES, Figures, merge_figures, sum_figures
 from shardq.kernels import KernelSet
@@ -17,7 +18,6 @@ from shardq.source_rows import WINDOW_BYTES, Span
 
 MATRIX: Final = 2  # dimensions
 DIGIT: Final = 2.0**-22  # relative: exponentials and factors of ropes are computed, and others may round otherwise
-FP32: Final = 4  # bytes
 Told = Callable[[int, int], None]  # tensors done, and all
 
 
