@@ -1,8 +1,9 @@
 """GGUF files of anyone beside their source: the figures that a run measured while it quantized, found again by a
-reader of the file alone; figures that numpy computes; and what is told of files that do not belong to their source."""
+reader of the file alone; and what is told of files that do not belong to their source."""
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,8 @@ import gguf_models_made as models_made
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from gguf_blocks_made import write_gguf
 from gguf_checkpoints_made import write
-from numpy.typing import NDArray
 
 import shardq
 from shardq import Limits, make_recipe
@@ -30,7 +31,6 @@ from shardq.errors import (
     UnsupportedSource,
 )
 from shardq.figures import Figures, merge_figures
-from shardq.files.gguf import GgufSpec, KeyValue, plan_gguf
 from shardq.files.gguf_read import read_gguf
 from shardq.ggml import GGML
 from shardq.gguf.contents import find_contents
@@ -38,14 +38,13 @@ from shardq.gguf.options import GgufOptions
 from shardq.gguf_expected import expect_rows
 from shardq.headers import read_checkpoint
 from shardq.kernels import load
-from shardq.kernels.contract_blocks import BLOCK_FORMATS
 from shardq.ledger import LEDGER, decode_ledger
 from shardq.outputs import PROVENANCE
 from shardq.quant_score import score_result
 from shardq.scored import Score, Scored
 from shardq.sources import open_source
 
-gguf = pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
+pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
 pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
 
 ALONE = Limits(parallel=1)
@@ -225,92 +224,6 @@ def test_a_flipped_block_changes_its_tensor_alone(llama: Made, copy: Path) -> No
 
 # --- files of others -------------------------------------------------------------------------------------------------
 
-Tensors = Mapping[str, tuple[str, NDArray[Any]]]  # name -> type, bytes or numbers [rows, columns of bytes or numbers]
-
-
-def write_gguf(path: Path, tensors: Tensors, architecture: str = "llama") -> Path:
-    """A file as another tool would write it."""
-    pairs = (KeyValue("general.architecture", "string", architecture),)
-    specs = []
-    for name, (kind, data) in tensors.items():
-        columns = data.nbytes // len(data) // GGML[kind].block_bytes * GGML[kind].block_weights
-        specs.append(GgufSpec(name, kind, (columns, len(data))))
-    plan = plan_gguf(pairs, specs)
-    whole = bytearray(plan.size_bytes)
-    whole[: len(plan.header)] = plan.header
-    for name, (begin, end) in plan.offsets.items():
-        whole[begin:end] = tensors[name][1].tobytes()
-    path.parent.mkdir(exist_ok=True, parents=True)
-    path.write_bytes(whole)
-    return path
-
-
-PACKAGE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "NVFP4")
-KERNELS = tuple(BLOCK_FORMATS)
-
-
-def random_blocks(kind: str, rows: int, columns: int) -> NDArray[np.uint8]:
-    """Blocks with small scales, wherever these are."""
-    count = columns // GGML[kind].block_weights * GGML[kind].block_bytes
-    data = np.random.default_rng(GGML[kind].id).integers(0, 0x30, (rows, count), np.uint8)
-    return data + 96 if kind == "MXFP4" else data
-
-
-def numbers(kind: str, data: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """What the package gguf has of them."""
-    found: NDArray[np.float32] = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
-    return found.astype(np.float64)
-
-
-def test_every_type_has_the_figures_that_numpy_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside weights that are near what the blocks stand for: other numbers would be far off."""
-    kinds = (*PACKAGE, *KERNELS)
-    blocks = {kind: random_blocks(kind, 24, 512) for kind in kinds}
-    noise = 1 + np.random.default_rng(1).standard_normal((24, 512)) / 128
-    plain = {kind: (numbers(kind, blocks[kind]) * noise).astype(np.float32) for kind in kinds}
-    made = write_gguf(tmp_path / "made.gguf", {kind: (kind, data) for kind, data in blocks.items()})
-    source = write_gguf(tmp_path / "source.gguf", {kind: ("F32", data) for kind, data in plain.items()})
-    monkeypatch.setattr("shardq.scored.WINDOW_BYTES", 7 * 4 * 512)
-    found = by_name(shardq.score(made, source))
-    assert found.keys() == set(kinds)
-    for kind in kinds:
-        weights = plain[kind].astype(np.float64)
-        errors = weights - numbers(kind, blocks[kind])
-        figures = found[kind].errors.figures
-        assert (found[kind].kind, found[kind].same, found[kind].rows) == (kind, False, 24)
-        assert figures.squared_error == pytest.approx(np.square(errors).sum(), rel=1e-4)
-        assert figures.max_error == pytest.approx(np.abs(errors).max(), rel=1e-4)
-        assert figures.squared_weight == pytest.approx(np.square(weights).sum(), rel=1e-6)
-        assert 0.005 < found[kind].errors.relative < 0.01
-
-
-def test_plain_types_are_numbers(tmp_path: Path) -> None:
-    data = np.random.default_rng(2).standard_normal((6, 32)).astype(np.float32)
-    half = {"F16": data.astype(np.float16), "F64": data.astype(np.float64), "F32": data}
-    short = (data.view(np.uint32) >> 16).astype(np.uint16)
-    rows: Tensors = {**{k: (k, v) for k, v in half.items()}, "BF16": ("BF16", short), "I8": ("I8", data.view(np.int8))}
-    made = write_gguf(tmp_path / "made.gguf", rows)
-    sources = dict.fromkeys(half, ("F32", data)) | {"BF16": ("F32", data), "I8": ("F32", np.tile(data, (1, 4)))}
-    source = write_gguf(tmp_path / "source.gguf", sources)
-    found = shardq.score(made, source)
-    assert found.left == {"I8": "I8 is no number to compare"}
-    assert {t.name: t.same for t in found.tensors} == {"F16": False, "F64": True, "F32": True, "BF16": False}
-    cut = (short.astype(np.uint32) << 16).view(np.float32)
-    assert by_name(found)["BF16"].errors.max_error == np.abs(data - cut).max()
-
-
-def test_what_nothing_decodes_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors: Tensors = {"a": ("Q1_0", random_blocks("Q1_0", 2, 256)), "b": ("IQ2_S", random_blocks("IQ2_S", 2, 256))}
-    made = write_gguf(tmp_path / "made.gguf", tensors)
-    source = write_gguf(tmp_path / "source.gguf", {n: ("F32", np.ones((2, 256), np.float32)) for n in "ab"})
-    found = shardq.score(made, source)
-    assert found.left == {"a": "nothing here decodes Q1_0, neither shardq nor the package gguf"}
-    assert shardq.score(source, made).left == found.left
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    without = shardq.score(made, source)
-    assert without.tensors == ()
-    assert without.left["b"] == "IQ2_S is decoded by the package gguf, which is not there: install shardq[gguf]"
-
 
 def test_what_does_not_belong_together_is_told(llama: Made, tmp_path: Path) -> None:
     """A file of another version: a tensor less, one more, one of another shape, and a norm that was trained."""
@@ -336,33 +249,6 @@ def test_what_does_not_belong_together_is_told(llama: Made, tmp_path: Path) -> N
 
 def row_bytes(kind: str, columns: int) -> int:
     return columns // GGML[kind].block_weights * GGML[kind].block_bytes
-
-
-def test_the_last_digit_of_a_vector_is_no_change(tmp_path: Path) -> None:
-    ones = np.ones((1, 64), np.float32)
-    digit, trained, broken = ones.copy(), ones.copy(), ones.copy()
-    digit[0, :] = np.nextafter(np.float32(1), np.float32(2))
-    trained[0, 5] = 1 + 2**-8
-    broken[0, 5] = np.nan
-    made = {"digit": digit, "trained": trained, "broken": broken}
-    score = shardq.score(
-        write_gguf(tmp_path / "made.gguf", {name: ("F32", data) for name, data in made.items()}),
-        write_gguf(tmp_path / "source.gguf", dict.fromkeys(made, ("F32", ones))),
-    )
-    assert score.moved == ("trained", "broken")
-    assert not any(t.same for t in score.tensors)
-
-
-def test_names_of_others_are_shown_on_one_line(tmp_path: Path) -> None:
-    name = "blk.0.\x1b[2J\nattn_v"
-    data = np.ones((2, 32), np.float32)
-    made = write_gguf(tmp_path / "made.gguf", {name: ("F32", data), f"{name}2": ("F32", data)})
-    source = write_gguf(tmp_path / "source.gguf", {name: ("F32", data * 2), f"{name}3": ("F32", data)})
-    done = CliRunner().invoke(commands, ["score", str(made), "--source", str(source)])
-    assert done.exit_code == 0
-    assert "\x1b" not in done.stdout
-    assert "\nattn_v" not in done.stdout
-    assert done.stdout.count("attn_v") == 3
 
 
 def test_a_source_with_nan_leaves_its_tensor_out(llama: Made, tmp_path: Path) -> None:
@@ -444,7 +330,7 @@ def test_what_cannot_be_compared_is_refused(shelf: Path, llama: Made, tmp_path: 
 
 
 def test_names_need_the_package(llama: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(MissingPackage, match=r"install shardq\[gguf\]"):
         shardq.score(llama[1], llama[0])
 
