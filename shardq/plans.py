@@ -24,7 +24,7 @@ from shardq.layouts.base import Layout, ModuleChoice, OutSpec, Place, unit_rows
 from shardq.reach import find_reaches
 from shardq.recipe import Recipe
 from shardq.replaced import ReplacedRef, match_replaced
-from shardq.roles import Role
+from shardq.roles import may_be_linear
 from shardq.schemes import Scheme
 from shardq.searching import Searches, find_searches
 from shardq.tasks import CopyTask, Piece, QuantizeTask, Target, Task
@@ -114,20 +114,12 @@ class Plan:
         }
 
     def choices(self) -> tuple[ModuleChoice, ...]:
-        """Every module that a loader may believe to be quantized: the quantized ones, and kept matrices and stacks that
-        are Linear layers or experts to a loader (embeddings, norms and convolutions are not)."""
-        loader_ignores = (
-            Role.EMBEDDING,
-            Role.NORM,
-            Role.CONV,
-            Role.VECTOR,
-            Role.BUFFER,
-            Role.UNKNOWN,
-        )
+        """Every module that a loader may believe to be quantized: the quantized ones, and what is kept and may be a
+        Linear layer or experts to a loader."""
         found = (
             ModuleChoice(self._module(d), d.role.value, d.scheme)
             for d in self.decisions
-            if d.scheme or (d.action == "copy" and d.role not in loader_ignores and _is_matrix_name(d))
+            if d.scheme or (d.action == "copy" and may_be_linear(d.tensor, d.role))
         )
         return tuple(dict.fromkeys(found))  # the slices of a stack are one module
 
@@ -365,7 +357,3 @@ def _kept_target(part: Part, d: Decision, file: OutputFile) -> Target:
 
 def _hashes(texts: Mapping[str, bytes]) -> list[list[str]]:
     return sorted([name, hashlib.sha256(data).hexdigest()] for name, data in texts.items())
-
-
-def _is_matrix_name(d: Decision) -> bool:
-    return d.tensor.name.endswith(".weight") or d.role is Role.EXPERT_STACK
