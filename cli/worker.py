@@ -120,7 +120,7 @@ def worker(
         else:
             worked = calls.work(begun, worker=rank, limits=limits, report=report, wait=not no_wait, scratch=scratch)
     _show(console, begun, worked)
-    console.warn(begun.plan.checkpoint.warnings)
+    console.warn(begun.plan.warnings)
 
 
 def _show(console: Console, job: "Job", worked: "Worked") -> None:

@@ -14,6 +14,7 @@ from shardq.checkpoint import Checkpoint
 from shardq.conversion import common_scheme
 from shardq.cut import ROWS, Part, cut_shard
 from shardq.decide import Decision, decide_weights
+from shardq.dequantize.finding import REASONS
 from shardq.dequantize.plain import rounds
 from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
@@ -122,6 +123,19 @@ class Plan:
             if d.scheme or (d.action == "copy" and may_be_linear(d.tensor, d.role))
         )
         return tuple(dict.fromkeys(found))  # the slices of a stack are one module
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd but harmless about the checkpoint, and what a conversion changes beside the weights."""
+        lost = [n for n, a in self.weights.absorbed.items() if a.reason == REASONS["activation"]]
+        if self.recipe.purpose != "convert" or not lost or all(d.scheme.activation for d in self.decisions if d.scheme):
+            return self.checkpoint.warnings
+        names = lost[0] + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
+        told = (
+            f"Scales of activations stay behind: {names}. Weights are those of the source, but servers leave "
+            "activations in 16 bits where the source has them quantized by these scales."
+        )
+        return (*self.checkpoint.warnings, told)
 
     def _module(self, d: Decision) -> str:
         place = self.places.get(d.tensor.module) if d.scheme else None

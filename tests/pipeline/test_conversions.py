@@ -108,6 +108,22 @@ def test_what_has_the_wanted_scheme_is_passed_through(case: str, scheme: str, tm
     assert [n for n, data in made.items() if data not in there and "weight_global_scale" not in n] == []
 
 
+@pytest.mark.parametrize(("case", "warned"), [("fp8_static_inv", True), ("fp8_channel", False)])
+def test_scales_of_activations_that_stay_behind_are_told(case: str, warned: bool, tmp_path: Path) -> None:
+    """What servers compute with the result is something else, although its weights are the same."""
+    source = sources.write_source(CASES[case], tmp_path / "source")
+    recipe = convert_recipe("compressed-tensors")
+    planned = [w for w in shardq.plan(source, recipe).warnings if "activations" in w]
+    made = shardq.quantize(source, recipe, output_dir=tmp_path / "made", limits=ONE)
+    assert list(made.warnings) == planned
+    assert len(planned) == warned
+    assert not warned or ".activation_scale and 13 more" in planned[0]
+    told = decode_ledger((tmp_path / "made" / LEDGER).read_bytes()).get("source", {})
+    left = [e for e in told.values() if e["outcome"] == "dropped" and "activations" in e["reason"]]
+    assert len(left) == (14 if warned else 0)
+    assert shardq.plan(source, make_recipe("FP8_DYNAMIC@compressed-tensors")).warnings == ()  # which asks for others
+
+
 def unshared(folder: Path) -> Path:
     """NVFP4 with another global scale in each module, one of which servers take for q, k and v, and for gate and up."""
     case, shared = CASES["nvfp4_ct"], sources.write_source(CASES["nvfp4_ct"], folder / "shared")
