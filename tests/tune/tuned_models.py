@@ -51,6 +51,10 @@ PER_LAYER: Final = {
     "num_kv_shared_layers": 0, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 3,
     "layer_types": [NEAR, "full_attention", NEAR],
 }  # fmt: skip
+LINEAR: Final = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
 MODELS: Final[Mapping[str, Callable[[], Any]]] = {
     "llama": lambda: _config("LlamaConfig"),
     "tied": lambda: _config("LlamaConfig", tie_word_embeddings=True),
@@ -75,6 +79,10 @@ MODELS: Final[Mapping[str, Callable[[], Any]]] = {
     "phi3": lambda: _config("Phi3Config", pad_token_id=0),
     "opt": lambda: _config("OPTConfig", ffn_dim=96, word_embed_proj_dim=64),
     "qwen3_vl": lambda: transformers.Qwen3VLConfig(text_config=TEXT, vision_config=TOWER, **IMAGES),
+    "qwen3_next": lambda: _config(
+        "Qwen3NextConfig", num_experts=4, shared_expert_intermediate_size=32, **MOE, **LINEAR
+    ),
+    "qwen3_5": lambda: _config("Qwen3_5TextConfig", **LINEAR),
     "gemma3n": lambda: _config("Gemma3nTextConfig", **PER_LAYER),
 }
 
