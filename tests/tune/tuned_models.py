@@ -13,13 +13,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from shardq.kernels import load
+from shardq.plans import make_plan
+from shardq.recipe import Recipe
 from shardq.sources import open_source
 from shardq.sources.base import Source
+from shardq.tune import driver, passes
 from shardq.tune.blocks import BlockModel
+from shardq.tune.served import serving
+from shardq.tune.subjects import find_subjects
+from shardq.tune.work import put_codes
 
 WORDS: Final = 96
 SMALL: Final = {
@@ -168,3 +176,20 @@ def some_ids(samples: int = 2, tokens: int = 24, vocabulary: int = 90) -> torch.
 def perplexity(loss: torch.Tensor) -> float:
     """Of losses of tokens."""
     return math.exp(loss.mean())
+
+
+@torch.no_grad()
+def coded_error(folder: Path, out: Path, recipe: Recipe) -> float:
+    """Mean square of what is behind the last block, with tuned codes and inputs as they are served beside without, on
+    the samples of the tuning."""
+    ids = torch.from_numpy(np.load(out / driver.IDS))
+    with BlockModel.open(open_source(str(folder)), dtype=torch.float32) as model:
+        subjects = find_subjects(model, make_plan(model.checkpoint, recipe))
+        plain, coded = model.embed(ids), model.embed(ids)
+        for index, own in enumerate(subjects.blocks):
+            with model.block(index) as block:
+                model.advance(block, plain, index)
+                put_codes(block, own, passes.read_stored(out, model.block_names[index], own).codes, load())
+                with serving(block, own, {}):
+                    model.advance(block, coded, index)
+        return float((plain.hidden - coded.hidden).square().mean())
