@@ -29,9 +29,8 @@ EXAMPLES = (
     "shardq worker --job /shared/job org/name --executor ray --parallel 8",
 )
 ERRORS = (*RECIPE, *SOURCE, *RUN, NotExact, MissingPackage, JobUnfinished)
-PUBLISHES = (
-    f"{__name__}.publishes"  # in the context: make no file, only publish; `finalize` reads a job's words as this does
-)
+# In the context: make no file, only publish. `shardq finalize` has a job's words read here, as they were written.
+PUBLISHES = f"{__name__}.publishes"
 NOT_OF_JOBS = ("output_dir", "keep_local", "delete_source", "restart", "dry_run")
 
 
