@@ -22,6 +22,7 @@ from shardq.tune.blocks import BlockModel
 from shardq.tune.chain import Chain
 from shardq.tune.groups import Group, group_batch, group_subjects
 from shardq.tune.head import Logits, head_inputs, head_options
+from shardq.tune.norms_biases import put_learned
 from shardq.tune.options import TuneOptions
 from shardq.tune.served import serving
 from shardq.tune.signround import Beside, tune_signround
@@ -159,8 +160,14 @@ def tune_block(work: Work, options: TuneOptions, around: Around) -> Found:
     changes, ranges = scale_block(work, around.sites, options.awq) if around.sites else (Changes(), None)
     scales = find_input_scales(work, around.config)
     if options.codes == "signround":
+        learned = Changes()
         with serving(work.block, work.subjects if options.enable_act_quant else (), scales):
-            codes = tune_signround(work, options.signround, ranges, Beside(around.plain, changes))
+            codes = tune_signround(work, options.signround, ranges, Beside(around.plain, learned))
+        if scales and learned.replaced:
+            put_codes(work.block, work.subjects, codes, work.kernels)
+            put_learned(work.block, around.plain, learned.replaced)
+            scales = find_input_scales(work, around.config)
+        changes.replaced.update(learned.replaced)
     elif options.codes == "gptq":
         codes = tune_gptq(work, options.gptq)
     else:
