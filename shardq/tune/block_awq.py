@@ -77,7 +77,7 @@ def search_factors(work: Work, site: Site, seen: Seen, options: AwqOptions) -> T
     if seen.magnitudes is None:
         return None
     inputs = (seen.magnitudes / seen.tokens).float()
-    weights = mean_weights((s.weight(work.block), s.scheme.group_columns(s.shape[1])) for s in site.behind)
+    weights = mean_weights((_near(work, s), s.scheme.group_columns(s.shape[1])) for s in site.behind)
     wanted = [_output(site.module(work.block)(*args, **kwargs)) for args, kwargs in seen.calls]
     least, best = float("inf"), None
     for ratio, duo in options.candidates:
@@ -93,11 +93,11 @@ def _loss(work: Work, site: Site, seen: Seen, wanted: Sequence[Tensor], factors:
     changed it alone."""
     values = _nearest(work, site, factors)
     if seen.squares is not None:
-        changes = (s.weight(work.block).float() - values[s.tensor].float() for s in site.behind)
+        changes = (_near(work, s).float() - values[s.tensor].to(factors.device).float() for s in site.behind)
         return sum(float((change.square().sum(0) * seen.squares).sum()) for change in changes)
     if seen.products:
         (s,) = site.behind
-        return seen.products.squares(s.weight(work.block).float() - values[s.tensor].float())
+        return seen.products.squares(_near(work, s).float() - values[s.tensor].to(factors.device).float())
     prefix = f"{site.parent}." if site.parent else ""
     weights = {s.place.parameter.removeprefix(prefix): values[s.tensor] for s in site.behind}
     module = site.module(work.block)
@@ -114,13 +114,13 @@ def _nearest(work: Work, site: Site, factors: Tensor) -> dict[str, Tensor]:
     if site.norm:
         norm = work.block.get_parameter(site.norm.parameter)
         exact = split_norm(norm, site.adds, factors, site.norm.stored)[1]
-    scaled = {s.tensor: s.weight(work.block).float() * exact for s in site.behind}
+    scaled = {s.tensor: _near(work, s).float() * exact for s in site.behind}
     amax = largest_of(work, scaled)
     made = {}
     for s in site.behind:
         weight = s.weight(work.block)
         values = _nearest_of(work, s, scaled[s.tensor].to(weight.dtype).float(), amax.get(s.tensor))
-        made[s.tensor] = (values / exact).to(weight.dtype)
+        made[s.tensor] = (values / exact).to(weight.device, weight.dtype)
     return made
 
 
@@ -131,7 +131,7 @@ def _nearest_of(work: Work, s: Subject, weight: Tensor, amax: float | None) -> T
 
 def _clip(work: Work, s: Subject, seen: Seen, changes: Changes) -> tuple[Tensor, Tensor]:
     """The range of each group that changes least of its part of the output, [rows, groups] each end."""
-    weight = s.weight(work.block).float()
+    weight = _near(work, s).float()
     group = s.scheme.group_columns(s.shape[1])
     grouped, amax = in_groups(weight, group), largest_of(work).get(s.tensor)
     factors = changes.columns.get(s.tensor, torch.ones_like(weight[0]))
@@ -145,7 +145,8 @@ def _clip(work: Work, s: Subject, seen: Seen, changes: Changes) -> tuple[Tensor,
         better = errors < least
         least = torch.where(better, errors, least)
         best = [torch.where(better, end[..., 0], old) for end, old in zip(ends, best, strict=True)]
-    return best[0], best[1]
+    device = s.weight(work.block).device
+    return best[0].to(device), best[1].to(device)
 
 
 def _clamp(weight: Tensor, s: Subject, low: Tensor, high: Tensor) -> None:
@@ -161,4 +162,9 @@ def _output(found: Any) -> Tensor:
 
 def _multiply(weight: Tensor, factors: Tensor) -> None:
     """In fp32, rounded once to the weight's type."""
-    weight.copy_(weight.float() * factors)
+    weight.copy_(weight.float() * factors.to(weight.device))
+
+
+def _near(work: Work, s: Subject) -> Tensor:
+    """A matrix where the block's inputs are; not a view where it lies elsewhere."""
+    return s.weight(work.block).to(work.inputs.device)

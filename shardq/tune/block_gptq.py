@@ -161,7 +161,8 @@ def _hessian_of(work: Work, module: str) -> Any:
 
 @contextmanager
 def _hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    handles = [module.register_forward_pre_hook(hook) for module, hook in hooks.items()]
+    # before what takes an input to the device of its matrix: matrices that share one get the same tensor
+    handles = [module.register_forward_pre_hook(hook, prepend=True) for module, hook in hooks.items()]
     try:
         yield
     finally:

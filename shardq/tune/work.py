@@ -82,8 +82,8 @@ def largest_of(work: Work, others: Mapping[str, torch.Tensor] | None = None) -> 
 
 def rows_of(block: nn.Module, subjects: Iterable[Subject]) -> NDArray[np.float32]:
     """Matrices with the same columns, one below the other, in fp32."""
-    parts = [s.weight(block).detach().float() for s in subjects]
-    found: NDArray[np.float32] = torch.cat(parts).contiguous().cpu().numpy()
+    parts = [s.weight(block).detach().float().cpu() for s in subjects]  # they may lie on several devices
+    found: NDArray[np.float32] = torch.cat(parts).contiguous().numpy()
     return found
 
 
