@@ -114,7 +114,8 @@ def tuning_options(function: F) -> F:
         ),
         _option(
             "--device", "--devices", "--device-map", "--device_map", metavar="DEVICE",
-            help="What a block is computed on: auto, cpu, cuda, cuda:N. One block at a time lies there. Default: cpu.",
+            help="What a block is computed on: auto (as many GPUs as it needs), cpu, cuda, cuda:N, or several GPUs, as "
+            "0,1, which have its matrices between them. One block at a time lies there. Default: cpu.",
         ),
         _option(
             "--low-gpu-mem-usage", is_flag=True, default=None,

@@ -46,7 +46,11 @@ PARTS: Final[Mapping[str, tuple[Row, ...]]] = MappingProxyType({
         _row("--template", "", "a dataset of chats takes the tokenizer's own template"),
     ),
     "Memory and devices": (
-        _row("--device_map --device --devices", SAME, "one device: a block is computed on it; default `cpu`"),
+        _row(
+            "--device_map --device --devices", SAME,
+            "`auto`, or devices, as `0,1`, which matrices are dealt out to by their bytes; no mapping of modules; "
+            "default `cpu`",
+        ),
         _row("--low_gpu_mem_usage", SAME, "hidden states stay in main memory"),
         _row("--low_cpu_mem_usage", "the only way", "one block is in memory; --max-ram limits hidden states"),
         _row("--disable_low_cpu_mem_usage", "", "a model is never in memory as a whole"),

@@ -25,14 +25,15 @@ PARTS: Final = "parts"  # of experts, in the module that has their place
 class Devices:
     """Where blocks are computed."""
 
-    all: tuple[torch.device, ...]  # the first has hidden states, and what is no matrix
+    places: tuple[torch.device, ...]  # the first has hidden states, and what is no matrix
     rooms_bytes: tuple[int, ...]  # of each, for matrices
     are_all_used: bool  # or only as many as a block needs
     learned: bool  # matrices that get codes have what SignRound learns beside them
 
 
 def find_devices(places: Sequence[torch.device], *, named: bool, learned: bool, taken_bytes: int) -> Devices:
-    """Of one or several; `taken_bytes`: of the first, by hidden states."""
+    """One or several, all of which are used if they were `named`; `taken_bytes`: of the first, by hidden states. Rooms
+    are of all memory that a device has, so that the same devices get the same matrices in every run."""
     rooms = [0] * len(places)
     if len(places) > 1:
         rooms = [int(torch.cuda.get_device_properties(p).total_memory * FILLED) for p in places]
@@ -44,62 +45,69 @@ def lay_out(
     blocks: Sequence[nn.Module], of_blocks: Sequence[tuple[Subject, ...]], devices: Devices
 ) -> list[tuple[Subject, ...]]:
     """Move blocks that are in memory together to their devices; returns their matrices, at the places that they have
-    then: those of a stack that is cut are others."""
-    names = [str(i) for i in range(len(blocks))]
-    lots: Mapping[str, tuple[Lot, ...]] = {}
-    if len(devices.all) > 1:
-        learned = {
-            f"{name}.{s.place.parameter.rpartition('.')[0]}"
-            for name, own in zip(names, of_blocks, strict=True)
-            for s in own
-            if devices.learned
-        }
-        atoms = [a for name, block in zip(names, blocks, strict=True) for a in _atoms(block, name, learned)]
-        needed = sum(a.size_bytes for a in atoms)
-        count = len(devices.all) if devices.are_all_used else count_devices(needed, devices.rooms_bytes)
-        lots = plan_lots(atoms, devices.rooms_bytes[:count])
-    found = []
-    for name, block, own in zip(names, blocks, of_blocks, strict=True):
-        mine = {module.removeprefix(f"{name}."): of for module, of in lots.items() if module.startswith(f"{name}.")}
-        found.append(_lay_block(block, own, mine, devices.all))
-    return found
+    then: those of a stack that is cut are others. Raises UnsupportedSource for experts of a form that is not known,
+    where there are several devices."""
+    pairs = list(zip(blocks, of_blocks, strict=True))
+    lots = _plan(pairs, devices) if len(devices.places) > 1 else {}
+    return [
+        _lay_block(block, own, {name: of for (number, name), of in lots.items() if number == index}, devices.places)
+        for index, (block, own) in enumerate(pairs)
+    ]
 
 
-def _atoms(block: nn.Module, prefix: str, learned: set[str]) -> Iterator[Atom]:
+def _plan(
+    pairs: Sequence[tuple[nn.Module, tuple[Subject, ...]]], devices: Devices
+) -> Mapping[tuple[int, str], tuple[Lot, ...]]:
+    """What devices get of each module, by the number of its block and its name there."""
+    atoms: list[Atom] = []
+    for index, (block, own) in enumerate(pairs):
+        learned = {s.place.parameter.rpartition(".")[0] for s in own if devices.learned}
+        atoms += (replace(a, module=f"{index}.{a.module}") for a in _atoms(block, learned))
+    needed = sum(a.size_bytes for a in atoms)
+    count = len(devices.places) if devices.are_all_used else count_devices(needed, devices.rooms_bytes)
+    lots = plan_lots(atoms, devices.rooms_bytes[:count])
+    return {(int(number), name): of for full, of in lots.items() for number, _, name in [full.partition(".")]}
+
+
+def _atoms(block: nn.Module, learned: set[str]) -> Iterator[Atom]:
+    """In the order of the block."""
     for name, module in block.named_modules():
         own = list(module.parameters(recurse=False))
-        count, full = sum(p.numel() for p in own), f"{prefix}.{name}"
-        each = max((p.element_size() for p in own), default=0) + (LEARNED_BYTES if full in learned else 0)
-        if is_stacks(module, name) and is_cuttable(module):
-            experts = own[0].shape[0]
-            yield from (Atom(full, e, count * each // experts) for e in range(experts))
+        each = max((p.element_size() for p in own), default=0) + (LEARNED_BYTES if name in learned else 0)
+        size = sum(p.numel() for p in own) * each
+        if is_stacks(module, name):
+            experts = range(own[0].shape[0]) if is_cuttable(module) else [None]
+            yield from (Atom(name, expert, size // len(experts)) for expert in experts)
         elif isinstance(module, nn.Linear) and name:
-            yield Atom(full, None, count * each)
+            yield Atom(name, None, size)
 
 
 def _lay_block(
     block: nn.Module,
     subjects: tuple[Subject, ...],
     lots: Mapping[str, tuple[Lot, ...]],
-    devices: Sequence[torch.device],
+    places: Sequence[torch.device],
 ) -> tuple[Subject, ...]:
-    first = devices[0]
-    far = {name: devices[of[0].device] for name, of in lots.items() if len(of) == 1 and of[0].device}
+    far = {name: places[of[0].device] for name, of in lots.items() if len(of) == 1 and of[0].device}
     cut = {name: of for name, of in lots.items() if len(of) > 1}
     for name, of in cut.items():
         parent, _, leaf = name.rpartition(".")
         owner = block.get_submodule(parent)
-        setattr(owner, leaf, CutExperts(owner.get_submodule(leaf), name, of, devices))
-    there = {id(t) for name in cut for t in block.get_submodule(name).parameters()}
-    for name, module in block.named_modules():
-        for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if id(t) not in there:
-                t.data = t.data.to(far.get(name, first))
-    for name, device in far.items():
+        setattr(owner, leaf, CutExperts(owner.get_submodule(leaf), name, of, places))
+    there = {id(t) for name in cut for t in _tensors(block.get_submodule(name))}
+    elsewhere = {id(t): place for name, place in far.items() for t in _tensors(block.get_submodule(name))}
+    for t in (t for t in _tensors(block) if id(t) not in there):
+        t.data = t.data.to(elsewhere.get(id(t), places[0]))
+    for name, place in far.items():
         module = block.get_submodule(name)
-        module.register_forward_pre_hook(partial(_bring, device), with_kwargs=True)
-        module.register_forward_hook(partial(_give_back, first))
+        module.register_forward_pre_hook(partial(_bring, place), with_kwargs=True)
+        module.register_forward_hook(partial(_give_back, places[0]))
     return tuple(_replaced(s, cut) for s in subjects)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _bring(device: torch.device, _: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -134,12 +142,12 @@ class CutExperts(nn.Module):
     """Experts in stacks, some of them on each device: each part gets all tokens, and is told of its own experts alone.
     What parts give is added up in their order."""
 
-    def __init__(self, experts: nn.Module, name: str, lots: Sequence[Lot], devices: Sequence[torch.device]) -> None:
+    def __init__(self, experts: nn.Module, name: str, lots: Sequence[Lot], places: Sequence[torch.device]) -> None:
         """The module `experts` is called `name` in its block."""
         super().__init__()
         self.num_experts = experts.num_experts
-        self._first = devices[0]
-        self._own = [(lot.experts, devices[lot.device]) for lot in lots if lot.experts is not None]
+        self._first = places[0]
+        self._own = [(lot.experts, places[lot.device]) for lot in lots if lot.experts is not None]
         of = enumerate(self._own)
         parts = [_part_of(experts, f"{name}.{PARTS}.{number}", own, device) for number, (own, device) in of]
         self.add_module(PARTS, nn.ModuleList(parts))
@@ -171,10 +179,11 @@ def _part_of(experts: nn.Module, name: str, own: range, device: torch.device) ->
     part: Any = copy.deepcopy(experts, {id(value): value for value in kept})
     part.num_experts = len(own)
     for parameter, values in whole.items():
-        made = nn.Parameter(values.detach()[own.start : own.stop], requires_grad=False)
-        made.data = made.data.to(device)
-        part._parameters[parameter] = made
+        some = nn.Parameter(values.detach()[own.start : own.stop], requires_grad=False)
+        some.data = some.data.to(device)
+        part._parameters[parameter] = some
     for inner in part.children():
         inner.to(device)
     part.__dict__["forward"] = partial(run_experts, part, name, {})
-    return part  # type: ignore[no-any-return]
+    made: nn.Module = part
+    return made
