@@ -1,12 +1,15 @@
 """What grids of all kinds have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+TILE_WEIGHTS: Final = (1 << 15) - 1  # rounded at once, in a cache, and with one thread: torch shares out more than that
+DEVICE_TILE_WEIGHTS: Final = 1 << 24  # the same on a device of its own, where a call costs more than memory
 TYPES: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -27,4 +30,30 @@ class Rounded:
     shift: Tensor | None = None  # of each group: weight = scale * (level - shift), or scale * level + shift
     saturated: Tensor | None = None  # bool, in the form of V: V has no say
     kept: Tensor | None = None  # scales as they are stored, where that is something else
-    slopes: Tensor | None = None  # of scales by factors
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Codes of all rows of a weight, a byte for each, until they are canonical ones; and their scales."""
+
+    levels: Tensor  # [rows, columns]: uint8, or values of elements as float8_e4m3fn
+    scales: Tensor  # of each group, as they are stored
+    shift: Tensor | None  # of each group: see Rounded
+
+
+def row_tiles(weight: Tensor) -> Iterator[slice]:
+    """Rows of a weight [rows, columns], so many at a time; never one alone of several, whose sums over a long group
+    torch would share out and so add in another order."""
+    rows, columns = weight.shape
+    step = max(2, (TILE_WEIGHTS if weight.device.type == "cpu" else DEVICE_TILE_WEIGHTS) // columns)
+    begin = 0
+    while begin < rows:
+        end = begin + step if begin + step + 1 < rows else rows
+        yield slice(begin, end)
+        begin = end
+
+
+def in_groups(rows: Tensor, group: int) -> Tensor:
+    """[rows, columns] as [rows, groups, columns of a group], where zeros fill a short last group."""
+    short = -rows.shape[1] % group
+    return (pad(rows, (0, short)) if short else rows).reshape(len(rows), -1, group)
