@@ -75,6 +75,10 @@ def tuning_options(function: F) -> F:
             "--enable-norm-bias-tuning", is_flag=True, default=None,
             help="Learn weights of norms, and biases, too: those of the output are others then (signround).",
         ),
+        kept_option(
+            _KEY, "--enable_torch_compile/--disable_torch_compile", default=None,
+            help="Compile what each step computes of rounding, which needs a C++ compiler. Default: no (signround).",
+        ),
         _option(
             "--dynamic-max-gap", type=int, metavar="N", help="End after so many steps without a better (signround)."
         ),

@@ -55,8 +55,8 @@ PARTS: Final[Mapping[str, tuple[Row, ...]]] = MappingProxyType({
         _row("--low_cpu_mem_usage", "the only way", "one block is in memory; --max-ram limits hidden states"),
         _row("--disable_low_cpu_mem_usage", "", "a model is never in memory as a whole"),
         _row("--disable_amp", SAME, "`--dtype float32`; without it blocks are computed in the model's own type"),
-        _row("--enable_torch_compile", "", "blocks are not compiled: codes would depend on the compiler"),
-        _row("--disable_torch_compile", "the only way", "leave it out"),
+        _row("--enable_torch_compile", SAME, "what SignRound computes of rounding; off by default"),
+        _row("--disable_torch_compile", SAME, "the default"),
         _row("--enable_deterministic_algorithms", SAME, "on a CPU a run is repeatable without it"),
     ),
     "What is quantized": (

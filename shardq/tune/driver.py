@@ -63,7 +63,11 @@ def tune_blocks(
     folder that another run works in, RecipeChanged for one that was begun otherwise, BudgetTooSmall for one that must
     not become as large, and what planning and reading raise."""
     _refuse(recipe)
-    options.compute.place()
+    device = options.compute.place()
+    if options.codes == "signround" and options.signround.enable_torch_compile:
+        from shardq.tune.compiling import check_compiler  # brings torch's compiler along
+
+        check_compiler(device)
     dtype = None if options.precision == "auto" else getattr(torch, options.precision)
     with ExitStack() as stack:
         stack.enter_context(deterministic(options.compute.enable_deterministic_algorithms))

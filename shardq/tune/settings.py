@@ -37,6 +37,7 @@ class SignRoundOptions:
     momentum: float = 0.0  # of the gradients whose signs are taken
     enable_adam: bool = False  # AdamW instead of signs
     enable_norm_bias_tuning: bool = False  # learn weights of norms, and biases, too
+    enable_torch_compile: bool = False  # compile what is computed of rounding in each step
 
     def __post_init__(self) -> None:
         """Raises BadOption."""
