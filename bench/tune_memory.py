@@ -25,6 +25,7 @@ DATA: Final = ("--nsamples", str(SAMPLES), "--seqlen", str(TOKENS))
 OURS: Final[Mapping[str, tuple[str, ...]]] = {
     "opt-rtn": ("--algorithm", "opt-rtn"),
     "gptq": ("--algorithm", "gptq"),
+    "awq": ("--algorithm", "awq"),
     "signround": ("--algorithm", "signround", "--iters", "2", "--batch-size", str(SAMPLES)),
 }
 PEER: Final[Mapping[str, tuple[str, ...]]] = {

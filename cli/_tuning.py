@@ -168,7 +168,7 @@ def run_apart(work: Callable[..., T], *words: Any) -> T:
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), _begin) as pool:
         try:
             return pool.submit(work, *words).result()
         except BrokenProcessPool as error:
@@ -176,6 +176,14 @@ def run_apart(work: Callable[..., T], *words: Any) -> T:
                 "the tuning was killed, perhaps for want of memory (--max-ram, fewer --nsamples, --batch-size 1 take "
                 "less): run the same command again to go on"
             ) from error
+
+
+def _begin() -> None:
+    """What the process does first."""
+    from shardq.tune.freeing import return_freed_memory
+
+    return_freed_memory()
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

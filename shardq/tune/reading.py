@@ -1,5 +1,7 @@
 """The tensors of a block from the shards: every byte once, in few ranges, side by side, ahead of their use."""
 
+import math
+import mmap
 import os
 from bisect import bisect_right
 from collections import defaultdict
@@ -95,7 +97,7 @@ class BlockReader:
         assert t.shape is not None
         stored = TORCH[t.dtype or ""]
         row_bytes = t.shape[1] * stored.itemsize
-        made = torch.from_numpy(np.zeros(t.shape, f"i{dtype.itemsize}")).view(dtype)
+        made = _zeros(t.shape, dtype)
         spans = [(t.begin + row * row_bytes, t.begin + (row + 1) * row_bytes) for row in rows]
         step = max(1, NEAR_BYTES // row_bytes) * row_bytes
         windows = [span for near in _joined(spans, NEAR_BYTES) for span in _cut(*near, step)]
@@ -264,6 +266,13 @@ def _joined(spans: list[Span], gap_bytes: int = 0) -> Iterator[Span]:
 def _cut(begin: int, end: int, size_bytes: int) -> Iterator[Span]:
     for at in range(begin, end, size_bytes):
         yield at, min(end, at + size_bytes)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Of which only pages that are written to take memory. (numpy asks for huge ones, each of which has many rows.)"""
+    size_bytes = math.prod(shape) * dtype.itemsize
+    pages = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).reshape(shape)
 
 
 def _bring_near(path: Path, begin: int, end: int) -> None:
