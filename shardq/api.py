@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from shardq.inspection import Inspection
     from shardq.measured import Measured
     from shardq.mixing import Mixed
-    from shardq.quant_score import Score
+    from shardq.scored import Score
     from shardq.tune.evaluation import Evaluation
     from shardq.tune.inputs import Experts
     from shardq.tune.options import TuneOptions
@@ -437,19 +437,30 @@ def score(
     source: str | Path,
     *,
     subfolder: str | None = None,
+    file: str | None = None,
+    source_file: str | None = None,
     sample: int | None = None,
     full: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> "Score":
-    """How far anyone's quantized checkpoint is from its source, tensor by tensor; both are folders or
-    "org/name[@revision]", read by ranges.
+    """How far anyone's quantized checkpoint, or GGUF file, is from its source, tensor by tensor; both are folders,
+    GGUF files or "org/name[@revision]", read by ranges. A GGUF file is compared with a checkpoint, brought into its
+    order, or with another GGUF file of the model.
 
-    `sample`: so many matrices, evenly spread, instead of all; `full`: all rows of each, instead of some 2 million
-    weights. `report`: called with the tensors that are done, and all. Raises BadOption, UnsupportedSource for GGUF,
-    for a folded output and for codes without a reader, and what reading headers and rows raises.
+    `file` and `source_file`: which of several GGUF models of a side, by a part of its name. `sample`: so many matrices,
+    evenly spread, instead of all; `full`: all rows of each, instead of some 2 million weights. `report`: called with
+    the tensors that are done, and all. Raises BadOption, UnsupportedSource for a folded output, for codes without a
+    reader and for GGUF of an architecture that is not known, MissingPackage for GGUF without the package gguf, and
+    what reading headers and rows raises.
     """
     from shardq.quant_score import score_result
 
     return score_result(
-        open_source(str(result)), open_source(str(source), subfolder), sample=sample, full=full, report=report
+        open_source(str(result)),
+        open_source(str(source), subfolder),
+        file=file,
+        source_file=source_file,
+        sample=sample,
+        full=full,
+        report=report,
     )
