@@ -60,10 +60,6 @@ class Grid(Protocol):
     def stored(self) -> str:
         """The format of scales."""
 
-    @property
-    def kept_as(self) -> torch.dtype:
-        """The type of what `keep` makes, of a byte."""
-
     def lines(self, rows: slice) -> slice:
         """Where rows lie along the first axis of V."""
 
@@ -85,8 +81,11 @@ class Grid(Protocol):
     def gather(self, sums: Sequence[Tensor], factors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Gradients of factors, from what `pull` has made of all rows."""
 
+    def room_for_codes(self) -> Tensor:
+        """What `keep` makes of all rows, without content."""
+
     def keep(self, v: Tensor, r: Rounded) -> Tensor:
-        """Codes in a byte each, [rows, columns], on the device of the weight."""
+        """Codes in a byte each or less, [rows, ...], on the device of the weight."""
 
     def take_codes(self, kept: Kept, rows: slice, kernels: "KernelSet") -> Quantized:
         """Canonical codes of some of the rows, all of one part."""

@@ -112,11 +112,6 @@ class FloatGrid:
         """See Grid."""
         return self.scheme.scale
 
-    @property
-    def kept_as(self) -> torch.dtype:
-        """See Grid."""
-        return torch.float8_e4m3fn
-
     def lines(self, rows: slice) -> slice:
         """See Grid."""
         return rows
@@ -157,6 +152,10 @@ class FloatGrid:
         """See Grid."""
         return (self.cells.sum(sums[0]) * self.rule.make(self.absmax, factors[0]).slopes,)
 
+    def room_for_codes(self) -> Tensor:
+        """See Grid."""
+        return torch.empty((self.rows, self.columns), dtype=torch.float8_e4m3fn, device=self.source.device)
+
     def keep(self, v: Tensor, r: Rounded) -> Tensor:
         """See Grid: values of elements, with the signs of zeros that `kernels.encode_scaled` gives: it takes the one of
         a -0 away, but in formats of six bits, and keeps that of what rounds to 0."""
@@ -166,7 +165,7 @@ class FloatGrid:
         if self.scheme.format.bits != SIGNED_ZEROS:
             numbers = numbers + 0.0
         wanted = below_halves(numbers) if _ties_down(self.scheme) else numbers
-        return nearest(wanted, self.scheme.element).to(self.kept_as).flatten(1)[:, : self.columns]
+        return nearest(wanted, self.scheme.element).to(torch.float8_e4m3fn).flatten(1)[:, : self.columns]
 
     def take_codes(self, kept: Kept, rows: slice, kernels: "KernelSet") -> Quantized:
         """See Grid. Signs of zeros are as in round-to-nearest."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.scales import STORED
 from shardq.schemes import WEIGHT_TYPE, Scheme
-from shardq.tune.rounding_parts import TYPES, Kept, Rounded, in_groups, row_tiles
+from shardq.tune.rounding_parts import HALF, TYPES, Kept, Rounded, in_groups, pack_pairs, row_tiles, unpack_pairs
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
@@ -69,11 +69,6 @@ class IntegerGrid:
     def extremes(self) -> tuple[Tensor, Tensor]:
         """See Grid."""
         return self.low, self.high
-
-    @property
-    def kept_as(self) -> torch.dtype:
-        """See Grid."""
-        return torch.uint8
 
     def lines(self, rows: slice) -> slice:
         """See Grid."""
@@ -142,16 +137,23 @@ class IntegerGrid:
         del factors
         return tuple(sums)
 
+    def room_for_codes(self) -> Tensor:
+        """See Grid."""
+        paired = self.bits <= HALF and self.columns % 2 == 0
+        width = self.columns // 2 if paired else self.columns
+        return torch.empty((self.rows, width), dtype=torch.uint8, device=self.source.device)
+
     def keep(self, v: Tensor, r: Rounded) -> Tensor:
-        """See Grid: canonical codes."""
+        """See Grid: canonical codes, those of four bits and less in pairs."""
         del v
         levels = r.levels + (1 << (self.bits - 1)) if self.rule == "symmetric" else r.levels
-        return levels.reshape(self.rows, -1)[:, : self.columns].to(self.kept_as)
+        codes = levels.reshape(self.rows, -1)[:, : self.columns].to(torch.uint8)
+        return pack_pairs(codes) if self.bits <= HALF else codes
 
     def take_codes(self, kept: Kept, rows: slice, kernels: "KernelSet") -> Quantized:
         """See Grid."""
         del kernels
-        codes = kept.levels[rows].contiguous().cpu().numpy()
+        codes = unpack_pairs(kept.levels[rows], self.columns).contiguous().cpu().numpy()
         scales = kept.scales.reshape(-1, self.groups)[rows].contiguous().cpu().numpy()
         if kept.shift is None:
             middle = 1 << (self.bits - 1)

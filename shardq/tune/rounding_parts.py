@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 TILE_WEIGHTS: Final = (1 << 15) - 1  # rounded at once, in a cache, and with one thread: torch shares out more than that
 DEVICE_TILE_WEIGHTS: Final = 1 << 24  # the same on a device of its own, where a call costs more than memory
+HALF: Final = 4  # bits of a byte
 TYPES: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -34,11 +35,24 @@ class Rounded:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Codes of all rows of a weight, a byte for each, until they are canonical ones; and their scales."""
+    """Codes of all rows of a weight in few bytes, until they are canonical ones; and their scales."""
 
-    levels: Tensor  # [rows, columns]: uint8, or values of elements as float8_e4m3fn
+    levels: Tensor  # [rows, columns]: uint8, of which two may share a byte, or values of elements as float8_e4m3fn
     scales: Tensor  # of each group, as they are stored
     shift: Tensor | None  # of each group: see Rounded
+
+
+def pack_pairs(levels: Tensor) -> Tensor:
+    """Numbers below 16, uint8 [rows, columns], two neighbours in a byte; those of an odd number of columns as they
+    are."""
+    return levels[:, ::2] | levels[:, 1::2] << HALF if levels.shape[1] % 2 == 0 else levels
+
+
+def unpack_pairs(packed: Tensor, columns: int) -> Tensor:
+    """What `pack_pairs` was given."""
+    if packed.shape[1] == columns:
+        return packed
+    return torch.stack((packed & (1 << HALF) - 1, packed >> HALF), 2).flatten(1)
 
 
 def row_tiles(weight: Tensor) -> Iterator[slice]:

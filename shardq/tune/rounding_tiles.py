@@ -12,7 +12,7 @@ from shardq.tune.arithmetic import EAGER, Arithmetic
 from shardq.tune.rounding import Grid, Learned
 from shardq.tune.rounding_parts import Kept, in_groups, row_tiles
 
-Give = Callable[[slice, Tensor], None]  # takes the gradient of some lines of V, of other ones at the same time
+Give = Callable[[slice, Tensor], object]  # takes the gradient of some lines of V, of other ones at the same time
 Made = TypeVar("Made")
 
 
@@ -46,7 +46,7 @@ def pull_values(
 
 def keep_codes(grid: Grid, learned: Learned) -> Kept:
     """The codes of now, which stay when V moves."""
-    levels = torch.empty((grid.rows, grid.columns), dtype=grid.kept_as, device=grid.source.device)
+    levels = grid.room_for_codes()
 
     def keep(rows: slice, part: Grid, v: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         r = part.round(v, *factors)

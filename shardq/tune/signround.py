@@ -7,6 +7,7 @@ of the block's output, the last token of a sample left out; the parameters of th
 before it moved them, are kept. Samples come in a shuffled order, and what fills no batch is left for another one.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from shardq.tune.rounding import Grid, Learned, begin_learning, make_grid
 from shardq.tune.rounding_parts import Kept, Part
 from shardq.tune.rounding_tiles import keep_codes
 from shardq.tune.settings import FEW_BITS, SignRoundOptions
-from shardq.tune.steps import Moved, make_steps, move_part
+from shardq.tune.steps import Moved, Steps, make_steps, move_part
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Changes, Codes, Ranges, Work, largest_of
 
@@ -124,36 +125,60 @@ def _keep(units: Sequence[_Unit], free: Sequence[FreeUnit]) -> _Best:
         return _Best([u.keep() for u in units], [f.stored(f.learned.v) for f in free])
 
 
+@dataclass(slots=True)
+class _Course:
+    """Which steps are worth keeping, and how many there are."""
+
+    options: SignRoundOptions
+    least: float = math.inf  # loss
+    since: int = 0  # the step that had it
+
+    def keeps(self, step: int, loss: float) -> bool:
+        """True if what a step had learned before is the best so far; of losses that are no numbers the first is."""
+        if self.options.not_use_best_mse:
+            return self.is_last(step)
+        if better := loss < self.least:
+            self.least, self.since = loss, step
+        return better or step == 0
+
+    def is_last(self, step: int) -> bool:
+        """True if nothing needs to move any more."""
+        o = self.options
+        idle = not o.not_use_best_mse and 0 < o.dynamic_max_gap <= step - self.since
+        return idle or step + 1 == o.iters
+
+
 def _learn(work: Work, units: Sequence[_Unit], free: Sequence[FreeUnit], options: SignRoundOptions) -> _Best:
     """What is learned, at the best step."""
     assert work.wanted is not None
-    least, since = float("inf"), 0
-    best: _Best | None = None
-    moved = [m for u in (*units, *free) for m in u.moved(options.enable_minmax_tuning)]
+    best, course = _Best((), ()), _Course(options)
+    learning: list[_Unit | FreeUnit] = [*units, *free]
+    moved = [m for u in learning for m in u.moved(options.enable_minmax_tuning)]
     steps = make_steps(moved, adam=options.enable_adam, momentum=options.momentum)
     drawn = _batches(len(work.wanted), options.batch_size * options.gradient_accumulate_steps, work.seed)
     for step in range(options.iters):
-        share, last = 1 - step / options.iters, step + 1 == options.iters
-        indices, loss = next(drawn), 0.0
-        parts = [indices[begin : begin + options.batch_size] for begin in range(0, len(indices), options.batch_size)]
-        for number, part in enumerate(parts, 1):
-            found = _loss(work, units, free, part, share if steps.at_once and len(parts) == 1 else None)
+        share, indices = 1 - step / options.iters, next(drawn)
+        first, *more = (indices[at : at + options.batch_size] for at in range(0, len(indices), options.batch_size))
+        at_once = share if steps.at_once and not more else None
+        found = _loss(work, units, free, first, at_once)
+        loss = float(found.detach())
+        for part in more:
+            _go_back(found, steps, len(indices))
+            found = _loss(work, units, free, part, at_once)
             loss += float(found.detach())
-            if number == len(parts):  # before anything moves
-                better = loss < least and not options.not_use_best_mse
-                if better:
-                    least, since = loss, step
-                if better or (last if options.not_use_best_mse else best is None):
-                    best = None  # gives its memory back first
-                    best = _keep(units, free)
-                if last or (
-                    not better and not options.not_use_best_mse and 0 < options.dynamic_max_gap <= step - since
-                ):
-                    assert best is not None
-                    return best
-            (found * steps.loss_scale / len(indices)).backward()  # type: ignore[no-untyped-call]
+        if course.keeps(step, loss):  # before anything moves
+            best = _Best((), ())  # whose memory the next one needs
+            best = _keep(units, free)
+        if course.is_last(step):
+            break
+        _go_back(found, steps, len(indices))
         steps.move(share)
-    raise AssertionError("no steps")
+    return best
+
+
+def _go_back(loss: Tensor, steps: Steps, samples: int) -> None:
+    """Gradients of a part of a step that has so many samples."""
+    (loss * steps.loss_scale / samples).backward()  # type: ignore[no-untyped-call]
 
 
 def _loss(

@@ -3,7 +3,6 @@ and codes that stand for what the loss saw."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest

@@ -14,14 +14,12 @@ pytest.importorskip("transformers", reason="block mode needs transformers")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads peaks from /proc")
 
 HIDDEN: Final = 1024
-INNER: Final = 4096
+INNER: Final = 2816
 SAMPLES, TOKENS = 2, 16
 BLOCK_BYTES: Final = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER)
 # What a pass and the way back keep, fp32: of each token some twenty vectors of the block, and ten of the MLP.
 ACTIVATION_BYTES: Final = 4 * SAMPLES * TOKENS * (20 * HIDDEN + 10 * INNER)
-# GPTQ's own: H of the widest matrix, and of what it becomes two at a time.
-HESSIAN_BYTES: Final = 3 * 4 * INNER * INNER
-ALGORITHMS: Final = ("rtn", "opt-rtn", "awq", "gptq", "signround", "awq,signround")
+ALGORITHMS: Final = ("opt-rtn", "awq", "signround")
 MOST_BLOCKS: Final = 4
 
 PROGRAM: Final = """
@@ -45,7 +43,7 @@ models.make_model("llama", base / "small")
 torch.manual_seed(0)
 config = models._config(
     "LlamaConfig", hidden_size=int(hidden), intermediate_size=int(inner), num_attention_heads=8, head_dim=128,
-    num_key_value_heads=8,
+    num_key_value_heads=8, num_hidden_layers=2,
 )
 models.auto_class(config).from_config(config, dtype=torch.bfloat16).save_pretrained(base / "large")
 models.write_tokenizer(base / "large")
@@ -58,8 +56,8 @@ def status(field):
 
 def tune(name, algorithm):
     words = {"algorithm": algorithm, "dataset": "random", "nsamples": int(samples), "seqlen": int(tokens)}
-    words |= {"iters": 3, "batch_size": int(samples)} if "signround" in algorithm else {}
-    words |= {"awq_n_grid": 3} if "awq" in algorithm else {}
+    words |= {"iters": 2, "batch_size": int(samples)} if "signround" in algorithm else {}
+    words |= {"awq_n_grid": 2} if "awq" in algorithm else {}
     recipe = make_recipe("W4A16G32", layout="auto_round")
     tune_blocks(open_source(str(base / name)), recipe, build_options(words), Place(base / f"{name}-{algorithm}"))
 
@@ -80,8 +78,7 @@ def test_no_algorithm_takes_more_than_four_blocks(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-P", "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     peaks = json.loads(ran.stdout.splitlines()[-1])
-    own = {a: ACTIVATION_BYTES + (HESSIAN_BYTES if a == "gptq" else 0) for a in ALGORITHMS}
-    blocks = {a: (peaks[a] - own[a]) / BLOCK_BYTES for a in ALGORITHMS}
+    blocks = {a: round((peak - ACTIVATION_BYTES) / BLOCK_BYTES, 2) for a, peak in peaks.items()}
     print(blocks)
     assert max(blocks.values()) <= MOST_BLOCKS, blocks
     assert min(blocks.values()) > 1, blocks  # a block was there

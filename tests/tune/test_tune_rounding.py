@@ -1,7 +1,5 @@
 """Learned rounding of integers: numbers and gradients of auto-round's formulas, and codes for what the loss saw."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from shardq.schemes import BLOCKS, Scheme, parse_name
 from shardq.tune.rounding import Learned, make_grid
 from shardq.tune.rounding_integers import IntegerGrid, make_integers
 from shardq.tune.rounding_parts import TYPES
-from shardq.tune.rounding_tiles import keep_codes, make_values, pull_values
+from shardq.tune.rounding_tiles import keep_codes
 
 ROWS, COLUMNS = 6, 80  # groups of 32 end in a short one
 
