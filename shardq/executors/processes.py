@@ -1,8 +1,8 @@
 """A supervised pool of worker processes.
 
 The standard pools lose every running task, or hang, when one worker is killed; here only the killed worker's job is run
-again. Workers are forks of the command line's process while it has no other thread (fork is unsafe beside threads). Else
-they come from a fork server that has the handler's module loaded, or by spawn where there is no fork server; then
+again. Workers are forks of the command line's process while it has no other thread (fork is unsafe beside threads).
+Else they come from a fork server that has the handler's module loaded, or by spawn where there is no fork server; then
 multiprocessing imports the caller's main script again in every worker, so a script must start shardq under
 `if __name__ == "__main__":`. Without it the workers end with multiprocessing's own RuntimeError on stderr, and every
 job fails with a TaskFailed that says so.
