@@ -1,9 +1,11 @@
 """Finished output files that wait to be sealed, so that several are hashed side by side."""
 
-from shardq.kernels.sha256 import TOGETHER
+from typing import Final
+
 from shardq.tasks import SealTask, Unsealed
 
-TOGETHER_STAGED = 2  # where source shards on the disk wait with them for their deletion: they keep others from coming
+TOGETHER: Final = 3  # as kernels.sha256 has it, which loads numpy
+TOGETHER_STAGED: Final = 2  # where source shards on the disk wait with them for their deletion: they keep others from coming
 
 
 class Seals:

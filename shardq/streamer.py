@@ -70,15 +70,17 @@ class Streamer:
         self._slots = [_make_slot(slot_bytes + mmap.ALLOCATIONGRANULARITY) for _ in range(slots)]
         self._free = list(self._slots)
         self.ready, self._wake = os.pipe()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(THREADS, slots))]
-        for t in self._threads:
-            t.start()
+        self._limit_threads = min(THREADS, slots)
+        self._threads: list[threading.Thread] = []  # they come with the first shards: a process that has some cannot fork
 
     def start(self, shard: Shard, spans: tuple[Span, ...], loans: tuple[Loan, ...] = ()) -> None:
         """Queue a shard. No span may be longer than a slot; `loans`: what the shard lends."""
         with self._change:
             self._todo.append((shard, spans, loans))
             self._change.notify_all()
+        if len(self._threads) < self._limit_threads:
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
 
     def take(self) -> list[Piece | Passed]:
         """What has happened since the last call."""
