@@ -5,7 +5,7 @@ from typing import Final
 from shardq.tasks import SealTask, Unsealed
 
 TOGETHER: Final = 3  # as kernels.sha256 has it, which loads numpy
-TOGETHER_STAGED: Final = 2  # where source shards on the disk wait with them for their deletion: they keep others from coming
+TOGETHER_STAGED: Final = 2  # where source shards wait with them for their deletion, and keep others from coming
 
 
 class Seals:

@@ -71,7 +71,7 @@ class Streamer:
         self._free = list(self._slots)
         self.ready, self._wake = os.pipe()
         self._limit_threads = min(THREADS, slots)
-        self._threads: list[threading.Thread] = []  # they come with the first shards: a process that has some cannot fork
+        self._threads: list[threading.Thread] = []  # come with the first shards: a process with some cannot fork
 
     def start(self, shard: Shard, spans: tuple[Span, ...], loans: tuple[Loan, ...] = ()) -> None:
         """Queue a shard. No span may be longer than a slot; `loans`: what the shard lends."""
