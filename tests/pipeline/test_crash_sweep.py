@@ -27,7 +27,7 @@ Sweep = Callable[..., list[dict[str, Any]]]
 
 # What a sweep has to find: the scene, and the options that put it in.
 BUGS = {
-    "file fsync of the seal": ("eating", {"forgotten": ["seal_file"]}),
+    "file fsync of the seal": ("eating", {"forgotten": ["_make_durable"]}),
     "folder fsync of settle": ("eating", {"forgotten": ["sync_folder<Staging.settle"]}),
     "fsync of the journal": ("eating", {"forgotten": ["Journal.append"]}),
     "fsync of write_atomic": ("eating", {"forgotten": ["write_atomic"]}),
