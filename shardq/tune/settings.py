@@ -55,6 +55,7 @@ class GptqOptions:
     """As of `quantize_gptq`."""
 
     damping: float = 0.01
+    shrinkage: float = 0.5
     order: Order = "static"
     block: int = 128
     scales: Scales = "search"
