@@ -69,7 +69,8 @@ class _Compensate:
             first = group[0]
             made = quantize_gptq(
                 rows_of(self.work.block, group), hessian, first.scheme, self.work.kernels, damping=o.damping,
-                order=o.order, block=o.block, scales=o.scales, amax=self.amax.get(first.tensor), stored=first.dtype,
+                shrinkage=o.shrinkage, order=o.order, block=o.block, scales=o.scales,
+                amax=self.amax.get(first.tensor), stored=first.dtype,
             ).quantized  # fmt: skip
             self.codes.update(zip((s.tensor for s in group), _split(made, group), strict=True))
         put_codes(self.work.block, subjects, self.codes, self.work.kernels)
@@ -164,7 +165,8 @@ def _hessian_of(work: Work, module: str) -> Any:
 
 @contextmanager
 def _hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    handles = [module.register_forward_pre_hook(hook) for module, hook in hooks.items()]
+    # before what takes an input to the device of its matrix: matrices that share one get the same tensor
+    handles = [module.register_forward_pre_hook(hook, prepend=True) for module, hook in hooks.items()]
     try:
         yield
     finally:

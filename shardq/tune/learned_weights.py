@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+from shardq.tune.arithmetic import EAGER, Arithmetic
 from shardq.tune.rounding import Grid, Learned
-from shardq.tune.rounding_tiles import make_values, pull_values
+from shardq.tune.rounding_tiles import Give, make_values, pull_values
 
 SAID: Final = frozenset(  # of a tensor, without its numbers
     {"shape", "dtype", "device", "ndim", "layout", "is_meta", "is_cuda", "is_cpu", "is_leaf", "requires_grad",
@@ -31,11 +32,12 @@ class Weight:
     learned: Learned
     dtype: torch.dtype  # that the block computes in
     move: Move | None  # None: the gradient of V is left behind, to be moved by later
+    arithmetic: Arithmetic = EAGER
     uses: int = 0
 
     def make(self) -> Tensor:
         """As its codes make it, [rows, columns], without gradients."""
-        return make_values(self.grid, self.learned, self.dtype)
+        return make_values(self.grid, self.learned, self.dtype, self.arithmetic)
 
     def pull(self, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of V and of factors from that of the weight, [rows, columns]. What is used once has V moved at
@@ -43,9 +45,12 @@ class Weight:
         v = self.learned.v.detach()
         if self.move is not None and self.uses == 1:
             move = self.move
-            return None, *pull_values(self.grid, self.learned, grad, lambda lines, by_v: move(v[lines], by_v))
+            return None, *self._pull(grad, lambda lines, by_v: move(v[lines], by_v))
         whole = torch.empty_like(v)
-        return whole, *pull_values(self.grid, self.learned, grad, lambda lines, by_v: whole[lines].copy_(by_v))
+        return whole, *self._pull(grad, lambda lines, by_v: whole[lines].copy_(by_v))
+
+    def _pull(self, grad: Tensor, give: Give) -> tuple[Tensor, ...]:
+        return pull_values(self.grid, self.learned, grad, give, self.arithmetic)
 
 
 class Made(Protocol):

@@ -190,7 +190,7 @@ def _extremes(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 def _rounded(raw: Tensor, least: int, most: int, scales: Tensor, shift: Tensor | None) -> Rounded:
     saturated = (raw < least) | (raw > most)
-    return Rounded(raw.clamp(least, most).to(torch.int16), scales, shift, saturated)
+    return Rounded(raw.clamp(least, most).to(torch.int32), scales, shift, saturated)
 
 
 def _stored(scales: Tensor, kind: torch.dtype) -> Tensor:

@@ -26,7 +26,7 @@ class Part:
 class Rounded:
     """What groups of weights become."""
 
-    levels: Tensor  # in the form of V: int16, or values of elements as float8_e4m3fn, which holds all of them
+    levels: Tensor  # in the form of V: int32 (of int16 torch's compiler makes no vectors), or elements as float8_e4m3fn
     scales: Tensor  # of each group, as a reader multiplies by them
     shift: Tensor | None = None  # of each group: weight = scale * (level - shift), or scale * level + shift
     saturated: Tensor | None = None  # bool, in the form of V: V has no say

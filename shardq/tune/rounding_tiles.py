@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from shardq.tune.arithmetic import EAGER, Arithmetic
 from shardq.tune.rounding import Grid, Learned
 from shardq.tune.rounding_parts import Kept, in_groups, row_tiles
 
@@ -15,24 +16,26 @@ Give = Callable[[slice, Tensor], object]  # takes the gradient of some lines of 
 Made = TypeVar("Made")
 
 
-def make_values(grid: Grid, learned: Learned, dtype: torch.dtype) -> Tensor:
+def make_values(grid: Grid, learned: Learned, dtype: torch.dtype, arithmetic: Arithmetic = EAGER) -> Tensor:
     """The weight [rows, columns] as its codes make it, rounded to `dtype` from fp32."""
     made = torch.empty((grid.rows, grid.columns), dtype=dtype, device=grid.source.device)
 
     def fill(rows: slice, part: Grid, v: Tensor, factors: Sequence[Tensor]) -> None:
-        made[rows] = part.values(part.round(v, *factors)).reshape(part.rows, -1)[:, : grid.columns]
+        made[rows] = arithmetic.values(part, v, factors).reshape(part.rows, -1)[:, : grid.columns]
 
     _each(grid, learned, fill)
     return made
 
 
-def pull_values(grid: Grid, learned: Learned, grad: Tensor, give: Give) -> tuple[Tensor, ...]:
+def pull_values(
+    grid: Grid, learned: Learned, grad: Tensor, give: Give, arithmetic: Arithmetic = EAGER
+) -> tuple[Tensor, ...]:
     """Gradients of factors from that of `make_values`, [rows, columns]; the one of V is given away, lines by lines,
     which may have V moved: no line is looked at twice."""
 
     def pull(rows: slice, part: Grid, v: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         pulled = in_groups(grad[rows].float(), v.shape[-1]).reshape(v.shape)
-        by_v, *sums = part.pull(pulled, v, factors, part.round(v, *factors))
+        by_v, *sums = arithmetic.pull(part, pulled, v, factors)
         give(grid.lines(rows), by_v)
         return tuple(sums)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from shardq.errors import BadOption, NonFiniteWeight
 from shardq.tune.activations import call_block
+from shardq.tune.arithmetic import EAGER, Arithmetic
 from shardq.tune.awq_sites import Plain
 from shardq.tune.data_random import shuffled
 from shardq.tune.learned_weights import Standing, Weight, Whole
@@ -49,11 +50,12 @@ class _Unit:
     grid: Grid
     learned: Learned
     rates: tuple[float, float]
+    arithmetic: Arithmetic
 
     def stand_in(self, block: nn.Module, step: float | None) -> "_StandIn":
         """The parameter as codes make it. V is moved by `step` when its gradient is there, or left with it."""
         move = None if step is None else partial(move_part, step=step)
-        weight = Weight(self.grid, self.learned, block.get_parameter(self.parameter).dtype, move)
+        weight = Weight(self.grid, self.learned, block.get_parameter(self.parameter).dtype, move, self.arithmetic)
         return _StandIn(weight, self.shape, self.turned)
 
     def keep(self) -> Kept:
@@ -90,7 +92,7 @@ def tune_signround(
     """Codes of all matrices of a block. `ranges`: ends of groups [rows, groups] that matrices which are whole
     parameters begin with; `beside`: what may be learned with `enable_norm_bias_tuning`. Raises BadOption for schemes
     without scales of their own, NonFiniteWeight."""
-    begin = _Begin(options, largest_of(work), ranges or {})
+    begin = _Begin(options, largest_of(work), ranges or {}, _arithmetic_of(options))
     units = [_make_unit(work.block, name, of, begin) for name, of in _by_parameter(work.subjects).items()]
     rates = {u.parameter: u.rates[0] for u in units}
     plain = beside.plain if beside and options.enable_norm_bias_tuning else {}
@@ -220,6 +222,15 @@ class _Begin:
     options: SignRoundOptions
     amax: Mapping[str, float]  # by tensor
     ranges: Ranges
+    arithmetic: Arithmetic
+
+
+def _arithmetic_of(options: SignRoundOptions) -> Arithmetic:
+    if not options.enable_torch_compile:
+        return EAGER
+    from shardq.tune.compiling import compile_arithmetic  # brings torch's compiler along
+
+    return compile_arithmetic()
 
 
 def _make_unit(block: nn.Module, name: str, subjects: list[Subject], begin: _Begin) -> _Unit:
@@ -240,7 +251,8 @@ def _make_unit(block: nn.Module, name: str, subjects: list[Subject], begin: _Beg
     parts = [Part(_rows(shape, s), begin.amax.get(s.tensor)) for s in subjects]
     grid = make_grid(weight, first.scheme, first.dtype, parts, begin.ranges.get(first.tensor))
     learned = begin_learning(grid, begin.options.enable_minmax_tuning)
-    return _Unit(name, shape, turned, tuple(subjects), grid, learned, begin.options.rates(first.scheme.bits))
+    rates = begin.options.rates(first.scheme.bits)
+    return _Unit(name, shape, turned, tuple(subjects), grid, learned, rates, begin.arithmetic)
 
 
 def _rows(shape: tuple[int, ...], s: Subject) -> slice:

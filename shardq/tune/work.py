@@ -82,10 +82,11 @@ def largest_of(work: Work, others: Mapping[str, torch.Tensor] | None = None) -> 
 
 
 def rows_of(block: nn.Module, subjects: Iterable[Subject]) -> NDArray[np.float32]:
-    """Matrices with the same columns, one below the other, in fp32; what is so already is not copied."""
-    parts = [s.weight(block).detach().float() for s in subjects]
+    """Matrices with the same columns, which may lie on several devices, one below the other, in fp32; what is so
+    already is not copied."""
+    parts = [s.weight(block).detach().float().cpu() for s in subjects]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    found: NDArray[np.float32] = whole.contiguous().cpu().numpy()
+    found: NDArray[np.float32] = whole.contiguous().numpy()
     return found
 
 
