@@ -126,7 +126,7 @@ def engine_gptqmodel(session: nox.Session) -> None:
     session.install(TORCH)
     session.install(".[test]", "transformers==5.23.0")
     install_gptqmodel(session)
-    tests = ["engine_gptqmodel", "engine_conversions", "engine_tuned"]
+    tests = ["engine_gptqmodel", "engine_conversions", "engine_encoded", "engine_tuned"]
     prove_engine(session, tests, ["gptqmodel", "optimum", "transformers"])
 
 
@@ -135,7 +135,7 @@ def engine_auto_round(session: nox.Session) -> None:
     """What auto-round writes, and what transformers with it makes of our output."""
     session.install(TORCH)
     session.install(".[test]", "auto-round==0.16.1", "transformers==5.23.0")
-    tests = ["engine_auto_round", "autoround_bytes", "engine_tuned"]
+    tests = ["engine_auto_round", "autoround_bytes", "engine_encoded", "engine_tuned"]
     prove_engine(session, tests, ["auto-round", "transformers"])
 
 
@@ -173,7 +173,7 @@ def engine_llama_cpp(session: nox.Session) -> None:
     session.run("python", "-m", "tarfile", "-e", str(archive), sources)
     llama_cpp = Path(sources, f"llama_cpp_python-{version}", "vendor", "llama.cpp")
     session.env["LLAMA_CPP"] = str(llama_cpp.resolve())
-    prove_engine(session, ["gguf_identity", "gguf_converter"], ["llama-cpp-python", "transformers"])
+    prove_engine(session, ["gguf_identity", "gguf_converter", "gguf_score_peer"], ["llama-cpp-python", "transformers"])
 
 
 @nox.session

@@ -395,7 +395,7 @@ def _result(
         output_bytes=plan.output_bytes,
         errors=errors,
         seconds=time.perf_counter() - began,
-        warnings=plan.checkpoint.warnings,
+        warnings=plan.warnings,
         scales=choose_scales(plan).text,
         pushed_to=destination.label if destination else None,
         pushed_commit=commit,
