@@ -116,9 +116,9 @@ def _find_scales(
 
 def _factor(hessian: torch.Tensor, chosen: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
     """U, upper, with U^T U = (H + damping)^-1 in the chosen order; and the damping that it took. Raises BadOption."""
-    mean = hessian.diagonal()[chosen].mean().item() or 1.0
     while True:  # of what is as large as H two at a time, beside H itself
         damped = hessian[chosen][:, chosen]
+        mean = damped.diagonal().mean().item() or 1.0
         damped.diagonal().add_(damping * mean)
         damped.diagonal()[damped.diagonal() == 0] = mean  # such a column has no part in anything
         lower, failed = torch.linalg.cholesky_ex(damped)
