@@ -1,7 +1,8 @@
 """What tuning is worth, and what it takes: SmolLM2-135M off its grid, tuned block by block, beside auto-round's own way
 through the whole model. See README.md here.
 
-python bench/tuning.py [--auto-round VENV] [--only SETTING ...] [--work FOLDER] [--json FILE]
+python bench/tuning.py [--auto-round VENV] [--only SETTING ...] [--ways WAY ...] [--seed N] [--work FOLDER]
+                       [--json FILE]
 
 It needs what bench/quality.py needs, and judges as it does. Data, seed and steps are the same for both; one thread.
 """
@@ -22,8 +23,9 @@ from smollm2 import make_smollm2
 
 HERE: Final = Path(__file__).parent
 SAMPLE_CHARACTERS: Final = 1200  # some 300 tokens: no sample is too short
-SIGNROUND: Final = ("--iters", "20", "--nsamples", "16", "--seqlen", "256", "--batch-size", "4", "--seed", "42")
+SIGNROUND: Final = ("--iters", "20", "--nsamples", "16", "--seqlen", "256", "--batch-size", "4")
 BAR_RATIO: Final = 1.03  # of KL to auto-round's
+RTN: Final = "RTN"
 TEXT: Final = "text"  # stands for the file of samples
 
 
@@ -41,7 +43,7 @@ class Setting:
 LEARNED: Final = {"signround": ("--algorithm", "signround", "--dataset", TEXT, *SIGNROUND)}
 GPTQ: Final = {
     "gptq, 4096 random ids": ("--algorithm", "gptq", "--dataset", "random", "--nsamples", "8", "--seqlen", "512"),
-    "gptq, self": ("--algorithm", "gptq", "--dataset", "self", "--nsamples", "16", "--seqlen", "512"),
+    "gptq, self": ("--algorithm", "gptq", "--dataset", "self", "--nsamples", "128", "--seqlen", "64"),
     "gptq, text": ("--algorithm", "gptq", "--dataset", TEXT, "--nsamples", "26", "--seqlen", "256"),
 }
 AWQ: Final = {
@@ -49,7 +51,8 @@ AWQ: Final = {
     "awq, text": ("--algorithm", "awq", "--dataset", TEXT, "--nsamples", "26", "--seqlen", "256"),
 }
 # Ratios of the tables of section 5 of the reference: GPTQ .277, .183, .178 and AWQ .259, .233 beside .569; at 3 bits
-# .934, .585, .570 beside 1.982; at 2 bits 2.41, 1.73, 1.48 beside 4.72.
+# .934, .585, .570 and 1.060, .963 beside 1.982; at 2 bits, groups of 64, AWQ 5.32 beside 6.66; of 32, GPTQ 2.41, 1.73,
+# 1.48 beside 4.72.
 SETTINGS: Final[Mapping[str, Setting]] = {
     "W4G128": Setting(
         ("--scheme", "W4A16", "--format", "fake"), ("--scheme", "W4A16", "--format", "fake"),
@@ -57,14 +60,16 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         dict(zip([*GPTQ, *AWQ], (0.487, 0.322, 0.313, 0.455, 0.409), strict=True)),
     ),
     "W2G64": Setting(
-        ("--scheme", "W2A16G64", "--format", "fake"), ("--scheme", "W2A16G64", "--format", "fake"), LEARNED, {}
+        ("--scheme", "W2A16G64", "--format", "fake"), ("--scheme", "W2A16G64", "--format", "fake"),
+        {**LEARNED, **GPTQ, **AWQ}, {"awq, 64 random ids": 0.799},
     ),
     "W4G64 compressed-tensors": Setting(
         ("--scheme", "W4A16", "--group-size", "64", "--format", "compressed-tensors"),
         ("--scheme", "W4A16", "--group_size", "64", "--format", "llm_compressor"), LEARNED, {}, packed=True,
     ),
     "W3G128": Setting(
-        ("--scheme", "W3A16", "--format", "fake"), (), GPTQ, dict(zip(GPTQ, (0.471, 0.295, 0.288), strict=True))
+        ("--scheme", "W3A16", "--format", "fake"), (), {**GPTQ, **AWQ},
+        dict(zip([*GPTQ, *AWQ], (0.471, 0.295, 0.288, 0.535, 0.486), strict=True)),
     ),
     "W2G32": Setting(
         ("--scheme", "W2A16G32", "--format", "fake"), (), GPTQ, dict(zip(GPTQ, (0.511, 0.367, 0.314), strict=True))
@@ -88,8 +93,8 @@ class Row:
 class Bench:
     """The source, the samples, and the judge."""
 
-    def __init__(self, work: Path, auto_round: Path | None) -> None:
-        self._work, self._auto_round = work, auto_round
+    def __init__(self, work: Path, auto_round: Path | None, seed: int, ways: Sequence[str]) -> None:
+        self._work, self._auto_round, self._seed, self._ways = work, auto_round, str(seed), ways
         self._source = make_smollm2(work / "smollm2")
         self._samples = work / "samples.json"
         text = (HERE / "texts" / "calibration.txt").read_text(encoding="utf-8")
@@ -112,16 +117,17 @@ class Bench:
     def _commands(self, setting: Setting) -> dict[str, list[str]]:
         """What makes each; the folder to make is to be added."""
         source, samples = str(self._source), str(self._samples)
-        found = {"RTN": [*SHARDQ, "quantize", source, *setting.scheme, "--rtn", "--parallel", "1", "-o"]}
+        found = {RTN: [*SHARDQ, "quantize", source, *setting.scheme, "--rtn", "--parallel", "1", "-o"]}
         for way, options in setting.ways.items():
-            words = [samples if o == TEXT else o for o in options]
+            words = [samples if o == TEXT else o for o in (*options, "--seed", self._seed)]
             found[way] = [*SHARDQ, "tune", source, *setting.scheme, *words, "--parallel", "1", "-o"]
         if self._auto_round and setting.peer:
             words = ["--" + o[2:].replace("-", "_") if o.startswith("--") else o for o in SIGNROUND]
+            words += ["--seed", self._seed]
             command = [str(self._auto_round / "bin" / "auto-round"), "--model", source, *setting.peer]
             command += ["--device_map", "cpu", "--disable_torch_compile", "--dataset", samples]
             found["auto-round"] = [*command, *words, "--output_dir"]
-        return found
+        return {way: command for way, command in found.items() if way == RTN or not self._ways or way in self._ways}
 
     def _row(self, name: str, contender: str, out: Path, took: Measured, base: float) -> Row:
         (config,) = out.rglob("config.json")  # auto-round makes a folder in the folder
@@ -159,6 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--auto-round", type=Path, metavar="VENV", help="environment with auto-round 0.16.1")
     parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), metavar="SETTING")
+    parser.add_argument("--ways", nargs="+", default=[], metavar="WAY", help="of those in the table, beside RTN")
+    parser.add_argument("--seed", type=int, default=42, help="of samples, and of what is sampled")
     parser.add_argument("--work", type=Path, help="keep the model here")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -166,7 +174,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="shardq-bench-") as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        bench = Bench(work, args.auto_round)
+        bench = Bench(work, args.auto_round, args.seed, args.ways)
         columns = ("setting", "codes", "KL", "x RTN", "ppl", "CPU s", "peak GB")
         print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
         rows = [row for name in args.only for row in bench.measure(name)]

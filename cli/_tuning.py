@@ -92,6 +92,10 @@ def tuning_options(function: F) -> F:
             "Default: yes.",
         ),
         _option("--damping", type=float, metavar="X", help="Of the mean diagonal, added to H. Default: 0.01 (gptq)."),
+        _option(
+            "--shrinkage", type=float, metavar="X",
+            help="How much of what columns of the inputs have in common does not count, 0 to 1. Default: 0.4 (gptq).",
+        ),
         _option("--awq-n-grid", type=int, metavar="N", help="Strengths of scaling that are tried. Default: 20 (awq)."),
         _option(
             "--awq-duo-scaling", type=click.Choice(["true", "false", "both"]),

@@ -200,21 +200,24 @@ def audit(
     max_traffic_bytes: int | None = 10**9,
     dry_run: bool = False,
     importance: str | Path | None = None,
+    tuned: str | Path | None = None,
 ) -> "Audit":
     """Derive `sample` random tensors of a finished output again from its source, and compare the bytes.
 
     `result`: a folder or "org/name[@revision]". `source` (and a `subfolder` of it): what it was made of, by default the
     repo that its records name. No more than `max_traffic_bytes` are read of both, None: no limit; of large tensors
-    blocks are compared then. `importance`: the file that it was made with. `seed` chooses the tensors, by default the
-    fingerprint does. `dry_run` only plans.
-    Differences are among the problems of the Audit; raises BadOption and VerifyFailed when it cannot be made.
+    blocks are compared then. `importance` and `tuned`: the file, and the folder of tuned codes, that it was made with.
+    `seed` chooses the tensors, by default the fingerprint does. `dry_run` only plans.
+    Differences are among the problems of the Audit; raises BadOption, BadTuned and VerifyFailed when it cannot be made.
     """
     from shardq.auditing import Question, audit_result  # brings numpy
     from shardq.importance import load_importance
     from shardq.outputs import open_result
+    from shardq.tuned import load_tuned
 
     weighed = None if importance is None else load_importance(importance)
-    question = Question(sample, seed, max_traffic_bytes, dry_run, weighed)
+    codes = None if tuned is None else load_tuned(tuned)
+    question = Question(sample, seed, max_traffic_bytes, dry_run, weighed, codes)
     named = None if source is None else str(source)
     return audit_result(open_result(str(result)), str(result), named, subfolder, question)
 

@@ -69,7 +69,8 @@ class _Compensate:
             first = group[0]
             made = quantize_gptq(
                 rows_of(self.work.block, group), hessian, first.scheme, self.work.kernels, damping=o.damping,
-                order=o.order, block=o.block, scales=o.scales, amax=self.amax.get(first.tensor), stored=first.dtype,
+                shrinkage=o.shrinkage, order=o.order, block=o.block, scales=o.scales,
+                amax=self.amax.get(first.tensor), stored=first.dtype,
             ).quantized  # fmt: skip
             self.codes.update(zip((s.tensor for s in group), _split(made, group), strict=True))
         put_codes(self.work.block, subjects, self.codes, self.work.kernels)

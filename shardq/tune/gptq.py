@@ -5,7 +5,8 @@ to those that are not rounded yet, by the Cholesky factor of the inverse of H = 
 moving is one product of matrices. Groups are static: scales are found once, for the weights as they are, by shardq's
 own search with the diagonal of H as importance; so columns may go in any order, those with the largest inputs first,
 and a layout needs no order of groups. Other than the paper's code: a column whose input is always 0 keeps its nearest
-codes, and so does a row that is no better by H for all the moving.
+codes, and so does a row that is no better by H for all the moving; and H off its diagonal is made smaller, towards what
+a few tokens do tell of others (O. Ledoit and M. Wolf, doi:10.1016/S0047-259X(03)00096-4, whose target is another one).
 """
 
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ def quantize_gptq(
     kernels: "KernelSet",
     *,
     damping: float = 0.01,
+    shrinkage: float = 0.0,
     order: Order = "static",
     block: int = 128,
     scales: Scales = "search",
@@ -60,9 +62,10 @@ def quantize_gptq(
     """Quantize a weight [rows, columns], fp32, with H [columns, columns], fp32 or fp64: the sum or mean of x x^T over
     its inputs; any factor of it gives the same codes.
 
-    Codes are the kernels' nearest ones of the moved weights; ties and saturation as in round-to-nearest. `damping`,
-    from 0 to 1, is multiplied by 10 until H can be factored. `amax`, `stored`: as for `quantizers.rtn.quantize_rows`. H
-    in fp64 is factored so, and costs twice as much. Raises BadOption for a scheme of GGUF's blocks or damping beyond
+    Codes are the kernels' nearest ones of the moved weights; ties and saturation as in round-to-nearest. `shrinkage`,
+    from 0 to 1, is the share of H off its diagonal that does not count: at 1 nothing is moved. `damping`, from 0 to 1,
+    is multiplied by 10 until H can be factored. `amax`, `stored`: as for `quantizers.rtn.quantize_rows`. H in fp64 is
+    factored so, and costs twice as much. Raises BadOption for a scheme of GGUF's blocks, or damping or shrinkage beyond
     its range, NonFiniteWeight for NaN or infinity in the weight or H.
     """
     columns = weight.shape[1]
@@ -70,6 +73,8 @@ def quantize_gptq(
         raise BadOption(f"{scheme.name}: its codes and scales are found together; GPTQ needs the scales first")
     if not 0 <= damping <= MOST_DAMPING or block < 1:
         raise BadOption(f"GPTQ with damping {damping} and blocks of {block} columns: expected 0 to 1, and at least 1")
+    if not 0 <= shrinkage <= 1:
+        raise BadOption(f"GPTQ with a shrinkage of {shrinkage}: expected 0 to 1")
     if hessian.shape != (columns, columns):
         raise ValueError(f"expected H [{columns}, {columns}], found {list(hessian.shape)}")
     if not np.isfinite(hessian).all():
@@ -79,7 +84,7 @@ def quantize_gptq(
     diagonal = np.ascontiguousarray(np.diagonal(hessian)).astype(np.float64)
     start = _find_scales(weight, diagonal, scheme, kernels, scales, amax, stored)
     chosen = np.argsort(-diagonal, kind="stable") if order == "static" else np.arange(columns)
-    factor, used = _factor(torch.from_numpy(hessian), torch.from_numpy(chosen), damping)
+    factor, used = _factor(torch.from_numpy(hessian), torch.from_numpy(chosen), damping, shrinkage)
     codes = _sweep(weight, factor.float(), chosen, _Columns(start, scheme, kernels, columns), block)
     del factor  # as large as H
     moved = Quantized(codes, start.scales, start.zeros, start.biases, start.global_scale)
@@ -114,12 +119,17 @@ def _find_scales(
     return found
 
 
-def _factor(hessian: torch.Tensor, chosen: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    """U, upper, with U^T U = (H + damping)^-1 in the chosen order; and the damping that it took. Raises BadOption."""
+def _factor(
+    hessian: torch.Tensor, chosen: torch.Tensor, damping: float, shrinkage: float
+) -> tuple[torch.Tensor, float]:
+    """U, upper, with U^T U = (shrunk H + damping)^-1 in the chosen order; and the damping that it took. Raises
+    BadOption."""
+    own = hessian.diagonal()[chosen]
+    mean = own.mean().item() or 1.0
     while True:  # of what is as large as H two at a time, beside H itself
         damped = hessian[chosen][:, chosen]
-        mean = damped.diagonal().mean().item() or 1.0
-        damped.diagonal().add_(damping * mean)
+        damped.lerp_(damped.new_zeros(()), shrinkage)
+        damped.diagonal().copy_(own + damping * mean)
         damped.diagonal()[damped.diagonal() == 0] = mean  # such a column has no part in anything
         lower, failed = torch.linalg.cholesky_ex(damped)
         del damped

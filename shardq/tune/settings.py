@@ -57,6 +57,7 @@ class GptqOptions:
     """As of `quantize_gptq`."""
 
     damping: float = 0.01
+    shrinkage: float = 0.4
     order: Order = "static"
     block: int = 128
     scales: Scales = "search"

@@ -148,6 +148,38 @@ def test_too_few_tokens_are_damped_and_told() -> None:
     assert found.errors.sum() < 0.7 * found.nearest_errors.sum()
 
 
+@pytest.mark.parametrize("name", SCHEMES)
+def test_without_what_columns_have_in_common_nothing_is_moved(name: str) -> None:
+    found = run(make_weight(), make_hessian(), SCHEMES[name], shrinkage=1.0)
+    np.testing.assert_array_equal(found.errors, found.nearest_errors)
+    alone = run(make_weight(), np.diag(np.diagonal(make_hessian())), SCHEMES[name])
+    np.testing.assert_array_equal(found.quantized.codes, alone.quantized.codes)
+
+
+def test_shrinkage_is_a_smaller_h_off_its_diagonal() -> None:
+    weight, hessian, scheme = make_weight(), make_hessian(), SCHEMES["int4"]
+    found = run(weight, hessian, scheme, shrinkage=0.3)
+    smaller = 0.7 * hessian + 0.3 * np.diag(np.diagonal(hessian))
+    expected = slow_gptq(
+        weight, smaller + np.eye(COLUMNS) * 0.01 * np.diagonal(hessian).mean(), found.quantized.scales, 64,
+        np.argsort(-np.diagonal(hessian), kind="stable").tolist(),
+    )  # fmt: skip
+    moved = found.errors < found.nearest_errors
+    assert moved.sum() > ROWS // 2
+    assert (found.quantized.codes.astype(np.int64) - 8 == expected)[moved].mean() > 0.999
+
+
+def test_shrinkage_helps_where_few_tokens_stand_for_many() -> None:
+    weight, many, scheme = make_weight(), make_hessian(tokens=4000), SCHEMES["int4"]
+    few = make_hessian(tokens=COLUMNS // 2)  # the first of them
+
+    def error(shrinkage: float) -> float:
+        e = (weight - values(run(weight, few, scheme, shrinkage=shrinkage), scheme)).astype(np.float64)
+        return float(((e @ many) * e).sum())
+
+    assert error(0.3) < 0.9 * error(0.0)
+
+
 def test_single_precision_and_any_scale_of_h_give_the_same() -> None:
     weight, hessian, scheme = make_weight(), make_hessian(), SCHEMES["int4"]
     double, single, larger = (
@@ -164,6 +196,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "needs the scales first",
     ),
     "damping": (lambda: run(make_weight(), make_hessian(), SCHEMES["int4"], damping=2), BadOption, "0 to 1"),
+    "shrinkage": (
+        lambda: run(make_weight(), make_hessian(), SCHEMES["int4"], shrinkage=1.1),
+        BadOption,
+        "shrinkage of 1.1: expected 0 to 1",
+    ),
     "not positive": (
         lambda: run(make_weight(), -10 * make_hessian() + np.diag(np.diagonal(make_hessian())), SCHEMES["int4"]),
         BadOption,
