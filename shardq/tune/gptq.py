@@ -125,9 +125,9 @@ def _factor(
     """U, upper, with U^T U = (shrunk H + damping)^-1 in the chosen order; and the damping that it took. Raises
     BadOption."""
     own = hessian.diagonal()[chosen]
-    mean = own.mean().item() or 1.0
     while True:  # of what is as large as H two at a time, beside H itself
         damped = hessian[chosen][:, chosen]
+        mean = damped.diagonal().mean().item() or 1.0
         damped.lerp_(damped.new_zeros(()), shrinkage)
         damped.diagonal().copy_(own + damping * mean)
         damped.diagonal()[damped.diagonal() == 0] = mean  # such a column has no part in anything
