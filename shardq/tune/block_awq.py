@@ -8,7 +8,9 @@ know nothing of each other. A norm is rounded to what is stored before its colum
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -24,6 +26,7 @@ from shardq.tune.awq import (
 )
 from shardq.tune.awq_inputs import Seen, record_inputs
 from shardq.tune.awq_sites import Site
+from shardq.tune.block_rtn import importance_by
 from shardq.tune.settings import AwqOptions
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Changes, Ranges, Work, largest_of, quantize_alone
@@ -82,17 +85,20 @@ def search_factors(work: Work, site: Site, seen: Seen, options: AwqOptions) -> T
     least, best = float("inf"), None
     for ratio, duo in options.candidates:
         factors = factors_of(inputs, weights, ratio, duo)
-        loss = _loss(work, site, seen, wanted, factors)
+        loss = _loss(work, site, seen, wanted, factors, options)
         if loss < least:
             least, best = loss, factors
     return best
 
 
-def _loss(work: Work, site: Site, seen: Seen, wanted: Sequence[Tensor], factors: Tensor) -> float:
-    """Sum of squares of what the nearest codes of scaled matrices change of the module's output, or as if each column
-    changed it alone."""
-    values = _nearest(work, site, factors)
-    if seen.squares is not None:
+def _loss(
+    work: Work, site: Site, seen: Seen, wanted: Sequence[Tensor], factors: Tensor, options: AwqOptions
+) -> float:
+    """Sum of squares of what codes of scaled matrices change of the module's output, or as if each column changed it
+    alone."""
+    values = _coded(work, site, factors, seen.squares if options.awq_codes == "searched" else None)
+    if options.awq_loss == "inputs":
+        assert seen.squares is not None
         changes = (s.weight(work.block).float() - values[s.tensor].float() for s in site.behind)
         return sum(float((change.square().sum(0) * seen.squares).sum()) for change in changes)
     if seen.products:
@@ -108,24 +114,28 @@ def _loss(work: Work, site: Site, seen: Seen, wanted: Sequence[Tensor], factors:
     return total
 
 
-def _nearest(work: Work, site: Site, factors: Tensor) -> dict[str, Tensor]:
-    """What matrices are when their nearest codes are scaled back, in the type that is computed with."""
+def _coded(work: Work, site: Site, factors: Tensor, squares: Tensor | None) -> dict[str, Tensor]:
+    """What matrices are when their codes are scaled back, in the type that is computed with: the nearest codes, or with
+    sums of squares of what comes in [columns] those of searched scales."""
     exact = factors
     if site.norm:
         norm = work.block.get_parameter(site.norm.parameter)
         exact = split_norm(norm, site.adds, factors, site.norm.stored)[1]
     scaled = {s.tensor: s.weight(work.block).float() * exact for s in site.behind}
     amax = largest_of(work, scaled)
+    importance = None if squares is None else importance_by((squares / exact.double().square()).cpu().numpy())
     made = {}
     for s in site.behind:
         weight = s.weight(work.block)
-        values = _nearest_of(work, s, scaled[s.tensor].to(weight.dtype).float(), amax.get(s.tensor))
+        values = _decoded(work, s, scaled[s.tensor].to(weight.dtype).float(), amax.get(s.tensor), importance)
         made[s.tensor] = (values / exact).to(weight.dtype)
     return made
 
 
-def _nearest_of(work: Work, s: Subject, weight: Tensor, amax: float | None) -> Tensor:
-    q = quantize_alone(weight.contiguous().cpu().numpy(), s, work.kernels, amax)
+def _decoded(
+    work: Work, s: Subject, weight: Tensor, amax: float | None, importance: NDArray[np.float32] | None = None
+) -> Tensor:
+    q = quantize_alone(weight.contiguous().cpu().numpy(), s, work.kernels, amax, importance)
     return torch.from_numpy(decode_rows(q, s.scheme, work.kernels)).to(weight.device)
 
 
@@ -140,7 +150,7 @@ def _clip(work: Work, s: Subject, seen: Seen, changes: Changes) -> tuple[Tensor,
     for step in range(CLIP_STEPS):
         ends = range_at(grouped, s.scheme.symmetric, step)
         narrow = grouped.clamp(*ends).reshape(len(weight), -1)[:, : s.shape[1]]
-        values = _nearest_of(work, s, narrow, amax)
+        values = _decoded(work, s, narrow, amax)
         errors = seen.groups[group].squares(in_groups(values - weight, group), factors)
         better = errors < least
         least = torch.where(better, errors, least)
