@@ -173,7 +173,7 @@ def engine_llama_cpp(session: nox.Session) -> None:
     session.run("python", "-m", "tarfile", "-e", str(archive), sources)
     llama_cpp = Path(sources, f"llama_cpp_python-{version}", "vendor", "llama.cpp")
     session.env["LLAMA_CPP"] = str(llama_cpp.resolve())
-    prove_engine(session, ["gguf_identity", "gguf_converter"], ["llama-cpp-python", "transformers"])
+    prove_engine(session, ["gguf_identity", "gguf_converter", "gguf_score_peer"], ["llama-cpp-python", "transformers"])
 
 
 @nox.session

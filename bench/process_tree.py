@@ -28,6 +28,7 @@ class Memory:
     rss_bytes: int  # sum of resident sets: shared pages count for every process
     pss_bytes: int  # mapped files included, which the system may drop at any time
     anon_shmem_bytes: int  # what cannot be dropped: heap, stacks, arenas, shared memory
+    largest_bytes: int = 0  # the same of the process that has most of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def measure(
     """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    peak = Memory(0, 0, 0)
+    peak = Memory(0, 0, 0, 0)
     began_s = time.perf_counter()
     with log.open("wb") as out:
         process = subprocess.Popen(command, env={**os.environ, **env}, stdout=out, stderr=subprocess.STDOUT)
@@ -94,11 +95,12 @@ def _touch(size_bytes: int) -> None:
 
 def tree_memory(pid: int) -> Memory:
     """Memory of a process and all its descendants now; 0 where there is none."""
-    total = dict.fromkeys(FIELDS, 0)
+    total, largest_bytes = dict.fromkeys(FIELDS, 0), 0
     for p in _tree(pid):
-        for field, kib in _rollup(p):
-            total[field] += kib << 10
-    return Memory(total["Rss"], total["Pss"], total["Pss_Anon"] + total["Pss_Shmem"])
+        own = {field: kib << 10 for field, kib in _rollup(p)}
+        total = {field: size + own.get(field, 0) for field, size in total.items()}
+        largest_bytes = max(largest_bytes, own.get("Pss_Anon", 0) + own.get("Pss_Shmem", 0))
+    return Memory(total["Rss"], total["Pss"], total["Pss_Anon"] + total["Pss_Shmem"], largest_bytes)
 
 
 def _tree(pid: int) -> list[int]:
@@ -122,8 +124,9 @@ def _rollup(pid: int) -> Iterator[tuple[str, int]]:
 
 def _larger(a: Memory, b: Memory) -> Memory:
     return Memory(
-        max(a.rss_bytes, b.rss_bytes), max(a.pss_bytes, b.pss_bytes), max(a.anon_shmem_bytes, b.anon_shmem_bytes)
-    )
+        max(a.rss_bytes, b.rss_bytes), max(a.pss_bytes, b.pss_bytes), max(a.anon_shmem_bytes, b.anon_shmem_bytes),
+        max(a.largest_bytes, b.largest_bytes),
+    )  # fmt: skip
 
 
 def _adopt_the_rest(others: Sequence[int]) -> None:

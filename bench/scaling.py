@@ -52,7 +52,7 @@ class SlowWorker(Worker):
         if isinstance(work, Bundle):
             _wait_for_source(work.source_bytes)
         elif isinstance(work, SealTask):
-            time.sleep(work.size_bytes / float(os.environ[DISK_BPS]))
+            time.sleep(sum(f.size_bytes for f in work.files) / float(os.environ[DISK_BPS]))
         return super().run(work)
 
 

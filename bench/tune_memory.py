@@ -25,7 +25,30 @@ DATA: Final = ("--nsamples", str(SAMPLES), "--seqlen", str(TOKENS))
 OURS: Final[Mapping[str, tuple[str, ...]]] = {
     "opt-rtn": ("--algorithm", "opt-rtn"),
     "gptq": ("--algorithm", "gptq"),
+    "awq": ("--algorithm", "awq"),
     "signround": ("--algorithm", "signround", "--iters", "2", "--batch-size", str(SAMPLES)),
+}
+# What a block and activations take without any tuning: of a batch, with the way back, or of samples one by one.
+PASS: Final = """
+import sys
+from shardq.tune.freeing import return_freed_memory
+return_freed_memory()
+import torch
+from shardq.sources import open_source
+from shardq.tune.blocks import BlockModel
+source, dtype, samples, tokens, back = sys.argv[1:6]
+with BlockModel.open(open_source(source), dtype=getattr(torch, dtype)) as model:
+    batch = model.embed(torch.arange(int(samples) * int(tokens)).reshape(int(samples), -1))
+    with model.block(0) as block:
+        if back == "back":
+            made = model.run(block, batch.moved(batch.hidden.clone().requires_grad_()), 0)
+            (made.float() - batch.hidden.float()).square().mean().backward()
+        else:
+            model.advance(block, batch, 0)
+"""
+PASSES: Final[Mapping[str, tuple[str, str, int]]] = {  # type, way, and blocks that the weights are
+    "signround": ("bfloat16", "back", 1),
+    "others": ("float32", "forward", 2),
 }
 PEER: Final[Mapping[str, tuple[str, ...]]] = {
     "opt-rtn": ("--iters", "0", "--disable_opt_rtn", "--disable_model_free"),  # its search takes minutes for a block
@@ -42,6 +65,7 @@ class Contender:
     command: tuple[str, ...]
     env: Mapping[str, str]
     cap_bytes: int | None
+    passing: str = ""  # of PASSES, the one whose activations it has
 
 
 def main() -> None:
@@ -59,12 +83,15 @@ def main() -> None:
         source, texts = write_llama((args.work or work) / "source", args.gb, args.tokenizer), _write_texts(work)
         block_bytes, all_bytes = _sizes(source)
         print(f"{all_bytes / 1e9:.3f} GB, blocks of {block_bytes / 1e6:.1f} MB; {SAMPLES} samples of {TOKENS} tokens")
-        print("| run | wall s | CPU s | RSS MB | PSS MB | anon+shmem MB | above imports, in blocks |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        print(
+            "| run | wall s | CPU s | RSS MB | PSS MB | anon+shmem MB | largest process MB | above imports, in blocks "
+            "| and activations |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         found: dict[str, Measured] = {}
         for c in _contenders(source, texts, args.algorithms, args.auto_round):
             found[c.name] = _run(c, work)
-            _print(c.name, found[c.name], next(iter(found.values())), block_bytes)
+            _print(c, found, block_bytes)
     if args.json:
         args.json.write_text(json.dumps({name: dataclasses.asdict(m) for name, m in found.items()}, indent=2))
 
@@ -72,10 +99,14 @@ def main() -> None:
 def _contenders(source: Path, texts: Path, algorithms: Sequence[str], peer: Path | None) -> Iterator[Contender]:
     """The imports alone come first."""
     yield Contender("imports", (sys.executable, "-P", "-c", IMPORTS), {}, CAP_BYTES)
+    for name in ("signround",) * ("signround" in algorithms) + ("others",) * (set(algorithms) != {"signround"}):
+        dtype, way, _ = PASSES[name]
+        words = (str(source), dtype, str(SAMPLES), str(TOKENS), way)
+        yield Contender(_pass_name(name), (sys.executable, "-P", "-c", PASS, *words), {}, CAP_BYTES)
     tune = (sys.executable, "-P", "-m", "shardq.cli", "tune", str(source), "-q", "--scheme", "W4A16", *DATA)
     for name in algorithms:
         command = (*tune, "--dataset", str(texts), "--parallel", "1", *OURS[name], "-o")
-        yield Contender(f"shardq {name}", command, {}, CAP_BYTES)
+        yield Contender(f"shardq {name}", command, {}, CAP_BYTES, name if name in PASSES else "others")
     for name in (n for n in algorithms if peer and n in PEER):
         command = (
             str(peer) + "/bin/auto-round", "--model", str(source), "--scheme", "W4A16", "--format", "auto_round", *DATA,
@@ -90,11 +121,22 @@ def _run(contender: Contender, work: Path) -> Measured:
         return measure(command, contender.env, log, cap_bytes=contender.cap_bytes)
 
 
-def _print(name: str, run: Measured, imports: Measured, block_bytes: int) -> None:
+def _pass_name(name: str) -> str:
+    return f"no tuning, activations of {name}"
+
+
+def _print(contender: Contender, found: Mapping[str, Measured], block_bytes: int) -> None:
+    run, imports = found[contender.name], next(iter(found.values()))
+    above = (run.peak.largest_bytes - imports.peak.largest_bytes) / block_bytes
+    left = ""
+    if contender.passing:
+        passed = found[_pass_name(contender.passing)]
+        activations = (passed.peak.largest_bytes - imports.peak.largest_bytes) / block_bytes
+        left = f"{above - activations + PASSES[contender.passing][2]:.1f}"
     peak = run.peak
-    above = (peak.anon_shmem_bytes - imports.peak.anon_shmem_bytes) / block_bytes
-    sizes = " | ".join(f"{b / 1e6:.0f}" for b in (peak.rss_bytes, peak.pss_bytes, peak.anon_shmem_bytes))
-    print(f"| {name} | {run.wall_s:.0f} | {run.cpu_s:.0f} | {sizes} | {above:.1f} |", flush=True)
+    sizes = (peak.rss_bytes, peak.pss_bytes, peak.anon_shmem_bytes, peak.largest_bytes)
+    cells = " | ".join(f"{b / 1e6:.0f}" for b in sizes)
+    print(f"| {contender.name} | {run.wall_s:.0f} | {run.cpu_s:.0f} | {cells} | {above:.1f} | {left} |", flush=True)
 
 
 def _write_texts(work: Path) -> Path:

@@ -1,6 +1,7 @@
 """What all commands that make an output share: where it goes, what it may take, and how the run is shown."""
 
 import dataclasses
+import gc
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -144,6 +145,7 @@ def run_recipes(
     if words.dry_run:
         _show_plans(console, source, recipes, words.subfolder, limits, targets, before_tuning)
         return
+    gc.freeze()  # all that is loaded stays: looking for garbage among it took 0.06 CPU-s a run
     with show_progress(console) as report:
         results = api.quantize_many(
             source, recipes, output_dir=words.output_dir, subfolder=words.subfolder, limits=limits,

@@ -75,6 +75,10 @@ def tuning_options(function: F) -> F:
             "--enable-norm-bias-tuning", is_flag=True, default=None,
             help="Learn weights of norms, and biases, too: those of the output are others then (signround).",
         ),
+        kept_option(
+            _KEY, "--enable_torch_compile/--disable_torch_compile", default=None,
+            help="Compile what each step computes of rounding, which needs a C++ compiler. Default: no (signround).",
+        ),
         _option(
             "--dynamic-max-gap", type=int, metavar="N", help="End after so many steps without a better (signround)."
         ),
@@ -106,7 +110,7 @@ def tuning_options(function: F) -> F:
         _option(
             "--awq-codes", type=click.Choice(["nearest", "searched"]),
             help="The codes under which scales are judged: the nearest, as AutoRound, or those of opt-rtn. Default: "
-            "AWQC (awq).",
+            "nearest (awq).",
         ),
         _option(
             "--awq-seqlen", type=int, metavar="N",
@@ -123,7 +127,8 @@ def tuning_options(function: F) -> F:
         ),
         _option(
             "--device", "--devices", "--device-map", "--device_map", metavar="DEVICE",
-            help="What a block is computed on: auto, cpu, cuda, cuda:N. One block at a time lies there. Default: cpu.",
+            help="What a block is computed on: auto (as many GPUs as it needs), cpu, cuda, cuda:N, or several GPUs, as "
+            "0,1, which have its matrices between them. One block at a time lies there. Default: cpu.",
         ),
         _option(
             "--low-gpu-mem-usage", is_flag=True, default=None,
@@ -172,7 +177,7 @@ def run_apart(work: Callable[..., T], *words: Any) -> T:
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), _begin) as pool:
         try:
             return pool.submit(work, *words).result()
         except BrokenProcessPool as error:
@@ -180,6 +185,14 @@ def run_apart(work: Callable[..., T], *words: Any) -> T:
                 "the tuning was killed, perhaps for want of memory (--max-ram, fewer --nsamples, --batch-size 1 take "
                 "less): run the same command again to go on"
             ) from error
+
+
+def _begin() -> None:
+    """What the process does first."""
+    from shardq.tune.freeing import return_freed_memory
+
+    return_freed_memory()
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

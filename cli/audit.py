@@ -11,7 +11,7 @@ import click
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, describe_error, print_json, print_pairs, print_section, show_bytes
 from shardq.cli._exit_codes import SOURCE, epilog
-from shardq.errors import AuditFailed, ChecksumMismatch, DiskFull, KernelUnavailable, VerifyFailed
+from shardq.errors import AuditFailed, BadTuned, ChecksumMismatch, DiskFull, KernelUnavailable, VerifyFailed
 from shardq.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ EXAMPLES = (
     "shardq audit org/name-W4A16 --source org/name --sample 200 --statement audit.json",
     "shardq audit org/name-W4A16 --max-traffic 5G --dry-run",
 )
-ERRORS = (*SOURCE, ChecksumMismatch, DiskFull, KernelUnavailable, VerifyFailed, AuditFailed)
+ERRORS = (*SOURCE, BadTuned, ChecksumMismatch, DiskFull, KernelUnavailable, VerifyFailed, AuditFailed)
 
 
 @click.command("audit", cls=ShardqCommand, epilog=epilog(EXAMPLES, ERRORS))
@@ -41,12 +41,18 @@ ERRORS = (*SOURCE, ChecksumMismatch, DiskFull, KernelUnavailable, VerifyFailed, 
 @click.option(
     "--importance", metavar="FILE", type=click.Path(dir_okay=False), help="That the output was made with, if any."
 )
+@click.option(
+    "--tuned", metavar="DIR", type=click.Path(file_okay=False, exists=True),
+    help="The folder of tuned codes that the output was made with, if any: its codes and what it replaces come from "
+    "there. It is hashed, and counts as no traffic.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be read, and read headers only.")
 @output_options
 @click.pass_obj
 def audit(
     console: Console, result: str, source: str | None, subfolder: str | None, sample: int, seed: int | None,
-    max_traffic: str, statement: Path | None, importance: str | None, dry_run: bool,
+    max_traffic: str, statement: Path | None, importance: str | None, tuned: str | None,
+    dry_run: bool,
 ) -> None:  # fmt: skip
     """Derive random tensors of a finished output again from its source, and compare the bytes.
 
@@ -65,6 +71,7 @@ def audit(
         max_traffic_bytes=None if max_traffic.lower() == "none" else parse_size(max_traffic, "--max-traffic"),
         dry_run=dry_run,
         importance=importance,
+        tuned=tuned,
     )
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     document = {**make_statement(done), "checked_at": now}

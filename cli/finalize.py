@@ -8,7 +8,7 @@ import click
 from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._exit_codes import epilog
 from shardq.cli._job import need_source, read_words
-from shardq.cli.worker import ERRORS, worker
+from shardq.cli.worker import ERRORS, PUBLISHES, worker
 
 if TYPE_CHECKING:
     from shardq.cli._console import Console
@@ -33,6 +33,7 @@ def finalize(ctx: click.Context, job: Path) -> None:
         need_source(None, job)
     console: Console = ctx.obj
     shown = ["--json"] * console.as_json + ["-q"] * console.quiet + ["-v"] * console.verbose
-    inner = worker.make_context("worker", [*words, "--job", str(job), "--finalize", *shown], parent=ctx)
+    inner = worker.make_context("worker", [*words, "--job", str(job), *shown], parent=ctx)
+    inner.meta[PUBLISHES] = True
     with inner:
         worker.invoke(inner)

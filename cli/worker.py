@@ -29,6 +29,8 @@ EXAMPLES = (
     "shardq worker --job /shared/job org/name --executor ray --parallel 8",
 )
 ERRORS = (*RECIPE, *SOURCE, *RUN, NotExact, MissingPackage, JobUnfinished)
+# In the context: make no file, only publish. `shardq finalize` has a job's words read here, as they were written.
+PUBLISHES = f"{__name__}.publishes"
 NOT_OF_JOBS = ("output_dir", "keep_local", "delete_source", "restart", "dry_run")
 
 
@@ -36,7 +38,7 @@ class WorkerCommand(JobCommand):
     """Its options that are of one machine."""
 
     own = frozenset(
-        {"job", "rank", "stale_s", "scratch", "no_wait", "executor", "ray_address", "finalize", "parallel", "max_ram"}
+        {"job", "rank", "stale_s", "scratch", "no_wait", "executor", "ray_address", "parallel", "max_ram"}
         | {"max_disk", "stream", "xet", "as_json", "verbose", "quiet", "log_file"}
     )
 
@@ -72,7 +74,6 @@ def _run_options(function: Any) -> Any:
     help="Work here, or on the nodes of a Ray cluster, with --parallel CPUs for each file. Needs shardq[ray].",
 )  # fmt: skip
 @click.option("--ray-address", default="auto", metavar="ADDRESS", show_default=True, help="Of the Ray cluster.")
-@click.option("--finalize", is_flag=True, hidden=True, help="Publish only: what `shardq finalize` calls.")
 @recipe_options
 @gguf_options
 @_run_options
@@ -80,7 +81,7 @@ def _run_options(function: Any) -> Any:
 @click.pass_obj
 def worker(
     console: Console, source: str | None, job: Path, rank: str | None, scratch: Path | None, stale_s: float | None,
-    no_wait: bool, executor: str, ray_address: str, finalize: bool,
+    no_wait: bool, executor: str, ray_address: str,
     schemes: tuple[str, ...], layout: str | None, bits: int | None,
     group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
     include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
@@ -111,7 +112,7 @@ def worker(
         private=words.private, branch=words.branch, targets=targets, stale_s=stale_s, words=take_words(),
     )  # fmt: skip
     with show_progress(console) as report:
-        if finalize:
+        if click.get_current_context().meta.get(PUBLISHES):
             from shardq.nodes.working import Worked
 
             worked = Worked((), True, calls.finalize(begun, limits=limits, report=report))
@@ -120,7 +121,7 @@ def worker(
         else:
             worked = calls.work(begun, worker=rank, limits=limits, report=report, wait=not no_wait, scratch=scratch)
     _show(console, begun, worked)
-    console.warn(begun.plan.checkpoint.warnings)
+    console.warn(begun.plan.warnings)
 
 
 def _show(console: Console, job: "Job", worked: "Worked") -> None:

@@ -24,14 +24,14 @@ from shardq.recorded import check_account, goal_of, is_as_recorded, is_of_source
 from shardq.schemes import Scheme, parse_name
 from shardq.source_rows import WINDOW_BYTES, NoRowsError, SourceRows
 from shardq.sources.base import Source
-from shardq.unpack import OutputShard, check_figures, read_module
+from shardq.unpack import OutputShard, check_figures, check_packing, read_arrays
 from shardq.weights import is_turned
 
 
 def check_against_source(output: Output, source: Source, shards: Mapping[str, OutputShard]) -> tuple[list[str], int]:
     """Problems, and how many tensors were compared: the ledger has all of the source and nothing else, error figures
-    are recomputed from the source's weights and the unpacked output, what was copied or decoded is compared byte for
-    byte. Raises what reading raises.
+    are recomputed from the source's weights and the unpacked output, which packed again must give the same bytes; what
+    was copied or decoded is compared byte for byte. Raises what reading raises.
     """
     ledger = output.ledger["tensors"]
     checkpoint = read_checkpoint(source)
@@ -76,8 +76,12 @@ class Against:
         else:
             layout = self.output.layout
             scheme = layout.settle(parse_name(entry["scheme"]))
-            q = read_module(shard, target_of(t.name, entry), layout, scheme, self.kernels)
+            arrays = read_arrays(shard, target_of(t.name, entry))
+            q = layout.unpack(arrays, scheme, self.kernels)
             seen = layout.unpacks_to(scheme)
+            if seen == scheme:  # values that stand for codes cannot be packed again
+                yield from check_packing(t.name, entry, arrays, q, layout, self.kernels)
+            del arrays
             yield from check_figures(t.name, entry, self._measure(t, entry, q, seen), has_codes=seen == scheme)
 
     def _measure(self, t: TensorRef, entry: Mapping[str, Any], q: Quantized, scheme: Scheme) -> NDArray[np.float64]:

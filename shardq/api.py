@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from shardq.inspection import Inspection
     from shardq.measured import Measured
     from shardq.mixing import Mixed
-    from shardq.quant_score import Score
+    from shardq.scored import Score
     from shardq.tune.evaluation import Evaluation
     from shardq.tune.inputs import Experts
     from shardq.tune.options import TuneOptions
@@ -200,21 +200,24 @@ def audit(
     max_traffic_bytes: int | None = 10**9,
     dry_run: bool = False,
     importance: str | Path | None = None,
+    tuned: str | Path | None = None,
 ) -> "Audit":
     """Derive `sample` random tensors of a finished output again from its source, and compare the bytes.
 
     `result`: a folder or "org/name[@revision]". `source` (and a `subfolder` of it): what it was made of, by default the
     repo that its records name. No more than `max_traffic_bytes` are read of both, None: no limit; of large tensors
-    blocks are compared then. `importance`: the file that it was made with. `seed` chooses the tensors, by default the
-    fingerprint does. `dry_run` only plans.
-    Differences are among the problems of the Audit; raises BadOption and VerifyFailed when it cannot be made.
+    blocks are compared then. `importance` and `tuned`: the file, and the folder of tuned codes, that it was made with.
+    `seed` chooses the tensors, by default the fingerprint does. `dry_run` only plans.
+    Differences are among the problems of the Audit; raises BadOption, BadTuned and VerifyFailed when it cannot be made.
     """
     from shardq.auditing import Question, audit_result  # brings numpy
     from shardq.importance import load_importance
     from shardq.outputs import open_result
+    from shardq.tuned import load_tuned
 
     weighed = None if importance is None else load_importance(importance)
-    question = Question(sample, seed, max_traffic_bytes, dry_run, weighed)
+    codes = None if tuned is None else load_tuned(tuned)
+    question = Question(sample, seed, max_traffic_bytes, dry_run, weighed, codes)
     named = None if source is None else str(source)
     return audit_result(open_result(str(result)), str(result), named, subfolder, question)
 
@@ -437,19 +440,30 @@ def score(
     source: str | Path,
     *,
     subfolder: str | None = None,
+    file: str | None = None,
+    source_file: str | None = None,
     sample: int | None = None,
     full: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> "Score":
-    """How far anyone's quantized checkpoint is from its source, tensor by tensor; both are folders or
-    "org/name[@revision]", read by ranges.
+    """How far anyone's quantized checkpoint, or GGUF file, is from its source, tensor by tensor; both are folders,
+    GGUF files or "org/name[@revision]", read by ranges. A GGUF file is compared with a checkpoint, brought into its
+    order, or with another GGUF file of the model.
 
-    `sample`: so many matrices, evenly spread, instead of all; `full`: all rows of each, instead of some 2 million
-    weights. `report`: called with the tensors that are done, and all. Raises BadOption, UnsupportedSource for GGUF,
-    for a folded output and for codes without a reader, and what reading headers and rows raises.
+    `file` and `source_file`: which of several GGUF models of a side, by a part of its name. `sample`: so many matrices,
+    evenly spread, instead of all; `full`: all rows of each, instead of some 2 million weights. `report`: called with
+    the tensors that are done, and all. Raises BadOption, UnsupportedSource for a folded output, for codes without a
+    reader and for GGUF of an architecture that is not known, MissingPackage for GGUF without the package gguf, and
+    what reading headers and rows raises.
     """
     from shardq.quant_score import score_result
 
     return score_result(
-        open_source(str(result)), open_source(str(source), subfolder), sample=sample, full=full, report=report
+        open_source(str(result)),
+        open_source(str(source), subfolder),
+        file=file,
+        source_file=source_file,
+        sample=sample,
+        full=full,
+        report=report,
     )

@@ -20,8 +20,11 @@ from shardq.making import TARGET_ARRAYS, write_values
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows as measure_errors
 from shardq.quantizers.rtn import quantize_rows
+from shardq.replaced import read_replaced
 from shardq.source_rows import NoRowsError, SourceRows
 from shardq.sources.base import Source
+from shardq.tuned import read_tuned
+from shardq.tuned_rows import as_tuned
 
 Bytes = NDArray[np.uint8]
 Runs = list[tuple[int, Bytes]]  # first offset in the file, bytes
@@ -60,7 +63,11 @@ def _compare_copy(check: Check, source: Source, result: Source) -> Compared:
     for begin, end in (window for read in check.reads for window in split(read)):
         at = s.begin + begin - derived.begin
         found = np.frombuffer(result.read(s.file, begin, end), np.uint8)
-        expected = np.frombuffer(source.read(s.shard, at, at + end - begin), np.uint8)
+        if s.replaced:
+            content: bytes | bytearray = read_replaced(s.replaced, begin - derived.begin, end - begin)
+        else:
+            content = source.read(s.shard, at, at + end - begin)
+        expected = np.frombuffer(content, np.uint8)
         compared += end - begin
         if problem := _differ(check, derived, found[None], expected[None], begin, 0):
             return Compared(compared, problem, None)
@@ -172,7 +179,8 @@ def _derive(
     check: Check, window: Span, amax: float | None, source: SourceRows, layout: Layout, kernels: KernelSet,
     arena: Arena, stats: NDArray[np.float64],
 ) -> dict[str, NDArray[Any]] | str:  # fmt: skip
-    """What a worker would write for these rows: the same quantizer, the same layout. A text says why there is none."""
+    """What a worker would write for these rows: by the same quantizer, or of the same tuned codes, in the same layout.
+    A text says why there is none."""
     s, (row, end_row) = check.subject, window
     assert s.scheme is not None
     try:
@@ -183,7 +191,11 @@ def _derive(
     if check.scale == "taken" and amax is not None and amax < (found := measure_rows(weights, dtype, kernels)):
         names = ", ".join(d.name for d in s.outputs if d.spec.slab_axis is None)
         return f"{names} in {s.file} is the scale of magnitudes up to {amax!r}: {s.name} has one of {found!r}"
-    if s.goal:
+    if s.tuned:
+        part = read_tuned(s.tuned, row, end_row)
+        weights, dtype = as_tuned(s.tuned, weights, dtype, row, kernels)
+        measure_errors(weights, dtype, s.scheme, part, stats, kernels)
+    elif s.goal:
         try:
             part = source.carried(row, end_row, amax)
         except NoRowsError as error:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from shardq.carry import Goal, needs_largest
@@ -19,9 +19,11 @@ from shardq.layouts.base import Layout, OutSpec, unit_rows
 from shardq.outputs import Output, target_of
 from shardq.reach import find_reaches
 from shardq.recorded import goal_of, is_as_recorded
+from shardq.replaced import ReplacedRef
 from shardq.schemes import Scheme, parse_name
 from shardq.search import Search
 from shardq.searching import read_search
+from shardq.tuned import TunedCodes, TunedRef
 from shardq.untied import embedding_as
 from shardq.weights import is_turned
 
@@ -78,6 +80,8 @@ class Subject:
     goal: Goal | None = None  # where its codes are carried; None: they are made anew
     search: Search | None = None  # by which its scales were found
     importance: Ref | None = None  # how much an error counted in each column
+    tuned: TunedRef | None = None  # where its codes come from, if they were tuned
+    replaced: ReplacedRef | None = None  # what stands in place of a copy
 
     @property
     def is_strided(self) -> bool:
@@ -123,12 +127,12 @@ def draw(seed: int, what: str, name: str) -> int:
 
 
 def ledger_reaches(output: Output, source: Weights) -> dict[str, tuple[str, ...]]:
-    """`find_reaches` of what a ledger says that was quantized; of what was carried only what needs more than its own
-    codes, by `source`, which has all that is encoded. Raises VerifyFailed for a scheme that nobody knows."""
+    """`find_reaches` of what a ledger says that was quantized and not tuned; of what was carried only what needs more
+    than its own codes, by `source`, which has all that is encoded. Raises VerifyFailed for an unknown scheme."""
     schemes: dict[str, Scheme] = {}
     quantized: list[tuple[str, str, Scheme]] = []
     for name, entry in output.ledger["tensors"].items():
-        if entry["outcome"] != "quantized":
+        if entry["outcome"] != "quantized" or "tuned" in entry:
             continue
         said = entry.get("scheme")
         if said not in schemes:
@@ -177,6 +181,20 @@ def make_subject(
         search=_search(name, entry),
         importance=_importance(t, (rows, columns), importance, sizes) if _weighed(entry) else None,
     )
+
+
+def with_tuned(s: Subject, entry: Mapping[str, Any], tuned: TunedCodes | None) -> Subject:
+    """A tensor of whose entry a folder has the codes, or the content. Raises NoSubjectError where it does not."""
+    if tuned is None or not entry.keys() & {"tuned", "replaced"}:
+        return s
+    module, replaced = s.name.removesuffix(".weight"), tuned.replaced.get(s.name)
+    if "replaced" in entry:
+        if replaced is None or (replaced.dtype, list(replaced.shape)) != (entry["dtype"], entry["shape"]):
+            raise NoSubjectError(f"{tuned.label} does not replace {s.name}, as the ledger has it")
+        return replace(s, replaced=replaced)
+    if tuned.shapes.get(module) != (s.rows, s.columns):
+        raise NoSubjectError(f"{tuned.label} has no codes of {s.name}, as the ledger has it")
+    return replace(s, tuned=tuned.refs[module])
 
 
 def _importance(

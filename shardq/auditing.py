@@ -14,7 +14,15 @@ from shardq.audit_magnitude import measure
 from shardq.audit_meter import Meter
 from shardq.audit_plan import Check, plan_checks
 from shardq.audit_statement import Audit, Audited, Traffic
-from shardq.audit_subjects import NoSubjectError, Subject, choose_names, ledger_reaches, make_subject, sources_of
+from shardq.audit_subjects import (
+    NoSubjectError,
+    Subject,
+    choose_names,
+    ledger_reaches,
+    make_subject,
+    sources_of,
+    with_tuned,
+)
 from shardq.checkpoint import TensorRef
 from shardq.errors import BadFold, BadOption, CheckpointIncomplete, UnsupportedSource, VerifyFailed
 from shardq.gguf_audit import GgufSide
@@ -25,10 +33,18 @@ from shardq.layouts import GGUF_LAYOUT
 from shardq.ledger import LEDGER
 from shardq.outputs import Output, identity_sha256, read_output
 from shardq.recorded import check_account, goal_of, source_of, weights_of
-from shardq.same_source import check_config, check_header, check_importance, check_listing, check_numerics
+from shardq.same_source import (
+    check_config,
+    check_header,
+    check_importance,
+    check_listing,
+    check_numerics,
+    check_tuned,
+)
 from shardq.sources import open_source
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE
+from shardq.tuned import TunedCodes
 from shardq.unpack import check_figures
 from shardq.weights import Weights
 
@@ -46,6 +62,7 @@ class Question:
     max_traffic_bytes: int | None  # of records, headers and weights together; None: no limit
     dry_run: bool
     importance: Importance | None = None  # that the result was made with
+    tuned: TunedCodes | None = None  # whose codes the result has
 
 
 def audit_result(result: Source, where: str, source: str | None, subfolder: str | None, question: Question) -> Audit:
@@ -54,19 +71,16 @@ def audit_result(result: Source, where: str, source: str | None, subfolder: str 
     `source` names what it was made of, by default the repo that its records name, at the commit that they name unless a
     revision is given. A byte that differs is no error: it is among the problems. Memory: what is compared of one
     tensor's result, and a window of its source; four times that for small ones.
-    Raises BadOption (not the source that the records name, or a traffic limit that is too small), VerifyFailed
-    (unfinished, no records, made with other numerics), and what reading raises.
+    Raises BadOption (not the source or the folder of tuned codes that the records name, or a traffic limit that is too
+    small), VerifyFailed (unfinished, no records, made with other numerics, tuned codes without their folder), BadTuned,
+    and what reading raises.
     """
     if question.sample < 1:
         raise BadOption(f"--sample {question.sample}: expected at least one tensor")
     read_result = Meter(result)
     output = read_output(read_result, where)
     check_numerics(output)
-    if output.identity.get("recipe.tuned"):
-        raise VerifyFailed(
-            f"{where} has codes that were tuned, which its source alone does not give: `shardq verify --source` "
-            "measures its errors"
-        )
+    check_tuned(output, question.tuned)
     read_source = Meter(_open_recorded(source, subfolder, output))
     return audit_output(output, read_result, read_source, question)
 
@@ -83,7 +97,7 @@ def audit_output(output: Output, result: Meter, source: Meter, question: Questio
     if output.layout.name == GGUF_LAYOUT:
         side = GgufSide(names, output, result, source, question.importance)
     else:
-        side = TensorSide(names, output, result, source, question.importance)
+        side = TensorSide(names, output, result, source, question)
     problems += side.problems
     headers = Traffic(0, source.read_bytes, result.read_bytes, result.requests + source.requests)
     audited = side.audit(_rest(question.max_traffic_bytes, headers.total_bytes), seed, question.dry_run)
@@ -144,11 +158,11 @@ class TensorSide:
     """The chosen tensors of an output in safetensors."""
 
     def __init__(
-        self, names: Sequence[str], output: Output, result: Source, source: Source, importance: Importance | None
+        self, names: Sequence[str], output: Output, result: Source, source: Source, question: Question
     ) -> None:
         """Reads the headers that are needed of both. Raises what reading raises, BadOption, VerifyFailed."""
         self._output, self._result, self._source = output, result, source
-        self._subjects, self.problems = _make_subjects(names, output, result, source, importance)
+        self._subjects, self.problems = _make_subjects(names, output, result, source, question)
 
     def audit(self, budget_bytes: int | None, seed: int, dry_run: bool) -> list[Audited]:
         """Compare as much as the budget allows; with `dry_run` nothing. Raises BadOption, and what reading raises."""
@@ -159,7 +173,7 @@ class TensorSide:
 
 
 def _make_subjects(
-    names: Sequence[str], output: Output, result: Source, source: Source, importance: Importance | None
+    names: Sequence[str], output: Output, result: Source, source: Source, question: Question
 ) -> tuple[list[Subject], list[str]]:
     """The chosen tensors, and what is odd about those that cannot be audited, and about the ledger."""
     is_made = bool(source_of(output.ledger)) or output.fold is not None
@@ -175,7 +189,9 @@ def _make_subjects(
     sizes = made.importance if made else {}
     for name in names:
         try:
-            subjects.append(make_subject(name, reaches.get(name, ()), output, weights, of_result, importance, sizes))
+            reach = reaches.get(name, ())
+            subject = make_subject(name, reach, output, weights, of_result, question.importance, sizes)
+            subjects.append(with_tuned(subject, entries[name], question.tuned))
         except NoSubjectError as e:
             problems.append(str(e))
     return subjects, problems

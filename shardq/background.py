@@ -28,7 +28,7 @@ class Background(Generic[Job, News]):
         describe: Callable[[Job], str],
         threads: int = 1,
     ) -> None:
-        """Begin, with nothing to do."""
+        """Begin, with nothing to do; threads come with the first jobs, as a process that has some cannot fork."""
         self._do, self._fail, self._describe = work, fail, describe
         self.moved_bytes = 0  # so far, over all jobs
         self._counting = threading.Lock()
@@ -36,13 +36,15 @@ class Background(Generic[Job, News]):
         self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self.ready, self._wake = os.pipe()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
-        for t in self._threads:
-            t.start()
+        self._limit_threads = threads
+        self._threads: list[threading.Thread] = []
 
     def start(self, job: Job) -> None:
-        """Queue a job."""
+        """Queue a job. Only one thread may call this."""
         self._todo.put(job)
+        if len(self._threads) < self._limit_threads:
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
 
     def take(self) -> list[News]:
         """What there is since the last call, in order."""

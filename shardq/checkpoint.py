@@ -74,5 +74,5 @@ class Checkpoint:
     index_name: str | None  # file name of the index; None for a single file
     side_files: tuple[SideFile, ...]
     warnings: tuple[str, ...]  # what is odd but harmless, one sentence each
-    peeked: Mapping[str, bytes] = field(default_factory=dict)  # content of small tensors that say the shape of others
+    peeked: Mapping[str, bytes] = field(default_factory=dict)  # content of small tensors: shapes, global scales
     texts: Mapping[str, bytes] = field(default_factory=dict)  # content of side files, for outputs that it goes into

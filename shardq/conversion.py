@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shardq.carry import Goal, carried_dtype, carried_scheme, fits, goal, is_certain, needs_largest, no_scheme
 from shardq.carry import target_scheme as nearest_scheme
-from shardq.checkpoint import TensorRef
+from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.dequantize import Encoded
 from shardq.dequantize.hints import Hints, read_hints
 from shardq.dequantize.plain import PLAIN
@@ -18,6 +18,7 @@ from shardq.layouts.input_scales import wants_input_scale
 from shardq.patterns import Pattern
 from shardq.recipe import Recipe
 from shardq.schemes import Scheme
+from shardq.shared_scales import split_groups
 
 if TYPE_CHECKING:
     from shardq.decide import Decision
@@ -33,15 +34,16 @@ class Carried:
     goal: Goal
 
 
-def carry_certain(
-    decisions: Sequence["Decision"], config: Mapping[str, Any] | None, recipe: Recipe
-) -> tuple["Decision", ...]:
-    """Decisions of `quantize`: a weight that has the wanted numbers already is carried, where that cannot fail."""
+def carry_certain(decisions: Sequence["Decision"], checkpoint: Checkpoint, recipe: Recipe) -> tuple["Decision", ...]:
+    """Decisions of `quantize`: a weight that has the wanted numbers already is carried, where that cannot fail, and
+    where all that is served as one matrix with it has its global scale, or none has one."""
     if recipe.requantize or not any(d.tensor.encoded for d in decisions):
         return tuple(decisions)
-    hints, layout = read_hints(config), find_layout(recipe.layout)
+    hints, layout = read_hints(checkpoint.config), find_layout(recipe.layout)
     known: dict[object, Carried | None] = {}  # equal experts by the hundred thousand: each form is judged once
-    return tuple(_carry_one(d, hints, layout, recipe.scheme, known) if d.scheme else d for d in decisions)
+    carried = [_carry_one(d, hints, layout, recipe.scheme, known) if d.scheme else d for d in decisions]
+    split = {} if recipe.split_fused or not layout.fuses else split_groups(carried, checkpoint)
+    return tuple(old if old.tensor.module in split else new for old, new in zip(decisions, carried, strict=True))
 
 
 def _carry_one(
@@ -74,15 +76,14 @@ def _form(e: Encoded) -> object:
     return e.kind, e.rows, e.columns, e.dtype, e.element, e.block, e.zero_added, e.offset, e.pick, e.transposed, parts
 
 
-def decide_conversion(
-    kept: Sequence["Decision"], label: str, config: Mapping[str, Any] | None, recipe: Recipe
-) -> tuple["Decision", ...]:
+def decide_conversion(kept: Sequence["Decision"], checkpoint: Checkpoint, recipe: Recipe) -> tuple["Decision", ...]:
     """Decisions of `convert`, made of those that keep everything: each encoded matrix is carried, but for what --ignore
-    names. With --requantize those that cannot be carried for certain are quantized anew.
+    names. With --requantize those that cannot be carried for certain are quantized anew, and so is all that is served
+    as one matrix and does not share its global scale.
 
     Raises NotExact with the list of those that cannot, NothingToQuantize.
     """
-    hints, layout = read_hints(config), find_layout(recipe.layout)
+    hints, layout, label = read_hints(checkpoint.config), find_layout(recipe.layout), checkpoint.label
     decided: list[Decision] = []
     lost: dict[str, list[str]] = {}  # reason -> weights
     for d in kept:
@@ -95,6 +96,16 @@ def decide_conversion(
             lost.setdefault(made, []).append(d.tensor.name)
         else:
             decided.append(made)
+    split = split_groups(decided, checkpoint) if layout.fuses else {}
+    for at, d in enumerate(decided):
+        group = split.get(d.tensor.module, ())
+        if group and recipe.requantize:
+            decided[at] = replace(kept[at], rule="requantize", action="quantize", scheme=recipe.scheme)
+        elif group:
+            what = ", ".join(m.rpartition(".")[2] for m in group)
+            lost.setdefault(f"shares no global scale with what servers run as one matrix ({what})", []).append(
+                d.tensor.name
+            )
     if lost:
         raise NotExact(
             f"{sum(map(len, lost.values()))} weights of {label} cannot be carried: {_told(lost)}; take another --to, "

@@ -69,7 +69,7 @@ def decide_weights(weights: Weights, checkpoint: Checkpoint, recipe: Recipe) -> 
             Decision(t, roles[t.name].role, roles[t.name].rule, "copy", None) for t in weights.tensors.values()
         )
         if recipe.purpose == "convert":
-            return decide_conversion(kept, checkpoint.label, checkpoint.config, recipe)
+            return decide_conversion(kept, checkpoint, recipe)
         if not weights.were_encoded:
             raise NothingToQuantize(f"nothing to dequantize in {checkpoint.label}: its weights are plain")
         return kept
@@ -97,7 +97,7 @@ def decide_weights(weights: Weights, checkpoint: Checkpoint, recipe: Recipe) -> 
             f"nothing to quantize in {checkpoint.label}: none of its {len(tensors)} tensors is a Linear weight that "
             "the recipe selects; `shardq inspect` shows the role of each"
         )
-    return carry_certain(decisions, checkpoint.config, recipe)
+    return carry_certain(decisions, checkpoint, recipe)
 
 
 def _check_dropped(dropped: Sequence[TensorRef], recipe: Recipe) -> None:

@@ -25,6 +25,7 @@ class NameRules:
     head: frozenset[str]
     vocab_head: frozenset[str]
     embed: re.Pattern[str]
+    tables: frozenset[str]
     norm: re.Pattern[str]
     conv: re.Pattern[str]
     router: re.Pattern[str]
@@ -269,6 +270,7 @@ def _names(table: Mapping[str, Any]) -> NameRules:
         head=frozenset(table["head"]),
         vocab_head=frozenset(table["vocab_head"]),
         embed=re.compile(table["embed"]),
+        tables=frozenset(table["tables"]),
         norm=re.compile(table["norm"]),
         conv=re.compile(table["conv"]),
         router=re.compile(table["router"]),

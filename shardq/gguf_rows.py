@@ -1,7 +1,7 @@
 """The bytes of a GGUF file that some rows of a weight become, derived from a source that is read by ranges. They are
 made by what makes them in a worker; how rows are cut changes none of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from shardq.making import WEIGHT_ARRAYS
 from shardq.plans import OutputFile, Plan
 from shardq.source_rows import WINDOW_BYTES, SourceRows, deriving, encoded_reads
 from shardq.sources.base import Source
+from shardq.weights import Weights
 
 SLAB_BYTES: Final = 16 << 20  # of rows that are derived at once, as 16 bits
 DECODED_BYTES: Final = 4  # of a number of encoded rows
@@ -104,15 +105,20 @@ class Made:
 
 def find_made(plan: Plan) -> dict[str, Made]:
     """All weights of a plan of which something becomes, in its order."""
+    return made_by(plan.tasks, plan.weights)
+
+
+def made_by(tasks: Iterable[object], weights: Weights) -> dict[str, Made]:
+    """Likewise of those tasks that make GGUF files; `weights` are all that there are."""
     works: dict[str, BlocksTask | Vector] = {}
-    for task in plan.tasks:
+    for task in tasks:
         if isinstance(task, VectorsTask):
             works |= {v.tensor: v for v in task.vectors}
         elif isinstance(task, BlocksTask) and task.takes:
             before = works.get(task.tensor)
             takes = tuple(dict.fromkeys((*(before.takes if before else ()), *task.takes)))
             works[task.tensor] = replace(task, row=0, end_row=task.rows, takes=takes)
-    return {name: Made(t, works[name]) for name, t in plan.weights.tensors.items() if name in works}
+    return {name: Made(t, works[name]) for name, t in weights.tensors.items() if name in works}
 
 
 class DerivedRows:

@@ -1,26 +1,20 @@
 """What the numbers of a GGUF file are, as far as that shows without its source: finite."""
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardq.files.gguf_read import GgufHeader, GgufTensor
 from shardq.ggml import GGML, GgmlType
+from shardq.gguf_decoding import FLOATS, INTEGERS
 from shardq.kernels import KernelSet
 from shardq.kernels.contract_blocks import BLOCK_FORMATS
 from shardq.source_rows import WINDOW_BYTES
 from shardq.sources.base import Source
 
 TILE_BYTES: Final = 1 << 20  # decoded at once: at most ten times that in fp32
-_FLOATS: Final[dict[str, np.dtype[Any]]] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "F64": np.dtype("<f8"),
-    "BF16": np.dtype("<u2"),
-}
-_INTEGERS: Final = frozenset({"I8", "I16", "I32", "I64"})
 _BF16_EXPONENT: Final = 0x7F80
 
 
@@ -30,7 +24,7 @@ def check_values(source: Source, file: str, header: GgufHeader, kernels: KernelS
     Types that no kernel decodes are passed over, see `undecoded`. Memory: a window of the file, and a tile in fp32.
     Raises what reading raises."""
     for t in header.tensors:
-        if t.type in _INTEGERS or t.type in undecoded(header):
+        if t.type in INTEGERS or t.type in undecoded(header):
             continue
         at = _first_bad(source, file, t, kernels)
         if at is not None:
@@ -40,7 +34,7 @@ def check_values(source: Source, file: str, header: GgufHeader, kernels: KernelS
 
 def undecoded(header: GgufHeader) -> frozenset[str]:
     """Types of a file that no kernel decodes."""
-    return frozenset(t.type for t in header.tensors) - _FLOATS.keys() - _INTEGERS - BLOCK_FORMATS.keys()
+    return frozenset(t.type for t in header.tensors) - FLOATS.keys() - INTEGERS - BLOCK_FORMATS.keys()
 
 
 def _first_bad(source: Source, file: str, t: GgufTensor, kernels: KernelSet) -> int | None:
@@ -62,9 +56,9 @@ def _finite(data: NDArray[np.uint8], kind: GgmlType, kernels: KernelSet) -> NDAr
     """For each number whether it is finite. A scale that is not makes all numbers of its block NaN or infinite."""
     finite: NDArray[np.bool_]
     if kind.name == "BF16":
-        finite = (data.view(_FLOATS[kind.name]) & _BF16_EXPONENT) != _BF16_EXPONENT
-    elif kind.name in _FLOATS:
-        finite = np.isfinite(data.view(_FLOATS[kind.name]))
+        finite = (data.view(FLOATS[kind.name]) & _BF16_EXPONENT) != _BF16_EXPONENT
+    elif kind.name in FLOATS:
+        finite = np.isfinite(data.view(FLOATS[kind.name]))
     else:
         wide = np.empty((1, data.size // kind.block_bytes * kind.block_weights), np.float32)
         kernels.dequantize_blocks(data[None], kind.name, wide)

@@ -26,6 +26,7 @@ from shardq.files.safetensors import (
     read_header,
 )
 from shardq.formats import STORAGE
+from shardq.shared_scales import find_global_scales
 from shardq.sources.base import Source, SourceFile
 from shardq.weight_set import Index, choose_weights, is_computed, parse_index
 
@@ -34,6 +35,7 @@ _DUMP_HEADERS: Final = "headers.json.gz"
 _NO_CONFIG: Final = "No config.json: roles of tensors are judged by their names alone."
 _PARAMS: Final = "params.json"  # Mistral's own
 _FIRST_READ_BYTES: Final = 256 * 1024  # most headers fit, so that one request does
+_NEAR_BYTES: Final = 4096  # between small tensors that are read together: less than a request costs
 _REMOTE_READERS: Final = 8
 _MAX_JSON_FILE_BYTES: Final = 1 << 29
 
@@ -63,6 +65,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
     if config is None:
         warnings.append(f"{_NO_CONFIG} ({_PARAMS} is not read.)" if _PARAMS in files else _NO_CONFIG)
     known = {*shard_names, CONFIG_NAME, chosen.index_name}
+    found = find_encoded(tensors.values(), config)
     return Checkpoint(
         label=source.label,
         commit=source.commit,
@@ -73,17 +76,29 @@ def read_checkpoint(source: Source) -> Checkpoint:
         index_name=chosen.index_name,
         side_files=tuple(SideFile(f.name, f.size_bytes) for f in files.values() if f.name not in known),
         warnings=tuple(warnings),
-        peeked=_peek(source, find_encoded(tensors.values(), config).wanted),
+        peeked=_peek(source, (*found.wanted, *find_global_scales(found.encoded, tensors))),
     )
 
 
 def _peek(source: Source, wanted: Sequence[TensorRef]) -> dict[str, bytes]:
-    """The content of small tensors that say the shape of others."""
-    if not wanted:
+    """The content of small tensors that decide what a plan is. Files have them side by side, by the thousand: what is
+    near is read at once."""
+    runs: list[list[TensorRef]] = []
+    for t in sorted(wanted, key=lambda t: (t.shard, t.begin)):
+        last = runs[-1] if runs else []
+        if last and last[0].shard == t.shard and t.begin - last[-1].end <= _NEAR_BYTES:
+            last.append(t)
+        else:
+            runs.append([t])
+    if not runs:
         return {}
     with ThreadPoolExecutor(_REMOTE_READERS if source.remote else 1) as pool:
-        found = pool.map(lambda t: source.read(t.shard, t.begin, t.end), wanted)
-        return {t.name: data for t, data in zip(wanted, found, strict=True)}
+        contents = pool.map(lambda run: source.read(run[0].shard, run[0].begin, run[-1].end), runs)
+        return {
+            t.name: content[t.begin - run[0].begin : t.end - run[0].begin]
+            for run, content in zip(runs, contents, strict=True)
+            for t in run
+        }
 
 
 def _check_shards_exist(index: Index, files: Mapping[str, SourceFile], label: str) -> None:

@@ -26,7 +26,8 @@ class Jobs:
             case Bundle():
                 return Job(what.id, work, what.cost_bytes, f"{what.tensor} in {what.shard}")
             case SealTask():
-                return Job(self._numbers[what.lane, what.file], work, SEAL_COST_BYTES, f"sealing {what.file}")
+                first, names = what.files[0], ", ".join(f.file for f in what.files)
+                return Job(self._numbers[first.lane, first.file], work, SEAL_COST_BYTES, f"sealing {names}")
             case SettleTask():
                 return Job(self._another(), work, SEAL_COST_BYTES, f"settling {what.shard}")
             case SurveyTask():

@@ -27,6 +27,7 @@ from shardq.onepass import OnePass
 from shardq.plans import OutputFile
 from shardq.progress import Progress, Report, Stage
 from shardq.proofs import Proofs, find_proven
+from shardq.seals import Seals
 from shardq.signals import StopFlag
 from shardq.sources.base import Source
 from shardq.spans import cut_all
@@ -37,6 +38,7 @@ from shardq.survey import Survey
 from shardq.tasks import (
     Bundle,
     BundleDone,
+    SealDone,
     Sealed,
     SealTask,
     Settled,
@@ -44,6 +46,7 @@ from shardq.tasks import (
     Streamed,
     Surveyed,
     Task,
+    Unsealed,
 )
 from shardq.uploader import Uploaded
 
@@ -68,6 +71,7 @@ class Pipeline:
                 self._bundles[bundle.shard].append(replace(bundle, members=left))
         self._open = {name: {b.id for b in bundles} for name, bundles in self._bundles.items()}  # not ended yet
         self._todo: deque[Work] = deque()
+        self._seals = Seals(source.remote or any(lane.uploader for lane in lanes))
         self._passed: set[str] = set()  # streamed shards whose hash was right
         self._wrong: set[str] = set()  # streamed shards whose hash was wrong, to be done again
         self._suspect: dict[str, tuple[ShardqError, Bundle]] = {}  # of streamed shards that are not known to be right
@@ -131,6 +135,8 @@ class Pipeline:
         """Begin what may begin, wait for something to happen, and take it in."""
         self._bring(iter(self._admission.next, None))
         self._take()
+        if task := self._seals.take(is_idle=not self._todo and not executor.unfinished()):
+            self._todo.appendleft(task)
         while self._todo and executor.room() > 0:
             work = self._todo.popleft()
             self._begin(work)
@@ -191,8 +197,9 @@ class Pipeline:
             case None:
                 assert outcome.error is not None
                 self._on_failed(outcome.job.work, outcome.error)
-            case Sealed() as sealed:
-                self._on_sealed(sealed)
+            case SealDone() as sealed:
+                for file in sealed.files:
+                    self._on_sealed(file)
             case Settled() as settled:
                 self._on_settled(settled)
             case Surveyed() as surveyed:
@@ -211,8 +218,8 @@ class Pipeline:
                 self._lanes[m.lane].count_failed(m.task.id)
             self._end(bundle)
         else:
-            if isinstance(work, SealTask | SettleTask):
-                self._lanes[work.lane].distrust()
+            for number in work.lanes if isinstance(work, SealTask | SettleTask) else ():
+                self._lanes[number].distrust()
             self._error = self._error or error
 
     def _on_surveyed(self, surveyed: Surveyed) -> None:
@@ -257,7 +264,7 @@ class Pipeline:
         """Begin to seal a file if nothing of it is missing."""
         if lane.is_made(file.name) and self._is_sure(lane, file):
             lane.begin_seal(file.name)
-            self._todo.appendleft(SealTask(lane.number, file.name, file.size_bytes, lane.plan.settles))
+            self._seals.add(Unsealed(lane.number, file.name, file.size_bytes, lane.plan.settles))
 
     def _settle_made(self, lane: Lane, shard: str) -> None:
         """Begin to settle a source shard if nothing is left to do with it."""
@@ -487,12 +494,3 @@ class Pipeline:
                 total_files=sum(len(lane.files) for lane in self._lanes),
             )
         )
-
-
-def source_paths(work: OnePass, source: Source, staging: Staging) -> dict[str, str]:
-    """Where workers find each source shard."""
-    paths: dict[str, str] = {}
-    for shard in work.checkpoint.shards:
-        own = source.local_path(shard.name)
-        paths[shard.name] = str(own) if own else str(staging.src / shard.name)
-    return paths

@@ -14,6 +14,7 @@ from shardq.checkpoint import Checkpoint
 from shardq.conversion import common_scheme
 from shardq.cut import ROWS, Part, cut_shard
 from shardq.decide import Decision, decide_weights
+from shardq.dequantize.finding import REASONS
 from shardq.dequantize.plain import rounds
 from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
@@ -24,7 +25,7 @@ from shardq.layouts.base import Layout, ModuleChoice, OutSpec, Place, unit_rows
 from shardq.reach import find_reaches
 from shardq.recipe import Recipe
 from shardq.replaced import ReplacedRef, match_replaced
-from shardq.roles import Role
+from shardq.roles import may_be_linear
 from shardq.schemes import Scheme
 from shardq.searching import Searches, find_searches
 from shardq.tasks import CopyTask, Piece, QuantizeTask, Target, Task
@@ -114,22 +115,27 @@ class Plan:
         }
 
     def choices(self) -> tuple[ModuleChoice, ...]:
-        """Every module that a loader may believe to be quantized: the quantized ones, and kept matrices and stacks that
-        are Linear layers or experts to a loader (embeddings, norms and convolutions are not)."""
-        loader_ignores = (
-            Role.EMBEDDING,
-            Role.NORM,
-            Role.CONV,
-            Role.VECTOR,
-            Role.BUFFER,
-            Role.UNKNOWN,
-        )
+        """Every module that a loader may believe to be quantized: the quantized ones, and what is kept and may be a
+        Linear layer or experts to a loader."""
         found = (
             ModuleChoice(self._module(d), d.role.value, d.scheme)
             for d in self.decisions
-            if d.scheme or (d.action == "copy" and d.role not in loader_ignores and _is_matrix_name(d))
+            if d.scheme or (d.action == "copy" and may_be_linear(d.tensor, d.role))
         )
         return tuple(dict.fromkeys(found))  # the slices of a stack are one module
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd but harmless about the checkpoint, and what a conversion changes beside the weights."""
+        lost = [n for n, a in self.weights.absorbed.items() if a.reason == REASONS["activation"]]
+        if self.recipe.purpose != "convert" or not lost or all(d.scheme.activation for d in self.decisions if d.scheme):
+            return self.checkpoint.warnings
+        names = lost[0] + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
+        told = (
+            f"Scales of activations stay behind: {names}. Weights are those of the source, but servers leave "
+            "activations in 16 bits where the source has them quantized by these scales."
+        )
+        return (*self.checkpoint.warnings, told)
 
     def _module(self, d: Decision) -> str:
         place = self.places.get(d.tensor.module) if d.scheme else None
@@ -365,7 +371,3 @@ def _kept_target(part: Part, d: Decision, file: OutputFile) -> Target:
 
 def _hashes(texts: Mapping[str, bytes]) -> list[list[str]]:
     return sorted([name, hashlib.sha256(data).hexdigest()] for name, data in texts.items())
-
-
-def _is_matrix_name(d: Decision) -> bool:
-    return d.tensor.name.endswith(".weight") or d.role is Role.EXPERT_STACK

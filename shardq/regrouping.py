@@ -46,3 +46,7 @@ class Regrouping:
         first, left = np.divmod(left, self.second * self.inner)
         second, inner = np.divmod(left, self.inner)
         return ((outer * self.second + second) * self.first + first) * self.inner + inner
+
+    def origins(self, begin: int, end: int) -> "NDArray[np.int64]":
+        """Which places those from `begin` to `end` of the new order were."""
+        return Regrouping(self.outer, self.second, self.first, self.inner).places(begin, end)

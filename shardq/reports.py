@@ -64,7 +64,7 @@ def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:
         "serving": describe_serving(served_of_plan(plan)) if work else None,
         "absorbed": _count_absorbed(plan),
         "scales": choose_scales(plan).describe(),
-        "warnings": list(c.warnings),
+        "warnings": list(plan.warnings),
     }
     if plan.gguf:
         described["gguf"] = describe_gguf(plan, plan.gguf)

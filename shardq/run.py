@@ -27,7 +27,7 @@ from shardq.limits import Limits, Memory
 from shardq.lock import FolderLock
 from shardq.onepass import OnePass
 from shardq.outputs import is_of_recipe
-from shardq.pipeline import Pipeline, source_paths
+from shardq.pipeline import Pipeline
 from shardq.plans import Plan, make_plan
 from shardq.progress import Report
 from shardq.publish import Published, is_complete, publish, recorded_identity
@@ -37,6 +37,7 @@ from shardq.scale_choice import choose_scales
 from shardq.signals import StopFlag, raise_on_signal
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE, Staging, changed_message, check_folder
+from shardq.supply import source_paths
 from shardq.tasks import Workplace
 from shardq.uploader import Uploader
 
@@ -394,7 +395,7 @@ def _result(
         output_bytes=plan.output_bytes,
         errors=errors,
         seconds=time.perf_counter() - began,
-        warnings=plan.checkpoint.warnings,
+        warnings=plan.warnings,
         scales=choose_scales(plan).text,
         pushed_to=destination.label if destination else None,
         pushed_commit=commit,

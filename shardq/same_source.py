@@ -7,6 +7,7 @@ from shardq.errors import BadOption, CheckpointIncomplete, VerifyFailed
 from shardq.importance import Importance
 from shardq.outputs import Output
 from shardq.sources.base import Source
+from shardq.tuned import TunedCodes
 from shardq.version import NUMERICS
 
 
@@ -51,6 +52,21 @@ def check_importance(output: Output, given: Importance | None) -> None:
     if made != found:
         raise BadOption(
             f"{output.where} was made with importance {made or 'none'} (sha256): --importance gives {found or 'none'}"
+        )
+
+
+def check_tuned(output: Output, given: TunedCodes | None) -> None:
+    """The folder of tuned codes is that of the run. Raises VerifyFailed where none is given, BadOption for another."""
+    made, found = output.identity.get("recipe.tuned"), given and given.sha256
+    if made and not given:
+        raise VerifyFailed(
+            f"{output.where} has codes that were tuned, which its source alone does not give: name their folder with "
+            "--tuned, or let `shardq verify --source` measure its errors"
+        )
+    if made != found:
+        raise BadOption(
+            f"{output.where} was made with {f'tuned codes {made}' if made else 'no tuned codes'} (sha256 of the "
+            f"manifest): --tuned gives {found}"
         )
 
 

@@ -5,7 +5,6 @@ workers, and gives the slot back when the last of them is done. Every byte of a 
 hash is taken and compared; nothing made of a shard may be kept before that.
 """
 
-import hashlib
 import logging
 import mmap
 import os
@@ -19,6 +18,7 @@ from typing import Final
 
 from shardq.checkpoint import Shard
 from shardq.errors import BadOption, BudgetTooSmall, ChecksumMismatch, ShardqError, TaskFailed
+from shardq.hash_meeting import HashMeeting
 from shardq.lender import OpenFile
 from shardq.loans import Digest, Loan, Pair, RangeDigest
 from shardq.spans import Span
@@ -62,6 +62,7 @@ class Streamer:
         """Begin with `slots` slots of `slot_bytes`. Raises BadOption, BudgetTooSmall where the system
         has no such memory."""
         self._open_file = open_file
+        self._hashes = HashMeeting()
         self.moved_bytes = 0  # so far, over all shards
         self._todo: deque[_Work] = deque()
         self._change = threading.Condition()
@@ -70,15 +71,17 @@ class Streamer:
         self._slots = [_make_slot(slot_bytes + mmap.ALLOCATIONGRANULARITY) for _ in range(slots)]
         self._free = list(self._slots)
         self.ready, self._wake = os.pipe()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(THREADS, slots))]
-        for t in self._threads:
-            t.start()
+        self._limit_threads = min(THREADS, slots)
+        self._threads: list[threading.Thread] = []  # come with the first shards: a process with some cannot fork
 
     def start(self, shard: Shard, spans: tuple[Span, ...], loans: tuple[Loan, ...] = ()) -> None:
         """Queue a shard. No span may be longer than a slot; `loans`: what the shard lends."""
         with self._change:
             self._todo.append((shard, spans, loans))
             self._change.notify_all()
+        if len(self._threads) < self._limit_threads:
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
 
     def take(self) -> list[Piece | Passed]:
         """What has happened since the last call."""
@@ -133,16 +136,17 @@ class Streamer:
 
     def _stream(self, shard: Shard, spans: tuple[Span, ...], loans: tuple[Loan, ...]) -> Passed:
         """Bring all spans; the shard's hash, and the digests of what it lends, if it is the right one."""
-        digest = hashlib.sha256()
+        hashing = _Hashing(self._hashes, self._count)
         lent = {loan.pair: RangeDigest(loan) for loan in loans}
-        with closing(self._open_file(shard.name, self._count)) as file:
+        with self._hashes.joined(), closing(self._open_file(shard.name, hashing.took)) as file:
             for span in spans:
                 slot = self._slot()
                 try:
                     origin = span.begin - span.begin % mmap.ALLOCATIONGRANULARITY  # alignment as in the file
                     with memoryview(slot.memory)[span.begin - origin : span.end - origin] as room:
+                        hashing.begin(room)
                         file.read_into(span.begin, room)
-                        digest.update(room)
+                        hashing.end()
                         for each in lent.values():
                             each.take(span.begin, room)
                 except BaseException:
@@ -152,7 +156,7 @@ class Streamer:
                     self._tell(Piece(span, slot, origin))
                 else:
                     self.give_back(slot)
-        found = digest.hexdigest()
+        found = hashing.digest.hexdigest()
         if shard.sha256 not in {None, found}:
             return Passed(shard, None, None)
         return Passed(shard, found, None, {pair: each.digest() for pair, each in lent.items()})
@@ -181,6 +185,35 @@ _Work = tuple[Shard, tuple[Span, ...], tuple[Loan, ...]]
 
 class _Stopped(Exception):
     """Unwinds a download when the run stops."""
+
+
+class _Hashing:
+    """The hash of a shard, taken of the bytes of each span as they come, while they are in the cache."""
+
+    def __init__(self, hashes: HashMeeting, count: Callable[[int], None]) -> None:
+        """`count` is called as the `on_bytes` of a reader."""
+        self._hashes, self._count = hashes, count
+        self.digest = hashes.new_digest()
+        self.begin(memoryview(b""))
+
+    def begin(self, room: memoryview) -> None:
+        """The next span comes into `room`."""
+        self._room, self._taken, self._before = room, 0, self.digest.copy()
+
+    def took(self, count: int) -> None:
+        """So many bytes have come; or have to come again."""
+        self._count(count)
+        if count < 0:
+            count += self._taken
+            self.digest, self._taken = self._before.copy(), 0
+        if count:
+            self._hashes.update(self.digest, self._room[self._taken : self._taken + count])
+            self._taken += count
+
+    def end(self) -> None:
+        """The span is here."""
+        self._hashes.update(self.digest, self._room[self._taken :])  # what was not reported
+        self._room = memoryview(b"")
 
 
 def _make_slot(size_bytes: int) -> Slot:

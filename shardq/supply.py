@@ -11,6 +11,7 @@ from shardq.fetcher import Fetched, Fetcher
 from shardq.files.atomic import writing
 from shardq.lender import Lender, Lent, Reading
 from shardq.loans import Loan
+from shardq.onepass import OnePass
 from shardq.sources.base import FileReader, Source
 from shardq.sources.local import open_local
 from shardq.spans import Span, keep_bundles
@@ -182,3 +183,12 @@ class Supply:
         """As the source does; a shard that was staged is read there."""
         staged = self._staging.src / name
         return open_local(staged, on_bytes) if staged.exists() else self._source.open_file(name, on_bytes)
+
+
+def source_paths(work: OnePass, source: Source, staging: Staging) -> dict[str, str]:
+    """Where workers find each source shard."""
+    paths: dict[str, str] = {}
+    for shard in work.checkpoint.shards:
+        own = source.local_path(shard.name)
+        paths[shard.name] = str(own) if own else str(staging.src / shard.name)
+    return paths

@@ -297,14 +297,26 @@ class Streamed:
 
 
 @dataclass(frozen=True, slots=True)
-class SealTask:
-    """Make a finished output file durable and take its sha256."""
+class Unsealed:
+    """A finished output file."""
 
-    kind: ClassVar[str] = "seal"
     lane: int
     file: str
     size_bytes: int
     keeps: bool = False  # also when the disk fails: it may be all that is left of settled shards
+
+
+@dataclass(frozen=True, slots=True)
+class SealTask:
+    """Make finished output files durable and take the sha256 of each."""
+
+    kind: ClassVar[str] = "seal"
+    files: tuple[Unsealed, ...]
+
+    @property
+    def lanes(self) -> frozenset[int]:
+        """Outputs that these are files of."""
+        return frozenset(f.lane for f in self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +327,11 @@ class SettleTask:
     lane: int
     shard: str
     files: tuple[str, ...]
+
+    @property
+    def lanes(self) -> frozenset[int]:
+        """As of SealTask."""
+        return frozenset({self.lane})
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,11 +344,18 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """What a worker reports of a SealTask."""
+    """A file that is durable."""
 
     lane: int
     file: str
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class SealDone:
+    """What a worker reports of a SealTask."""
+
+    files: tuple[Sealed, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,7 @@ class TunedWriter:
             said[module] = {"scheme": asdict(t.scheme), "global_scale": q.global_scale}
             if t.input_scale:
                 said[module]["input_scale"] = asdict(t.input_scale)
-        content = {name: a.tobytes() for name, a in arrays.items()}
+        content: dict[str, Any] = {name: a.reshape(-1).view(np.uint8).data for name, a in arrays.items()}
         content |= {f"{PLAIN}.{name}": r.data for name, r in plain.items()}
         specs = [TensorSpec(name, DTYPES[name.partition(".")[0]], a.shape) for name, a in arrays.items()]
         specs += [TensorSpec(f"{PLAIN}.{name}", r.dtype, r.shape) for name, r in plain.items()]

@@ -13,7 +13,7 @@ from shardq.files.safetensors import Header
 from shardq.kernels import KernelSet, load
 from shardq.layouts.base import Layout, Place
 from shardq.ledger import COUNTED, SUMMED, Errors
-from shardq.making import TARGET_ARRAYS
+from shardq.making import TARGET_ARRAYS, write_values
 from shardq.outputs import target_of
 from shardq.quantizers.float_scales import FLOAT_SCALES
 from shardq.quantizers.quantized import Quantized
@@ -33,19 +33,39 @@ class OutputShard:
     header: Header
 
 
-def read_module(shard: OutputShard, place: Place, layout: Layout, scheme: Scheme, kernels: KernelSet) -> Quantized:
-    """Codes, scales and zero points of one module of a shard. Raises SourceUnreadable, CorruptShard, HubAccess,
+def read_arrays(shard: OutputShard, place: Place) -> dict[str, NDArray[Any]]:
+    """The tensors of one module of a shard, by suffix. Raises SourceUnreadable, CorruptShard, HubAccess and
     HubTransfer."""
     prefix = place.module + "."
     wanted = {t.name.removeprefix(prefix): t for t in shard.header.tensors if t.name.startswith(prefix)}
-    arrays: dict[str, NDArray[Any]] = {
+    return {
         suffix: np.frombuffer(
             shard.source.read(shard.file, *place.slice_of(t.begin, t.end)), TARGET_ARRAYS[t.dtype]
         ).reshape(t.shape[1:] if place.count else t.shape)
         for suffix, t in wanted.items()
         if t.dtype in TARGET_ARRAYS
     }
-    return layout.unpack(arrays, scheme, kernels)
+
+
+def read_module(shard: OutputShard, place: Place, layout: Layout, scheme: Scheme, kernels: KernelSet) -> Quantized:
+    """Codes, scales and zero points of one module of a shard. Raises as read_arrays."""
+    return layout.unpack(read_arrays(shard, place), scheme, kernels)
+
+
+def check_packing(
+    name: str, entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], q: Quantized, layout: Layout,
+    kernels: KernelSet,
+) -> Iterator[str]:  # fmt: skip
+    """Tensors of a module that differ from what packing gives of `q`, which was unpacked from them: where they hold
+    what no weight decides, as the group of each column, zero points of a symmetric scheme, and bits between words."""
+    scheme = layout.settle(parse_name(entry["scheme"]))
+    specs = layout.outputs(scheme, entry["dtype"], *entry["shape"])
+    made: dict[str, NDArray[Any]] = {s.suffix: np.zeros(s.shape, TARGET_ARRAYS[s.dtype]) for s in specs}
+    write_values(specs, made)
+    layout.pack(q, 0, made, scheme, kernels)
+    differing = [suffix for suffix, array in made.items() if array.tobytes() != arrays[suffix].tobytes()]
+    if differing:
+        yield f"{name}: its {', '.join(differing)} are not what {entry['scheme']} makes of its codes and scales"
 
 
 def check_module(name: str, entry: Mapping[str, Any], shard: OutputShard, layout: Layout) -> Iterator[str]:

@@ -35,8 +35,8 @@ def verify_output(result: str, deep: bool, source: Source | None, importance: Im
     the Hub tells it. `deep`: also the sha256 of each shard as it is read, and every module unpacked; a repo's weights
     are then read twice. With `source`: the ledger checked against its headers, error figures recomputed, and what was
     copied or decoded compared byte for byte; what a tuning replaced is compared with the ledger's sha256, also by
-    `deep`, and of weights that it scaled the source does not tell the error figures. Memory: the packed
-    bytes and the codes of one module. Raises VerifyFailed when the output is unfinished or holds no records, and
+    `deep`, and of weights that it scaled the source does not tell the error figures. Memory: twice the
+    packed bytes of one module, and its codes. Raises VerifyFailed when the output is unfinished or holds no records,
     HubAccess and HubTransfer; everything else comes back as problems.
     """
     opened = open_result(result)

@@ -46,7 +46,7 @@ from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows, quantize_rows
 from shardq.replaced import read_replaced
 from shardq.schemes import Scheme
-from shardq.sealing import seal_file, settle_files
+from shardq.sealing import seal_files, settle_files
 from shardq.source_bytes import SourceBytes
 from shardq.tasks import (
     TILE_BYTES,
@@ -58,6 +58,7 @@ from shardq.tasks import (
     Piece,
     QuantizeTask,
     RowsTask,
+    SealDone,
     Sealed,
     SealTask,
     Settled,
@@ -70,7 +71,7 @@ from shardq.tasks import (
 from shardq.tuned_rows import pack_tuned
 
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
-Report = BundleDone | Surveyed | Sealed | Settled
+Report = BundleDone | Surveyed | SealDone | Settled
 
 
 def start(workplace: Workplace) -> Callable[[object], Report]:
@@ -435,12 +436,13 @@ class Worker:
             amax = max(amax, largest)
         return Surveyed(task.tensor, task.key, amax)
 
-    def _seal(self, task: SealTask) -> Sealed:
-        """A finished file."""
+    def _seal(self, task: SealTask) -> SealDone:
+        """Finished files."""
         self._parts.close()
         self._arena.reset(TILE_BYTES)
         tile = self._arena.take((TILE_BYTES,), np.uint8)
-        return Sealed(task.lane, task.file, seal_file(self._part(task.lane, task.file), task, tile))
+        found = seal_files([self._part(f.lane, f.file) for f in task.files], task.files, tile)
+        return SealDone(tuple(Sealed(f.lane, f.file, sha256) for f, sha256 in zip(task.files, found, strict=True)))
 
     def _settle(self, task: SettleTask) -> Settled:
         """Unfinished files."""

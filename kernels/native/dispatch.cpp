@@ -1,5 +1,7 @@
 #include "dispatch.h"
 
+#include "sha256.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
 #define SHARDQ_X86
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -66,6 +68,11 @@ Levels probe() {
 }
 
 }  // namespace
+
+bool has_sha256() {
+    if (cpuid(0).eax < 7) return false;
+    return has_all(cpuid(1).ecx, 1u << 9 | 1u << 19) && has_all(cpuid(7).ebx, 1u << 29);  // SSSE3 SSE4.1, SHA
+}
 #endif
 
 BuiltSets built_sets() {

@@ -9,6 +9,9 @@
 #include "array.h"
 #include "block_arguments.h"
 #include "dispatch.h"
+#ifdef SHARDQ_BUILD_AVX
+#include "hashing.h"
+#endif
 #include "searches.h"
 
 namespace nb = nanobind;
@@ -362,6 +365,12 @@ nb::list native_sets() {
 NB_MODULE(_native, m) {
     m.attr("__version__") = SHARDQ_VERSION;
     m.def("native_sets", &native_sets, "(set, usable, what the CPU lacks) per built set, slowest first.");
+#ifdef SHARDQ_BUILD_AVX
+    if (shardq::has_sha256()) {
+        m.def("hash_blocks", &hash_blocks, nb::arg("states"), nb::arg("data"),
+              "SHA-256 of up to three streams: only where the CPU has instructions for it.");
+    }
+#endif
     nb::class_<NativeSet>(m, "NativeSet")
         .def_prop_ro("name", &NativeSet::name)
         .def("widen", &NativeSet::widen, nb::arg("src"), nb::arg("dtype"), nb::arg("out"))

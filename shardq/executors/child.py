@@ -3,7 +3,9 @@
 The first reply tells whether the handler could be built; then comes one for each assignment.
 """
 
+import contextlib
 import ctypes
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 PRELOAD: Final = "shardq.executors.preload"
 PR_SET_PDEATHSIG: Final = 1  # from linux/prctl.h
 EXIT_ORPHANED: Final = 3
+DESCRIPTORS: Final = "/proc/self/fd"  # the open files of this process; Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,15 @@ class Reply:
     error: ShardqError | None
 
 
+def serve_forked(pipe: connection.Connection, entry: str, context: object) -> None:
+    """`serve` in a fork of the caller. What the caller had open is not to be kept open by this: locks would outlive it,
+    and pipes not end with it."""
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    _forget_files({0, 1, 2, pipe.fileno(), caller.sentinel})
+    serve(pipe, entry, context)
+
+
 def serve(pipe: connection.Connection, entry: str, context: object) -> None:
     """Main function of a worker; returns at the end of the pipe.
 
@@ -55,6 +67,7 @@ def serve(pipe: connection.Connection, entry: str, context: object) -> None:
     die_with_caller()
     importlib.import_module(PRELOAD)  # known already where our fork server made this process
     handler, error = attempt("worker start", partial(load_handler, entry, context))
+    gc.freeze()  # what is loaded stays
     try:
         pipe.send(Reply(None, error))
         while handler is not None:
@@ -72,6 +85,17 @@ def serve(pipe: connection.Connection, entry: str, context: object) -> None:
 def _pickled_reply(handler: Handler, work: object) -> bytes:
     """The reply as `pipe.send` writes it: a result that cannot be pickled fails its job only."""
     return pickle.dumps(Reply(handler(work), None), pickle.HIGHEST_PROTOCOL)
+
+
+def _forget_files(kept: set[int]) -> None:
+    """Let every other descriptor be one of nothing. They are not closed, as the objects that own them may close them
+    yet: that must not meet a file that got the same number."""
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in {int(name) for name in os.listdir(DESCRIPTORS)} - kept - {nothing}:
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself is gone
+            os.fstat(fd)
+            os.dup2(nothing, fd, inheritable=False)
+    os.close(nothing)
 
 
 def die_with_caller() -> None:
@@ -92,7 +116,7 @@ def die_with_caller() -> None:
 def _die_with_fork_server() -> None:
     """The fork server reports how its workers ended: without it a live one would look dead.
 
-    Linux only. The parent of this process is the fork server, so this does not cover the caller.
+    Linux only. The parent of this process is the fork server, so this does not cover the caller where there is one.
     """
     if sys.platform != "linux":
         return

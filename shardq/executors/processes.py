@@ -1,10 +1,11 @@
 """A supervised pool of worker processes.
 
 The standard pools lose every running task, or hang, when one worker is killed; here only the killed worker's job is run
-again. Workers come from a fork server that has the handler's module loaded (fork is unsafe beside threads), or by spawn
-where there is no fork server. Either way multiprocessing imports the caller's main script again in every worker, so a
-script must start shardq under `if __name__ == "__main__":`; without it the workers end with multiprocessing's own
-RuntimeError on stderr, and every job fails with a TaskFailed that says so.
+again. Workers are forks of the command line's process while it has no other thread (fork is unsafe beside threads).
+Else they come from a fork server that has the handler's module loaded, or by spawn where there is no fork server; then
+multiprocessing imports the caller's main script again in every worker, so a script must start shardq under
+`if __name__ == "__main__":`. Without it the workers end with multiprocessing's own RuntimeError on stderr, and every
+job fails with a TaskFailed that says so.
 """
 
 import logging
@@ -48,7 +49,6 @@ class ProcessExecutor:
         self._entry = entry
         self._context = context
         self._budget = budget
-        self._start = start_context(entry)
         self._limit_workers = workers
         self._started = 0
         self._failed_starts = 0  # in a row
@@ -134,7 +134,7 @@ class ProcessExecutor:
             self._started += 1
             name = f"worker-{self._started}"
             try:
-                worker = start_worker(self._start, name, self._entry, self._context)
+                worker = start_worker(start_context(self._entry), name, self._entry, self._context)
             except (OSError, EOFError) as error:
                 self._failed_starts += 1  # tried again: a dying fork server is replaced by then
                 if self._failed_starts >= START_ATTEMPTS:

@@ -1,27 +1,37 @@
 """One worker process as the supervisor sees it: start it, end it, say why it died."""
 
 import contextlib
+import gc
+import importlib
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import (
+    ForkContext,
+    ForkProcess,
     ForkServerContext,
     ForkServerProcess,
     SpawnContext,
     SpawnProcess,
 )
+from pathlib import Path
 from typing import Final
 
 from shardq.executors.base import Job
-from shardq.executors.child import PRELOAD, serve
+from shardq.executors.child import PRELOAD, serve, serve_forked
 
 logger = logging.getLogger(__name__)
 
 SAFE_PATH: Final = "PYTHONSAFEPATH"  # read by Python 3.11 and later when it starts
+TASKS: Final = Path("/proc/self/task")  # a folder for each thread of this process, Python's or not; Linux
+CHILD_MAIN: Final = "__mp_main__"  # what multiprocessing calls the main script in a child that imports it again
+Context = ForkContext | ForkServerContext | SpawnContext
+Process = ForkProcess | ForkServerProcess | SpawnProcess
 EXIT_WAIT_S: Final = 5.0  # for a process that has closed its pipe or has been killed
 
 
@@ -29,7 +39,7 @@ EXIT_WAIT_S: Final = 5.0  # for a process that has closed its pipe or has been k
 class WorkerProcess:
     """A process, the supervisor's end of its pipe, and what it is doing."""
 
-    process: ForkServerProcess | SpawnProcess
+    process: Process
     pipe: connection.Connection
     ready: bool = False  # the handler is built
     job: Job | None = None
@@ -40,11 +50,16 @@ class WorkerProcess:
         return self.process.pid or 0
 
 
-def start_context(entry: str) -> ForkServerContext | SpawnContext:
-    """The start method: a fork server that has loaded the entry's module, or spawn where there is none.
+def start_context(entry: str) -> Context:
+    """The start method: a fork of this process where that is safe, else a fork server that has loaded the entry's
+    module, or spawn where there is none.
 
     A program whose own fork server is running already keeps that one: workers then start more slowly.
     """
+    if _may_fork():
+        importlib.import_module(entry.partition(":")[0])  # once, for all workers
+        gc.freeze()  # what is there stays: workers need not look at it, nor have pages of their own for that
+        return multiprocessing.get_context("fork")
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -52,10 +67,19 @@ def start_context(entry: str) -> ForkServerContext | SpawnContext:
     return context
 
 
-def start_worker(start: ForkServerContext | SpawnContext, name: str, entry: str, context: object) -> WorkerProcess:
+def _may_fork() -> bool:
+    """True in a process of our own, as the command line's, that has no other thread: locks that a thread holds stay
+    locked in a fork for good. A fork server costs 0.2 CPU-s a run, as it loads again all that is loaded here."""
+    main = sys.modules.get(CHILD_MAIN)  # in other processes that is the main script itself, with its own name
+    is_ours = PRELOAD in sys.modules and main is not None and main.__name__ != CHILD_MAIN
+    return is_ours and TASKS.is_dir() and sum(1 for _ in TASKS.iterdir()) == 1
+
+
+def start_worker(start: Context, name: str, entry: str, context: object) -> WorkerProcess:
     """Start a process that builds the handler and then serves. Raises OSError or EOFError when it cannot."""
     pipe, far_end = start.Pipe()
-    process = start.Process(target=serve, args=(far_end, entry, context), name=name, daemon=True)
+    target = serve_forked if isinstance(start, ForkContext) else serve
+    process = start.Process(target=target, args=(far_end, entry, context), name=name, daemon=True)
     try:
         with safe_path():
             process.start()

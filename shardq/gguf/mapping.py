@@ -11,6 +11,7 @@ from shardq.gguf.names import TensorNames, is_float, plain_name
 from shardq.gguf.parameters import Parameters
 from shardq.gguf.rules import Piece, whole
 from shardq.gguf.tensors import OutputTensor, SourceTensor
+from shardq.regrouping import Regrouping
 
 EXPERT: Final = re.compile(r"((?:.*\.)?layers\.(\d+)\..*experts)\.(\d+)\.(\w+)\.weight")
 
@@ -31,6 +32,18 @@ def map_tensors(
         kind = piece.type or ("F32" if is_float(name, piece.shape) else None)
         found.append(OutputTensor(name, piece.shape, kind, piece.parts, piece.added, piece.negative_exp))
     return tuple(sorted(found, key=lambda tensor: tensor.type != "MXFP4"))  # codes are written before all others
+
+
+def find_inputs(
+    arch: Architecture, parameters: Parameters, source: SourceTensor
+) -> tuple[tuple[str, Regrouping | None], ...]:
+    """The tensors of the file that multiply what a matrix of the source multiplies, each with the order in which it has
+    the columns; none of those that are turned.
+
+    Raises UnsupportedSource for a matrix that the architecture has no place for, MissingPackage without gguf.
+    """
+    made = (t for t in map_tensors(arch, parameters, (source,)) if t.parts and t.parts[0].source == source.name)
+    return tuple((t.name, t.parts[0].column_order) for t in made if not t.parts[0].turned)
 
 
 def _named(

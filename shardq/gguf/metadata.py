@@ -18,6 +18,7 @@ from shardq.gguf.tensors import OutputTensor, SourceTensor
 from shardq.gguf.vocabulary import add_vocabulary, count_token_rows
 
 FILE_TYPE: Final = "general.file_type"
+COUNTED: Final = "gemma3"  # the vocabulary whose tokens have rows of the embedding, and nothing else has
 QUANTIZATION: Final = ("general.quantization_version", 2)
 
 
@@ -30,9 +31,16 @@ def find_tensors(model: ModelFiles, shards: Iterable[Iterable[SourceTensor]]) ->
     with _reading(model):
         config = model.config()
         arch, parameters = find_architecture(config), read_parameters(config)
-        if arch.vocabulary == "gemma3":
+        if arch.vocabulary == COUNTED:
             parameters = replace(parameters, token_rows=count_token_rows(model, parameters))
         return map_tensors(arch, parameters, ordered)
+
+
+def counts_tokens(model: ModelFiles) -> bool:
+    """True if `find_tensors` needs the files of the tokenizer, else config.json alone. Raises UnsupportedSource,
+    SourceUnreadable."""
+    with _reading(model):
+        return find_architecture(model.config()).vocabulary == COUNTED
 
 
 def find_metadata(

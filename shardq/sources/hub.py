@@ -107,10 +107,11 @@ class HubSource:
         remove_leftovers(target, part)
         with writing(part):
             fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        sink = FileSink(fd, part, on_bytes)
+        sink = FileSink(fd, part, on_bytes, self.link.hashes)
         try:
             reserve(fd, file.size_bytes, part)
-            sha256 = self._download(file, target, part, sink)
+            with self.link.hashes.joined():
+                sha256 = self._download(file, target, part, sink)
             with writing(target):
                 os.fsync(fd)
                 os.replace(part, target)

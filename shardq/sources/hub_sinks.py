@@ -4,7 +4,6 @@ A sink lends its own memory to the socket, so that no byte is copied on its way 
 large pieces.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Final, Protocol
 
 from shardq.files.atomic import pread_exact, pwrite_all, writing
 from shardq.files.writeback import start_writeback
+from shardq.hash_meeting import HashMeeting
 
 PIECE_BYTES: Final = 1 << 20  # written, hashed and reported at a time: large against a call, small against a cache
 _REPORT_S: Final = 0.25  # a slow link reports smaller pieces
@@ -73,7 +73,8 @@ class MemorySink:
 class FileSink:
     """Appends to a part file and hashes it on the way."""
 
-    def __init__(self, fd: int, path: Path, on_bytes: Callable[[int], None]) -> None:
+    def __init__(self, fd: int, path: Path, on_bytes: Callable[[int], None], hashes: HashMeeting) -> None:
+        self._hashes = hashes
         self._fd = fd
         self._path = path
         self._on_bytes = on_bytes
@@ -83,7 +84,7 @@ class FileSink:
         self._stored = 0  # in the file
         self._started = 0  # of these, on their way to the disk
         self._flushed_at = time.monotonic()
-        self.digest = hashlib.sha256()
+        self.digest = self._hashes.new_digest()
 
     @property
     def size_bytes(self) -> int:
@@ -102,7 +103,7 @@ class FileSink:
         while self._stored < here:
             piece = self._buffer[: here - self._stored]
             pread_exact(self._fd, piece, self._stored, self._path.name)
-            self.digest.update(piece)
+            self._hashes.update(self.digest, piece)
             self._stored += len(piece)
             self._on_bytes(len(piece))
 
@@ -126,7 +127,7 @@ class FileSink:
         piece = self._buffer[self._kept : self._filled]
         with writing(self._path):
             pwrite_all(self._fd, piece, self._stored)
-        self.digest.update(piece)
+        self._hashes.update(self.digest, piece)
         self._kept = self._filled  # the buffer goes on where it is: its rest may be lent
         self._stored += len(piece)
         if self._stored - self._started >= _WRITEBACK_BYTES:  # so that the last fsync has little left to do
@@ -139,5 +140,5 @@ class FileSink:
             os.ftruncate(self._fd, 0)
         taken, self._stored = self._stored, 0
         self._filled = self._kept = self._started = 0
-        self.digest = hashlib.sha256()
+        self.digest = self._hashes.new_digest()
         self._on_bytes(-taken)

@@ -14,6 +14,7 @@ from urllib.parse import urljoin
 
 from shardq.errors import HubTransfer
 from shardq.files.atomic import reading
+from shardq.hash_meeting import HashMeeting
 from shardq.pace import Pace
 from shardq.sources.hub_dial import Connection, Origin, Pool, origin
 from shardq.sources.hub_errors import RETRY_STATUSES, Gate, RetryPolicy, explain_hub_error, server_wait_s, sleep_ticking
@@ -64,7 +65,7 @@ def token_header() -> dict[str, str]:
 
 
 class Link:
-    """What the transfers of one source share: connections, patience, pace, and the pauses that the server asks for.
+    """What the transfers of one source share: connections, patience, pace, hashes, and the pauses that servers ask for.
 
     Not the library's HTTP client: that one is closed under all threads when one of them fails to connect.
     """
@@ -75,6 +76,7 @@ class Link:
         self.gate = Gate()
         self.pace = pace or Pace()
         self.pool = Pool()
+        self.hashes = HashMeeting()
 
 
 class Transfer:

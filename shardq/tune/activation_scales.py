@@ -4,6 +4,11 @@ matrix of a block while the samples run through it.
 As auto-round 0.16.1 (`AlgorithmComposer._register_act_max_hooks`) and llm-compressor 0.14 (`StaticMinMaxObserver`) find
 it: the block has its own weights, and the inputs that it is tuned with. Activations are not quantized on their way.
 Matrices that a server runs as one share the largest; an expert that no token goes to gets the largest of its siblings.
+
+The order is auto-round's (`AlgorithmComposer.compress_block`): AWQ scales the block first, then the largest magnitudes
+are collected, then codes are found. Where norms and biases are learned beside codes, auto-round keeps what it collected
+before, times a factor that it learns (`act_max_scale`, at most 1). Here the block runs once more, with the codes, norms
+and biases that a server gets, and these magnitudes are written; those of before are what rounding is learned under.
 """
 
 import math

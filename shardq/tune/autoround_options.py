@@ -46,13 +46,17 @@ PARTS: Final[Mapping[str, tuple[Row, ...]]] = MappingProxyType({
         _row("--template", "", "a dataset of chats takes the tokenizer's own template"),
     ),
     "Memory and devices": (
-        _row("--device_map --device --devices", SAME, "one device: a block is computed on it; default `cpu`"),
+        _row(
+            "--device_map --device --devices", SAME,
+            "`auto`, or devices, as `0,1`, which matrices are dealt out to by their bytes; no mapping of modules; "
+            "default `cpu`",
+        ),
         _row("--low_gpu_mem_usage", SAME, "hidden states stay in main memory"),
         _row("--low_cpu_mem_usage", "the only way", "one block is in memory; --max-ram limits hidden states"),
         _row("--disable_low_cpu_mem_usage", "", "a model is never in memory as a whole"),
         _row("--disable_amp", SAME, "`--dtype float32`; without it blocks are computed in the model's own type"),
-        _row("--enable_torch_compile", "", "blocks are not compiled: codes would depend on the compiler"),
-        _row("--disable_torch_compile", "the only way", "leave it out"),
+        _row("--enable_torch_compile", SAME, "what SignRound computes of rounding; off by default"),
+        _row("--disable_torch_compile", SAME, "the default"),
         _row("--enable_deterministic_algorithms", SAME, "on a CPU a run is repeatable without it"),
     ),
     "What is quantized": (

@@ -42,10 +42,12 @@ def _hooked(block: nn.Module, sites: Sequence[Site], seen: Sequence[Seen], optio
     try:
         for site, own in zip(sites, seen, strict=True):
             first = site.behind[0].place.parameter.rpartition(".")[0]
-            handles.append(block.get_submodule(first).register_forward_pre_hook(_input_hook(site, own, options)))
+            # before what takes an input to the device of its matrix: what is seen stays where the block's inputs are
+            hook = _input_hook(site, own, options)
+            handles.append(block.get_submodule(first).register_forward_pre_hook(hook, prepend=True))
             if len(site.behind) > 1 and options.awq_loss == "output":
-                hook = _call_hook(own)
-                handles.append(site.module(block).register_forward_pre_hook(hook, with_kwargs=True))
+                module = site.module(block)
+                handles.append(module.register_forward_pre_hook(_call_hook(own), prepend=True, with_kwargs=True))
         yield
     finally:
         for handle in handles:

@@ -5,7 +5,7 @@ Source: as of awq.py. Inputs are those of the block as it was: scaling does not 
 know nothing of each other. A norm is rounded to what is stored before its columns are scaled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +26,7 @@ from shardq.tune.awq import (
 )
 from shardq.tune.awq_inputs import Seen, record_inputs
 from shardq.tune.awq_sites import Site
-from shardq.tune.block_rtn import importance_by
+from shardq.tune.inputs import importance_by
 from shardq.tune.settings import AwqOptions
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Changes, Ranges, Work, largest_of, quantize_alone
@@ -80,7 +80,9 @@ def search_factors(work: Work, site: Site, seen: Seen, options: AwqOptions) -> T
     if seen.magnitudes is None:
         return None
     inputs = (seen.magnitudes / seen.tokens).float()
-    weights = mean_weights((s.weight(work.block), s.scheme.group_columns(s.shape[1])) for s in site.behind)
+    weights = torch.ones_like(inputs)  # which duo candidates look at alone
+    if any(duo for _, duo in options.candidates):
+        weights = mean_weights((_near(work, s), s.scheme.group_columns(s.shape[1])) for s in site.behind)
     wanted = [_output(site.module(work.block)(*args, **kwargs)) for args, kwargs in seen.calls]
     least, best = float("inf"), None
     for ratio, duo in options.candidates:
@@ -91,21 +93,19 @@ def search_factors(work: Work, site: Site, seen: Seen, options: AwqOptions) -> T
     return best
 
 
-def _loss(
-    work: Work, site: Site, seen: Seen, wanted: Sequence[Tensor], factors: Tensor, options: AwqOptions
-) -> float:
+def _loss(work: Work, site: Site, seen: Seen, wanted: Sequence[Tensor], factors: Tensor, options: AwqOptions) -> float:
     """Sum of squares of what codes of scaled matrices change of the module's output, or as if each column changed it
     alone."""
-    values = _coded(work, site, factors, seen.squares if options.awq_codes == "searched" else None)
+    made = _coded(work, site, factors, seen.squares if options.awq_codes == "searched" else None)
     if options.awq_loss == "inputs":
-        assert seen.squares is not None
-        changes = (s.weight(work.block).float() - values[s.tensor].float() for s in site.behind)
-        return sum(float((change.square().sum(0) * seen.squares).sum()) for change in changes)
+        squares = seen.squares
+        assert squares is not None
+        return sum(float((_change(work, s, values).square_().sum(0) * squares).sum()) for s, values in made)
     if seen.products:
-        (s,) = site.behind
-        return seen.products.squares(s.weight(work.block).float() - values[s.tensor].float())
+        ((s, values),) = made
+        return seen.products.squares(_change(work, s, values))
     prefix = f"{site.parent}." if site.parent else ""
-    weights = {s.place.parameter.removeprefix(prefix): values[s.tensor] for s in site.behind}
+    weights = {s.place.parameter.removeprefix(prefix): values.to(s.weight(work.block).device) for s, values in made}
     module = site.module(work.block)
     total = 0.0
     for (args, kwargs), right in zip(seen.calls, wanted, strict=True):
@@ -114,22 +114,27 @@ def _loss(
     return total
 
 
-def _coded(work: Work, site: Site, factors: Tensor, squares: Tensor | None) -> dict[str, Tensor]:
+def _coded(work: Work, site: Site, factors: Tensor, squares: Tensor | None) -> Iterator[tuple[Subject, Tensor]]:
     """What matrices are when their codes are scaled back, in the type that is computed with: the nearest codes, or with
-    sums of squares of what comes in [columns] those of searched scales."""
+    sums of squares of what comes in [columns] those of searched scales. One after the other, for who needs no two."""
     exact = factors
     if site.norm:
         norm = work.block.get_parameter(site.norm.parameter)
         exact = split_norm(norm, site.adds, factors, site.norm.stored)[1]
-    scaled = {s.tensor: s.weight(work.block).float() * exact for s in site.behind}
-    amax = largest_of(work, scaled)
     importance = None if squares is None else importance_by((squares / exact.double().square()).cpu().numpy())
-    made = {}
+    reaching = [s for s in site.behind if s.reach]
+    amax = largest_of(work, {s.tensor: _near(work, s).float() * exact for s in reaching}) if reaching else {}
     for s in site.behind:
-        weight = s.weight(work.block)
-        values = _decoded(work, s, scaled[s.tensor].to(weight.dtype).float(), amax.get(s.tensor), importance)
-        made[s.tensor] = (values / exact).to(weight.dtype)
-    return made
+        weight = _near(work, s)
+        scaled = (weight.float() * exact).to(weight.dtype).float()
+        values = _decoded(work, s, scaled, amax.get(s.tensor), importance)
+        del scaled
+        yield s, values.div_(exact).to(weight.dtype)
+
+
+def _change(work: Work, s: Subject, values: Tensor) -> Tensor:
+    """How far a matrix is from other values, fp32, in place of these where they are fp32, too."""
+    return values.float().sub_(_near(work, s).float())
 
 
 def _decoded(
@@ -141,7 +146,7 @@ def _decoded(
 
 def _clip(work: Work, s: Subject, seen: Seen, changes: Changes) -> tuple[Tensor, Tensor]:
     """The range of each group that changes least of its part of the output, [rows, groups] each end."""
-    weight = s.weight(work.block).float()
+    weight = _near(work, s).float()
     group = s.scheme.group_columns(s.shape[1])
     grouped, amax = in_groups(weight, group), largest_of(work).get(s.tensor)
     factors = changes.columns.get(s.tensor, torch.ones_like(weight[0]))
@@ -155,7 +160,8 @@ def _clip(work: Work, s: Subject, seen: Seen, changes: Changes) -> tuple[Tensor,
         better = errors < least
         least = torch.where(better, errors, least)
         best = [torch.where(better, end[..., 0], old) for end, old in zip(ends, best, strict=True)]
-    return best[0], best[1]
+    device = s.weight(work.block).device
+    return best[0].to(device), best[1].to(device)
 
 
 def _clamp(weight: Tensor, s: Subject, low: Tensor, high: Tensor) -> None:
@@ -171,4 +177,9 @@ def _output(found: Any) -> Tensor:
 
 def _multiply(weight: Tensor, factors: Tensor) -> None:
     """In fp32, rounded once to the weight's type."""
-    weight.copy_(weight.float() * factors)
+    weight.copy_(weight.float() * factors.to(weight.device))
+
+
+def _near(work: Work, s: Subject) -> Tensor:
+    """A matrix where the block's inputs are; not a view where it lies elsewhere."""
+    return s.weight(work.block).to(work.inputs.device)

@@ -7,10 +7,11 @@ those that get the hidden states: their H is of all tokens. The second matrix of
 that the router gives it, or of all where these are fewer than it has columns.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -21,6 +22,8 @@ from shardq.tune.inputs import SECOND, between, first_of, given
 from shardq.tune.settings import GptqOptions
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Codes, Work, largest_of, put_codes, quantize_alone, rows_of
+
+TOGETHER: Final = 1 << 23  # weights of matrices that one call quantizes, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +165,8 @@ def _hessian_of(work: Work, module: str) -> Any:
 
 @contextmanager
 def _hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    handles = [module.register_forward_pre_hook(hook) for module, hook in hooks.items()]
+    # before what takes an input to the device of its matrix: matrices that share one get the same tensor
+    handles = [module.register_forward_pre_hook(hook, prepend=True) for module, hook in hooks.items()]
     try:
         yield
     finally:
@@ -171,12 +175,16 @@ def _hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
 
 
 def _alike(subjects: Sequence[Subject], amax: Mapping[str, float]) -> list[list[Subject]]:
-    """Matrices that one call quantizes, one below the other: rows know nothing of each other."""
-    groups: dict[Any, list[Subject]] = {}
+    """Matrices that one call quantizes, one below the other: rows know nothing of each other. Together they are copied,
+    so that those with many weights stay alone."""
+    groups: dict[Any, list[list[Subject]]] = {}
     for s in subjects:
         alone = s.tensor if s.shape[0] % s.scheme.group_rows else ""
-        groups.setdefault((s.scheme, s.dtype, amax.get(s.tensor), alone), []).append(s)
-    return list(groups.values())
+        of = groups.setdefault((s.scheme, s.dtype, amax.get(s.tensor), alone), [[]])
+        if of[-1] and sum(math.prod(other.shape) for other in (*of[-1], s)) > TOGETHER:
+            of.append([])
+        of[-1].append(s)
+    return [group for of in groups.values() for group in of]
 
 
 def _split(made: Quantized, subjects: Sequence[Subject]) -> Iterator[Quantized]:

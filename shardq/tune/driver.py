@@ -28,6 +28,7 @@ from shardq.tune.blocks import BlockModel
 from shardq.tune.chain import Chain, begin_chain
 from shardq.tune.data import Samples, load_samples
 from shardq.tune.data_self import sample_self
+from shardq.tune.device_moves import Devices, find_devices
 from shardq.tune.devices import deterministic
 from shardq.tune.disk import check_disk
 from shardq.tune.norms_biases import find_plain
@@ -35,6 +36,7 @@ from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.passes import Run, find_borrowed
 from shardq.tune.result import TuneResult
 from shardq.tune.rounding import check_scheme
+from shardq.tune.settings import CPU
 from shardq.tune.subjects import check_left, find_parameters, find_subjects
 from shardq.tune.tokenizing import Tokenizer, open_tokenizer
 from shardq.tuned import TunedWriter
@@ -61,7 +63,11 @@ def tune_blocks(
     folder that another run works in, RecipeChanged for one that was begun otherwise, BudgetTooSmall for one that must
     not become as large, and what planning and reading raise."""
     _refuse(recipe)
-    options.compute.place()
+    device = options.compute.place()
+    if options.codes == "signround" and options.signround.enable_torch_compile:
+        from shardq.tune.compiling import check_compiler  # brings torch's compiler along
+
+        check_compiler(device)
     dtype = None if options.precision == "auto" else getattr(torch, options.precision)
     with ExitStack() as stack:
         stack.enter_context(deterministic(options.compute.enable_deterministic_algorithms))
@@ -82,8 +88,9 @@ def tune_blocks(
         resumed = next((i for i, name in enumerate(names) if not writer.has(name)), len(names))
         ids, dropped = _samples(model, options, open_tokenizer(source, trust_remote_code), place)
         if resumed < len(names) or (subjects.head and not writer.has(subjects.head.module)):
+            chain = _begin(model, ids, options, place)
             run = Run(
-                model, options, place.folder, writer, _begin(model, ids, options, place), subjects,
+                model, options, place.folder, writer, chain, _find_devices(options, chain), subjects,
                 find_parameters(model), sites, find_plain(model, plan),
             )  # fmt: skip
             run.go(lambda done: report(done, len(names)) if report else None)
@@ -116,6 +123,15 @@ def _begin(model: BlockModel, ids: torch.Tensor, options: TuneOptions, place: Pl
         max_ram_bytes=place.max_ram_bytes, folder=place.folder,
         device=options.compute.place(), resident=not options.compute.low_gpu_mem_usage,
     )  # fmt: skip
+
+
+def _find_devices(options: TuneOptions, chain: Chain) -> Devices:
+    ways = [way.hidden for way in (chain.inputs, chain.plain) if way is not None]
+    taken = sum(hidden.numel() * hidden.element_size() for hidden in ways if hidden.device.type != CPU)
+    compute = options.compute
+    return find_devices(
+        compute.places(), named=not compute.is_auto, learned=options.codes == "signround", taken_bytes=taken
+    )
 
 
 def _samples(model: BlockModel, options: TuneOptions, tokenizer: Tokenizer, place: Place) -> tuple[torch.Tensor, int]:

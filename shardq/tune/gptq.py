@@ -24,14 +24,15 @@ from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import Scheme
 from shardq.search import default_search
+from shardq.tune.inputs import importance_by
 from shardq.tune.settings import Order, Scales
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
 
-FLOOR: Final = 1e-4  # of the mean: what a column's importance is at least (quality.md, section 6 D)
 MOST_DAMPING: Final = 1.0
 STATS: Final = 6  # figures of a row
+ERROR_ROWS: Final = 256  # of which errors are found at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +86,10 @@ def quantize_gptq(
     chosen = np.argsort(-diagonal, kind="stable") if order == "static" else np.arange(columns)
     factor, used = _factor(torch.from_numpy(hessian), torch.from_numpy(chosen), damping, shrinkage)
     codes = _sweep(weight, factor.float(), chosen, _Columns(start, scheme, kernels, columns), block)
+    del factor  # as large as H
     moved = Quantized(codes, start.scales, start.zeros, start.biases, start.global_scale)
-    nearest_errors = _errors(weight, decode_rows(start, scheme, kernels), hessian)
-    errors = _errors(weight, decode_rows(moved, scheme, kernels), hessian)
+    nearest_errors = _errors(weight, start, hessian, scheme, kernels)
+    errors = _errors(weight, moved, hessian, scheme, kernels)
     worse = errors >= nearest_errors
     codes[worse] = start.codes[worse]
     return Compensated(moved, used, nearest_errors, np.where(worse, nearest_errors, errors))
@@ -105,8 +107,7 @@ def _find_scales(
     """The scales that stay, and the nearest codes under them. Raises NonFiniteWeight."""
     rows, columns = weight.shape
     buffers = Buffers(*(np.zeros(shape, kind) for shape, kind in buffer_shapes(rows, columns, scheme)))
-    mean = float(diagonal.mean())
-    importance = np.maximum(diagonal / mean, FLOOR).astype(np.float32) if mean > 0 else None
+    importance = importance_by(diagonal)
     search = default_search(scheme, weighted=importance is not None) if scales == "search" else None
     stats = np.empty((rows, STATS))
     found, bad = quantize_rows(
@@ -122,15 +123,20 @@ def _factor(
 ) -> tuple[torch.Tensor, float]:
     """U, upper, with U^T U = (shrunk H + damping)^-1 in the chosen order; and the damping that it took. Raises
     BadOption."""
-    ordered = torch.lerp(hessian, hessian.diagonal().diag(), shrinkage)[chosen][:, chosen]
-    mean = ordered.diagonal().mean().item() or 1.0
-    while True:
-        damped = ordered + torch.eye(len(ordered), dtype=ordered.dtype) * (damping * mean)
+    own = hessian.diagonal()[chosen]
+    mean = own.mean().item() or 1.0
+    while True:  # of what is as large as H two at a time, beside H itself
+        damped = hessian[chosen][:, chosen]
+        damped.lerp_(damped.new_zeros(()), shrinkage)
+        damped.diagonal().copy_(own + damping * mean)
         damped.diagonal()[damped.diagonal() == 0] = mean  # such a column has no part in anything
         lower, failed = torch.linalg.cholesky_ex(damped)
+        del damped
         if not failed:
             inverse = torch.cholesky_inverse(lower)
+            del lower
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            del inverse
         if not failed and bool(torch.isfinite(upper).all()):
             return upper, damping
         if damping >= MOST_DAMPING:
@@ -194,8 +200,14 @@ def _sweep(
     return codes
 
 
-def _errors(weight: NDArray[np.float32], made: NDArray[np.float32], hessian: NDArray[Any]) -> NDArray[np.float64]:
-    """e H e^T of each row."""
-    e = torch.from_numpy(weight - made).to(torch.from_numpy(hessian).dtype)
-    found: NDArray[np.float64] = ((e @ torch.from_numpy(hessian)).double() * e.double()).sum(1).numpy()
+def _errors(
+    weight: NDArray[np.float32], q: Quantized, hessian: NDArray[Any], scheme: Scheme, kernels: "KernelSet"
+) -> NDArray[np.float64]:
+    """e H e^T of each row, e what its codes err."""
+    h = torch.from_numpy(hessian)
+    found = np.empty(len(weight))
+    for begin in range(0, len(weight), ERROR_ROWS):
+        rows = slice(begin, begin + ERROR_ROWS)
+        e = torch.from_numpy(weight[rows] - decode_rows(q.rows(rows), scheme, kernels)).to(h.dtype)
+        found[rows] = ((e @ h).double() * e.double()).sum(1).numpy()
     return found

@@ -7,14 +7,20 @@ Source: llama.cpp, tools/imatrix/imatrix.cpp (`save_imatrix`): `X.in_sum2` F32 [
 
 import os
 from collections import defaultdict
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
-from shardq.errors import BadImportance
+from shardq.errors import BadImportance, MissingPackage, UnsupportedSource
 from shardq.files.atomic import write_atomic
 from shardq.files.gguf import GgufSpec, KeyValue, padding, plan_gguf
+from shardq.gguf.architectures import find_architecture
+from shardq.gguf.mapping import find_inputs
+from shardq.gguf.parameters import read_parameters
+from shardq.gguf.tensors import SourceTensor
 from shardq.imatrix_names import find_wanted
+from shardq.regrouping import Regrouping
 from shardq.tune.stats import Moment, Statistics
 
 CHUNK_TOKENS: Final = 512  # llama-imatrix's default
@@ -45,16 +51,33 @@ def write_imatrix(statistics: Statistics, path: str | os.PathLike[str], chunk_to
 
 
 def _tensors(statistics: Statistics) -> tuple[dict[str, dict[int, Moment]], tuple[str, ...]]:
-    """Tensor of llama.cpp -> its slices by number."""
+    """Tensor of llama.cpp -> its slices by number; and the modules that have none."""
     found: dict[str, dict[int, Moment]] = defaultdict(dict)
     unnamed = []
     for module, moment in statistics.modules.items():
         wanted = find_wanted(module)
-        if wanted is None:
-            unnamed.append(module)
-        else:
+        if wanted is not None:
             found[wanted.tensors[0]][wanted.expert or 0] = moment
+            continue
+        converted = _converted(statistics, module)
+        for tensor, order in converted:
+            squares = moment.squares if order is None else order.apply(moment.squares, 0)
+            found[tensor][0] = replace(moment, squares=squares)
+        if not converted:
+            unnamed.append(module)
     return found, tuple(unnamed)
+
+
+def _converted(statistics: Statistics, module: str) -> tuple[tuple[str, Regrouping | None], ...]:
+    """What llama.cpp's converter makes of a module that the table of names does not have, as of linear attention."""
+    shape, config = statistics.shapes.get(module), statistics.config
+    if shape is None:
+        return ()
+    try:
+        arch, parameters = find_architecture(config), read_parameters(config)
+        return find_inputs(arch, parameters, SourceTensor(f"{module}.weight", shape))
+    except (UnsupportedSource, MissingPackage):
+        return ()  # the caller is told its name
 
 
 def _pairs(statistics: Statistics, chunk_tokens: int) -> list[KeyValue]:

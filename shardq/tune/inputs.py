@@ -17,6 +17,7 @@ from shardq.errors import UnsupportedSource
 Experts = Literal["all", "routed"]
 FIRST: Final = ("gate_up_proj", "up_proj")  # parameters of stacks with the input of the experts
 SECOND: Final = "down_proj"
+FLOOR: Final = 1e-4  # of the mean: what a column's importance is at least (quality.md, section 6 D)
 SORTED: Final = ("Llama4TextExperts",)  # each expert gets a row of every token, 0 for those that are not its own
 
 
@@ -43,6 +44,13 @@ def squares(rows: torch.Tensor) -> NDArray[np.float64]:
     return found
 
 
+def importance_by(squares: NDArray[np.float64]) -> NDArray[np.float32] | None:
+    """What an error counts in columns, from sums or means of squares [columns]: these beside their mean, none below
+    FLOOR; None where nothing came in."""
+    mean = float(squares.mean())
+    return np.maximum(squares / mean, FLOOR).astype(np.float32) if mean > 0 else None
+
+
 @contextmanager
 def recording(module: nn.Module, name: str, experts: Experts) -> Iterator[Inputs]:
     """Record while the block `module`, which is called `name`, runs. Raises UnsupportedSource for experts of a form
@@ -65,7 +73,8 @@ def recording(module: nn.Module, name: str, experts: Experts) -> Iterator[Inputs
 def is_stacks(module: nn.Module, name: str) -> bool:
     """True for a module with experts as stacks, in the form that transformers 5 gives to most of them, or that of
     Llama 4. Raises UnsupportedSource for another form."""
-    stacks = [n for n, p in module.named_parameters(recurse=False) if p.ndim == 3 and p.shape[0] > 1]
+    least = 1 if hasattr(module, "num_experts") else 2  # one device may have one expert
+    stacks = [n for n, p in module.named_parameters(recurse=False) if p.ndim == 3 and p.shape[0] >= least]
     if not stacks or "conv" in name:
         return False
     known = all(hasattr(module, word) for word in ("is_transposed", "has_bias", "has_gate", SECOND))
@@ -148,6 +157,11 @@ def between(module: Any, rows: torch.Tensor, first: str, index: int) -> torch.Te
 def first_of(module: Any) -> str:
     """The parameter with the input of the experts."""
     return FIRST[0] if _is_sorted(module) or module.has_gate else FIRST[1]
+
+
+def is_cuttable(module: nn.Module) -> bool:
+    """True for stacks whose module is told which experts each token goes to, so that some of them can be elsewhere."""
+    return not _is_sorted(module)
 
 
 def _is_sorted(module: nn.Module) -> bool:

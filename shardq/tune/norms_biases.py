@@ -80,6 +80,14 @@ def make_free_units(
             yield _make_unit(block, p, rates[s.place.parameter])
 
 
+@torch.no_grad()
+def put_learned(block: nn.Module, plain: Mapping[str, Plain], learned: Mapping[str, Tensor]) -> None:
+    """Give parameters of a block what was learned of them, by tensor."""
+    for name, p in plain.items():
+        if p.tensor in learned:
+            block.get_parameter(name).copy_(learned[p.tensor])
+
+
 def _make_unit(block: nn.Module, plain: Plain, rate: float) -> FreeUnit:
     weight = block.get_parameter(plain.parameter).detach().float()
     return FreeUnit(plain, weight, Learned(torch.zeros_like(weight, requires_grad=True), ()), rate)

@@ -20,8 +20,10 @@ from shardq.tune.block_gptq import tune_gptq
 from shardq.tune.block_rtn import tune_by_importance, tune_nearest
 from shardq.tune.blocks import BlockModel
 from shardq.tune.chain import Chain
+from shardq.tune.device_moves import Devices, lay_out
 from shardq.tune.groups import Group, group_batch, group_subjects
 from shardq.tune.head import Logits, head_inputs, head_options
+from shardq.tune.norms_biases import put_learned
 from shardq.tune.options import TuneOptions
 from shardq.tune.served import serving
 from shardq.tune.signround import Beside, tune_signround
@@ -73,6 +75,7 @@ class Run:
     folder: Path
     writer: TunedWriter
     chain: Chain
+    devices: Devices
     subjects: Subjects
     parameters: tuple[Mapping[str, str], ...]  # of blocks, by tensors that they are
     sites: tuple[tuple[Site, ...], ...] | None  # of each block where AWQ scales
@@ -100,16 +103,16 @@ class Run:
         with ExitStack() as stack:
             blocks = []
             for index in range(first, stop):
-                blocks.append(stack.enter_context(self.model.block(index)).to(self.device))
+                blocks.append(stack.enter_context(self.model.block(index)))
                 self.model.prefetch(index + 1)
+            of_blocks = lay_out(blocks, self.subjects.blocks[first:stop], self.devices)
             wanted = self.chain.enter(blocks, first)
             if all(map(self.writer.has, names)):
-                of_blocks = zip(names, self.subjects.blocks[first:stop], strict=True)
-                stored = [read_stored(self.folder, name, own) for name, own in of_blocks]
+                stored = [read_stored(self.folder, n, own) for n, own in zip(names, of_blocks, strict=True)]
             else:
-                stored = self._tune(blocks, first, stop, wanted)
+                stored = self._tune(blocks, first, of_blocks, wanted)
             if stop < len(self.model.block_names) or self.subjects.head:
-                self._leave(blocks, first, stored)
+                self._leave(blocks, first, of_blocks, stored)
 
     def head(self, subject: Subject) -> None:
         """Tune the output projection, behind all blocks."""
@@ -123,11 +126,12 @@ class Run:
             found = tune_block(work, options, Around(self.model.checkpoint.config))
         self._write(subject.module, (subject,), found, {})
 
-    def _tune(self, blocks: Sequence[nn.Module], first: int, stop: int, wanted: Targets | None) -> list[Stored]:
-        of_blocks = self.subjects.blocks[first:stop]
+    def _tune(
+        self, blocks: Sequence[nn.Module], first: int, of_blocks: Sequence[tuple[Subject, ...]], wanted: Targets | None
+    ) -> list[Stored]:
         seed = self.options.data.seed + SEEDS * first  # another order of samples for each block
         work = _work_on(blocks, first, of_blocks, self.chain.inputs, wanted, seed)
-        plain = self.plain[first] if len(blocks) == 1 else _joined(self.plain[first:stop])
+        plain = self.plain[first] if len(blocks) == 1 else _joined(self.plain[first : first + len(blocks)])
         sites = self.sites[first] if self.sites else ()
         found = tune_block(work, self.options, Around(self.model.checkpoint.config, sites, plain))
         stored = []
@@ -138,11 +142,16 @@ class Run:
             stored.append(Stored(found.codes, found.scales, changed))
         return stored
 
-    def _leave(self, blocks: Sequence[nn.Module], first: int, stored: Sequence[Stored]) -> None:
+    def _leave(
+        self,
+        blocks: Sequence[nn.Module],
+        first: int,
+        of_blocks: Sequence[tuple[Subject, ...]],
+        stored: Sequence[Stored],
+    ) -> None:
         """Go on with the weights that a server has, and with activations as it has them."""
         with ExitStack() as served:
-            for index, (block, there) in enumerate(zip(blocks, stored, strict=True), first):
-                own = self.subjects.blocks[index]
+            for index, (block, own, there) in enumerate(zip(blocks, of_blocks, stored, strict=True), first):
                 put_codes(block, own, there.codes, load())
                 put_replaced(block, self.parameters[index], there.replaced)
                 served.enter_context(serving(block, own if self.options.enable_act_quant else (), there.scales))
@@ -159,8 +168,14 @@ def tune_block(work: Work, options: TuneOptions, around: Around) -> Found:
     changes, ranges = scale_block(work, around.sites, options.awq) if around.sites else (Changes(), None)
     scales = find_input_scales(work, around.config)
     if options.codes == "signround":
+        learned = Changes()
         with serving(work.block, work.subjects if options.enable_act_quant else (), scales):
-            codes = tune_signround(work, options.signround, ranges, Beside(around.plain, changes))
+            codes = tune_signround(work, options.signround, ranges, Beside(around.plain, learned))
+        if scales and learned.replaced:
+            put_codes(work.block, work.subjects, codes, work.kernels)
+            put_learned(work.block, around.plain, learned.replaced)
+            scales = find_input_scales(work, around.config)
+        changes.replaced.update(learned.replaced)
     elif options.codes == "gptq":
         codes = tune_gptq(work, options.gptq)
     else:

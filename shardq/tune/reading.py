@@ -1,9 +1,14 @@
 """The tensors of a block from the shards: every byte once, in few ranges, side by side, ahead of their use."""
 
+import math
+import mmap
+import os
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from threading import Lock
 from typing import Final
 
@@ -21,6 +26,7 @@ from shardq.sources.base import FileReader, Source
 from shardq.weights import is_turned, kept_shape
 
 PIECE_BYTES: Final = 32 << 20  # read at once, and freed at once
+LOCAL_PIECE_BYTES: Final = 4 << 20  # the same of files on this machine, where a request costs nothing
 AHEAD: Final = 3  # pieces under way of a tensor that nobody has asked for before
 NEAR_BYTES: Final = 1 << 18  # between rows that are read together, and read at once of them
 TILE_WEIGHTS: Final = 1 << 20  # decoded at once
@@ -67,13 +73,23 @@ class BlockReader:
         self._pool = ThreadPoolExecutor(REMOTE_READERS if source.remote else LOCAL_READERS, "shardq-blocks")
         self._idle: dict[str, list[FileReader]] = defaultdict(list)
         self._lock = Lock()
+        self._piece_bytes = PIECE_BYTES if source.remote else LOCAL_PIECE_BYTES
 
     def fetch(self, tensors: Sequence[TensorRef], whole: bool) -> "Fetched":
-        """Begin to read some tensors: `whole`, all bytes of all of them, or each when it is taken."""
-        fetched = Fetched(tensors, _pieces(tensors), self._kernels, self._begin)
-        if whole:
-            fetched.begin()
+        """Begin to read some tensors: `whole`, all bytes of all of them, or each when it is taken. What lies in files
+        of this machine comes no nearer than into the system's cache before it is taken, which costs no memory that
+        cannot be given back."""
+        fetched = Fetched(tensors, self._piece_bytes, self._kernels, self._begin)
+        for piece in fetched.pieces() if whole else ():
+            self._expect(piece)
         return fetched
+
+    def _expect(self, piece: Piece) -> None:
+        path = self._source.local_path(piece.shard)
+        if path is None:
+            self._begin(piece)
+        elif hasattr(os, "posix_fadvise"):
+            self._pool.submit(_bring_near, path, piece.begin, piece.end)
 
     def fetch_rows(self, t: TensorRef, rows: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A matrix of floats that are stored as they are, of which only some rows, rising, are read: the others are
@@ -81,7 +97,7 @@ class BlockReader:
         assert t.shape is not None
         stored = TORCH[t.dtype or ""]
         row_bytes = t.shape[1] * stored.itemsize
-        made = torch.from_numpy(np.zeros(t.shape, f"i{dtype.itemsize}")).view(dtype)
+        made = _zeros(t.shape, dtype)
         spans = [(t.begin + row * row_bytes, t.begin + (row + 1) * row_bytes) for row in rows]
         step = max(1, NEAR_BYTES // row_bytes) * row_bytes
         windows = [span for near in _joined(spans, NEAR_BYTES) for span in _cut(*near, step)]
@@ -124,21 +140,20 @@ class Fetched:
     def __init__(
         self,
         tensors: Sequence[TensorRef],
-        pieces: Mapping[str, Sequence[Piece]],
+        piece_bytes: int,
         kernels: KernelSet,
         begin: Callable[[Piece], None],
     ) -> None:
         self._tensors = {t.name: t for t in tensors}
-        self._pieces, self._begin = pieces, begin
-        self._starts = {shard: [p.begin for p in of] for shard, of in pieces.items()}
-        self._kernels = kernels
+        self._pieces = _pieces(tensors, piece_bytes)
+        self._starts = {shard: [p.begin for p in of] for shard, of in self._pieces.items()}
+        self._piece_bytes, self._kernels, self._begin = piece_bytes, kernels, begin
         for p in (p for t in tensors for span in _spans(t) for p in self._over(*span)):
             p.users += 1
 
-    def begin(self) -> None:
-        """Read all of it in the background."""
-        for p in (p for of in self._pieces.values() for p in of):
-            self._begin(p)
+    def pieces(self) -> Iterator[Piece]:
+        """All that is read."""
+        return (p for of in self._pieces.values() for p in of)
 
     def take(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """A tensor as the checkpoint has it, once: floats in `dtype`, others in their own type; encoded ones decoded in
@@ -158,7 +173,7 @@ class Fetched:
             raise UnsupportedSource(f"{t.name} in {t.shard} has the type {t.dtype}: no block can be made of it")
         made = torch.empty(t.shape, dtype=dtype if stored.is_floating_point else stored)
         flat, at = made.reshape(-1), 0
-        for begin in range(t.begin, t.end, step := PIECE_BYTES // stored.itemsize * stored.itemsize):
+        for begin in range(t.begin, t.end, step := self._piece_bytes // stored.itemsize * stored.itemsize):
             for p in self._over(t.shard, begin, min(t.end, begin + AHEAD * step)):
                 self._begin(p)
             raw = np.empty(min(step, t.end - begin), np.uint8)
@@ -223,13 +238,13 @@ def _spans(t: TensorRef) -> Iterator[tuple[str, int, int]]:
                 yield part.shard, begin, end
 
 
-def _pieces(tensors: Sequence[TensorRef]) -> dict[str, list[Piece]]:
-    """All bytes of some tensors in pieces, by shard and in order: neighbours together, up to PIECE_BYTES."""
+def _pieces(tensors: Sequence[TensorRef], size_bytes: int) -> dict[str, list[Piece]]:
+    """All bytes of some tensors in pieces, by shard and in order: neighbours together, up to a size."""
     spans: dict[str, list[Span]] = defaultdict(list)
     for t in tensors:
         for shard, begin, end in _spans(t):
             spans[shard].append((begin, end))
-    pieces = {shard: [s for near in _joined(of) for s in _cut(*near, PIECE_BYTES)] for shard, of in spans.items()}
+    pieces = {shard: [s for near in _joined(of) for s in _cut(*near, size_bytes)] for shard, of in spans.items()}
     return {shard: [Piece(shard, *span) for span in of] for shard, of in pieces.items()}
 
 
@@ -251,6 +266,23 @@ def _joined(spans: list[Span], gap_bytes: int = 0) -> Iterator[Span]:
 def _cut(begin: int, end: int, size_bytes: int) -> Iterator[Span]:
     for at in range(begin, end, size_bytes):
         yield at, min(end, at + size_bytes)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Of which only pages that are written to take memory. (numpy asks for huge ones, each of which has many rows.)"""
+    size_bytes = math.prod(shape) * dtype.itemsize
+    pages = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).reshape(shape)
+
+
+def _bring_near(path: Path, begin: int, end: int) -> None:
+    """Have the system read some bytes of a file into its cache."""
+    with suppress(OSError):  # who reads them is told
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(fd, begin, end - begin, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(fd)
 
 
 def _no_report(count: int) -> None:

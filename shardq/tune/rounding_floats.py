@@ -9,14 +9,13 @@ sign off.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from shardq.quantizers.float_scales import E4M3, E5M3, global_scale
 from shardq.quantizers.mlx import NEGATIVE_ZERO, NEGATIVE_ZERO_E4M3
@@ -25,11 +24,13 @@ from shardq.quantizers.quantized import Quantized
 from shardq.schemes import Scheme
 from shardq.tune.float_elements import below_halves, lowest_exponent, nearest
 from shardq.tune.float_scales import ScaleRule, rule_of
-from shardq.tune.rounding_parts import Part, Rounded
+from shardq.tune.rounding_parts import Kept, Part, Rounded, in_groups, row_tiles
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
 
+SIGNED_ZEROS: Final = 6  # bits of elements that keep the sign of a -0
+NEARLY_ZERO: Final = -(2.0**-100)  # a number that elements have as 0, with its sign
 Slope = Callable[[Tensor, Tensor, float], Tensor]  # of elements by the numbers that they are nearest to
 
 
@@ -61,19 +62,45 @@ class Cells:
 class FloatGrid:
     """Members as in Grid. Rounded: levels are values of elements."""
 
-    weight: Tensor  # [rows, groups, columns of a group]
-    columns: int
+    source: Tensor  # [rows, columns], floats
+    group: int  # columns of a group
     cells: Cells
     absmax: Tensor  # [cells, groups]
-    rule: ScaleRule
-    slope: Slope
     scheme: Scheme
+    dtype: str  # of the weight in the checkpoint
     global_scales: tuple[float, ...]  # of each row; empty where there are none
+    wholes: Tensor | None  # the same, [rows, 1]
+    is_finite: bool
+
+    @property
+    def weight(self) -> Tensor:
+        """See Grid: [rows, groups, columns of a group]."""
+        return in_groups(self.source.float(), self.group)
+
+    @property
+    def columns(self) -> int:
+        """See Grid."""
+        return self.source.shape[1]
 
     @property
     def rows(self) -> int:
         """See Grid."""
-        return len(self.weight)
+        return len(self.source)
+
+    @property
+    def form(self) -> tuple[int, ...]:
+        """See Grid."""
+        return (self.rows, -(-self.columns // self.group), self.group)
+
+    @property
+    def rule(self) -> ScaleRule:
+        """How it scales."""
+        return rule_of(self.scheme, self.dtype, self.wholes)
+
+    @property
+    def slope(self) -> Slope:
+        """How elements change."""
+        return _SLOPES.get(self.scheme.scale, _through)
 
     @property
     def extremes(self) -> tuple[Tensor]:
@@ -85,12 +112,27 @@ class FloatGrid:
         """See Grid."""
         return self.scheme.scale
 
+    def lines(self, rows: slice) -> slice:
+        """See Grid."""
+        return rows
+
+    def by_rows(self, factors: Sequence[Tensor]) -> tuple["FloatGrid", tuple[Tensor, ...]]:
+        """See Grid."""
+        spread = self.cells.spread
+        return replace(self, cells=Cells(None), absmax=spread(self.absmax)), tuple(spread(f) for f in factors)
+
+    def part(self, rows: slice) -> "FloatGrid":
+        """See Grid."""
+        assert self.cells.rows is None
+        wholes = None if self.wholes is None else self.wholes[rows]
+        return replace(self, source=self.source[rows].float(), absmax=self.absmax[rows], wholes=wholes)
+
     def round(self, v: Tensor, *factors: Tensor) -> Rounded:
         """See Grid."""
         made = self.rule.make(self.absmax, factors[0])
         steps = self.cells.spread(made.steps)[..., None]
         levels = nearest(self._numbers(v, steps), self.scheme.element).to(torch.float8_e4m3fn)
-        return Rounded(levels, steps, kept=made.kept, slopes=made.slopes)
+        return Rounded(levels, steps, kept=made.kept)
 
     def values(self, r: Rounded) -> Tensor:
         """See Grid."""
@@ -99,38 +141,50 @@ class FloatGrid:
     def pull(self, grad: Tensor, v: Tensor, factors: Sequence[Tensor], r: Rounded) -> tuple[Tensor, ...]:
         """See Grid."""
         del factors
-        assert r.slopes is not None
         numbers, elements = self._numbers(v, r.scales), r.levels.float()
         of = self.scheme.format
         by_number = grad * self.slope(numbers, elements, 2.0 ** lowest_exponent(of))  # over the step
         by_number.masked_fill_(numbers.abs() > of.max_value, 0)
         by_step = (grad * elements - by_number * (self.weight / divisors(r.scales))).sum(-1)
-        return by_number * r.scales, self.cells.sum(by_step) * r.slopes
+        return by_number * r.scales, by_step
 
-    def take_codes(self, v: Tensor, r: Rounded, rows: slice, kernels: "KernelSet") -> Quantized:
-        """See Grid. Signs of zeros, and ties of MLX, are as in round-to-nearest."""
-        assert r.kept is not None
-        steps, scheme = r.scales[rows], self.scheme
-        quotients = self.weight[rows] / divisors(steps)
-        numbers = torch.where(v[rows] == 0, quotients, quotients + v[rows])  # a -0 stays
-        numbers = torch.where(steps == 0, 0, numbers)
-        weight, wanted = (self._flat(x) for x in (self.weight[rows], numbers))
-        if _ties_down(scheme):
-            wanted = below_halves(wanted)
-        codes = np.empty(wanted.shape, np.uint8)
-        ones = np.ones((len(wanted), 1), np.float32)
-        kernels.encode_scaled(wanted.cpu().numpy(), "F32", scheme.element, self.columns, ones, codes)
-        _sign(weight.cpu().numpy(), codes, scheme)
-        kept = self.cells.spread(r.kept)[rows].contiguous().cpu().numpy()
-        return Quantized(codes, kept, None, global_scale=self.global_scales[rows][0] if self.global_scales else None)
+    def gather(self, sums: Sequence[Tensor], factors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """See Grid."""
+        return (self.cells.sum(sums[0]) * self.rule.make(self.absmax, factors[0]).slopes,)
+
+    def room_for_codes(self) -> Tensor:
+        """See Grid."""
+        return torch.empty((self.rows, self.columns), dtype=torch.float8_e4m3fn, device=self.source.device)
+
+    def keep(self, v: Tensor, r: Rounded) -> Tensor:
+        """See Grid: values of elements, with the signs of zeros that `kernels.encode_scaled` gives: it takes the one of
+        a -0 away, but in formats of six bits, and keeps that of what rounds to 0."""
+        quotients = self.weight / divisors(r.scales)
+        numbers = torch.where(v == 0, quotients, quotients + v)  # a -0 stays
+        numbers = torch.where(r.scales == 0, 0, numbers)
+        if self.scheme.format.bits != SIGNED_ZEROS:
+            numbers = numbers + 0.0
+        wanted = below_halves(numbers) if _ties_down(self.scheme) else numbers
+        return nearest(wanted, self.scheme.element).to(torch.float8_e4m3fn).flatten(1)[:, : self.columns]
+
+    def take_codes(self, kept: Kept, rows: slice, kernels: "KernelSet") -> Quantized:
+        """See Grid. Signs of zeros are as in round-to-nearest."""
+        levels, weight = kept.levels[rows], self.source[rows]
+        codes = np.empty(levels.shape, np.uint8)
+        for tile in row_tiles(levels):
+            own = codes[tile]
+            ones = np.ones((len(own), 1), np.float32)
+            values = levels[tile].float()
+            values = torch.where((values == 0) & values.signbit(), NEARLY_ZERO, values)
+            kernels.encode_scaled(_array(values), "F32", self.scheme.element, self.columns, ones, own)
+            _sign(_array(weight[tile]), own, self.scheme)
+        scales = kept.scales[rows].contiguous().cpu().numpy()
+        return Quantized(codes, scales, None, global_scale=self.global_scales[rows][0] if self.global_scales else None)
 
     def _numbers(self, v: Tensor, steps: Tensor) -> Tensor:
         """What elements are found for."""
         numbers = self.weight / divisors(steps) + v
         return below_halves(numbers) if _ties_down(self.scheme) else numbers
-
-    def _flat(self, values: Tensor) -> Tensor:
-        return values.flatten(1)[:, : self.columns].contiguous()
 
 
 def make_floats(
@@ -140,19 +194,15 @@ def make_floats(
     without one."""
     if scheme.reach != "group" and any(p.amax is None for p in parts):
         raise ValueError(f"{scheme.name}: its scales need the largest magnitude of the {scheme.reach}")
-    columns = weight.shape[1]
-    group = scheme.group_columns(columns)
-    grouped = (pad(weight, (0, -columns % group)) if columns % group else weight).reshape(len(weight), -1, group)
+    group = scheme.group_columns(weight.shape[1])
     cells = _find_cells(scheme, parts)
-    own = grouped.abs().amax(-1)
+    own = torch.cat([in_groups(weight[rows].float(), group).abs().amax(-1) for rows in row_tiles(weight)])
     absmax = cells.largest(own if ends is None else torch.minimum(own, torch.maximum(-ends[0], ends[1])))
     if scheme.reach == "tensor":
         absmax = torch.tensor([[p.amax] for p in parts], dtype=torch.float32, device=weight.device)
     global_scales = _global_scales(scheme, parts, len(weight))
     wholes = torch.tensor(global_scales, device=weight.device)[:, None] if global_scales else None
-    slope = _SLOPES.get(scheme.scale, _through)
-    rule = rule_of(scheme, dtype, wholes)
-    return FloatGrid(grouped.contiguous(), columns, cells, absmax, rule, slope, scheme, global_scales)
+    return FloatGrid(weight, group, cells, absmax, scheme, dtype, global_scales, wholes, bool(own.isfinite().all()))
 
 
 def _find_cells(scheme: Scheme, parts: Sequence[Part]) -> Cells:
@@ -177,6 +227,11 @@ def _global_scales(scheme: Scheme, parts: Sequence[Part], rows: int) -> tuple[fl
         assert p.amax is not None
         found[p.rows] = global_scale(p.amax, scheme.format.max_value)
     return tuple(found.tolist())
+
+
+def _array(values: Tensor) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = values.float().contiguous().cpu().numpy()
+    return found
 
 
 def divisors(steps: Tensor) -> Tensor:

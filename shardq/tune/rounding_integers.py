@@ -7,7 +7,7 @@ reader gets. Affine codes of MLX are ours: the lower extreme as it is stored tak
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.scales import STORED
 from shardq.schemes import WEIGHT_TYPE, Scheme
-from shardq.tune.rounding_parts import TYPES, Rounded
+from shardq.tune.rounding_parts import HALF, TYPES, Kept, Rounded, in_groups, pack_pairs, row_tiles, unpack_pairs
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
@@ -30,29 +30,58 @@ LEAST: Final = 1e-5  # magnitude of a scale, rounded as it is (auto-round's q_sc
 class IntegerGrid:
     """Members as in Grid. Rounded: levels signed, or from 0 up; `shift` a zero point or a bias."""
 
-    weight: Tensor  # [groups, columns of a group]
+    source: Tensor  # [rows, columns], floats
+    group: int  # columns of a group
     low: Tensor  # [groups], at most 0
     high: Tensor  # [groups], at least 0
-    columns: int
     rule: Rule
     bits: int
     stored: str
     with_zeros: bool  # codes of symmetric integers come with zero points in the middle
+    is_finite: bool
+
+    @property
+    def weight(self) -> Tensor:
+        """See Grid: [groups, columns of a group]."""
+        return in_groups(self.source.float(), self.group).flatten(0, 1)
+
+    @property
+    def columns(self) -> int:
+        """See Grid."""
+        return self.source.shape[1]
 
     @property
     def groups(self) -> int:
         """In a row."""
-        return -(-self.columns // self.weight.shape[1])
+        return -(-self.columns // self.group)
 
     @property
     def rows(self) -> int:
         """See Grid."""
-        return len(self.weight) // self.groups
+        return len(self.source)
+
+    @property
+    def form(self) -> tuple[int, ...]:
+        """See Grid."""
+        return (self.rows * self.groups, self.group)
 
     @property
     def extremes(self) -> tuple[Tensor, Tensor]:
         """See Grid."""
         return self.low, self.high
+
+    def lines(self, rows: slice) -> slice:
+        """See Grid."""
+        return slice(rows.start * self.groups, rows.stop * self.groups)
+
+    def by_rows(self, factors: Sequence[Tensor]) -> tuple["IntegerGrid", tuple[Tensor, ...]]:
+        """See Grid."""
+        return self, tuple(factors)
+
+    def part(self, rows: slice) -> "IntegerGrid":
+        """See Grid."""
+        own = self.lines(rows)
+        return replace(self, source=self.source[rows].float(), low=self.low[own], high=self.high[own])
 
     def round(self, v: Tensor, *factors: Tensor) -> Rounded:
         """See Grid. Factors [groups] are of the lower and the higher extreme."""
@@ -103,16 +132,33 @@ class IntegerGrid:
         share = torch.where(free, by_scale, 0) / ((1 << self.bits) - 1)
         return by_level, self.low * (to_low - share), self.high * share
 
-    def take_codes(self, v: Tensor, r: Rounded, rows: slice, kernels: "KernelSet") -> Quantized:
+    def gather(self, sums: Sequence[Tensor], factors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """See Grid."""
-        del v, kernels
-        middle = 1 << (self.bits - 1)
-        levels = r.levels + middle if self.rule == "symmetric" else r.levels
-        codes = levels.reshape(self.rows, -1)[rows, : self.columns].to(torch.uint8).contiguous().cpu().numpy()
-        scales = r.scales.reshape(-1, self.groups)[rows].contiguous().cpu().numpy()
-        if r.shift is None:
+        del factors
+        return tuple(sums)
+
+    def room_for_codes(self) -> Tensor:
+        """See Grid."""
+        paired = self.bits <= HALF and self.columns % 2 == 0
+        width = self.columns // 2 if paired else self.columns
+        return torch.empty((self.rows, width), dtype=torch.uint8, device=self.source.device)
+
+    def keep(self, v: Tensor, r: Rounded) -> Tensor:
+        """See Grid: canonical codes, those of four bits and less in pairs."""
+        del v
+        levels = r.levels + (1 << (self.bits - 1)) if self.rule == "symmetric" else r.levels
+        codes = levels.reshape(self.rows, -1)[:, : self.columns].to(torch.uint8)
+        return pack_pairs(codes) if self.bits <= HALF else codes
+
+    def take_codes(self, kept: Kept, rows: slice, kernels: "KernelSet") -> Quantized:
+        """See Grid."""
+        del kernels
+        codes = unpack_pairs(kept.levels[rows], self.columns).contiguous().cpu().numpy()
+        scales = kept.scales.reshape(-1, self.groups)[rows].contiguous().cpu().numpy()
+        if kept.shift is None:
+            middle = 1 << (self.bits - 1)
             return Quantized(codes, scales, np.full(scales.shape, middle, np.uint8) if self.with_zeros else None)
-        shift = r.shift.reshape(-1, self.groups)[rows].contiguous().cpu().numpy()
+        shift = kept.shift.reshape(-1, self.groups)[rows].contiguous().cpu().numpy()
         if self.rule == "bias":
             return Quantized(codes, scales, None, biases=shift)
         return Quantized(codes, scales, shift.astype(np.uint8))
@@ -120,21 +166,31 @@ class IntegerGrid:
 
 def make_integers(weight: Tensor, scheme: Scheme, dtype: str, ends: tuple[Tensor, Tensor] | None = None) -> IntegerGrid:
     """As `rounding.make_grid`."""
-    columns = weight.shape[1]
-    group = scheme.group_columns(columns)
-    padded = torch.nn.functional.pad(weight, (0, -columns % group)) if columns % group else weight
-    grouped = padded.reshape(-1, group).contiguous()
+    group = scheme.group_columns(weight.shape[1])
     rule: Rule = "bias" if scheme.numbers == "mlx" else "symmetric" if scheme.symmetric else "zero"
     stored = STORED[dtype] if scheme.scale == WEIGHT_TYPE else scheme.scale
-    low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)
+    low, high = _extremes(weight, group)
+    finite = bool(low.isfinite().all() and high.isfinite().all())
+    low, high = low.clamp(max=0), high.clamp(min=0)
     if ends is not None:
         low, high = torch.maximum(low, ends[0].flatten()), torch.minimum(high, ends[1].flatten())
-    return IntegerGrid(grouped, low, high, columns, rule, scheme.bits, stored, scheme.numbers == "auto_round")
+    with_zeros = scheme.numbers == "auto_round"
+    return IntegerGrid(weight, group, low, high, rule, scheme.bits, stored, with_zeros, finite)
+
+
+def _extremes(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Of each group, fp32; NaN where it holds one."""
+    lows, highs = [], []
+    for rows in row_tiles(weight):
+        grouped = in_groups(weight[rows].float(), group).flatten(0, 1)
+        lows.append(grouped.amin(1))
+        highs.append(grouped.amax(1))
+    return torch.cat(lows), torch.cat(highs)
 
 
 def _rounded(raw: Tensor, least: int, most: int, scales: Tensor, shift: Tensor | None) -> Rounded:
     saturated = (raw < least) | (raw > most)
-    return Rounded(raw.clamp(least, most).to(torch.int16), scales, shift, saturated)
+    return Rounded(raw.clamp(least, most).to(torch.int32), scales, shift, saturated)
 
 
 def _stored(scales: Tensor, kind: torch.dtype) -> Tensor:

@@ -128,16 +128,18 @@ def serving(block: nn.Module, subjects: Iterable[Subject], scales: Mapping[str, 
             prefix = f"{name}." if name else ""
             if is_stacks(module, name):
                 own = {(p.removeprefix(prefix), e): c for (p, e), c in changes.items() if p.startswith(prefix)}
-                module.__dict__["forward"] = partial(_run_experts, module, name, own)
-                replaced.append(module)
+                replaced.append((module, module.__dict__.get("forward")))
+                module.__dict__["forward"] = partial(run_experts, module, name, own)
             else:
                 handles.append(module.register_forward_pre_hook(_hook(changes[f"{prefix}weight", None])))
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for module in replaced:
+        for module, before in replaced:
             del module.__dict__["forward"]
+            if before is not None:
+                module.__dict__["forward"] = before
 
 
 def _change_of(scheme: Scheme, scale: InputScale | None) -> Change:
@@ -160,10 +162,11 @@ def _hook(change: Change) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Ten
     return replace
 
 
-def _run_experts(
+def run_experts(
     module: Any, name: str, changes: Mapping[tuple[str, int | None], Change], *args: Any, **kwargs: Any
 ) -> Tensor:
-    """The arithmetic of transformers' own (integrations/moe.py), with changed inputs of both matrices."""
+    """The arithmetic of transformers' own (integrations/moe.py), with changed inputs of both matrices. Experts that the
+    module does not have, as -1, give nothing."""
     x, chosen = given(module, args, kwargs, name)
     weights = _weights_of(args, kwargs, chosen)
     first = FIRST[0] if module.has_gate else FIRST[1]

@@ -19,6 +19,7 @@ AWQ_CODES: Final[tuple[AwqCodes, ...]] = ("nearest", "searched")
 LONG_RUN: Final = 1000  # iterations from which codes of 3 bits and fewer take steps twice as large
 FEW_BITS: Final = 3
 AUTO: Final = "auto"
+CPU: Final = "cpu"
 CUDA: Final = "cuda"
 
 
@@ -38,6 +39,7 @@ class SignRoundOptions:
     momentum: float = 0.0  # of the gradients whose signs are taken
     enable_adam: bool = False  # AdamW instead of signs
     enable_norm_bias_tuning: bool = False  # learn weights of norms, and biases, too
+    enable_torch_compile: bool = False  # compile what is computed of rounding in each step
 
     def __post_init__(self) -> None:
         """Raises BadOption."""
@@ -105,26 +107,38 @@ class AwqOptions:
 class ComputeOptions:
     """Under auto-round's names."""
 
-    device: str = "cpu"  # auto, cpu, cuda, cuda:N or N
+    device: str = "cpu"  # auto, cpu, cuda, cuda:N or N, or several with commas between them
     low_gpu_mem_usage: bool = False  # hidden states stay in main memory, and go to the device batch by batch
     enable_deterministic_algorithms: bool = False  # torch refuses what it cannot compute twice alike
 
+    @property
+    def is_auto(self) -> bool:
+        """True if a block takes as many devices as it needs, and not all that are named."""
+        return self.device.strip().lower() == AUTO
+
     def place(self) -> "torch.device":
-        """The device. Raises BadOption for one that is not there, and for several."""
+        """The first of `places`."""
+        return self.places()[0]
+
+    def places(self) -> "tuple[torch.device, ...]":
+        """All devices. Raises BadOption for one that is not there, that is named twice, or that is no GPU beside
+        others."""
         import torch
 
-        word = self.device.strip().lower()
-        if "," in word:
-            raise BadOption(f"--device {self.device}: a block is computed on one device; name one, as cuda:0")
-        word = f"{CUDA}:{word}" if word.isdecimal() else word
-        if word == AUTO:
-            word = CUDA if torch.cuda.is_available() else "cpu"
-        kind, _, number = word.partition(":")
-        if kind not in ("cpu", CUDA) or (number and not number.isdecimal()) or (kind == "cpu" and number):
-            raise BadOption(f"--device {self.device}: expected auto, cpu, cuda, cuda:N or N")
-        if kind == CUDA and int(number or 0) >= torch.cuda.device_count():
+        words = [f"{CUDA}:{w}" if w.isdecimal() else w for w in self.device.lower().replace(" ", "").split(",")]
+        if words == [AUTO]:
+            words = [f"{CUDA}:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else [CPU]
+        if words == [CPU]:
+            return (torch.device(CPU),)
+        kinds, numbers = zip(*(w.partition(":")[::2] for w in words), strict=True)
+        if set(kinds) != {CUDA} or not all(n.isdecimal() or w == CUDA for n, w in zip(numbers, words, strict=True)):
+            raise BadOption(f"--device {self.device}: expected auto, cpu, cuda, cuda:N or N, or several GPUs, as 0,1")
+        found = tuple(torch.device(CUDA, int(n or 0)) for n in numbers)
+        if len(set(found)) < len(found):
+            raise BadOption(f"--device {self.device}: names a device twice")
+        if max(d.index for d in found) >= torch.cuda.device_count():
             raise BadOption(
                 f"--device {self.device}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
                 "take --device cpu, or a torch that is built for CUDA"
             )
-        return torch.device(kind, int(number or 0)) if kind == CUDA else torch.device("cpu")
+        return found

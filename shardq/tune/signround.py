@@ -7,23 +7,26 @@ of the block's output, the last token of a sample left out; the parameters of th
 before it moved them, are kept. Samples come in a shuffled order, and what fills no batch is left for another one.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from shardq.errors import BadOption, NonFiniteWeight
 from shardq.tune.activations import call_block
+from shardq.tune.arithmetic import EAGER, Arithmetic
 from shardq.tune.awq_sites import Plain
 from shardq.tune.data_random import shuffled
+from shardq.tune.learned_weights import Standing, Weight, Whole
 from shardq.tune.norms_biases import FreeUnit, make_free_units
-from shardq.tune.rounding import Grid, Learned, begin_learning, make_grid, values_of
-from shardq.tune.rounding_parts import Part
+from shardq.tune.rounding import Grid, Learned, begin_learning, make_grid
+from shardq.tune.rounding_parts import Kept, Part
+from shardq.tune.rounding_tiles import keep_codes
 from shardq.tune.settings import FEW_BITS, SignRoundOptions
-from shardq.tune.steps import Moved, Steps, make_steps
+from shardq.tune.steps import Moved, Steps, make_steps, move_part
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Changes, Codes, Ranges, Work, largest_of
 
@@ -47,11 +50,17 @@ class _Unit:
     grid: Grid
     learned: Learned
     rates: tuple[float, float]
+    arithmetic: Arithmetic
 
-    def values(self, dtype: torch.dtype) -> Tensor:
-        """The parameter as codes make it, which gradients flow through."""
-        whole = values_of(self.grid, self.learned).reshape(self.shape).to(dtype)
-        return whole.mT if self.turned else whole
+    def stand_in(self, block: nn.Module, step: float | None) -> "_StandIn":
+        """The parameter as codes make it. V is moved by `step` when its gradient is there, or left with it."""
+        move = None if step is None else partial(move_part, step=step)
+        weight = Weight(self.grid, self.learned, block.get_parameter(self.parameter).dtype, move, self.arithmetic)
+        return _StandIn(weight, self.shape, self.turned)
+
+    def keep(self) -> Kept:
+        """Its codes of now."""
+        return keep_codes(self.grid, self.learned)
 
     def moved(self, factors: bool) -> Iterator[Moved]:
         """What is to move."""
@@ -60,75 +69,129 @@ class _Unit:
             yield Moved(self.learned.factors, self.rates[1], bounded=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _StandIn:
+    """What stands in for a parameter while a loss is computed."""
+
+    weight: Weight
+    shape: tuple[int, ...]
+    turned: bool
+
+    def values(self, dtype: torch.dtype) -> Tensor:
+        """The whole parameter, which gradients flow through."""
+        assert dtype == self.weight.dtype
+        self.weight.uses += 1
+        made: Tensor = Whole.apply(self.weight, *self.weight.learned.all)  # type: ignore[no-untyped-call]
+        whole = made.reshape(self.shape)
+        return whole.mT if self.turned else whole
+
+
 def tune_signround(
     work: Work, options: SignRoundOptions, ranges: Ranges | None = None, beside: Beside | None = None
 ) -> Codes:
     """Codes of all matrices of a block. `ranges`: ends of groups [rows, groups] that matrices which are whole
     parameters begin with; `beside`: what may be learned with `enable_norm_bias_tuning`. Raises BadOption for schemes
     without scales of their own, NonFiniteWeight."""
-    begin = _Begin(options, largest_of(work), ranges or {})
+    begin = _Begin(options, largest_of(work), ranges or {}, _arithmetic_of(options))
     units = [_make_unit(work.block, name, of, begin) for name, of in _by_parameter(work.subjects).items()]
     rates = {u.parameter: u.rates[0] for u in units}
     plain = beside.plain if beside and options.enable_norm_bias_tuning else {}
     free = [*make_free_units(work.block, plain, work.subjects, rates, options.rates(FEW_BITS + 1)[0])]
-    best = _learn(work, [*units, *free], options)
+    best = _learn(work, units, free, options)
+    for extra, values in zip(free, best.free, strict=True):
+        assert beside is not None
+        beside.changes.replaced[extra.plain.tensor] = values
+    grids = [(u.grid, u.shape, u.subjects) for u in units]
+    del units, free  # and with them V
     codes: Codes = {}
-    with torch.no_grad():
-        for extra, learned in zip(free, best[len(units) :], strict=True):
-            assert beside is not None
-            beside.changes.replaced[extra.plain.tensor] = extra.stored(learned.v)
-        for unit, learned in zip(units, best[: len(units)], strict=True):
-            rounded = unit.grid.round(learned.v, *learned.factors)
-            if not (torch.isfinite(rounded.scales).all() and torch.isfinite(unit.grid.weight).all()):
-                raise NonFiniteWeight(
-                    f"{unit.subjects[0].tensor}: holds NaN or infinity, or needs a scale beyond {unit.grid.stored}"
-                )
-            for s in unit.subjects:
-                codes[s.tensor] = unit.grid.take_codes(learned.v, rounded, _rows(unit.shape, s), work.kernels)
+    for (grid, shape, subjects), kept in zip(grids, best.codes, strict=True):
+        if not (torch.isfinite(kept.scales).all() and grid.is_finite):
+            raise NonFiniteWeight(f"{subjects[0].tensor}: holds NaN or infinity, or needs a scale beyond {grid.stored}")
+        for s in subjects:
+            codes[s.tensor] = grid.take_codes(kept, _rows(shape, s), work.kernels)
     return codes
 
 
-def _learn(work: Work, units: Sequence[_Unit | FreeUnit], options: SignRoundOptions) -> list[Learned]:
-    """What is learned, of each unit, at the best step."""
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """What was learned at the best step."""
+
+    codes: Sequence[Kept]  # of each unit
+    free: Sequence[Tensor]  # what is learned without codes, as it is stored
+
+
+def _keep(units: Sequence[_Unit], free: Sequence[FreeUnit]) -> _Best:
+    with torch.no_grad():
+        return _Best([u.keep() for u in units], [f.stored(f.learned.v) for f in free])
+
+
+@dataclass(slots=True)
+class _Course:
+    """Which steps are worth keeping, and how many there are."""
+
+    options: SignRoundOptions
+    least: float = math.inf  # loss
+    since: int = 0  # the step that had it
+
+    def keeps(self, step: int, loss: float) -> bool:
+        """True if what a step had learned before is the best so far; of losses that are no numbers the first is."""
+        if self.options.not_use_best_mse:
+            return self.is_last(step)
+        if better := loss < self.least:
+            self.least, self.since = loss, step
+        return better or step == 0
+
+    def is_last(self, step: int) -> bool:
+        """True if nothing needs to move any more."""
+        o = self.options
+        idle = not o.not_use_best_mse and 0 < o.dynamic_max_gap <= step - self.since
+        return idle or step + 1 == o.iters
+
+
+def _learn(work: Work, units: Sequence[_Unit], free: Sequence[FreeUnit], options: SignRoundOptions) -> _Best:
+    """What is learned, at the best step."""
     assert work.wanted is not None
-    least, best, since = float("inf"), [u.learned.copied() for u in units], 0
-    moved = [m for u in units for m in u.moved(options.enable_minmax_tuning)]
+    best, course = _Best((), ()), _Course(options)
+    learning: list[_Unit | FreeUnit] = [*units, *free]
+    moved = [m for u in learning for m in u.moved(options.enable_minmax_tuning)]
     steps = make_steps(moved, adam=options.enable_adam, momentum=options.momentum)
     drawn = _batches(len(work.wanted), options.batch_size * options.gradient_accumulate_steps, work.seed)
     for step in range(options.iters):
-        loss = _sum_losses(work, units, next(drawn), options.batch_size, steps)
-        if loss < least and not options.not_use_best_mse:
-            least, best, since = loss, [u.learned.copied() for u in units], step
-        elif not options.not_use_best_mse and 0 < options.dynamic_max_gap <= step - since:
+        share, indices = 1 - step / options.iters, next(drawn)
+        first, *more = (indices[at : at + options.batch_size] for at in range(0, len(indices), options.batch_size))
+        at_once = share if steps.at_once and not more else None
+        found = _loss(work, units, free, first, at_once)
+        loss = float(found.detach())
+        for part in more:
+            _go_back(found, steps, len(indices))
+            found = _loss(work, units, free, part, at_once)
+            loss += float(found.detach())
+        if course.keeps(step, loss):  # before anything moves
+            best = _Best((), ())  # whose memory the next one needs
+            best = _keep(units, free)
+        if course.is_last(step):
             break
-        if options.not_use_best_mse and step + 1 == options.iters:
-            best = [u.learned.copied() for u in units]
-        steps.move(1 - step / options.iters)
+        _go_back(found, steps, len(indices))
+        steps.move(share)
     return best
 
 
-def _sum_losses(
-    work: Work, units: Sequence[_Unit | FreeUnit], indices: list[int], batch_size: int, steps: Steps
-) -> float:
-    """Of all samples of a step, whose gradients are added up."""
-    loss = 0.0
-    for begin in range(0, len(indices), batch_size):
-        part = _loss(work, units, indices[begin : begin + batch_size])
-        (part * steps.loss_scale / len(indices)).backward()  # type: ignore[no-untyped-call]
-        loss += float(part.detach())
-    return loss
+def _go_back(loss: Tensor, steps: Steps, samples: int) -> None:
+    """Gradients of a part of a step that has so many samples."""
+    (loss * steps.loss_scale / samples).backward()  # type: ignore[no-untyped-call]
 
 
-def _loss(work: Work, units: Sequence[_Unit | FreeUnit], indices: list[int]) -> Tensor:
-    """Sum over samples of the mean square of what a block gives beside what it should."""
+def _loss(
+    work: Work, units: Sequence[_Unit], free: Sequence[FreeUnit], indices: list[int], share: float | None
+) -> Tensor:
+    """Sum over samples of the mean square of what a block gives beside what it should. With `share` V moves by so much
+    of its rates on the way back, else it gets gradients."""
     assert work.wanted is not None
     batch = work.inputs.pick(indices)
-    weights = {u.parameter: u.values(work.block.get_parameter(u.parameter).dtype) for u in units}
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return functional_call(work.block, weights, args, kwargs)
-
-    found = call_block(run, batch, work.index)
+    made = {u.parameter: u.stand_in(work.block, None if share is None else u.rates[0] * share) for u in units}
+    linear = {u.parameter: made[u.parameter].weight for u in units if len(u.shape) == 2 and not u.turned}
+    with Standing(work.block, {**made, **{f.parameter: f for f in free}}, linear):
+        found = call_block(work.block, batch, work.index)
     wanted = work.wanted[indices].to(found.device)
     if found.shape[1] > 1:
         found, wanted = found[:, :-1], wanted[:, :-1]
@@ -159,6 +222,15 @@ class _Begin:
     options: SignRoundOptions
     amax: Mapping[str, float]  # by tensor
     ranges: Ranges
+    arithmetic: Arithmetic
+
+
+def _arithmetic_of(options: SignRoundOptions) -> Arithmetic:
+    if not options.enable_torch_compile:
+        return EAGER
+    from shardq.tune.compiling import compile_arithmetic  # brings torch's compiler along
+
+    return compile_arithmetic()
 
 
 def _make_unit(block: nn.Module, name: str, subjects: list[Subject], begin: _Begin) -> _Unit:
@@ -175,11 +247,12 @@ def _make_unit(block: nn.Module, name: str, subjects: list[Subject], begin: _Beg
             "them one"
         )
     shape = tuple(parameter.shape)
-    weight = parameter.detach().float().reshape(-1, shape[-1])
+    weight = parameter.detach().reshape(-1, shape[-1])
     parts = [Part(_rows(shape, s), begin.amax.get(s.tensor)) for s in subjects]
     grid = make_grid(weight, first.scheme, first.dtype, parts, begin.ranges.get(first.tensor))
     learned = begin_learning(grid, begin.options.enable_minmax_tuning)
-    return _Unit(name, shape, turned, tuple(subjects), grid, learned, begin.options.rates(first.scheme.bits))
+    rates = begin.options.rates(first.scheme.bits)
+    return _Unit(name, shape, turned, tuple(subjects), grid, learned, rates, begin.arithmetic)
 
 
 def _rows(shape: tuple[int, ...], s: Subject) -> slice:

@@ -5,9 +5,9 @@ Source of the recipe: quality.md, section 6 D. Sums are in double precision; lla
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class Statistics:
     routed: Mapping[str, tuple[int, ...]]  # prefix of experts -> tokens that the router gave each of them
     experts: Experts
     provenance: Provenance
+    shapes: Mapping[str, tuple[int, ...]]  # of the modules' weights, but of a head that is the embedding
+    config: Mapping[str, Any]  # config.json
 
     @property
     def never_hit(self) -> Mapping[str, tuple[int, ...]]:
@@ -89,7 +91,7 @@ def collect(model: BlockModel, samples: "Samples", report: Told | None = None, e
         model.checkpoint.commit,
         samples.label if samples.kind == "text" else "",
     )
-    return Statistics(modules, routed, experts, provenance)
+    return Statistics(modules, routed, experts, provenance, names.shapes(modules), model.checkpoint.config or {})
 
 
 class _Names:
@@ -114,6 +116,11 @@ class _Names:
         """What the experts of a module are called: `a.mlp.experts`."""
         module = self._experts(f"{stacks}.{SECOND}")[0][0]
         return module.rpartition(".")[0].rpartition(".")[0]
+
+    def shapes(self, modules: Iterable[str]) -> Mapping[str, tuple[int, ...]]:
+        """Of the weights of those modules that have some of their own."""
+        found = {m: self._weights.tensors.get(m + WEIGHT) for m in modules}
+        return {m: t.shape for m, t in found.items() if t is not None and t.shape is not None}
 
     def head(self) -> str | None:
         """The head's module, also of one that is the embedding and would get weights of its own."""

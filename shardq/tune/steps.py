@@ -31,6 +31,10 @@ class Steps(Protocol):
     def loss_scale(self) -> float:
         """What a loss is multiplied by."""
 
+    @property
+    def at_once(self) -> bool:
+        """True if a tensor, or a part of one, may move as soon as its gradient is there (`move_part`)."""
+
     def move(self, share: float) -> None:
         """One step of the rates' share; gradients are gone then. What has none stays."""
 
@@ -44,6 +48,11 @@ class SignSteps:
     buffers: dict[int, Tensor] = field(default_factory=dict)  # by place
     loss_scale: float = LOSS_SCALE
 
+    @property
+    def at_once(self) -> bool:
+        """See Steps."""
+        return self.momentum == 0
+
     @torch.no_grad()
     def move(self, share: float) -> None:
         """See Steps."""
@@ -51,15 +60,16 @@ class SignSteps:
         for m in self.moved:
             for tensor in m.tensors:
                 if tensor.grad is not None:
-                    tensor.sub_(self._direction(place, tensor.grad), alpha=m.rate * share)
+                    if self.at_once:
+                        move_part(tensor, tensor.grad, m.rate * share)
+                    else:
+                        tensor.sub_(self._direction(place, tensor.grad), alpha=m.rate * share)
                     if m.bounded:
                         tensor.clamp_(0, 1)
                     tensor.grad = None
                 place += 1
 
     def _direction(self, place: int, grad: Tensor) -> Tensor:
-        if self.momentum == 0:
-            return grad.sign_()
         if place in self.buffers:
             self.buffers[place].mul_(self.momentum).add_(grad)
         else:
@@ -67,10 +77,16 @@ class SignSteps:
         return self.buffers[place].sign()
 
 
+def move_part(part: Tensor, grad: Tensor, step: float) -> None:
+    """A step against the signs of a gradient, which is lost."""
+    part.sub_(grad.sign_(), alpha=step)
+
+
 class AdamSteps:
     """By AdamW."""
 
     loss_scale = 1.0
+    at_once = False
 
     def __init__(self, moved: Sequence[Moved]) -> None:
         self._moved = moved

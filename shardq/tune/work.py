@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shardq.kernels import KernelSet
 
 STATS = 6  # figures of a row
+DECODED: Final = 1 << 20  # weights that are made of codes at once
 Codes = dict[str, Quantized]  # by tensor
 Ranges = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # by tensor: ends of each group's range, [rows, groups]
 
@@ -81,9 +82,11 @@ def largest_of(work: Work, others: Mapping[str, torch.Tensor] | None = None) -> 
 
 
 def rows_of(block: nn.Module, subjects: Iterable[Subject]) -> NDArray[np.float32]:
-    """Matrices with the same columns, one below the other, in fp32."""
-    parts = [s.weight(block).detach().float() for s in subjects]
-    found: NDArray[np.float32] = torch.cat(parts).contiguous().cpu().numpy()
+    """Matrices with the same columns, which may lie on several devices, one below the other, in fp32; what is so
+    already is not copied."""
+    parts = [s.weight(block).detach().float().cpu() for s in subjects]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    found: NDArray[np.float32] = whole.contiguous().numpy()
     return found
 
 
@@ -117,7 +120,9 @@ def put_codes(
 ) -> None:
     """Replace weights by what their codes stand for."""
     with torch.no_grad():
-        for s in subjects:
-            if s.tensor in codes:
-                values = torch.from_numpy(decode_rows(codes[s.tensor], s.scheme, kernels))
-                s.weight(block).copy_(values)
+        for s in (s for s in subjects if s.tensor in codes):
+            weight, own = s.weight(block), codes[s.tensor]
+            step = max(1, DECODED // weight.shape[1])
+            for row in range(0, len(weight), step):
+                values = decode_rows(own.rows(slice(row, row + step)), s.scheme, kernels)
+                weight[row : row + step] = torch.from_numpy(values)

@@ -131,6 +131,12 @@ def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes
         folders[name] = base / name.partition("/")[2]
         recipe = shardq.make_recipe(word, layout=layout)
         shardq.quantize(folders["org/name"], recipe, output_dir=folders[name], limits=shardq.Limits(parallel=1))
+    folders["org/name-GGUF"] = base / "files"
+    folders["org/name-GGUF"].mkdir()
+    for kind in ("Q4_K_M", "Q8_0"):
+        shardq.quantize(folders["org/name"], f"gguf:{kind}", output_dir=base / kind, limits=shardq.Limits(parallel=1))
+        for path in (base / kind).glob("*.gguf"):
+            path.rename(folders["org/name-GGUF"] / path.name)
     folders |= dict.fromkeys(("org/first", "org/second"), folders["org/name"])
     return {name: {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} for name, folder in folders.items()}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from shardq.layouts import find_layout
 from shardq.schemes import ACTIVATIONS, Scheme, parse_scheme
-from shardq.tune.rounding import RoundingGradient, make_grid
+from shardq.tune.rounding import make_grid
 from shardq.tune.rounding_parts import Part
 from shardq.tune.served import fake_quantize
 from shardq.tune.steps import Moved, SignSteps
@@ -123,22 +123,21 @@ def test_weights_and_gradients_are_auto_rounds(name: str, peer: Callable[[str], 
     weight = torch.randn(ROWS, COLUMNS, generator=random) * 0.05
     amax = float(weight.abs().max()) if case.scheme.reach != "group" else None
     grid = make_grid(weight, case.scheme, "F32", [Part(slice(0, ROWS), amax)])
-    v = (torch.rand(grid.weight.shape, generator=random) - 0.5) * 0.8
+    v = (torch.rand(grid.form, generator=random) - 0.5) * 0.8
     factors = [torch.rand(e.shape, generator=random) * 0.4 + 0.6 for e in grid.extremes]
     pull = torch.randn(ROWS, COLUMNS, generator=random)
-    mine, theirs = ([p.clone().requires_grad_() for p in (v, *factors)] for _ in range(2))
-    made: Any = RoundingGradient.apply(grid, *mine)  # type: ignore[no-untyped-call]
-    found = made.reshape(ROWS, COLUMNS)
+    theirs = [p.clone().requires_grad_() for p in (v, *factors)]
+    rounded = grid.round(v, *factors)
+    found = grid.values(rounded).reshape(ROWS, COLUMNS)
     expected = case.theirs(peer, case.scheme, weight, theirs[0], tuple(theirs[1:]))
     same = torch.isclose(found, expected, rtol=2e-6, atol=1e-9)
     assert 1 - float(same.float().mean()) <= case.near
-    (found * pull).sum().backward()
+    by_v, *sums = grid.pull(pull.reshape(grid.form), v, factors, rounded)
     (expected * pull).sum().backward()  # type: ignore[no-untyped-call]
-    for ours, other in zip(mine, theirs, strict=True):
-        assert ours.grad is not None
+    for ours, other in zip((by_v, *grid.gather(sums, factors)), theirs, strict=True):
         assert other.grad is not None
         assert other.grad.abs().mean() > 0
-        alike = torch.isclose(ours.grad, other.grad, rtol=case.slack, atol=case.slack * float(other.grad.abs().mean()))
+        alike = torch.isclose(ours, other.grad, rtol=case.slack, atol=case.slack * float(other.grad.abs().mean()))
         assert 1 - float(alike.float().mean()) <= max(16 * case.near, 1e-4)
 
 

@@ -122,12 +122,16 @@ def mx_blocks(rng: Generator, rows: int, columns: int) -> Coded:
     return Coded({"_blocks": blocks, "_scales": found.parts["_scales"]}, found.weight)
 
 
-def nvfp4(codes: str, scale: str, above: str, activation: str, divides: bool = False) -> Encode:
-    """e2m1 with e4m3 for 16 columns, and a number above that multiplies or divides these."""
+def nvfp4(
+    codes: str, scale: str, above: str, activation: str, divides: bool = False, shared: float | None = None
+) -> Encode:
+    """e2m1 with e4m3 for 16 columns, and a number above that multiplies or divides these: one of its own, or a shared
+    one."""
 
     def encode(rng: Generator, rows: int, columns: int) -> Coded:
         drawn, scales = rng.integers(0, 16, (rows, columns), np.uint8), draw_e4m3_scales(rng, (rows, columns // 16))
-        top = np.asarray(rng.uniform(2000, 4000) if divides else rng.uniform(1, 2) / 4096, np.float32)
+        own = rng.uniform(2000, 4000) if divides else rng.uniform(1, 2) / 4096
+        top = np.asarray(own if shared is None else shared, np.float32)
         each = scales.values / top if divides else scales.values * top
         parts = {codes: Stored("U8", pack_bytes(drawn, 4)), scale: scales.stored}
         parts |= {above: Stored("F32", top.reshape(1) if divides else top), activation: draw_singles(rng, ()).stored}

@@ -86,6 +86,7 @@ MX: Final[dict[str, Any]] = {
     "zp_dtype": "torch.uint8",
 }
 BNB: Final = {"load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_compute_dtype": "bfloat16"}
+NVFP4_CT: Final = (".weight_packed", ".weight_scale", ".weight_global_scale", ".input_global_scale")
 AWQ: Final = {"bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 MODELOPT: Final = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16}}
 FP8_BLOCK: Final = fp8(".weight_scale_inv", draw_singles, 128, 128)
@@ -170,7 +171,7 @@ ROWS: Final = (
     Kind(
         "nvfp4_ct",
         "nvfp4_ct",
-        nvfp4(".weight_packed", ".weight_scale", ".weight_global_scale", ".input_global_scale", divides=True),
+        nvfp4(*NVFP4_CT, divides=True, shared=2688.5),  # as servers want it of what they run as one matrix
         ct("nvfp4-pack-quantized", 4, strategy="tensor_group", group_size=16),
     ),
     Kind("nvfp4_bare", "nvfp4_bare", nvfp4(".weight", ".weight.scale", ".weight.scale2", ".weight.input_amax"), {}),

@@ -119,6 +119,10 @@ def _surroundings(argument: object, context: object) -> object:
     }
 
 
+def _parent(argument: object, context: object) -> object:
+    return os.getppid()
+
+
 ACTIONS = {
     "echo": _echo,
     "context": _context,
@@ -132,4 +136,5 @@ ACTIONS = {
     "refuse": _refuse,
     "unpicklable": _unpicklable,
     "surroundings": _surroundings,
+    "parent": _parent,
 }

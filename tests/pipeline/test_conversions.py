@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import shardq
@@ -105,6 +106,63 @@ def test_what_has_the_wanted_scheme_is_passed_through(case: str, scheme: str, tm
     there = set(packed(source).values())
     made = {n: data for n, data in packed(tmp_path / "made").items() if not n.endswith(("norm.weight", "g_idx"))}
     assert [n for n, data in made.items() if data not in there and "weight_global_scale" not in n] == []
+
+
+@pytest.mark.parametrize(("case", "warned"), [("fp8_static_inv", True), ("fp8_channel", False)])
+def test_scales_of_activations_that_stay_behind_are_told(case: str, warned: bool, tmp_path: Path) -> None:
+    """What servers compute with the result is something else, although its weights are the same."""
+    source = sources.write_source(CASES[case], tmp_path / "source")
+    recipe = convert_recipe("compressed-tensors")
+    planned = [w for w in shardq.plan(source, recipe).warnings if "activations" in w]
+    made = shardq.quantize(source, recipe, output_dir=tmp_path / "made", limits=ONE)
+    assert list(made.warnings) == planned
+    assert len(planned) == warned
+    assert not warned or ".activation_scale and 13 more" in planned[0]
+    told = decode_ledger((tmp_path / "made" / LEDGER).read_bytes()).get("source", {})
+    left = [e for e in told.values() if e["outcome"] == "dropped" and "activations" in e["reason"]]
+    assert len(left) == (14 if warned else 0)
+    assert shardq.plan(source, make_recipe("FP8_DYNAMIC@compressed-tensors")).warnings == ()  # which asks for others
+
+
+def unshared(folder: Path) -> Path:
+    """NVFP4 with another global scale in each module, one of which servers take for q, k and v, and for gate and up."""
+    case, shared = CASES["nvfp4_ct"], sources.write_source(CASES["nvfp4_ct"], folder / "shared")
+    tensors = sources.read_tensors(shared)
+    above = [n for n in tensors if n.endswith(".weight_global_scale")]
+    own = {n: sources.Stored("F32", np.full(1, 2000 + number, np.float32)) for number, n in enumerate(above)}
+    source: Path = sources.write_tensors(folder / "own", tensors | own, lambda _: 1, case.config)
+    return source
+
+
+FUSED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+
+
+def test_global_scales_that_servers_would_mix_up_stop_a_conversion(tmp_path: Path) -> None:
+    source = unshared(tmp_path)
+    reason = (
+        r"10 weights .*k_proj\.weight and 5 more: shares no global scale .*\(q_proj, k_proj, v_proj\).*--requantize"
+    )
+    with pytest.raises(NotExact, match=reason):
+        shardq.plan(source, convert_recipe("compressed-tensors"))
+    recipe = convert_recipe("compressed-tensors", requantize=True)
+    plan = shardq.plan(source, recipe)
+    made = {d.tensor.module.rpartition(".")[2] for d in plan.decisions if d.scheme and not d.carried}
+    assert made == set(FUSED)
+
+
+def test_global_scales_that_servers_would_mix_up_are_made_anew(tmp_path: Path) -> None:
+    """A fused group gets one of its own, unless the engines that are meant run its members one by one."""
+    source = unshared(tmp_path)
+    shardq.quantize(source, make_recipe("NVFP4A16"), output_dir=tmp_path / "made", limits=ONE)
+    carried = {n.split(".")[-2] for n, e in entries(tmp_path / "made").items() if e.get("carried")}
+    assert carried
+    assert not carried & set(FUSED)
+    made = packed(tmp_path / "made")
+    layer = "model.layers.0.self_attn"
+    assert len({made[f"{layer}.{m}.weight_global_scale"] for m in FUSED[:3]}) == 1
+    assert shardq.verify(tmp_path / "made", source=source).problems == ()
+    apart = shardq.plan(source, make_recipe("NVFP4A16", split_fused=True))
+    assert all(d.carried for d in apart.decisions if d.scheme)
 
 
 def test_new_codes_are_made_where_that_is_wanted(tmp_path: Path) -> None:

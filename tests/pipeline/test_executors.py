@@ -300,8 +300,10 @@ def test_signal_with_a_wakeup_pipe_ends_the_wait(pool: Pool) -> None:
         os.close(write_end)
 
 
-def test_no_worker_outlives_a_killed_caller(tmp_path: Path) -> None:
-    script = """
+@pytest.mark.parametrize("forks", [False, True])
+def test_no_worker_outlives_a_killed_caller(tmp_path: Path, forks: bool) -> None:
+    script = f"""
+        {"import shardq.executors.preload" if forks else "import shardq"}
         from shardq.budget import ByteBudget
         from shardq.executors.base import Job
         from shardq.executors.processes import ProcessExecutor
@@ -319,7 +321,8 @@ def test_no_worker_outlives_a_killed_caller(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "busy\n"
     family = psutil.Process(process.pid).children(recursive=True)
-    assert len([p for p in family if p.parent() not in (None, psutil.Process(process.pid))]) == 3
+    caller = psutil.Process(process.pid)
+    assert len([p for p in family if (p.parent() == caller) is forks]) == 3
     process.kill()
     process.wait()
     deadline_s = time.monotonic() + LIMIT_S
@@ -349,6 +352,38 @@ def test_script_without_main_guard_is_told(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks only where the threads of a process can be counted")
+@pytest.mark.parametrize("has_thread", [False, True])
+def test_workers_are_forks_only_of_a_process_of_our_own_without_threads(tmp_path: Path, has_thread: bool) -> None:
+    """And a lock that the caller holds ends with the caller, not with a worker that goes on."""
+    script = f"""
+        import os
+        import fcntl
+        import threading
+
+        import shardq.executors.preload
+        from shardq.budget import ByteBudget
+        from shardq.executors.base import Job
+        from shardq.executors.processes import ProcessExecutor
+
+        if __name__ == "__main__":
+            with open("lock", "w") as lock, open("lock") as again:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                end = threading.Event()
+                if {has_thread}:
+                    threading.Thread(target=end.wait).start()
+                with ProcessExecutor("executor_work:start", None, 1, ByteBudget(None)) as executor:
+                    executor.submit(Job(0, ("parent", None), 0, "who made you"))
+                    (outcome,) = executor.wait(None)
+                    lock.close()
+                    fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                end.set()
+            print(outcome.result == os.getpid())
+        """
+    output, errors = _start_script(tmp_path, script, tmp_path).communicate(timeout=LIMIT_S)
+    assert (output, errors) == (f"{not has_thread}\n", "")
+
+
 @pytest.mark.parametrize(
     ("exit_code", "words"),
     [
@@ -375,7 +410,7 @@ def test_every_error_survives_the_pipe() -> None:
         assert str(copy) == "what happened"
 
 
-def _start_script(folder: Path, text: str) -> "subprocess.Popen[str]":
+def _start_script(folder: Path, text: str, cwd: Path | None = None) -> "subprocess.Popen[str]":
     path = folder / "script.py"
     path.write_text(textwrap.dedent(text))
     search = os.pathsep.join([str(HERE), *(p for p in sys.path if p)])
@@ -385,6 +420,7 @@ def _start_script(folder: Path, text: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=cwd,
     )
 
 

@@ -341,6 +341,7 @@ def test_finalize_without_a_job(tmp_path: Path) -> None:
     found = run("finalize", "--job", str(tmp_path / "none"))
     assert (found.exit_code, "holds no job" in found.stderr) == (3, True)
     assert run("worker", "--job", str(tmp_path / "none")).exit_code == 3
+    assert run("worker", "--job", str(tmp_path / "none"), "--finalize").exit_code == 2  # which is no option
 
 
 def test_one_output_a_job(checkpoint: Path, tmp_path: Path) -> None:

@@ -101,5 +101,5 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         shardq.score("demo", "demo", sample=0)
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UnsupportedSource, match="in GGUF"):
-        shardq.score(tmp_path / "gguf", "demo")
+    with pytest.raises(UnsupportedSource, match="demo is not in GGUF: expected the checkpoint"):
+        shardq.score("demo", tmp_path / "gguf")

@@ -85,6 +85,7 @@ def test_a_replaced_norm_is_written_told_and_checked(plain: Path, tmp_path: Path
     assert sum("replaced" in entry for entry in ledger.values()) == 1
     for words in ({"deep": True}, {"source": "demo"}, {"deep": True, "source": "demo"}):
         assert not shardq.verify(out, **words).problems
+    assert not shardq.audit(out, source="demo", tuned=folder).problems
     compared = [shardq.verify(folder, source="demo").compared for folder in (plain, out)]
     assert compared[1] == compared[0] - 1
     path = out / ledger[norm.name]["file"]
@@ -93,6 +94,8 @@ def test_a_replaced_norm_is_written_told_and_checked(plain: Path, tmp_path: Path
     path.write_bytes(bytes(data))
     for words in ({"deep": True}, {"source": "demo"}):
         assert any("was replaced by test" in p for p in shardq.verify(out, **words).problems)
+    (problem,) = shardq.audit(out, source="demo", tuned=folder).problems
+    assert problem.startswith(f"{norm.name} in {path.name} differs")
 
 
 def test_errors_are_those_of_the_scaled_weight(plain: Path, tmp_path: Path) -> None:
@@ -107,6 +110,7 @@ def test_errors_are_those_of_the_scaled_weight(plain: Path, tmp_path: Path) -> N
         out = shardq.quantize("demo", recipe, output_dir=tmp_path / name, limits=INLINE).output
         found[name] = decode_ledger((out / "shardq-ledger.json.zst").read_bytes())["tensors"][first.name]
         assert not shardq.verify(out, deep=True, source="demo").problems
+        assert not shardq.audit(out, source="demo", tuned=folder).problems  # of the figures, too
     assert "scaled" not in found["none"]
     assert found["ones"].pop("scaled")
     assert found["ones"] == found["none"]

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import shardq
 from shardq import Limits, make_recipe
+from shardq.cli.group import commands
 from shardq.errors import BadOption, BadTuned, RecipeChanged, VerifyFailed
+from shardq.files.safetensors import read_header
 from shardq.headers import read_headers
 from shardq.kernels import load
 from shardq.outputs import open_result, read_output, target_of
@@ -52,8 +55,44 @@ def test_codes_of_a_run_give_its_bytes_again(scheme: str, tmp_path: Path) -> Non
         assert (made.output / path.name).read_bytes() == path.read_bytes()
     assert made.scales.startswith(f"{plain.quantized} tuned by test")
     assert not shardq.verify(made.output, deep=True, source="demo").problems
-    with pytest.raises(VerifyFailed, match="codes that were tuned"):
+    with pytest.raises(VerifyFailed, match=r"codes that were tuned.*--tuned"):
         shardq.audit(made.output, source="demo")
+    audit = shardq.audit(made.output, source="demo", tuned=folder)
+    assert audit.problems == ()
+    assert all(t.check.whole for t in audit.tensors)
+    assert {t.check.scale for t in audit.tensors} == {""}  # the folder has it, too
+
+
+def test_an_audit_looks_at_the_codes_of_the_folder(tmp_path: Path) -> None:
+    """Blocks of tensors, too; and nothing but the folder of the run will do."""
+    plain = shardq.quantize("demo", "W4A16", output_dir=tmp_path / "plain", limits=INLINE)
+    modules = taken(plain.output, "W4A16")
+    half = dict(list(modules.items())[::2])  # the others are made anew
+    for t in half.values():
+        np.copyto(t.quantized.codes, 15 - t.quantized.codes)
+    folder, other = tuned_folder(tmp_path / "tuned", half), tuned_folder(tmp_path / "other", modules)
+    made = shardq.quantize("demo", make_recipe("W4A16", tuned=folder), output_dir=tmp_path / "made", limits=INLINE)
+    told = CliRunner().invoke(
+        commands, ["audit", str(made.output), "--source", "demo", "--tuned", str(folder), "--json"]
+    )
+    assert json.loads(told.stdout)["verdict"] == "equal"
+    small = shardq.audit(made.output, source="demo", tuned=folder, max_traffic_bytes=3_500_000)
+    assert small.problems == ()
+    assert not all(t.check.whole for t in small.tensors)
+    for result, wrong in ((made.output, other), (plain.output, folder)):
+        with pytest.raises(BadOption, match="--tuned gives"):
+            shardq.audit(result, source="demo", tuned=wrong)
+    name = f"{next(iter(half))}.qweight"
+    path, t = next(
+        (path, t) for path in made.output.glob("*.safetensors") for t in read_header(path).tensors if t.name == name
+    )
+    with path.open("r+b") as file:
+        file.seek(t.begin)
+        (byte,) = file.read(1)
+        file.seek(t.begin)
+        file.write(bytes([byte ^ 1]))
+    (problem,) = shardq.audit(made.output, source="demo", tuned=folder).problems
+    assert problem.startswith(f"{name} in {path.name} differs at byte {t.begin}")
 
 
 def test_other_codes_give_other_weights_and_errors(tmp_path: Path) -> None:
@@ -141,6 +180,7 @@ def test_scales_of_activations_are_written_beside_the_same_weights(
     refs = load_tuned(folder).refs
     assert {n.removesuffix(f".{suffix}") for n in after.keys() - before.keys()} == refs.keys()
     assert {n: t for n, t in after.items() if n in before} == before
+    assert shardq.audit(made.output, source="demo", tuned=folder).problems == ()
     for module, ref in refs.items():
         assert ref.input_scale
         number = np.float32(ref.input_scale.value)  # a power of two: its first bytes are those of BF16

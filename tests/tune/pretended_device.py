@@ -1,5 +1,5 @@
-"""A GPU that is not there: tensors lie in main memory, and behave as if some of them were on `cuda:0`. What CUDA would
-refuse is refused: arithmetic across devices, and arrays of what lies on the device."""
+"""GPUs that are not there: tensors lie in main memory, and behave as if some of them were on `cuda:0` or another. What
+CUDA would refuse is refused: arithmetic across devices, and arrays of what lies on a device."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -39,36 +39,41 @@ class PretendedDevice(TorchFunctionMode):
         if name in ("to", "cpu", "cuda") and isinstance(args[0], torch.Tensor):
             return self._to(name, *args, **named)
         tensors = list(_tensors([*args, *named.values()]))
-        places = {place_of(t) for t in tensors if t.ndim or place_of(t) == THERE}
-        if name in ("numpy", "__array__") and places == {THERE}:
+        places = {place_of(t) for t in tensors if t.ndim or place_of(t) != HERE}
+        if name in ("numpy", "__array__") and places - {HERE}:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         if len(places) > 1 and name not in ACROSS:
             raise RuntimeError(f"{name}: expected all tensors on the same device")
         asked = named.get("device")
         if asked is not None and torch.device(asked).type == "cuda":
             named["device"] = HERE
-        place = torch.device(asked) if asked is not None else place_of(tensors[0]) if tensors else HERE
+        place = _device(asked) if asked is not None else place_of(tensors[0]) if tensors else HERE
         if name == "histc":  # CUDA counts integers
             args = [args[0].float(), *args[1:]]
         made = func(*args, **named)
         for t in _tensors([made]):
-            t.pretended = THERE if place.type == "cuda" else place  # type: ignore[attr-defined]
+            t.pretended = place  # type: ignore[attr-defined]
         return made
 
     def _to(self, name: str, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         words = [*args, *kwargs.values()]
-        wanted = next((torch.device(w) for w in words if isinstance(w, str | torch.device)), None)
+        wanted = next((_device(w) for w in words if isinstance(w, str | torch.device)), None)
         wanted = next((place_of(w) for w in words if isinstance(w, torch.Tensor)), wanted)
         place = {"cpu": HERE, "cuda": THERE}.get(name, wanted or place_of(t))
         if place.type == "meta":
             return torch.Tensor.to(t, "meta")
         kinds = [w for w in words if isinstance(w, torch.dtype)]
         made = torch.Tensor.to(t, *kinds) if kinds else t
-        if place.type != place_of(t).type:
+        if place != place_of(t):
             self.moved.append((place, tuple(t.shape)))
             made = made.clone()
-        made.pretended = THERE if place.type == "cuda" else place  # type: ignore[attr-defined]
+        made.pretended = place  # type: ignore[attr-defined]
         return made
+
+
+def _device(word: Any) -> torch.device:
+    device = torch.device(word)
+    return THERE if device.type == "cuda" and device.index is None else device
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

@@ -177,7 +177,7 @@ def test_tensors_may_span_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = models.make_model("llama", tmp_path / "model")
     source = open_source(str(folder))
     tensors = [t for n, t in read_checkpoint(source).tensors.items() if ".layers.0." in n]
-    monkeypatch.setattr(reading, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(reading, "LOCAL_PIECE_BYTES", 1000)
     reader = BlockReader(source, load())
     fetched = reader.fetch(tensors, whole=False)
     state = models.load_whole(folder, torch.bfloat16).state_dict()

@@ -12,6 +12,10 @@ import torch
 
 from shardq.api import collect_statistics, quantize
 from shardq.errors import BadImportance, BadOption, UnsupportedSource
+from shardq.gguf.metadata import find_tensors
+from shardq.gguf.model_files import model_files
+from shardq.gguf.origins import Origins
+from shardq.gguf.weighing import find_weighing
 from shardq.headers import read_checkpoint
 from shardq.importance import load_importance, match
 from shardq.importance_vectors import read_vector
@@ -134,6 +138,33 @@ def test_both_files_have_what_quantize_asks_for(name: str, kind: Experts, tmp_pa
             expected = moment.squares / moment.tokens
             assert np.allclose(read_vector(ours[module]), expected, rtol=1e-6), module
             assert np.allclose(read_vector(theirs[module]), expected, rtol=1e-5), module
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5"])
+def test_llama_cpp_gets_linear_attention_under_its_names_and_in_its_order(name: str, tmp_path: Path) -> None:
+    """Some matrices go into two tensors, and heads of values are dealt out: the input of the last one with them."""
+    pytest.importorskip("gguf", reason="the package gguf has the names: pip install shardq[gguf]")
+    folder = models.make_model(name, tmp_path / "model")
+    found = gather(folder)
+    assert write_importance(found, tmp_path / "own.safetensors") == ()
+    left = write_imatrix(found, tmp_path / "peer.gguf", TOKENS)
+    own, peer = load_importance(tmp_path / "own.safetensors"), load_importance(tmp_path / "peer.gguf")
+    checkpoint = read_checkpoint(open_source(str(folder)))
+    weights = find_weights(checkpoint, make_recipe("Q8_0"))
+    origins, orders = Origins(checkpoint, weights), []
+    for t in find_tensors(model_files(checkpoint), origins.shards()):
+        if t.type == "F32" or not any(part in t.name for part in ("attn_", "ssm_")):
+            continue
+        module = weights.tensors[origins.find(t.parts[0]).weight].module
+        order = t.parts[0].column_order
+        (ours,), (theirs,) = (find_weighing(x, t.name, (module,), t.shape[-1], order) for x in (own, peer))
+        assert ours, t.name
+        assert theirs, t.name
+        assert np.allclose(read_vector(theirs), read_vector(ours), rtol=1e-5), t.name
+        orders.append(order)
+    assert len(orders) >= 2 * 4 + 4  # of two layers of linear attention and one with heads
+    assert any(orders) == (name == "qwen3_5")
+    assert not [m for m in left if "linear_attn" in m]
 
 
 def test_quantize_takes_them(tmp_path: Path) -> None:

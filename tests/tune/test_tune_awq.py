@@ -141,6 +141,7 @@ def test_norms_are_replaced_in_an_output_that_passes_its_checks(
     for deep in (False, True):
         assert not shardq.verify(out, deep=deep, source=source).problems
     assert not shardq.verify(out, deep=True).problems
+    assert not shardq.audit(out, source=source, tuned=folder).problems
     ids = models.some_ids(4, 48)
     wanted, found = (models.whole_logits(f, ids).log_softmax(-1) for f in (source, out))
     assert float((wanted.exp() * (wanted - found)).sum(-1).mean()) < 0.05

@@ -2,7 +2,9 @@
 those of the CPU."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from shardq.tune.activations import Batch, Call, Own, call_block
 from shardq.tune.devices import deterministic
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions, build_options
-from shardq.tune.settings import ComputeOptions, SignRoundOptions
+from shardq.tune.settings import AwqOptions, ComputeOptions, SignRoundOptions
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
@@ -26,6 +28,9 @@ with pytest.MonkeyPatch.context() as patch:
 
 SAMPLES, TOKENS, WIDTH = 4, 12, 64
 META = torch.device("meta")
+FEW, SCALES = SignRoundOptions(iters=3, batch_size=2), AwqOptions()
+EXPERTS = {"qwen3_moe": 8, "gpt_oss": 4}
+CUT = {"qwen3_moe": (64, 32), "gpt_oss": (96, 64)}  # their second matrices
 
 
 @pytest.fixture(autouse=True)
@@ -36,17 +41,28 @@ def one_thread() -> None:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("models")
-    return {name: models.make_model(name, base / name) for name in ("llama", "qwen3_moe", "gpt_oss")}
+    return {name: models.make_model(name, base / name) for name in ("llama", "qwen3_moe", "gpt_oss", "llama4")}
 
 
-def _tune(folder: Path, out: Path, algorithm: Any, most: int | None = None, **compute: Any) -> None:
+def _tune(
+    folder: Path,
+    out: Path,
+    algorithm: Any,
+    most: int | None = None,
+    scheme: str = "W3A16G32",
+    signround: SignRoundOptions = FEW,
+    awq: AwqOptions = SCALES,
+    **compute: Any,
+) -> None:
     options = TuneOptions(
         algorithm=algorithm,
         data=DataOptions("random", nsamples=SAMPLES, seqlen=TOKENS, seed=1),
         compute=ComputeOptions(**compute),
-        signround=SignRoundOptions(iters=3, batch_size=2),
+        signround=signround,
+        awq=awq,
     )
-    recipe = make_recipe("W3A16G32", layout="fake", quant_lm_head=True)
+    layout = "compressed-tensors" if "STATIC" in scheme else "fake"
+    recipe = make_recipe(scheme, layout=layout, quant_lm_head=layout == "fake")
     tune_blocks(open_source(str(folder)), recipe, options, Place(out, most))
 
 
@@ -80,6 +96,79 @@ def test_a_block_its_inputs_and_its_loss_are_on_the_device(
     to_device = [shape for place, shape in device.moved if place == pretended.THERE]
     assert (96, WIDTH) in to_device  # the head's weight
     assert ((SAMPLES, TOKENS, WIDTH) in to_device) is not low  # all hidden states at once
+
+
+@pytest.fixture
+def gpus(gpu: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Two of them, of so many bytes each."""
+
+    def have(size_bytes: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=size_bytes))
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    have(1 << 30)
+    return have
+
+
+def _same(one: Path, other: Path) -> bool:
+    return all(p.read_bytes() == (other / p.name).read_bytes() for p in one.glob("*.safetensors"))
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(
+    ("name", "algorithm", "scheme"),
+    [
+        ("llama", "signround", "W3A16G32"),
+        ("llama", "gptq", "W3A16G32"),
+        ("llama", "awq,rtn", "W3A16G32"),
+        ("qwen3_moe", "signround", "FP8_STATIC"),
+        ("qwen3_moe", "gptq", "W3A16G32"),
+        ("qwen3_moe", "opt-rtn", "W3A16G32"),
+        ("gpt_oss", "signround", "W3A16G32"),
+        ("llama4", "opt-rtn", "W3A16G32"),
+    ],
+)
+def test_a_block_on_two_devices_gets_the_codes_of_one(
+    name: str, algorithm: str, scheme: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    _tune(folders[name], tmp_path / "here", algorithm, scheme=scheme)
+    with pretended.PretendedDevice() as device:
+        _tune(folders[name], tmp_path / "there", algorithm, scheme=scheme, device="cuda:1,0")
+    assert _same(tmp_path / "here", tmp_path / "there")
+    far = {shape for place, shape in device.moved if place == pretended.THERE}
+    near = {shape for place, shape in device.moved if place == torch.device("cuda", 1)}
+    assert (WIDTH, 96) in far or name != "llama"  # down_proj, the last matrix
+    assert (WIDTH, WIDTH) in near  # q_proj, the first one
+    parts = {shape[0] for shape in near if shape[1:] == CUT.get(name)}, {s[0] for s in far if s[1:] == CUT.get(name)}
+    assert sum(map(sum, parts)) == EXPERTS.get(name, 0)
+    assert all(parts) == (name in CUT)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_what_else_tuning_does_works_on_two_devices(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Blocks that are learned together, norms, scales and clipped ranges, and a run that goes on."""
+    whole = SignRoundOptions(iters=3, batch_size=2, nblocks=2, enable_norm_bias_tuning=True)
+    clipped = AwqOptions(awq_apply_clip=True, awq_clip_as_init=True, awq_loss="output", awq_n_grid=3)
+    for name, algorithm, signround in (("qwen3_moe", "signround", whole), ("llama", "awq,signround", FEW)):
+        here, there = tmp_path / name / "here", tmp_path / name / "there"
+        _tune(folders[name], here, algorithm, signround=signround, awq=clipped)
+        with pretended.PretendedDevice() as device:
+            _tune(folders[name], there, algorithm, signround=signround, awq=clipped, device="0,1")
+            for path in (there / "model.layers.2.safetensors", there / "tuned.json"):
+                path.unlink()
+            _tune(folders[name], there, algorithm, signround=signround, awq=clipped, device="0,1")
+        assert _same(here, there)
+        assert len({place for place, _ in device.moved}) == 3
+
+
+def test_a_block_takes_as_many_devices_as_it_needs(
+    gpus: Callable[[int], None], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    for size_bytes, count in ((1 << 30, 1), (1 << 17, 2)):
+        gpus(size_bytes)
+        with pretended.PretendedDevice() as device:
+            _tune(folders["llama"], tmp_path / str(count), "rtn", device="auto")
+        assert len({place for place, _ in device.moved if place.type == "cuda"}) == count
 
 
 @pytest.mark.usefixtures("gpu")
@@ -127,19 +216,31 @@ def test_a_call_goes_where_the_batch_is_computed() -> None:
 
 def test_words_for_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     def place(word: str) -> str:
-        return str(ComputeOptions(device=word).place())
+        return " ".join(map(str, ComputeOptions(device=word).places()))
 
     assert [place(w) for w in ("cpu", "auto")] == ["cpu", "cpu"]
     with pytest.raises(BadOption, match="sees 0 CUDA devices"):
         place("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [place(w) for w in ("auto", "cuda", "1", "cuda:1")] == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert [place(w) for w in ("cuda", "1", "cuda:1", "cpu")] == ["cuda:0", "cuda:1", "cuda:1", "cpu"]
+    assert place("auto") == "cuda:0 cuda:1 cuda:2"
+    assert [place(w) for w in ("0,2", "cuda:2, 0", "cuda:1,cuda:0")] == [
+        "cuda:0 cuda:2",
+        "cuda:2 cuda:0",
+        "cuda:1 cuda:0",
+    ]
     for word, told in (
-        ("cuda:0,1", "one device"),
-        ("cuda:2", "sees 2"),
+        ("0,0", "twice"),
+        ("cuda:3", "sees 3"),
+        ("0,3", "sees 3"),
         ("tpu", "expected auto"),
         ("cpu:1", "expected"),
+        ("cpu,0", "several GPUs"),
+        ("0,auto", "several GPUs"),
+        ("0,", "several GPUs"),
+        ("self_attn.q_proj:0", "several GPUs"),
+        ("cuda:", "expected"),
     ):
         with pytest.raises(BadOption, match=told):
             place(word)

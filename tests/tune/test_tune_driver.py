@@ -4,7 +4,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,19 +12,15 @@ pytest.importorskip("transformers", reason="block mode needs transformers")
 
 import shardq
 from shardq.errors import BadOption, RecipeChanged
-from shardq.kernels import load
-from shardq.plans import make_plan
 from shardq.quantizers.float_scales import global_scale
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
-from shardq.tune import driver, passes
-from shardq.tune.blocks import BlockModel
+from shardq.tune import passes
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.result import TuneResult
 from shardq.tune.settings import SignRoundOptions
-from shardq.tune.subjects import find_subjects
-from shardq.tune.work import Work, put_codes
+from shardq.tune.work import Work
 from shardq.tuned import load_tuned
 
 with pytest.MonkeyPatch.context() as patch:
@@ -60,26 +55,11 @@ def _tune(folder: Path, out: Path, algorithm: str, recipe: Recipe | None = None,
     return tune_blocks(open_source(str(folder)), recipe or _recipe(), _options(algorithm, **more), Place(out))
 
 
-@torch.no_grad()
-def _error(folder: Path, out: Path, recipe: Recipe | None = None) -> float:
-    """Mean square of what is behind the last block, with codes beside without, on the samples of the tuning."""
-    ids = torch.from_numpy(np.load(out / driver.IDS))
-    with BlockModel.open(open_source(str(folder)), dtype=torch.float32) as model:
-        subjects = find_subjects(model, make_plan(model.checkpoint, recipe or _recipe()))
-        plain, coded = model.embed(ids), model.embed(ids)
-        for index, own in enumerate(subjects.blocks):
-            with model.block(index) as block:
-                model.advance(block, plain, index)
-                put_codes(block, own, passes.read_stored(out, model.block_names[index], own).codes, load())
-                model.advance(block, coded, index)
-        return float((plain.hidden - coded.hidden).square().mean())
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_each_algorithm_is_better_than_the_nearest_codes(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     algorithms = ("rtn", "gptq", "signround") if name != "qwen3_vl" else ("rtn", "gptq")
     results = {a: _tune(folders[name], tmp_path / a, a) for a in algorithms}
-    errors = {a: _error(folders[name], tmp_path / a) for a in results}
+    errors = {a: models.coded_error(folders[name], tmp_path / a, _recipe()) for a in results}
     assert errors["gptq"] < 0.8 * errors["rtn"], errors
     assert errors.get("signround", 0) < 0.9 * errors["rtn"], errors
     modules = {r.modules for r in results.values()}
@@ -135,7 +115,7 @@ def test_gptq_takes_every_kind_of_codes(scheme: str, layout: str, folders: dict[
     errors = {}
     for algorithm in ("rtn", "gptq"):
         _tune(source, tmp_path / algorithm, algorithm, recipe)
-        errors[algorithm] = _error(source, tmp_path / algorithm, recipe)
+        errors[algorithm] = models.coded_error(source, tmp_path / algorithm, recipe)
     assert 0 < errors["gptq"] < errors["rtn"], errors
     packed = _recipe(scheme, layout, tuned=tmp_path / "gptq", **more)
     out = tmp_path / "out"

@@ -4,7 +4,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -12,18 +11,11 @@ from click.testing import CliRunner
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
 from shardq.cli.group import commands
-from shardq.kernels import load
-from shardq.plans import make_plan
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
-from shardq.tune import driver, passes
-from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
-from shardq.tune.served import serving
 from shardq.tune.settings import SignRoundOptions
-from shardq.tune.subjects import find_subjects
-from shardq.tune.work import put_codes
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
@@ -51,22 +43,6 @@ def _tune(folder: Path, out: Path, algorithm: Any, recipe: Recipe, **learning: A
     tune_blocks(open_source(str(folder)), recipe, options, Place(out))
 
 
-@torch.no_grad()
-def _error(folder: Path, out: Path, recipe: Recipe) -> float:
-    """Mean square of what is behind the last block, as it is served, beside without codes."""
-    ids = torch.from_numpy(np.load(out / driver.IDS))
-    with BlockModel.open(open_source(str(folder)), dtype=torch.float32) as model:
-        subjects = find_subjects(model, make_plan(model.checkpoint, recipe))
-        plain, coded = model.embed(ids), model.embed(ids)
-        for index, own in enumerate(subjects.blocks):
-            with model.block(index) as block:
-                model.advance(block, plain, index)
-                put_codes(block, own, passes.read_stored(out, model.block_names[index], own).codes, load())
-                with serving(block, own, {}):
-                    model.advance(block, coded, index)
-        return float((plain.hidden - coded.hidden).square().mean())
-
-
 @pytest.mark.parametrize(
     ("model", "scheme", "learning", "most"),
     [
@@ -88,7 +64,7 @@ def test_it_is_better_than_the_nearest_codes(
     errors = {}
     for algorithm in ("rtn", "signround"):
         _tune(folders[model], tmp_path / algorithm, algorithm, recipe, **learning)
-        errors[algorithm] = _error(folders[model], tmp_path / algorithm, recipe)
+        errors[algorithm] = models.coded_error(folders[model], tmp_path / algorithm, recipe)
     print(model, scheme, learning, errors, errors["signround"] / errors["rtn"])
     assert errors["signround"] < most * errors["rtn"], errors
 

@@ -3,7 +3,6 @@ and codes that stand for what the loss saw."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +17,10 @@ from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import PRESETS, Scheme, parse_scheme
 from shardq.tune.float_elements import lowest_exponent
-from shardq.tune.rounding import RoundingGradient, begin_learning, make_grid, values_of
+from shardq.tune.rounding import Learned, begin_learning, make_grid
 from shardq.tune.rounding_floats import FloatGrid, make_floats
 from shardq.tune.rounding_parts import Part
+from shardq.tune.rounding_tiles import keep_codes, make_values, pull_values
 
 ROWS, COLUMNS = 160, 192
 PARTS = (slice(0, 100), slice(100, ROWS))  # matrices one below the other, whose blocks of rows are cut
@@ -75,10 +75,9 @@ def test_without_learning_it_is_round_to_nearest(scheme: Scheme, dtype: str) -> 
     weight = _weight(dtype)
     parts = _parts(weight, scheme, rows)
     grid = make_grid(weight, scheme, dtype, parts)
-    start = begin_learning(grid, factors=True)
-    rounded = grid.round(start.v.detach(), *(f.detach() for f in start.factors))
+    kept = keep_codes(grid, begin_learning(grid, factors=True))
     for part in parts:
-        found = grid.take_codes(start.v.detach(), rounded, part.rows, load())
+        found = grid.take_codes(kept, part.rows, load())
         nearest = _nearest(weight[part.rows], scheme, dtype, part.amax)
         np.testing.assert_array_equal(found.codes, nearest.codes)
         np.testing.assert_array_equal(found.scales, nearest.scales)
@@ -109,7 +108,7 @@ IDS = [f"{s.name}-{s.numbers}" for s, _ in FLOATS]
 
 def _learned(grid: FloatGrid, seed: int) -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(seed)
-    v = (torch.rand(grid.weight.shape, generator=random) - 0.5) * 0.8
+    v = (torch.rand(grid.form, generator=random) - 0.5) * 0.8
     factor = torch.rand(grid.absmax.shape, generator=random) * 0.5 + 0.5
     return v.requires_grad_(), factor.requires_grad_()
 
@@ -155,18 +154,18 @@ def test_gradients_are_those_of_the_formulas(scheme: Scheme, dtype: str) -> None
     weight[4:6] = 0.01  # far from the ends of scales, where fp32 has no gradients
     grid = make_floats(weight, scheme, dtype, _parts(weight, scheme))
     (v, factor), (plain_v, plain_factor) = _learned(grid, 5), _learned(grid, 5)
-    found: Any = RoundingGradient.apply(grid, v, factor)  # type: ignore[no-untyped-call]
     steps = grid.cells.spread(_steps(grid, plain_factor))[..., None]
-    levels = grid.round(v.detach(), factor.detach()).levels.float()
+    rounded = grid.round(v.detach(), factor.detach())
+    found, levels = grid.values(rounded), rounded.levels.float()
     zero = steps == 0
     t = torch.where(zero, 0, grid.weight / torch.where(zero, 1, steps)) + plain_v
     expected = _elements(t, scheme, levels) * steps
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
-    pull = torch.randn(grid.weight.shape, generator=torch.Generator().manual_seed(7))
-    (found * pull).sum().backward()
+    pull = torch.randn(grid.form, generator=torch.Generator().manual_seed(7))
+    by_v, *sums = grid.pull(pull, v.detach(), (factor.detach(),), rounded)
     (expected * pull).sum().backward()  # type: ignore[no-untyped-call]
-    for mine, theirs in ((v.grad, plain_v.grad), (factor.grad, plain_factor.grad)):
-        assert mine is not None
+    (by_factor,) = grid.gather(sums, (factor.detach(),))
+    for mine, theirs in ((by_v, plain_v.grad), (by_factor, plain_factor.grad)):
         assert theirs is not None
         assert theirs.isfinite().all()
         assert (theirs != 0).float().mean() > 0.5
@@ -180,8 +179,9 @@ def test_codes_stand_for_what_the_loss_saw(scheme: Scheme, dtype: str) -> None:
     v, factor = (p.detach() for p in _learned(grid, 9))
     rounded = grid.round(v, factor)
     seen = grid.values(rounded).flatten(1)[:, :COLUMNS].numpy()
+    kept = keep_codes(grid, Learned(v, (factor,)))
     for rows in PARTS:
-        codes = grid.take_codes(v, rounded, rows, load())
+        codes = grid.take_codes(kept, rows, load())
         assert codes.codes.shape == seen[rows].shape
         np.testing.assert_array_equal(decode_rows(codes, scheme, load()), seen[rows])
 
@@ -191,12 +191,13 @@ def test_a_short_last_group_has_a_scale_of_its_own() -> None:
     weight = _weight("BF16")[:, :80]
     grid = make_floats(weight, scheme, "BF16", [Part(slice(0, ROWS), None)])
     start = begin_learning(grid, factors=True)
-    values = values_of(grid, start)
+    values = make_values(grid, start, torch.float32)
     assert values.shape == weight.shape
-    values.sum().backward()  # type: ignore[no-untyped-call]
-    assert start.v.grad is not None
-    assert not start.v.grad[:, 2, 16:].any()
-    codes = grid.take_codes(start.v.detach(), grid.round(*(p.detach() for p in start.all)), slice(0, ROWS), load())
+    by_v = torch.full(grid.form, torch.nan)
+    pull_values(grid, start, torch.ones_like(values), lambda lines, grad: by_v[lines].copy_(grad))
+    assert by_v[:, 2, :16].any()
+    assert not by_v[:, 2, 16:].any()
+    codes = grid.take_codes(keep_codes(grid, start), slice(0, ROWS), load())
     assert codes.codes.shape == (ROWS, 80)
     assert codes.scales.shape == (ROWS, 3)
 
@@ -216,14 +217,13 @@ def test_a_factor_pulls_where_a_finite_difference_does() -> None:
     weight = torch.full((1, 64), 0.3)
     weight[0, 0] = 1.0
     grid = make_floats(weight, scheme, "F32", [Part(slice(0, 1), None)])
-    v, factor = torch.zeros_like(grid.weight), torch.full_like(grid.absmax, 0.7).requires_grad_()
-    made: Any = RoundingGradient.apply(grid, v, factor)  # type: ignore[no-untyped-call]
-    made[0, 0, 0].backward()  # saturated: 448 * scale
-    assert factor.grad is not None
+    v, factor = torch.zeros(grid.form), torch.full_like(grid.absmax, 0.7)
+    first = torch.zeros(grid.form)
+    first[0, 0, 0] = 1  # saturated: 448 * scale
+    _, *sums = grid.pull(first, v, (factor,), grid.round(v, factor))
+    (by_factor,) = grid.gather(sums, (factor,))
 
     def loss(at: Tensor) -> Tensor:
         return grid.values(grid.round(v, at))[0, 0, 0]
 
-    torch.testing.assert_close(
-        factor.grad, _finite_difference(loss, factor.detach(), 1e-2).reshape(1, 1), rtol=1e-4, atol=0
-    )
+    torch.testing.assert_close(by_factor, _finite_difference(loss, factor, 1e-2).reshape(1, 1), rtol=1e-4, atol=0)

@@ -1,7 +1,5 @@
 """Learned rounding of integers: numbers and gradients of auto-round's formulas, and codes for what the loss saw."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +9,10 @@ from shardq.kernels import load
 from shardq.layouts import find_layout
 from shardq.quantizers.decode import decode_rows
 from shardq.schemes import BLOCKS, Scheme, parse_name
-from shardq.tune.rounding import RoundingGradient, make_grid
+from shardq.tune.rounding import Learned, make_grid
 from shardq.tune.rounding_integers import IntegerGrid, make_integers
 from shardq.tune.rounding_parts import TYPES
+from shardq.tune.rounding_tiles import keep_codes
 
 ROWS, COLUMNS = 6, 80  # groups of 32 end in a short one
 
@@ -47,8 +46,8 @@ def _weight() -> torch.Tensor:
 
 def _parameters(grid: IntegerGrid, seed: int) -> tuple[torch.Tensor, ...]:
     random = torch.Generator().manual_seed(seed)
-    v = (torch.rand(grid.weight.shape, generator=random) - 0.5) * 0.8
-    factors = [torch.rand(len(grid.weight), generator=random) * 0.5 + 0.5 for _ in range(2)]
+    v = (torch.rand(grid.form, generator=random) - 0.5) * 0.8
+    factors = [torch.rand(grid.form[0], generator=random) * 0.5 + 0.5 for _ in range(2)]
     return tuple(p.requires_grad_() for p in (v, *factors))
 
 
@@ -87,17 +86,17 @@ def _plain(grid: IntegerGrid, v: torch.Tensor, low_factor: torch.Tensor, high_fa
 def test_values_and_gradients_are_those_of_the_formulas(scheme: Scheme, dtype: str) -> None:
     grid = make_integers(_weight(), scheme, dtype)
     ours, plain = _parameters(grid, 5), _parameters(grid, 5)
-    pull = torch.randn(grid.weight.shape, generator=torch.Generator().manual_seed(7))
-    found: Any = RoundingGradient.apply(grid, *ours)  # type: ignore[no-untyped-call]
+    pull = torch.randn(grid.form, generator=torch.Generator().manual_seed(7))
+    v, *factors = (p.detach() for p in ours)
+    rounded = grid.round(v, *factors)
     expected = _plain(grid, *plain)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
-    (found * pull).sum().backward()
+    torch.testing.assert_close(grid.values(rounded), expected, rtol=0, atol=1e-7)
+    by_v, *sums = grid.pull(pull, v, factors, rounded)
     (expected * pull).sum().backward()  # type: ignore[no-untyped-call]
-    for mine, theirs in zip(ours, plain, strict=True):
-        assert mine.grad is not None
+    for mine, theirs in zip((by_v, *grid.gather(sums, factors)), plain, strict=True):
         assert theirs.grad is not None
         assert theirs.grad.abs().max() > 0
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=2e-4, atol=2e-4)
+        torch.testing.assert_close(mine, theirs.grad, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize(("scheme", "dtype"), CASES)
@@ -105,7 +104,7 @@ def test_codes_stand_for_what_the_loss_saw(scheme: Scheme, dtype: str) -> None:
     grid = make_integers(_weight(), scheme, dtype)
     v, *factors = (p.detach() for p in _parameters(grid, 9))
     rounded = grid.round(v, *factors)
-    codes = grid.take_codes(v, rounded, slice(0, ROWS), load())
+    codes = grid.take_codes(keep_codes(grid, Learned(v, tuple(factors))), slice(0, ROWS), load())
     assert codes.codes.shape == (ROWS, COLUMNS)
     assert int(codes.codes.max()) < 1 << scheme.bits
     seen = grid.values(rounded).reshape(ROWS, -1)[:, :COLUMNS].numpy()

@@ -29,7 +29,6 @@ from shardq.tune.reading import BlockReader
 from shardq.tune.result import TuneResult
 from shardq.tune.settings import SignRoundOptions
 from shardq.tune.subjects import find_subjects
-from shardq.tune.work import put_codes
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
@@ -96,21 +95,6 @@ def _tune(folder: Path, out: Path, algorithm: Any, recipe: Recipe | None = None)
     return tune_blocks(open_source(str(folder)), recipe or _recipe(), options, Place(out))
 
 
-@torch.no_grad()
-def _error(folder: Path, out: Path) -> float:
-    """Mean square of what is behind the last block, with codes beside without, on the samples of the tuning."""
-    ids = torch.from_numpy(np.load(out / driver.IDS))
-    with BlockModel.open(open_source(str(folder)), dtype=torch.float32) as model:
-        subjects = find_subjects(model, make_plan(model.checkpoint, _recipe()))
-        plain, coded = model.embed(ids), model.embed(ids)
-        for index, own in enumerate(subjects.blocks):
-            with model.block(index) as block:
-                model.advance(block, plain, index)
-                put_codes(block, own, passes.read_stored(out, model.block_names[index], own).codes, load())
-                model.advance(block, coded, index)
-        return float((plain.hidden - coded.hidden).square().mean())
-
-
 @pytest.mark.parametrize("name", EXPERTS)
 def test_the_nearest_codes_are_those_of_quantize(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     recipe = {"scheme": "W4A16G32", "layout": "compressed-tensors"}
@@ -132,7 +116,7 @@ def test_each_algorithm_is_better_than_the_nearest_codes(name: str, folders: dic
     errors = {}
     for algorithm in ("rtn", "gptq", "signround"):
         assert _tune(folders[name], tmp_path / algorithm, algorithm).left == ()
-        errors[algorithm] = _error(folders[name], tmp_path / algorithm)
+        errors[algorithm] = models.coded_error(folders[name], tmp_path / algorithm, _recipe())
     assert errors["gptq"] < 0.9 * errors["rtn"], errors
     assert errors["signround"] < 0.95 * errors["rtn"], errors
 

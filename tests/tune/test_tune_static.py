@@ -175,6 +175,26 @@ def test_scales_are_of_inputs_as_awq_leaves_them(folders: dict[str, Path], tmp_p
     assert after[module] != pytest.approx(before[module], rel=0.02)
 
 
+@pytest.mark.parametrize("nblocks", [1, 2])
+def test_scales_are_of_inputs_as_learned_norms_and_biases_leave_them(nblocks: int, tmp_path: Path) -> None:
+    folder, out = models.make_model("qwen2", tmp_path / "qwen2"), tmp_path / "out"
+    learning = SignRoundOptions(4, nblocks, 2, lr=0.3, not_use_best_mse=True, enable_norm_bias_tuning=True)
+    options = TuneOptions(data=DATA, signround=learning, dtype="float32", enable_act_quant=False)
+    tune_blocks(open_source(str(folder)), make_recipe("FP8_STATIC"), options, Place(out))
+    model, replaced = models.load_whole(folder), load_tuned(out).replaced
+    ids = torch.from_numpy(np.load(out / driver.IDS))
+    _put(model, out, LAST + 1)
+    before = _largest(model, ids)
+    put_replaced(model, {name: name for name in replaced}, {name: read_whole(ref) for name, ref in replaced.items()})
+    after, found = _largest(model, ids), _values(out)
+    assert sum(name.endswith("v_proj.bias") for name in replaced) == sum("input_" in name for name in replaced) == 3
+    scheme, config = PRESETS["FP8_STATIC"].scheme, json.loads((folder / "config.json").read_text())
+    groups = fused_groups(found, config)
+    largest = {m: max(after[other] for other in groups.get(m, (m,))) for m in found}
+    assert found == pytest.approx({m: input_scale(scheme, amax, "BF16") for m, amax in largest.items()}, rel=1e-4)
+    assert sum(abs(before[m] / after[m] - 1) > 0.003 for m in found) > 3  # norms and biases did it
+
+
 def test_members_of_a_fused_group_share_their_scale(folders: dict[str, Path], tmp_path: Path) -> None:
     _tune(folders["qwen3_moe"], tmp_path / "out", "FP8_STATIC")
     found = _values(tmp_path / "out")

@@ -13,13 +13,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from shardq.kernels import load
+from shardq.plans import make_plan
+from shardq.recipe import Recipe
 from shardq.sources import open_source
 from shardq.sources.base import Source
+from shardq.tune import driver, passes
 from shardq.tune.blocks import BlockModel
+from shardq.tune.served import serving
+from shardq.tune.subjects import find_subjects
+from shardq.tune.work import put_codes
 
 WORDS: Final = 96
 SMALL: Final = {
@@ -51,6 +59,10 @@ PER_LAYER: Final = {
     "num_kv_shared_layers": 0, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 3,
     "layer_types": [NEAR, "full_attention", NEAR],
 }  # fmt: skip
+LINEAR: Final = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
 MODELS: Final[Mapping[str, Callable[[], Any]]] = {
     "llama": lambda: _config("LlamaConfig"),
     "tied": lambda: _config("LlamaConfig", tie_word_embeddings=True),
@@ -75,6 +87,10 @@ MODELS: Final[Mapping[str, Callable[[], Any]]] = {
     "phi3": lambda: _config("Phi3Config", pad_token_id=0),
     "opt": lambda: _config("OPTConfig", ffn_dim=96, word_embed_proj_dim=64),
     "qwen3_vl": lambda: transformers.Qwen3VLConfig(text_config=TEXT, vision_config=TOWER, **IMAGES),
+    "qwen3_next": lambda: _config(
+        "Qwen3NextConfig", num_experts=4, shared_expert_intermediate_size=32, **MOE, **LINEAR
+    ),
+    "qwen3_5": lambda: _config("Qwen3_5TextConfig", **LINEAR),
     "gemma3n": lambda: _config("Gemma3nTextConfig", **PER_LAYER),
 }
 
@@ -160,3 +176,20 @@ def some_ids(samples: int = 2, tokens: int = 24, vocabulary: int = 90) -> torch.
 def perplexity(loss: torch.Tensor) -> float:
     """Of losses of tokens."""
     return math.exp(loss.mean())
+
+
+@torch.no_grad()
+def coded_error(folder: Path, out: Path, recipe: Recipe) -> float:
+    """Mean square of what is behind the last block, with tuned codes and inputs as they are served beside without, on
+    the samples of the tuning."""
+    ids = torch.from_numpy(np.load(out / driver.IDS))
+    with BlockModel.open(open_source(str(folder)), dtype=torch.float32) as model:
+        subjects = find_subjects(model, make_plan(model.checkpoint, recipe))
+        plain, coded = model.embed(ids), model.embed(ids)
+        for index, own in enumerate(subjects.blocks):
+            with model.block(index) as block:
+                model.advance(block, plain, index)
+                put_codes(block, own, passes.read_stored(out, model.block_names[index], own).codes, load())
+                with serving(block, own, {}):
+                    model.advance(block, coded, index)
+        return float((plain.hidden - coded.hidden).square().mean())

@@ -85,6 +85,12 @@ def swapped(place: int, order: Regrouping) -> int:
     return ((o * order.first + f) * order.second + s) * order.inner + i
 
 
+@pytest.mark.parametrize("order", [Regrouping(3, 2, 5), Regrouping(1, 2, 3, 4), Regrouping(2, 5, 1, 2)])
+def test_rows_are_found_where_they_were_and_where_they_are(order: Regrouping) -> None:
+    assert order.origins(0, order.size).tolist() == [swapped(place, order) for place in range(order.size)]
+    assert order.places(0, order.size)[order.origins(3, 9)].tolist() == list(range(3, 9))
+
+
 def rows_of(part: Part, source: NDArray[Any]) -> NDArray[Any]:
     data = source.reshape(-1) if part.slice is None and source.ndim > 2 else source
     data = data if part.slice is None else data[part.slice]

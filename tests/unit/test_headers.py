@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -401,6 +402,26 @@ def test_remote_header_takes_one_request_and_a_long_one_two() -> None:
         (0, 262_144),
         (262_144, len(long) - 8),
     ]
+
+
+def test_global_scales_come_with_the_headers_and_neighbours_in_one_request() -> None:
+    """Files have them together, as they are sorted by type; only something large between two makes it another."""
+    specs = []
+    for number in range(20):
+        m = f"model.layers.{number}.mlp.up_proj."
+        specs += [TensorSpec(m + "weight_packed", "U8", (32, 16)), TensorSpec(m + "weight_scale", "F8_E4M3", (32, 2))]
+        specs += [TensorSpec(m + "weight_global_scale", "F32", (1,))]
+    scales = [s for s in specs if s.dtype == "F32"]
+    plan = plan_file([*specs, TensorSpec("model.layers.15.large", "F32", (2048,))])
+    body = bytearray(plan.size_bytes)
+    body[: len(plan.header)] = plan.header
+    for number, scale in enumerate(scales):
+        begin, end = plan.offsets[scale.name]
+        body[begin:end] = struct.pack("<f", number)
+    source = NetworkSource({"model.safetensors": bytes(body), "config.json": CONFIG}, [])
+    found = read_checkpoint(source).peeked
+    assert {n: struct.unpack("<f", data)[0] for n, data in found.items()} == {s.name: i for i, s in enumerate(scales)}
+    assert len([r for r in source.reads if r[0] == "model.safetensors"]) == 1 + 2
 
 
 def test_lying_remote_header_length_is_never_downloaded() -> None:

@@ -145,3 +145,30 @@ def test_the_cut_depends_on_headers_alone(make_checkpoint: Any) -> None:
     work = OnePass(tuple(plans))
     assert [b.extent for b in work.bundles] == [c[2] for c in cuts[0]]
     assert all(len(b.members) == 3 for b in work.bundles)
+
+
+LISTING = [  # every layout whose configuration says what is not quantized
+    ("W4A16", "auto_round"),
+    ("W4A16", "gptq"),
+    ("W4A16", "awq"),
+    ("W4A16", "compressed-tensors"),
+    ("FP8_BLOCK", "fp8"),
+    ("MXFP8", "fp8"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "layout"), LISTING)
+def test_configurations_name_kept_matrices_that_look_like_something_else(
+    make_checkpoint: Any, scheme: str, layout: str
+) -> None:
+    """By its rows or its name a Linear layer may count as a table or a convolution."""
+    odd = ("model.layers.0.mlp.fc1", "model.altup_unembed_projections.0", "model.layers.0.conv_out")
+    shapes = {f"{odd[0]}.weight": (512, 128), f"{odd[1]}.weight": (128, 128), f"{odd[2]}.weight": (128, 128)}
+    linear, table = "model.layers.0.mlp.up_proj", "model.embed_tokens"
+    shapes |= {f"{linear}.weight": (128, 128), f"{table}.weight": (512, 128), "model.conv.weight": (128, 128, 3)}
+    checkpoint = make_checkpoint({"a.safetensors": {n: (BF16, s) for n, s in shapes.items()}}, CONFIG)
+    plan = make_plan(checkpoint, make_recipe(scheme, layout=layout))
+    assert {c.module for c in plan.choices()} == {*odd, linear}
+    block = plan.layout.config_block(plan.recipe.scheme, plan.choices(), "0")
+    assert plan.layout.scheme_of(block, linear) == plan.recipe.scheme
+    assert [plan.layout.scheme_of(block, m) for m in odd] == [None] * 3

@@ -12,7 +12,7 @@ import pytest
 
 from shardq.checkpoint import TensorRef
 from shardq.companions import find_companions
-from shardq.roles import Role, Verdict, assign_roles
+from shardq.roles import Role, Verdict, assign_roles, may_be_linear
 
 DATA = Path(__file__).parents[1] / "data" / "hub_index"
 
@@ -115,6 +115,18 @@ KEPT_LINEARS = {
     "embed": 1,
     "router_shape": 1,
 }
+
+
+def test_no_linear_of_the_catalog_is_taken_for_a_table(rows: list[Row]) -> None:
+    """Kept or not, it has to stand in configurations; tables that are never Linear need not."""
+    matrices = [r for r in rows if r[1].endswith(".weight") and len(r[3]) == 2]
+    named: dict[str, list[bool]] = {owner: [] for owner in ("Linear", "Embedding")}
+    for _, name, owner, shape, verdict in matrices:
+        if owner in named and verdict.role is not Role.LINEAR:
+            named[owner].append(may_be_linear(_ref(name, "BF16", list(shape)), verdict.role))
+    assert len(named["Linear"]) > 500
+    assert all(named["Linear"])
+    assert sum(named["Embedding"]) < 0.25 * len(named["Embedding"])
 
 
 def test_catalog_gives_the_same_picks_without_shapes_for_plain_models(

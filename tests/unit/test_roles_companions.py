@@ -268,7 +268,7 @@ def test_names_alone_tell_in_an_index() -> None:
 
 def test_families_file_refuses_unknown_words() -> None:
     text = (
-        "[names]\nblock=''\nhead=[]\nvocab_head=[]\nembed=''\nnorm=''\nconv=''\nrouter=''\nmoe_parent=''\n"
+        "[names]\nblock=''\nhead=[]\nvocab_head=[]\nembed=''\ntables=[]\nnorm=''\nconv=''\nrouter=''\nmoe_parent=''\n"
         "projection=''\nmtp=''\nlayer_index=''\nnontext=''\nsmall=''\ngate_like=''\ngate_like_max=1\nmin_dim=1\n"
         "[config]\nvocab_size=''\nexpert_count=[]\nlayer_count=[]\ntext=[]\nhidden_size=[]\nexpert_size=[]\n"
         "[experts]\ncontainer=''\nstacked=''\n[lone]\n"

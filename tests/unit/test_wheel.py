@@ -23,13 +23,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from this tree: with the build tools at hand if they are, else in an environment of its own."""
+    """Built from this tree: with the build tools at hand if they are, else in an environment of its own. Its kernels
+    are not optimized, which would take most of the time: those of the other tests are."""
     folder = tmp_path_factory.mktemp("wheel")
     here = all(importlib.util.find_spec(name) for name in TOOLS)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)]
     options = ["--no-build-isolation"] if here else []
     build = f"--config-settings=build-dir={folder / 'build'}"
-    _finish([*command, *options, build, str(ROOT)])
+    _finish([*command, *options, build, "--config-settings=cmake.define.SHARDQ_OPTIMIZE=-O0", str(ROOT)])
     (made,) = folder.glob("*.whl")
     return made
 
