@@ -64,6 +64,11 @@ class GptqOptions:
     block: int = 128
     scales: Scales = "search"
 
+    def __post_init__(self) -> None:
+        """Raises BadOption."""
+        if not 0 <= self.damping <= 1 or not 0 <= self.shrinkage <= 1:
+            raise BadOption(f"--damping {self.damping}, --shrinkage {self.shrinkage}: expected 0 to 1 of each")
+
 
 @dataclass(frozen=True, slots=True)
 class AwqOptions:
