@@ -1,6 +1,6 @@
 """shardq beside `cp -r` of the same checkpoint, and beside auto-round: time, CPU time, memory. See README.md here.
 
-Usage: python bench/pipeline.py [--gb 2.7] [--reps 3] [--checkpoint FOLDER] [--auto-round VENV] [--json FILE]
+Usage: python bench/pipeline.py [--gb 2.7] [--reps 3] [--checkpoint FOLDER] [--source fp8] [--auto-round VENV]
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from checkpoints import write_qwen3
 from process_tree import Measured, measure, touch_free_memory
 
 READ_BYTES: Final = 8 << 20
+QUANTIZE: Final = (sys.executable, "-P", "-m", "shardq.cli", "quantize")
 HEADINGS: Final = ("run", "n", "wall s", "x cp", "CPU s", "CPU s/GB", "RSS MB", "PSS MB", "anon+shmem MB", "output GB")
 
 
@@ -38,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=2.7, help="size of the checkpoint to make, in 1e9 bytes")
     parser.add_argument("--checkpoint", type=Path, help="an existing checkpoint to use in its place")
+    parser.add_argument("--source", choices=["bf16", "fp8"], default="bf16", help="fp8: quantize it to FP8_BLOCK first")
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--parallel", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--scheme", default="W4A16")
@@ -50,6 +53,8 @@ def main() -> None:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         source = args.checkpoint or write_qwen3(work / f"qwen3-{args.gb:g}gb", args.gb)
+        if args.source == "fp8":
+            source = _in_fp8(source, work / f"{source.name}-fp8")
         contenders = list(_contenders(source, args.scheme, args.parallel, args.reps))
         if args.auto_round:
             contenders.append(_auto_round(args.auto_round, source, args.scheme, args.auto_round_reps))
@@ -62,8 +67,16 @@ def main() -> None:
         args.json.write_text(json.dumps({"source_gb": gigabytes, "runs": runs, "output_bytes": outputs}, indent=2))
 
 
+def _in_fp8(source: Path, folder: Path) -> Path:
+    """The same checkpoint with FP8 weights and a scale for each block of 128 by 128. Reused if it exists."""
+    if not (folder / "config.json").exists():
+        subprocess.run([*QUANTIZE, str(source), "-q", "--scheme", "FP8_BLOCK", "-o", str(folder)], check=True)
+        (folder / "README.md").unlink()  # reading a model card is a cost that other checkpoints do not have
+    return folder
+
+
 def _contenders(source: Path, scheme: str, parallel: Sequence[int], reps: int) -> list[Contender]:
-    quantize = (sys.executable, "-P", "-m", "shardq.cli", "quantize", str(source), "-q", "--scheme", scheme)
+    quantize = (*QUANTIZE, str(source), "-q", "--scheme", scheme)
     return [
         Contender("cp -r", ("cp", "-r", str(source)), {}, reps),
         *(Contender(f"shardq -j{n}", (*quantize, "--parallel", str(n), "-o"), {}, reps) for n in parallel),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from shardq.kernels.sha256 import Buffer, Digest
 
-WAIT_S: Final = 0.005  # for another thread; a fast link brings a piece in less
+WAIT_S: Final = 0.02  # for another thread; a fast link brings a piece in less
 PIECES_ALONE: Final = 16  # hashed without waiting after one has waited in vain, as where links are slow
 
 

@@ -10,7 +10,7 @@ from shardq.logs import LogConfig
 if TYPE_CHECKING:
     from shardq.onepass import OnePass
 
-BASE_BYTES = 64 << 20  # the supervisor and the fork server, measured: 48 MB
+BASE_BYTES = 64 << 20  # the supervisor, and the fork server where there is one, measured: 48 MB
 TENSOR_BYTES = 4 << 10  # the supervisor's records of one tensor, measured: 2.9 kB
 WORKER_BYTES = 10 << 20  # one worker before its first task, measured: 5 MB
 HUB_BYTES = 48 << 20  # the HTTP client and the Hub's library, measured: 40 MB

@@ -3,7 +3,6 @@ was lent."""
 
 import os
 from contextlib import AbstractContextManager
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from shardq.dequantize.decoding import Ranges
 from shardq.descriptors import Descriptors
 from shardq.files.atomic import pread_exact
 from shardq.slabs import Mappings, Slab, open_slab
-from shardq.tasks import RowsTask, Streamed, SurveyTask, Workplace
+from shardq.tasks import TILE_BYTES, RowsTask, Streamed, SurveyTask, Workplace
 
 
 class SourceBytes:
@@ -24,11 +23,16 @@ class SourceBytes:
         self._files = Descriptors(os.O_RDONLY)
         self._lent = Descriptors(os.O_RDONLY)
         self._mappings = Mappings()
+        self._rooms: dict[str, NDArray[np.uint8]] = {}  # by role of a part, for tiles: fresh pages cost page faults
         self.memory: Streamed | None = None  # where those of the present work are, if not in files
 
     def leave(self) -> None:
         """The present work is done: what is deleted then must not take disk for as long as it is open."""
         self._lent.close()
+
+    def release(self) -> None:
+        """Give memory back."""
+        self._rooms.clear()
 
     def open(
         self, shard: str, begin: int, size_bytes: int, room: NDArray[np.uint8], alignment: int, tensor: str
@@ -42,8 +46,9 @@ class SourceBytes:
         return open_slab(fd, begin, size_bytes, room, alignment, what)
 
     def read_part(self, task: RowsTask | SurveyTask, part: Part, ranges: Ranges) -> NDArray[np.uint8]:
-        """The bytes of some ranges of a part, one behind the other. Raises CorruptShard, SourceUnreadable."""
-        data: NDArray[Any] = np.empty(sum(end - begin for begin, end in ranges), np.uint8)
+        """The bytes of some ranges of a part, one behind the other; valid until the next ones of a part of this role.
+        Raises CorruptShard, SourceUnreadable."""
+        data = self._room(part.role, sum(end - begin for begin, end in ranges))
         at = 0
         for begin, end in ranges:
             piece = data[at : at + end - begin]
@@ -58,6 +63,15 @@ class SourceBytes:
                     piece[:] = found
             at += end - begin
         return data
+
+    def _room(self, role: str, size_bytes: int) -> NDArray[np.uint8]:
+        """Memory that is used again, but for what is more than a tile."""
+        room = self._rooms.get(role)
+        if room is None or room.size < size_bytes:
+            room = np.empty(size_bytes, np.uint8)
+            if size_bytes <= TILE_BYTES:
+                self._rooms[role] = room
+        return room[:size_bytes]
 
     def _is_lent(self, part: Part, begin: int, end: int) -> bool:
         """True if these bytes did not come in one piece with the codes."""

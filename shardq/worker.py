@@ -115,6 +115,7 @@ class Worker:
             self._source.leave()
             if not self._place.keeps_memory:
                 self._arena.release()
+                self._source.release()
 
     # --- bundles -------------------------------------------------------------------------------------------------
 
