@@ -42,7 +42,7 @@ class Setting:
 
 LEARNED: Final = {"signround": ("--algorithm", "signround", "--dataset", TEXT, *SIGNROUND)}
 GPTQ: Final = {
-    "gptq, 4096 random ids": ("--algorithm", "gptq", "--dataset", "random", "--nsamples", "8", "--seqlen", "512"),
+    "gptq, 4096 random ids": ("--algorithm", "gptq", "--dataset", "random", "--nsamples", "64", "--seqlen", "64"),
     "gptq, self": ("--algorithm", "gptq", "--dataset", "self", "--nsamples", "128", "--seqlen", "64"),
     "gptq, text": ("--algorithm", "gptq", "--dataset", TEXT, "--nsamples", "26", "--seqlen", "256"),
 }

@@ -108,6 +108,11 @@ def tuning_options(function: F) -> F:
             "attention and MLP give, as AutoRound. Default: inputs (awq).",
         ),
         _option(
+            "--awq-codes", type=click.Choice(["nearest", "searched"]),
+            help="The codes under which scales are judged: the nearest, as AutoRound, or those of opt-rtn. Default: "
+            "nearest (awq).",
+        ),
+        _option(
             "--awq-seqlen", type=int, metavar="N",
             help="Tokens of a sample that the search for scales sees, 0 for all. Default: 512 (awq).",
         ),

@@ -7,7 +7,7 @@ that loses a tensor. One of two copies of a tensor is taken only when the index 
 import gzip
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +37,7 @@ _PARAMS: Final = "params.json"  # Mistral's own
 _FIRST_READ_BYTES: Final = 256 * 1024  # most headers fit, so that one request does
 _NEAR_BYTES: Final = 4096  # between small tensors that are read together: less than a request costs
 _REMOTE_READERS: Final = 8
+_MOST_SCATTERED: Final = 256  # requests for numbers that are only compared
 _MAX_JSON_FILE_BYTES: Final = 1 << 29
 
 
@@ -66,6 +67,13 @@ def read_checkpoint(source: Source) -> Checkpoint:
         warnings.append(f"{_NO_CONFIG} ({_PARAMS} is not read.)" if _PARAMS in files else _NO_CONFIG)
     known = {*shard_names, CONFIG_NAME, chosen.index_name}
     found = find_encoded(tensors.values(), config)
+    scales = find_global_scales(found.encoded, tensors)
+    if source.remote and (places := len(_near(scales))) > _MOST_SCATTERED:
+        warnings.append(
+            f"Global scales lie in {places} places, too many to ask for: whether modules that servers run as one "
+            "matrix share theirs is not known. A copy in a folder tells."
+        )
+        scales = ()
     return Checkpoint(
         label=source.label,
         commit=source.commit,
@@ -76,20 +84,25 @@ def read_checkpoint(source: Source) -> Checkpoint:
         index_name=chosen.index_name,
         side_files=tuple(SideFile(f.name, f.size_bytes) for f in files.values() if f.name not in known),
         warnings=tuple(warnings),
-        peeked=_peek(source, (*found.wanted, *find_global_scales(found.encoded, tensors))),
+        peeked=_peek(source, (*found.wanted, *scales)),
     )
 
 
-def _peek(source: Source, wanted: Sequence[TensorRef]) -> dict[str, bytes]:
-    """The content of small tensors that decide what a plan is. Files have them side by side, by the thousand: what is
-    near is read at once."""
+def _near(tensors: Iterable[TensorRef]) -> list[list[TensorRef]]:
+    """Small tensors by what is read at once: files have them side by side, by the thousand."""
     runs: list[list[TensorRef]] = []
-    for t in sorted(wanted, key=lambda t: (t.shard, t.begin)):
+    for t in sorted(tensors, key=lambda t: (t.shard, t.begin)):
         last = runs[-1] if runs else []
         if last and last[0].shard == t.shard and t.begin - last[-1].end <= _NEAR_BYTES:
             last.append(t)
         else:
             runs.append([t])
+    return runs
+
+
+def _peek(source: Source, wanted: Iterable[TensorRef]) -> dict[str, bytes]:
+    """The content of small tensors that decide what a plan is."""
+    runs = _near(wanted)
     if not runs:
         return {}
     with ThreadPoolExecutor(_REMOTE_READERS if source.remote else 1) as pool:

@@ -19,7 +19,7 @@ class Seen:
     """What comes into the matrices of a site."""
 
     magnitudes: Tensor | None = None  # sums of |x| of each column, in double precision
-    squares: Tensor | None = None  # and of x * x, where these are the loss
+    squares: Tensor | None = None  # and of x * x, where these are the loss, or codes are searched
     tokens: int = 0
     products: Products | None = None  # where the module is the only matrix
     calls: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = field(default_factory=list)  # of the module, where not
@@ -65,7 +65,7 @@ def _input_hook(site: Site, seen: Seen, options: AwqOptions) -> Callable[..., No
         sums = x.abs().sum(0, dtype=torch.float64)
         seen.magnitudes = sums if seen.magnitudes is None else seen.magnitudes + sums
         seen.tokens += len(x)
-        if not by_output:
+        if not by_output or options.awq_codes == "searched":
             squares = (x * x).sum(0, dtype=torch.float64)
             seen.squares = squares if seen.squares is None else seen.squares + squares
         if seen.products:

@@ -8,7 +8,9 @@ know nothing of each other. A norm is rounded to what is stored before its colum
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -24,6 +26,7 @@ from shardq.tune.awq import (
 )
 from shardq.tune.awq_inputs import Seen, record_inputs
 from shardq.tune.awq_sites import Site
+from shardq.tune.inputs import importance_by
 from shardq.tune.settings import AwqOptions
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Changes, Ranges, Work, largest_of, quantize_alone
@@ -84,18 +87,20 @@ def search_factors(work: Work, site: Site, seen: Seen, options: AwqOptions) -> T
     least, best = float("inf"), None
     for ratio, duo in options.candidates:
         factors = factors_of(inputs, weights, ratio, duo)
-        loss = _loss(work, site, seen, wanted, factors)
+        loss = _loss(work, site, seen, wanted, factors, options)
         if loss < least:
             least, best = loss, factors
     return best
 
 
-def _loss(work: Work, site: Site, seen: Seen, wanted: Sequence[Tensor], factors: Tensor) -> float:
-    """Sum of squares of what the nearest codes of scaled matrices change of the module's output, or as if each column
-    changed it alone."""
-    made = _nearest(work, site, factors)
-    if seen.squares is not None:
-        return sum(float((_change(work, s, values).square_().sum(0) * seen.squares).sum()) for s, values in made)
+def _loss(work: Work, site: Site, seen: Seen, wanted: Sequence[Tensor], factors: Tensor, options: AwqOptions) -> float:
+    """Sum of squares of what codes of scaled matrices change of the module's output, or as if each column changed it
+    alone."""
+    made = _coded(work, site, factors, seen.squares if options.awq_codes == "searched" else None)
+    if options.awq_loss == "inputs":
+        squares = seen.squares
+        assert squares is not None
+        return sum(float((_change(work, s, values).square_().sum(0) * squares).sum()) for s, values in made)
     if seen.products:
         ((s, values),) = made
         return seen.products.squares(_change(work, s, values))
@@ -109,19 +114,20 @@ def _loss(work: Work, site: Site, seen: Seen, wanted: Sequence[Tensor], factors:
     return total
 
 
-def _nearest(work: Work, site: Site, factors: Tensor) -> Iterator[tuple[Subject, Tensor]]:
-    """What matrices are when their nearest codes are scaled back, in the type that is computed with: one after the
-    other, for who needs no two of them."""
+def _coded(work: Work, site: Site, factors: Tensor, squares: Tensor | None) -> Iterator[tuple[Subject, Tensor]]:
+    """What matrices are when their codes are scaled back, in the type that is computed with: the nearest codes, or with
+    sums of squares of what comes in [columns] those of searched scales. One after the other, for who needs no two."""
     exact = factors
     if site.norm:
         norm = work.block.get_parameter(site.norm.parameter)
         exact = split_norm(norm, site.adds, factors, site.norm.stored)[1]
+    importance = None if squares is None else importance_by((squares / exact.double().square()).cpu().numpy())
     reaching = [s for s in site.behind if s.reach]
     amax = largest_of(work, {s.tensor: _near(work, s).float() * exact for s in reaching}) if reaching else {}
     for s in site.behind:
         weight = _near(work, s)
         scaled = (weight.float() * exact).to(weight.dtype).float()
-        values = _nearest_of(work, s, scaled, amax.get(s.tensor))
+        values = _decoded(work, s, scaled, amax.get(s.tensor), importance)
         del scaled
         yield s, values.div_(exact).to(weight.dtype)
 
@@ -131,8 +137,10 @@ def _change(work: Work, s: Subject, values: Tensor) -> Tensor:
     return values.float().sub_(_near(work, s).float())
 
 
-def _nearest_of(work: Work, s: Subject, weight: Tensor, amax: float | None) -> Tensor:
-    q = quantize_alone(weight.contiguous().cpu().numpy(), s, work.kernels, amax)
+def _decoded(
+    work: Work, s: Subject, weight: Tensor, amax: float | None, importance: NDArray[np.float32] | None = None
+) -> Tensor:
+    q = quantize_alone(weight.contiguous().cpu().numpy(), s, work.kernels, amax, importance)
     return torch.from_numpy(decode_rows(q, s.scheme, work.kernels)).to(weight.device)
 
 
@@ -147,7 +155,7 @@ def _clip(work: Work, s: Subject, seen: Seen, changes: Changes) -> tuple[Tensor,
     for step in range(CLIP_STEPS):
         ends = range_at(grouped, s.scheme.symmetric, step)
         narrow = grouped.clamp(*ends).reshape(len(weight), -1)[:, : s.shape[1]]
-        values = _nearest_of(work, s, narrow, amax)
+        values = _decoded(work, s, narrow, amax)
         errors = seen.groups[group].squares(in_groups(values - weight, group), factors)
         better = errors < least
         least = torch.where(better, errors, least)

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardq.tune.inputs import Inputs, recording
+from shardq.tune.inputs import Inputs, importance_by, recording
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Codes, Work, largest_of, quantize_alone, rows_of
 
 BLOCK: Final = "block"  # what names of parameters begin with here
-FLOOR: Final = 1e-4  # of the mean: what a column's importance is at least (quality.md, section 6 D)
 
 
 @torch.no_grad()
@@ -38,10 +37,8 @@ def tune_by_importance(work: Work) -> Codes:
 
 
 def importance_of(inputs: Inputs, subject: Subject) -> NDArray[np.float32] | None:
-    """Of the columns of a matrix, from what was recorded of a block under the name BLOCK: mean squares beside their
-    mean, none below FLOOR; None where nothing came in."""
+    """Of the columns of a matrix, from what was recorded of a block under the name BLOCK; None where no input was."""
     sums = inputs.sums.get(f"{BLOCK}.{subject.place.parameter}")
     expert = subject.place.expert
     own = None if sums is None else sums.squares if expert is None else sums.squares[expert]
-    mean = 0.0 if own is None else float(own.mean())
-    return np.maximum(own / mean, FLOOR).astype(np.float32) if own is not None and mean > 0 else None
+    return None if own is None else importance_by(own)

@@ -24,12 +24,12 @@ from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import Scheme
 from shardq.search import default_search
+from shardq.tune.inputs import importance_by
 from shardq.tune.settings import Order, Scales
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
 
-FLOOR: Final = 1e-4  # of the mean: what a column's importance is at least (quality.md, section 6 D)
 MOST_DAMPING: Final = 1.0
 STATS: Final = 6  # figures of a row
 ERROR_ROWS: Final = 256  # of which errors are found at once
@@ -107,8 +107,7 @@ def _find_scales(
     """The scales that stay, and the nearest codes under them. Raises NonFiniteWeight."""
     rows, columns = weight.shape
     buffers = Buffers(*(np.zeros(shape, kind) for shape, kind in buffer_shapes(rows, columns, scheme)))
-    mean = float(diagonal.mean())
-    importance = np.maximum(diagonal / mean, FLOOR).astype(np.float32) if mean > 0 else None
+    importance = importance_by(diagonal)
     search = default_search(scheme, weighted=importance is not None) if scales == "search" else None
     stats = np.empty((rows, STATS))
     found, bad = quantize_rows(
@@ -125,9 +124,9 @@ def _factor(
     """U, upper, with U^T U = (shrunk H + damping)^-1 in the chosen order; and the damping that it took. Raises
     BadOption."""
     own = hessian.diagonal()[chosen]
-    mean = own.mean().item() or 1.0
     while True:  # of what is as large as H two at a time, beside H itself
         damped = hessian[chosen][:, chosen]
+        mean = damped.diagonal().mean().item() or 1.0
         damped.lerp_(damped.new_zeros(()), shrinkage)
         damped.diagonal().copy_(own + damping * mean)
         damped.diagonal()[damped.diagonal() == 0] = mean  # such a column has no part in anything

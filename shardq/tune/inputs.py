@@ -17,6 +17,7 @@ from shardq.errors import UnsupportedSource
 Experts = Literal["all", "routed"]
 FIRST: Final = ("gate_up_proj", "up_proj")  # parameters of stacks with the input of the experts
 SECOND: Final = "down_proj"
+FLOOR: Final = 1e-4  # of the mean: what a column's importance is at least (quality.md, section 6 D)
 SORTED: Final = ("Llama4TextExperts",)  # each expert gets a row of every token, 0 for those that are not its own
 
 
@@ -41,6 +42,13 @@ def squares(rows: torch.Tensor) -> NDArray[np.float64]:
     wide = rows.detach().reshape(-1, rows.shape[-1]).double()
     found: NDArray[np.float64] = (wide * wide).sum(0).cpu().numpy()
     return found
+
+
+def importance_by(squares: NDArray[np.float64]) -> NDArray[np.float32] | None:
+    """What an error counts in columns, from sums or means of squares [columns]: these beside their mean, none below
+    FLOOR; None where nothing came in."""
+    mean = float(squares.mean())
+    return np.maximum(squares / mean, FLOOR).astype(np.float32) if mean > 0 else None
 
 
 @contextmanager

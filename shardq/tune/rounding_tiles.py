@@ -62,12 +62,13 @@ def keep_codes(grid: Grid, learned: Learned) -> Kept:
 def _each(grid: Grid, learned: Learned, use: Callable[[slice, Grid, Tensor, Sequence[Tensor]], Made]) -> list[Made]:
     """What is made of each tile, its V and its factors, without gradients. As many threads as torch has on a CPU, since
     it has one for a tile; which does what changes nothing."""
-    each, factors = grid.by_rows(learned.factors)
+    each, factors = grid.by_rows([f.detach() for f in learned.factors])
+    v = learned.v.detach()  # parts of V itself would know that others have moved since, which torch's compiler minds
 
     @torch.no_grad()
     def on(rows: slice) -> Made:
         lines = grid.lines(rows)
-        return use(rows, each.part(rows), learned.v[lines], [f[lines] for f in factors])
+        return use(rows, each.part(rows), v[lines], [f[lines] for f in factors])
 
     tiles = list(row_tiles(grid.source))
     threads = min(torch.get_num_threads(), len(tiles)) if grid.source.device.type == "cpu" else 1

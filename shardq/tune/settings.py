@@ -14,6 +14,8 @@ Duo = Literal["true", "false", "both"]
 DUO: Final[tuple[Duo, ...]] = ("true", "false", "both")
 Loss = Literal["output", "inputs"]
 LOSSES: Final[tuple[Loss, ...]] = ("output", "inputs")
+AwqCodes = Literal["nearest", "searched"]
+AWQ_CODES: Final[tuple[AwqCodes, ...]] = ("nearest", "searched")
 LONG_RUN: Final = 1000  # iterations from which codes of 3 bits and fewer take steps twice as large
 FEW_BITS: Final = 3
 AUTO: Final = "auto"
@@ -62,6 +64,11 @@ class GptqOptions:
     block: int = 128
     scales: Scales = "search"
 
+    def __post_init__(self) -> None:
+        """Raises BadOption."""
+        if not 0 <= self.damping <= 1 or not 0 <= self.shrinkage <= 1:
+            raise BadOption(f"--damping {self.damping}, --shrinkage {self.shrinkage}: expected 0 to 1 of each")
+
 
 @dataclass(frozen=True, slots=True)
 class AwqOptions:
@@ -70,6 +77,7 @@ class AwqOptions:
     awq_n_grid: int = 20
     awq_duo_scaling: Duo = "false"
     awq_loss: Loss = "inputs"  # of weights, as squares of inputs weigh them; output: of the module that has them
+    awq_codes: AwqCodes = "nearest"  # under which scales are judged; searched: those of opt-rtn
     awq_seqlen: int = 512  # tokens of a sample that the search sees; 0: all
     awq_apply_clip: bool = False
     awq_clip_as_init: bool = False  # SignRound begins with the clipped ranges, and weights stay as they are
@@ -82,6 +90,8 @@ class AwqOptions:
             raise BadOption(f"--awq-duo-scaling {self.awq_duo_scaling!r}: expected one of {', '.join(DUO)}")
         if self.awq_loss not in LOSSES:
             raise BadOption(f"--awq-loss {self.awq_loss!r}: expected one of {', '.join(LOSSES)}")
+        if self.awq_codes not in AWQ_CODES:
+            raise BadOption(f"--awq-codes {self.awq_codes!r}: expected one of {', '.join(AWQ_CODES)}")
         if self.awq_clip_as_init and not self.awq_apply_clip:
             raise BadOption("--awq-clip-as-init says what is done with clipped ranges: give --awq-apply-clip, too")
 

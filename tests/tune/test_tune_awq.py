@@ -18,12 +18,14 @@ from shardq.errors import BadOption
 from shardq.kernels import load
 from shardq.ledger import decode_ledger
 from shardq.plans import make_plan
+from shardq.quantizers.decode import decode_rows
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
 from shardq.tune import block_awq, passes
 from shardq.tune.awq import in_groups
 from shardq.tune.awq_inputs import record_inputs
 from shardq.tune.awq_sites import Site, find_awq_sites
+from shardq.tune.block_rtn import tune_by_importance
 from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions, build_options
@@ -103,10 +105,11 @@ def test_a_bias_goes_with_its_rows(tmp_path: Path) -> None:
         assert float((work.run(work.inputs) - before).abs().max()) < 2e-5 * float(before.abs().max())
 
 
+@pytest.mark.parametrize("codes", ["nearest", "searched"])
 @pytest.mark.parametrize("loss", ["output", "inputs"])
 @pytest.mark.parametrize("duo", ["true", "false", "both"])
-def test_the_search_is_never_worse_than_no_scaling(duo: Any, loss: Any, folders: dict[str, Path]) -> None:
-    options = AwqOptions(awq_n_grid=8, awq_duo_scaling=duo, awq_loss=loss)
+def test_the_search_is_never_worse_than_no_scaling(duo: Any, loss: Any, codes: Any, folders: dict[str, Path]) -> None:
+    options = AwqOptions(awq_n_grid=8, awq_duo_scaling=duo, awq_loss=loss, awq_codes=codes)
     assert options.candidates[0] == (0.0, False)
     better = 0
     with _first_block(folders["llama"]) as (work, sites):
@@ -115,10 +118,24 @@ def test_the_search_is_never_worse_than_no_scaling(duo: Any, loss: Any, folders:
             wanted = [block_awq._output(module(*args, **kwargs)) for args, kwargs in seen.calls]
             best = block_awq.search_factors(work, site, seen, options)
             assert best is not None
-            losses = [block_awq._loss(work, site, seen, wanted, f) for f in (torch.ones_like(best), best)]
+            losses = [block_awq._loss(work, site, seen, wanted, f, options) for f in (torch.ones_like(best), best)]
             assert losses[1] <= losses[0]
             better += losses[1] < losses[0]
     assert better
+
+
+def test_searched_codes_are_those_that_opt_rtn_finds(folders: dict[str, Path]) -> None:
+    options = AwqOptions(awq_codes="searched")
+    with _first_block(folders["llama"], _recipe("W3A16G32")) as (work, sites):
+        codes, seen = tune_by_importance(work), record_inputs(work, sites, options)
+        for site, own in zip(sites, seen, strict=True):
+            expected = 0.0
+            assert own.squares is not None
+            for s in site.behind:
+                change = s.weight(work.block) - torch.from_numpy(decode_rows(codes[s.tensor], s.scheme, work.kernels))
+                expected += float((change.double().square().sum(0) * own.squares).sum())
+            ones = torch.ones(site.behind[0].shape[1])
+            assert block_awq._loss(work, site, own, (), ones, options) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("algorithm", ["awq", "awq,signround"])
@@ -209,7 +226,7 @@ def test_a_range_is_clipped_where_that_lowers_the_error(folders: dict[str, Path]
                     continue
                 clipped.add(s.module.rpartition(".")[2])
                 errors = [
-                    own.groups[32].squares(in_groups(block_awq._nearest_of(work, s, w, None) - scaled, 32), _ones(s))
+                    own.groups[32].squares(in_groups(block_awq._decoded(work, s, w, None) - scaled, 32), _ones(s))
                     for w in (scaled, now)
                 ]
                 assert float(errors[1].sum()) < float(errors[0].sum())
@@ -260,6 +277,7 @@ def test_the_search_sees_the_first_tokens_of_samples(folders: dict[str, Path]) -
         ({"algorithm": "awq", "awq_n_grid": 0}, "--awq-n-grid"),
         ({"algorithm": "awq", "awq_duo_scaling": "maybe"}, "--awq-duo-scaling"),
         ({"algorithm": "awq", "awq_loss": "maybe"}, "--awq-loss"),
+        ({"algorithm": "awq", "awq_codes": "maybe"}, "--awq-codes"),
         ({"algorithm": "awq,signround", "awq_clip_as_init": True}, "--awq-apply-clip"),
         ({"algorithm": "awq", "awq_clip_as_init": True, "awq_apply_clip": True}, "awq,signround"),
     ],

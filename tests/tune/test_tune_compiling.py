@@ -15,7 +15,7 @@ from shardq.errors import MissingPackage, RecipeChanged, TaskFailed
 from shardq.recipe import make_recipe
 from shardq.schemes import PRESETS
 from shardq.sources import open_source
-from shardq.tune import compiling
+from shardq.tune import compiling, rounding_parts
 from shardq.tune.arithmetic import EAGER
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
@@ -70,8 +70,13 @@ def test_what_cannot_be_compiled_is_no_silent_detour() -> None:
         compiling._compiled(strange)(torch.ones(2))
 
 
-def test_a_model_gets_the_codes_of_single_operations(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_model_gets_the_codes_of_single_operations(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("transformers", reason="block mode needs transformers")
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(rounding_parts, "TILE_WEIGHTS", 1 << 10)  # a matrix has several, which threads share
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parent)
         models: Any = importlib.import_module("tuned_models")

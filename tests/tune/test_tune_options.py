@@ -34,6 +34,8 @@ def test_words_replace_a_recipes() -> None:
     assert found.data.seed == 0
     assert not found.signround.enable_minmax_tuning
     assert build_options({"algorithm": "gptq", "damping": 0.1}).gptq.damping == 0.1
+    plain = build_options({"algorithm": "gptq", "shrinkage": 0.0})
+    assert (plain.gptq.shrinkage, plain.as_dict()["gptq"]["shrinkage"]) == (0.0, 0.0)
     steps = build_options({"momentum": 0.5, "enable_act_quant": False})
     assert (steps.signround.momentum, steps.signround.enable_adam, steps.enable_act_quant) == (0.5, False, False)
     assert build_options({"enable_adam": True}).signround.enable_adam
@@ -43,6 +45,8 @@ def test_words_replace_a_recipes() -> None:
     ("words", "told"),
     [
         ({"algorithm": "gptq", "iters": 3}, "--iters has a meaning for --algorithm signround"),
+        ({"algorithm": "gptq", "shrinkage": 1.5}, "--shrinkage 1.5: expected 0 to 1"),
+        ({"algorithm": "gptq", "damping": -1.0}, "--damping -1.0"),
         ({"damping": 0.1}, "--damping has a meaning for --algorithm gptq"),
         ({"recipe": "worst"}, "--recipe 'worst'"),
         ({"dtype": "int8"}, "--dtype"),

@@ -404,6 +404,28 @@ def test_remote_header_takes_one_request_and_a_long_one_two() -> None:
     ]
 
 
+@pytest.mark.parametrize("count", [256, 257])
+def test_global_scales_in_too_many_places_are_not_asked_for(count: int) -> None:
+    specs = []
+    for number in range(count):
+        m = f"model.layers.{number}.mlp.up_proj."
+        specs += [TensorSpec(m + "weight_packed", "U8", (128, 64)), TensorSpec(m + "weight_scale", "F8_E4M3", (128, 8))]
+        specs += [TensorSpec(m + "weight_global_scale", "F32", (1,))]
+    header = {s.name: {"dtype": s.dtype, "shape": list(s.shape)} for s in specs}
+    at = 0
+    for s in specs:  # as they come, not by type
+        size = {"U8": 8192, "F8_E4M3": 1024, "F32": 4}[s.dtype]
+        header[s.name]["data_offsets"] = [at, at + size]
+        at += size
+    text = json.dumps(header).encode()
+    files = {"model.safetensors": len(text).to_bytes(8, "little") + text + bytes(at), "config.json": CONFIG}
+    source = NetworkSource(files, [])
+    found = read_checkpoint(source)
+    assert len(found.peeked) == (count if count == 256 else 0)
+    assert [w for w in found.warnings if "Global scales lie in 257 places" in w] == list(found.warnings)
+    assert len(found.warnings) == (count > 256)
+
+
 def test_global_scales_come_with_the_headers_and_neighbours_in_one_request() -> None:
     """Files have them together, as they are sorted by type; only something large between two makes it another."""
     specs = []
