@@ -7,7 +7,7 @@ Elsewhere this is hashlib.
 
 import hashlib
 from collections.abc import Sequence
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -29,9 +29,6 @@ class Digest(Protocol):
     def hexdigest(self) -> str:
         """Of all bytes so far; more may come."""
 
-    def copy(self) -> Self:
-        """Another stream that has begun with the same bytes."""
-
 
 class BlockDigest:
     """A stream whose state is ours, so that others can be hashed beside it."""
@@ -47,16 +44,11 @@ class BlockDigest:
 
     def hexdigest(self) -> str:
         """See Digest."""
-        end = self.copy()
+        end = BlockDigest()
+        end._state[:] = self._state
         padding = b"\x80" + bytes(-(len(self._rest) + 1 + LENGTH_BYTES) % BLOCK_BYTES)
-        end.update(padding + (8 * self._count_bytes).to_bytes(LENGTH_BYTES, "big"))
+        end.update(self._rest + padding + (8 * self._count_bytes).to_bytes(LENGTH_BYTES, "big"))
         return end._state.astype(">u4").tobytes().hex()
-
-    def copy(self) -> Self:
-        """See Digest."""
-        other = type(self)()
-        other._state[:], other._rest, other._count_bytes = self._state, self._rest, self._count_bytes
-        return other
 
     def _take(self, data: Buffer) -> memoryview:
         """Whole blocks that are still to be hashed, in place; what a block lacks or leaves is kept or completed."""

@@ -25,6 +25,7 @@ from shardq.spans import Span
 
 logger = logging.getLogger(__name__)
 THREADS: Final = 2
+PIECE_BYTES: Final = 1 << 20  # hashed at a time, perhaps beside one of another stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +137,17 @@ class Streamer:
 
     def _stream(self, shard: Shard, spans: tuple[Span, ...], loans: tuple[Loan, ...]) -> Passed:
         """Bring all spans; the shard's hash, and the digests of what it lends, if it is the right one."""
-        hashing = _Hashing(self._hashes, self._count)
+        digest = self._hashes.new_digest()
         lent = {loan.pair: RangeDigest(loan) for loan in loans}
-        with self._hashes.joined(), closing(self._open_file(shard.name, hashing.took)) as file:
+        with self._hashes.joined(), closing(self._open_file(shard.name, self._count)) as file:
             for span in spans:
                 slot = self._slot()
                 try:
                     origin = span.begin - span.begin % mmap.ALLOCATIONGRANULARITY  # alignment as in the file
                     with memoryview(slot.memory)[span.begin - origin : span.end - origin] as room:
-                        hashing.begin(room)
                         file.read_into(span.begin, room)
-                        hashing.end()
+                        for at in range(0, len(room), PIECE_BYTES):  # of what workers will find there, not of what came
+                            self._hashes.update(digest, room[at : at + PIECE_BYTES])
                         for each in lent.values():
                             each.take(span.begin, room)
                 except BaseException:
@@ -156,7 +157,7 @@ class Streamer:
                     self._tell(Piece(span, slot, origin))
                 else:
                     self.give_back(slot)
-        found = hashing.digest.hexdigest()
+        found = digest.hexdigest()
         if shard.sha256 not in {None, found}:
             return Passed(shard, None, None)
         return Passed(shard, found, None, {pair: each.digest() for pair, each in lent.items()})
@@ -185,35 +186,6 @@ _Work = tuple[Shard, tuple[Span, ...], tuple[Loan, ...]]
 
 class _Stopped(Exception):
     """Unwinds a download when the run stops."""
-
-
-class _Hashing:
-    """The hash of a shard, taken of the bytes of each span as they come, while they are in the cache."""
-
-    def __init__(self, hashes: HashMeeting, count: Callable[[int], None]) -> None:
-        """`count` is called as the `on_bytes` of a reader."""
-        self._hashes, self._count = hashes, count
-        self.digest = hashes.new_digest()
-        self.begin(memoryview(b""))
-
-    def begin(self, room: memoryview) -> None:
-        """The next span comes into `room`."""
-        self._room, self._taken, self._before = room, 0, self.digest.copy()
-
-    def took(self, count: int) -> None:
-        """So many bytes have come; or have to come again."""
-        self._count(count)
-        if count < 0:
-            count += self._taken
-            self.digest, self._taken = self._before.copy(), 0
-        if count:
-            self._hashes.update(self.digest, self._room[self._taken : self._taken + count])
-            self._taken += count
-
-    def end(self) -> None:
-        """The span is here."""
-        self._hashes.update(self.digest, self._room[self._taken :])  # what was not reported
-        self._room = memoryview(b"")
 
 
 def _make_slot(size_bytes: int) -> Slot:

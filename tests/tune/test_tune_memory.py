@@ -29,6 +29,7 @@ SAMPLES, TOKENS = 2, 16
 BLOCK_BYTES: Final = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER)
 # What a pass and the way back keep, fp32: of each token some twenty vectors of the block, and ten of the MLP.
 ACTIVATION_BYTES: Final = 4 * SAMPLES * TOKENS * (20 * HIDDEN + 10 * INNER)
+OTHER_BYTES: Final = 16 << 20  # that no model's size changes: pieces of files, tiles, what libraries keep
 ALGORITHMS: Final = ("opt-rtn", "awq", "signround")
 MOST_BLOCKS: Final = 4
 
@@ -89,7 +90,7 @@ def test_no_algorithm_takes_more_than_four_blocks(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-P", "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     peaks = json.loads(ran.stdout.splitlines()[-1])
-    blocks = {a: round((peak - ACTIVATION_BYTES) / BLOCK_BYTES, 2) for a, peak in peaks.items()}
+    blocks = {a: round((peak - ACTIVATION_BYTES - OTHER_BYTES) / BLOCK_BYTES, 2) for a, peak in peaks.items()}
     assert max(blocks.values()) <= MOST_BLOCKS, blocks
     assert min(blocks.values()) > 1, blocks  # a block was there
 

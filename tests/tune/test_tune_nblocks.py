@@ -129,7 +129,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
 ) -> None:
     whole, again = tmp_path / "whole", tmp_path / "again"
     tune(folders["llama"], whole, nblocks)
-    words = [sys.executable, "-c", KILLED_AT, str(folders["llama"]), str(again), str(nblocks), str(tuned)]
+    words = [sys.executable, "-P", "-c", KILLED_AT, str(folders["llama"]), str(again), str(nblocks), str(tuned)]
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     ended = subprocess.run(words, check=False, env={**os.environ, "PYTHONPATH": path}, capture_output=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
