@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_test_token"
@@ -113,9 +113,30 @@ def is_large(path: str) -> bool:
     return path.endswith((".safetensors", ".gguf", "tokenizer.json"))
 
 
+POLL_S: Final = 0.02
+LEAVING_S: Final = 30.0
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
+
+    def __init__(self, *args: Any) -> None:
+        self.open = 0  # connections
+        self._counting = threading.Lock()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._counting:
+            self.open += 1
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._counting:
+                self.open -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # clients hang up as they please
@@ -362,11 +383,24 @@ class FakeHub:
         self.servers = [self._serve("hub"), self._serve("storage")]
         self.url, self.storage_url = (f"http://127.0.0.1:{s.server_address[1]}" for s in self.servers)
 
-    def _serve(self, name: Literal["hub", "storage"]) -> ThreadingHTTPServer:
+    def connections(self) -> int:
+        """How many are open."""
+        return sum(server.open for server in self.servers)
+
+    def wait_until_left(self, before: int) -> None:
+        """Wait for the end of the connections of a client that is dead, `before` which there were some: all that it has
+        asked for is in the log then."""
+        time.sleep(5 * POLL_S)  # those that wait to be accepted
+        deadline_s = time.monotonic() + LEAVING_S
+        while self.connections() > before:
+            assert time.monotonic() < deadline_s, "somebody is still connected"
+            time.sleep(POLL_S)
+
+    def _serve(self, name: Literal["hub", "storage"]) -> _Server:
         base = self.hub_handler if name == "hub" else self.storage_handler
         handler = type(base.__name__, (base,), {"hub": self, "origin": name})
         server = _Server(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(POLL_S,), daemon=True).start()
         return server
 
     def close(self) -> None:
