@@ -1,11 +1,9 @@
 """The readers themselves, on other codes than those of the golden files."""
 
-import importlib.util
+import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,20 +14,10 @@ from safetensors.torch import save
 from shardq.kernels import KernelSet
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-def load_beside(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, GOLDEN / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-cases: Any = load_beside("encoded_cases")
-readers: Any = load_beside("peer_readers")
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(GOLDEN)
+    cases: Any = importlib.import_module("encoded_cases")
+    readers: Any = importlib.import_module("peer_readers")
 
 
 @pytest.mark.oracle

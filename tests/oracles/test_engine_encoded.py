@@ -19,8 +19,6 @@ from shardq import Limits, make_recipe, quantize
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     beside: Any = importlib.import_module("test_engine_vllm")
-    patch.syspath_prepend(Path(__file__).parents[1] / "tune")
-    tiny: Any = importlib.import_module("tuned_models")
 vllm, serve = beside.vllm, beside.serve  # its fixtures
 
 pytestmark = pytest.mark.oracle
@@ -179,7 +177,13 @@ def test_transformers_has_no_place_for_single_experts_of_gpt_oss(quantized: Make
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["gptqmodel", "auto_round"])
 def test_others_mix_up_gate_and_up_of_gpt_oss(
-    engine: str, quantized: Make, rebuilt: Make, run_engine: Any, models: Any, tmp_path: Path
+    engine: str,
+    quantized: Make,
+    rebuilt: Make,
+    run_engine: Any,
+    models: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Both put the rows of gate before those of up, and then compute as if they took turns; auto-round does so with
     what it has written itself, too."""
@@ -187,7 +191,9 @@ def test_others_mix_up_gate_and_up_of_gpt_oss(
         pytest.skip(f"{engine} is not installed here; `nox -s engine_{engine}` installs it")
     layout = {"gptqmodel": "gptq", "auto_round": "auto_round"}[engine]
     folder = quantized("gpt_oss", "native", f"W8A16@{layout}")
-    tiny.write_tokenizer(folder)  # one of them asks for it
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "tune")
+    tiny: Any = importlib.import_module("tuned_models")  # brings transformers
+    tiny.write_tokenizer(folder)  # one of the engines asks for it
     found = run_engine(engine, [folder])[folder]
     turns = rebuilt("gpt_oss", f"W8A16@{layout}")
     mixed = shutil.copytree(turns, tmp_path / "mixed")

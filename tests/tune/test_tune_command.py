@@ -49,7 +49,7 @@ def test_scales_and_codes_are_tuned_and_packed(tmp_path: Path) -> None:
     assert identity["algorithm"] == "awq,signround"
     assert identity["awq"] == {
         "awq_n_grid": 4, "awq_duo_scaling": "both", "awq_loss": "inputs", "awq_seqlen": 512,
-        "awq_apply_clip": True, "awq_clip_as_init": False,
+        "awq_apply_clip": True, "awq_clip_as_init": False, "awq_codes": "nearest",
     }  # fmt: skip
     checked = _run("verify", str(out), "--deep", "--source", str(source))
     assert checked.exit_code == 0, checked.output

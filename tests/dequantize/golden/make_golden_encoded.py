@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from encoded_cases import CASES, Case  # type: ignore[import-not-found,unused-ignore]
+from encoded_cases import CASES  # type: ignore[import-not-found,unused-ignore]
+from encoded_draws import Case  # type: ignore[import-not-found,unused-ignore]
 from peer_readers import PEERS, READERS  # type: ignore[import-not-found,unused-ignore]
 from safetensors.torch import save_file
 
