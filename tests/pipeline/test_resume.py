@@ -49,11 +49,18 @@ def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, cont
     return contents(out)
 
 
+@pytest.fixture
+def sealed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished files do not wait for others."""
+    monkeypatch.setattr("shardq.seals.TOGETHER", 1)
+
+
 def task_events(out: Path) -> list[int]:
     lines = (out / ".shardq" / "journal.jsonl").read_text().splitlines()
     return [e["id"] for e in (json.loads(line[9:]) for line in lines) if e["event"] == "task"]
 
 
+@pytest.mark.usefixtures("sealed_alone")
 def test_resume_reuses_tasks_and_sealed_files(
     checkpoint: Path, tmp_path: Path, stop_after: Stop, undisturbed: dict[str, str], contents: Contents, one: Limits
 ) -> None:
@@ -225,6 +232,7 @@ def test_weights_written_after_the_output_are_not_answered_for(
     assert not shardq.quantize(source, output_dir=out, limits=one, restart=True).already_done
 
 
+@pytest.mark.usefixtures("sealed_alone")
 def test_shard_changed_in_the_middle_of_a_run_is_done_again(
     make_checkpoint: Callable[..., Path], tmp_path: Path, contents: Contents, one: Limits, stop_after: Stop
 ) -> None:

@@ -56,7 +56,7 @@ def test_killed_fetch_goes_on_at_the_byte(
     hub.faults = [fake_hub_module.Fault("stall", "/store/", at=500_000)]
     keep = {k: v for k, v in os.environ.items() if k in {"PATH", "PYTHONPATH", "HF_TOKEN"}}
     arguments = [REPO, hub.url, SHARD, str(tmp_path / "shard")]
-    client = subprocess.Popen([sys.executable, "-c", FETCH, *arguments], env={**keep, "HF_HOME": str(tmp_path)})
+    client = subprocess.Popen([sys.executable, "-P", "-c", FETCH, *arguments], env={**keep, "HF_HOME": str(tmp_path)})
     part = tmp_path / part_name(data)
     ends_at = time.monotonic() + LIMIT_S
     while not (part.exists() and part.stat().st_size == 500_000) and time.monotonic() < ends_at:

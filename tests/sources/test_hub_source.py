@@ -211,7 +211,7 @@ except ShardqError as error:
 def run_client(settings: dict[str, str], text: str, target: Path) -> list[Any]:
     keep = {k: v for k, v in os.environ.items() if k in {"PATH", "PYTHONPATH", "LANG"}}
     done = subprocess.run(
-        [sys.executable, "-c", RUN, text, str(target)],
+        [sys.executable, "-P", "-c", RUN, text, str(target)],
         env={**keep, **settings},
         cwd=target,
         check=True,

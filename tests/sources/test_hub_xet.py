@@ -53,7 +53,7 @@ except (ShardqError, Stop) as error:
 def run(code: str, *arguments: str, home: Path) -> str:
     keep = {k: v for k, v in os.environ.items() if k in {"PATH", "PYTHONPATH", "HF_TOKEN"}}
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-P", "-c", code, *arguments],
         env={**keep, "HF_HOME": str(home)},
         check=True,
         capture_output=True,
