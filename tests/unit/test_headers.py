@@ -1,14 +1,13 @@
-"""From a source to a Checkpoint: which files are the model, and what index and headers must agree " "on."""
+"""From a source to a Checkpoint: which files are the model, and what index and headers must agree on."""
 
 import gzip
 import json
-import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from network_source import NetworkSource
 
 from shardq.checkpoint import Checkpoint
 from shardq.errors import (
@@ -22,7 +21,6 @@ from shardq.errors import (
 from shardq.files.safetensors import TensorSpec, plan_file
 from shardq.headers import read_checkpoint, read_dump
 from shardq.side_files import select_side_files
-from shardq.sources.base import SourceFile
 from shardq.sources.local import open_folder
 
 INDEX = "model.safetensors.index.json"
@@ -58,31 +56,6 @@ def write(folder: Path, files: Mapping[str, bytes]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
-
-
-@dataclass
-class NetworkSource:
-    """A remote source in memory that counts its reads."""
-
-    contents: Mapping[str, bytes]
-    reads: list[tuple[str, int, int]]
-    label: str = "org/name"
-    commit: str | None = "0" * 40
-    remote: bool = True
-
-    def files(self) -> tuple[SourceFile, ...]:
-        return tuple(SourceFile(n, len(d), None) for n, d in self.contents.items())
-
-    def read(self, name: str, begin: int, end: int) -> bytes:
-        self.reads.append((name, begin, end))
-        assert end <= len(self.contents[name])
-        return self.contents[name][begin:end]
-
-    def local_path(self, name: str) -> Path | None:
-        return None
-
-    def fetch(self, name: str, target: Path, on_bytes: Callable[[int], None]) -> str | None:
-        raise AssertionError("headers need no whole shard")
 
 
 def read(files: Mapping[str, bytes], folder: Path) -> Checkpoint:
@@ -402,48 +375,6 @@ def test_remote_header_takes_one_request_and_a_long_one_two() -> None:
         (0, 262_144),
         (262_144, len(long) - 8),
     ]
-
-
-@pytest.mark.parametrize("count", [256, 257])
-def test_global_scales_in_too_many_places_are_not_asked_for(count: int) -> None:
-    specs = []
-    for number in range(count):
-        m = f"model.layers.{number}.mlp.up_proj."
-        specs += [TensorSpec(m + "weight_packed", "U8", (128, 64)), TensorSpec(m + "weight_scale", "F8_E4M3", (128, 8))]
-        specs += [TensorSpec(m + "weight_global_scale", "F32", (1,))]
-    header = {s.name: {"dtype": s.dtype, "shape": list(s.shape)} for s in specs}
-    at = 0
-    for s in specs:  # as they come, not by type
-        size = {"U8": 8192, "F8_E4M3": 1024, "F32": 4}[s.dtype]
-        header[s.name]["data_offsets"] = [at, at + size]
-        at += size
-    text = json.dumps(header).encode()
-    files = {"model.safetensors": len(text).to_bytes(8, "little") + text + bytes(at), "config.json": CONFIG}
-    source = NetworkSource(files, [])
-    found = read_checkpoint(source)
-    assert len(found.peeked) == (count if count == 256 else 0)
-    assert [w for w in found.warnings if "Global scales lie in 257 places" in w] == list(found.warnings)
-    assert len(found.warnings) == (count > 256)
-
-
-def test_global_scales_come_with_the_headers_and_neighbours_in_one_request() -> None:
-    """Files have them together, as they are sorted by type; only something large between two makes it another."""
-    specs = []
-    for number in range(20):
-        m = f"model.layers.{number}.mlp.up_proj."
-        specs += [TensorSpec(m + "weight_packed", "U8", (32, 16)), TensorSpec(m + "weight_scale", "F8_E4M3", (32, 2))]
-        specs += [TensorSpec(m + "weight_global_scale", "F32", (1,))]
-    scales = [s for s in specs if s.dtype == "F32"]
-    plan = plan_file([*specs, TensorSpec("model.layers.15.large", "F32", (2048,))])
-    body = bytearray(plan.size_bytes)
-    body[: len(plan.header)] = plan.header
-    for number, scale in enumerate(scales):
-        begin, end = plan.offsets[scale.name]
-        body[begin:end] = struct.pack("<f", number)
-    source = NetworkSource({"model.safetensors": bytes(body), "config.json": CONFIG}, [])
-    found = read_checkpoint(source).peeked
-    assert {n: struct.unpack("<f", data)[0] for n, data in found.items()} == {s.name: i for i, s in enumerate(scales)}
-    assert len([r for r in source.reads if r[0] == "model.safetensors"]) == 1 + 2
 
 
 def test_lying_remote_header_length_is_never_downloaded() -> None:
