@@ -152,6 +152,15 @@ def load_beside() -> Callable[[str], ModuleType]:
 
 
 @pytest.fixture(scope="session")
+def gguf_peer(load_beside: Callable[[str], ModuleType]) -> Any:
+    """The module gguf_peer, where llama.cpp is."""
+    module = load_beside("gguf_peer")
+    if why := module.why_absent():
+        pytest.skip(why)
+    return module
+
+
+@pytest.fixture(scope="session")
 def models(load_beside: Callable[[str], ModuleType]) -> ModuleType:
     """The module engine_models."""
     return load_beside("engine_models")

@@ -2,10 +2,9 @@
 here: whole files, byte for byte; and llama.cpp loads them and predicts text with them."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gguf_files_made as made
@@ -37,18 +36,9 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def peer(load_beside: Callable[[str], ModuleType]) -> Any:
-    """The module gguf_peer, where llama.cpp is."""
-    module = load_beside("gguf_peer")
-    if why := module.why_absent():
-        pytest.skip(why)
-    return module
-
-
-@pytest.fixture(scope="module")
-def whole(peer: Any, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(gguf_peer: Any, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 as the converter's BF16 file."""
-    return Path(peer.convert(smollm2, tmp_path_factory.mktemp("whole") / "whole.gguf"))
+    return Path(gguf_peer.convert(smollm2, tmp_path_factory.mktemp("whole") / "whole.gguf"))
 
 
 @pytest.fixture
@@ -60,7 +50,7 @@ def room(tmp_path: Path) -> Iterator[Path]:
 
 
 def differences(
-    peer: Any,
+    gguf_peer: Any,
     source: Path,
     whole: Path,
     row: made.Wanted,
@@ -77,76 +67,80 @@ def differences(
         file = room / f"imatrix.{row.imatrix}"
         file.write_bytes(made.imatrix_bytes(stats, row.imatrix))
         words["imatrix"] = made.divided(stats, row.imatrix)
-    theirs = peer.quantize(whole, room / "theirs.gguf", peer.FILE_TYPES[row.file_type], **words)
+    theirs = gguf_peer.quantize(whole, room / "theirs.gguf", gguf_peer.FILE_TYPES[row.file_type], **words)
     options = GgufOptions(row.pure, row.output_type, row.embedding_type, row.overrides, tokenizer_pre=pre)
     recipe = make_recipe(
         f"gguf:{row.file_type}", importance=file, gguf=options, requantize=row.requantize, decode=decode
     )
     done = shardq.quantize(source, recipe, output_dir=room / "ours", limits=Limits(parallel=2))
     (ours,) = done.output.glob("*.gguf")
-    found: list[str] = peer.differences(ours, theirs)
+    found: list[str] = gguf_peer.differences(ours, theirs)
     return found
 
 
 @pytest.mark.parametrize("kind", made.FILE_TYPES)
-def test_every_file_type_is_llama_cpps(kind: str, peer: Any, smollm2: Path, whole: Path, room: Path) -> None:
-    assert not differences(peer, smollm2, whole, made.Wanted(kind), room)
+def test_every_file_type_is_llama_cpps(kind: str, gguf_peer: Any, smollm2: Path, whole: Path, room: Path) -> None:
+    assert not differences(gguf_peer, smollm2, whole, made.Wanted(kind), room)
 
 
 @pytest.mark.parametrize(("kind", "form"), WEIGHED)
-def test_an_imatrix_weighs_as_there(kind: str, form: str, peer: Any, smollm2: Path, whole: Path, room: Path) -> None:
-    assert not differences(peer, smollm2, whole, made.Wanted(kind, form), room)
+def test_an_imatrix_weighs_as_there(
+    kind: str, form: str, gguf_peer: Any, smollm2: Path, whole: Path, room: Path
+) -> None:
+    assert not differences(gguf_peer, smollm2, whole, made.Wanted(kind, form), room)
 
 
 @pytest.mark.parametrize("row", OPTIONS, ids=[row.name for row in OPTIONS])
-def test_options_mean_what_they_mean_there(row: made.Wanted, peer: Any, smollm2: Path, whole: Path, room: Path) -> None:
-    assert not differences(peer, smollm2, whole, row, room)
+def test_options_mean_what_they_mean_there(
+    row: made.Wanted, gguf_peer: Any, smollm2: Path, whole: Path, room: Path
+) -> None:
+    assert not differences(gguf_peer, smollm2, whole, row, room)
 
 
 @pytest.mark.parametrize("kind", ["Q4_K_M", "IQ4_XS", "Q2_K", "MXFP4_MOE"])
 @pytest.mark.parametrize("name", ["qwen3moe", "qwen2moe", "mixtral", "gpt_oss_bf16", "qwen35moe"])
-def test_experts_have_slices_of_an_imatrix(name: str, kind: str, peer: Any, room: Path) -> None:
+def test_experts_have_slices_of_an_imatrix(name: str, kind: str, gguf_peer: Any, room: Path) -> None:
     case = made.FILES[name]
     source = made.write(case, room)
-    whole = peer.convert(source, room / "whole.gguf", case.case.pre)
-    assert not differences(peer, source, whole, made.Wanted(kind, "gguf"), room, case.case.pre)
+    whole = gguf_peer.convert(source, room / "whole.gguf", case.case.pre)
+    assert not differences(gguf_peer, source, whole, made.Wanted(kind, "gguf"), room, case.case.pre)
 
 
 @pytest.mark.parametrize("scheme", QUANTIZED)
 @pytest.mark.parametrize("name", ["llama", "deepseek3", "qwen3moe", "qwen2moe", "qwen35"])
-def test_quantized_sources_are_decoded_as_there(name: str, scheme: str, peer: Any, room: Path) -> None:
+def test_quantized_sources_are_decoded_as_there(name: str, scheme: str, gguf_peer: Any, room: Path) -> None:
     case = made.FILES[name].case
     source = room / "quantized" / case.folder
     shardq.quantize(made.write(made.FILES[name], room), scheme, output_dir=source, limits=Limits(parallel=1))
-    whole = peer.convert(source, room / "whole.gguf", case.pre)
+    whole = gguf_peer.convert(source, room / "whole.gguf", case.pre)
     for kind in ("Q8_0", "Q4_K_M"):
         (room / kind).mkdir()
-        assert not differences(peer, source, whole, made.Wanted(kind), room / kind, case.pre, "rounded")
+        assert not differences(gguf_peer, source, whole, made.Wanted(kind), room / kind, case.pre, "rounded")
 
 
 @pytest.mark.parametrize("name", made.FILES)
-def test_golden_files_are_what_llama_cpp_makes_here(name: str, peer: Any, room: Path) -> None:
+def test_golden_files_are_what_llama_cpp_makes_here(name: str, gguf_peer: Any, room: Path) -> None:
     stored = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))["files"]
-    whole = peer.convert(made.write(made.FILES[name], room), room / "whole.gguf", made.FILES[name].case.pre)
+    whole = gguf_peer.convert(made.write(made.FILES[name], room), room / "whole.gguf", made.FILES[name].case.pre)
     for kind in ("MXFP4_MOE", "Q4_K_M"):
         if "refused" in stored[kind]:
             with pytest.raises(RuntimeError, match=r".+"):
-                peer.quantize(whole, room / "theirs.gguf", peer.FILE_TYPES[kind])
+                gguf_peer.quantize(whole, room / "theirs.gguf", gguf_peer.FILE_TYPES[kind])
         else:
-            theirs = peer.quantize(whole, room / "theirs.gguf", peer.FILE_TYPES[kind])
+            theirs = gguf_peer.quantize(whole, room / "theirs.gguf", gguf_peer.FILE_TYPES[kind])
             assert sha256(theirs.read_bytes()).hexdigest() == stored[kind]["file"], kind
 
 
 def test_llama_cpp_predicts_text_with_our_files_as_with_its_own(
-    peer: Any, smollm2: Path, whole: Path, room: Path
+    gguf_peer: Any, smollm2: Path, whole: Path, room: Path
 ) -> None:
-    plain = peer.perplexity(whole, TEXT)
+    plain = gguf_peer.perplexity(whole, TEXT)
     kinds = ("Q8_0", "Q4_K_M", "Q3_K_M")
     results = shardq.quantize_many(smollm2, [f"gguf:{kind}" for kind in kinds], output_dir=room / "out")
     for kind, result in zip(kinds, results, strict=True):
         (ours,) = result.output.glob("*.gguf")
-        theirs = peer.quantize(whole, room / "theirs.gguf", peer.FILE_TYPES[kind])
-        found = peer.perplexity(ours, TEXT), peer.perplexity(theirs, TEXT)
+        theirs = gguf_peer.quantize(whole, room / "theirs.gguf", gguf_peer.FILE_TYPES[kind])
+        found = gguf_peer.perplexity(ours, TEXT), gguf_peer.perplexity(theirs, TEXT)
         print(f"\n{kind}: perplexity {found[0]:.4f}, llama.cpp's own {found[1]:.4f}, BF16 {plain:.4f}")
         assert found[0] == found[1]
         assert found[0] < LOST * plain

@@ -2,9 +2,8 @@
 its converter's BF16 file, both read and decoded by the package gguf."""
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gguf_files_made as made
@@ -25,15 +24,6 @@ pytestmark = pytest.mark.oracle
 NUMBERS = {name: number for number, name in OTHERS.items()}  # of file types that shardq does not write
 WEIGHED = ("IQ2_XXS", "IQ2_XS", "IQ2_M", "IQ3_XXS", "IQ3_M", "IQ1_S", "IQ1_M")
 BLOCKS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "NVFP4")
-
-
-@pytest.fixture(scope="module")
-def peer(load_beside: Callable[[str], ModuleType]) -> Any:
-    """The module gguf_peer, where llama.cpp is."""
-    module = load_beside("gguf_peer")
-    if why := module.why_absent():
-        pytest.skip(why)
-    return module
 
 
 @pytest.fixture
@@ -71,10 +61,13 @@ def importance(whole: Path) -> dict[str, NDArray[np.float32]]:
     return made.divided(stats, "legacy")
 
 
-def test_a_real_model_in_two_bits_and_in_four(peer: Any, smollm2: Path, room: Path) -> None:
-    whole = peer.convert(smollm2, room / "whole.gguf")
-    for number, kinds in ((NUMBERS["IQ2_XXS"], {"IQ2_XXS", "IQ4_NL"}), (peer.FILE_TYPES["Q4_K_M"], {"Q4_K", "Q5_0"})):
-        ours = peer.quantize(whole, room / "ours.gguf", number, imatrix=importance(whole))
+def test_a_real_model_in_two_bits_and_in_four(gguf_peer: Any, smollm2: Path, room: Path) -> None:
+    whole = gguf_peer.convert(smollm2, room / "whole.gguf")
+    for number, kinds in (
+        (NUMBERS["IQ2_XXS"], {"IQ2_XXS", "IQ4_NL"}),
+        (gguf_peer.FILE_TYPES["Q4_K_M"], {"Q4_K", "Q5_0"}),
+    ):
+        ours = gguf_peer.quantize(whole, room / "ours.gguf", number, imatrix=importance(whole))
         found = shardq.score(ours, smollm2, full=True)
         told = check(found, ours, whole)
         assert kinds <= told
@@ -84,19 +77,19 @@ def test_a_real_model_in_two_bits_and_in_four(peer: Any, smollm2: Path, room: Pa
 
 
 @pytest.mark.parametrize("name", ["qwen3moe", "deepseek3", "gemma2", "qwen35", "mixtral"])
-def test_small_types_of_every_order_of_rows(name: str, peer: Any, room: Path) -> None:
+def test_small_types_of_every_order_of_rows(name: str, gguf_peer: Any, room: Path) -> None:
     case = made.FILES[name]
     source = made.write(case, room)
-    whole = peer.convert(source, room / "whole.gguf", case.case.pre)
+    whole = gguf_peer.convert(source, room / "whole.gguf", case.case.pre)
     told = set()
     for kind in WEIGHED:
-        ours = peer.quantize(whole, room / "ours.gguf", NUMBERS[kind], imatrix=importance(whole))
+        ours = gguf_peer.quantize(whole, room / "ours.gguf", NUMBERS[kind], imatrix=importance(whole))
         told |= check(shardq.score(ours, source, full=True), ours, whole)
     assert told > {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ3_S"}
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_blocks_are_decoded_as_ggml_does(kind: str, peer: Any) -> None:
+def test_blocks_are_decoded_as_ggml_does(kind: str, gguf_peer: Any) -> None:
     import llama_cpp
 
     library = ctypes.CDLL(str(next((Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.so*"))))

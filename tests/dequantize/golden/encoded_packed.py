@@ -2,6 +2,7 @@
 has to make."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -49,7 +50,8 @@ def _gptq(
     )
 
 
-def _without_g_idx(tensors: Tensors) -> Tensors:
+def _gptq_in_order(g: torch.Generator, bits: int, version: int) -> Tensors:
+    tensors = _gptq(g, 96, 64, bits, 32, version=version)
     return {name: t for name, t in tensors.items() if not name.endswith(".g_idx")}
 
 
@@ -184,7 +186,7 @@ PACKED: Final = (
             "gptq",
             f"{module}_{bits}bit",
             "auto_round",
-            lambda g, b=bits, v=version: _without_g_idx(_gptq(g, 96, 64, b, 32, version=v)),  # type: ignore[misc]
+            partial(_gptq_in_order, bits=bits, version=version),
             {
                 "quantization_config": {
                     "quant_method": "auto-round",
@@ -208,10 +210,10 @@ PACKED: Final = (
             "mlx",
             f"affine{bits}",
             "mlx",
-            lambda g, b=bits, n=group: _mlx(g, 40, 192, b, n),
+            partial(_mlx, rows=40, columns=192, bits=bits, group=group),
             _mlx_config(bits, group),
             {"bits": bits, "group": group, "mode": "affine"},
-        )  # type: ignore[misc]
+        )
         for bits, group in ((2, 32), (3, 64), (4, 64), (5, 32), (6, 32), (8, 64))
     ),
     Case(
@@ -227,10 +229,10 @@ PACKED: Final = (
             "mlx",
             mode,
             "mlx",
-            lambda g, m=mode: _mlx_float(g, 40, 192, m),
+            partial(_mlx_float, rows=40, columns=192, mode=mode),
             {"quantization": {"mode": mode}},
             {"bits": bits, "group": group, "mode": mode},
-        )  # type: ignore[misc]
+        )
         for mode, bits, group in (("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16))
     ),
 )
