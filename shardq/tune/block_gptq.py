@@ -9,7 +9,7 @@ that the router gives it, or of all where these are fewer than it has columns.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,10 +18,11 @@ from torch import nn
 
 from shardq.quantizers.quantized import Quantized
 from shardq.tune.gptq import quantize_gptq
+from shardq.tune.hessians import Factored, factor_hessian
 from shardq.tune.inputs import SECOND, between, first_of, given
 from shardq.tune.settings import GptqOptions
 from shardq.tune.subjects import Subject
-from shardq.tune.work import Codes, Work, largest_of, put_codes, quantize_alone, rows_of
+from shardq.tune.work import Codes, Work, largest_of, put_codes, quantize_alone, rows_of, set_aside
 
 TOGETHER: Final = 1 << 23  # weights of matrices that one call quantizes, at most
 
@@ -37,13 +38,16 @@ class Stage:
 @torch.no_grad()
 def tune_gptq(work: Work, options: GptqOptions) -> Codes:
     """Codes of all matrices of a block, whose weights become what they stand for. What no token reaches gets the
-    nearest codes. Raises what `quantize_gptq` does."""
+    nearest codes. Raises what `factor_hessian` and `quantize_gptq` do."""
     amax = largest_of(work)
     codes: Codes = {}
     compensate = _Compensate(work, options, amax, codes)
     for stage in find_stages(work):
         if stage.subjects[0].place.expert is None:
-            compensate.all(stage.subjects, _hessian_of(work, stage.modules[0]))
+            hessian = _hessian_of(work, stage.modules[0])
+            with compensate.alone():
+                compensate.all(stage.subjects, compensate.factor(hessian))
+            del hessian
         else:
             _tune_experts(work, stage, compensate)
     for s in work.subjects:
@@ -62,18 +66,26 @@ class _Compensate:
     amax: Mapping[str, float]
     codes: Codes  # filled
 
-    def all(self, subjects: Sequence[Subject], hessian: Any) -> None:
-        """Those that share it."""
+    def factor(self, hessian: Any) -> Factored:
+        """H, whose memory it takes."""
         o = self.options
+        return factor_hessian(hessian, damping=o.damping, shrinkage=o.shrinkage, order=o.order)
+
+    def all(self, subjects: Sequence[Subject], factored: Factored) -> None:
+        """Those that share an H."""
+        work, o = self.work, self.options
         for group in _alike(subjects, self.amax):
             first = group[0]
             made = quantize_gptq(
-                rows_of(self.work.block, group), hessian, first.scheme, self.work.kernels, damping=o.damping,
-                shrinkage=o.shrinkage, order=o.order, block=o.block, scales=o.scales,
+                rows_of(work.block, group), factored, first.scheme, work.kernels, block=o.block, scales=o.scales,
                 amax=self.amax.get(first.tensor), stored=first.dtype,
             ).quantized  # fmt: skip
             self.codes.update(zip((s.tensor for s in group), _split(made, group), strict=True))
-        put_codes(self.work.block, subjects, self.codes, self.work.kernels)
+        put_codes(work.block, subjects, self.codes, work.kernels)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """A context in which there is room for H: without weights of what has its codes, which are not asked for."""
+        return set_aside(self.work.block, self.work.subjects, self.codes, self.work.kernels)
 
 
 def _tune_experts(work: Work, stage: Stage, compensate: _Compensate) -> None:
@@ -86,15 +98,17 @@ def _tune_experts(work: Work, stage: Stage, compensate: _Compensate) -> None:
     for s in stage.subjects:
         assert s.place.expert is not None
         by_expert.setdefault((s.place.parameter.rpartition(".")[2], s.place.expert), []).append(s)
-    hessian = (tokens.T @ tokens).cpu().numpy()
-    for (parameter, _), subjects in by_expert.items():
-        if parameter == first:
-            compensate.all(subjects, hessian)
-    for (parameter, expert), subjects in by_expert.items():
-        if parameter == SECOND:
-            own = tokens[(chosen == expert).any(-1)]
-            x = between(module, own if len(own) >= subjects[0].shape[1] else tokens, first, expert).float()
-            compensate.all(subjects, (x.T @ x).cpu().numpy())
+    with compensate.alone():
+        factored = compensate.factor((tokens.T @ tokens).cpu().numpy())
+        for (parameter, _), subjects in by_expert.items():
+            if parameter == first:
+                compensate.all(subjects, factored)
+        del factored
+        for (parameter, expert), subjects in by_expert.items():
+            if parameter == SECOND:
+                own = tokens[(chosen == expert).any(-1)]
+                x = between(module, own if len(own) >= subjects[0].shape[1] else tokens, first, expert).float()
+                compensate.all(subjects, compensate.factor((x.T @ x).cpu().numpy()))
 
 
 def _routed(work: Work, name: str) -> tuple[torch.Tensor, torch.Tensor]:

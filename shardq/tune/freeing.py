@@ -14,3 +14,11 @@ def return_freed_memory() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
         library.mallopt(MMAP_THRESHOLD, AT_ONCE_BYTES)
+
+
+def give_back() -> None:
+    """Have glibc give all memory that is free now back to the system; what was freed between pieces that are in use
+    stays with it otherwise."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)

@@ -1,16 +1,18 @@
 """GPTQ of one matrix: codes that make up for each other's errors, by what is known of the matrix' inputs.
 
-Source: E. Frantar et al., arXiv:2210.17323: columns are rounded one after the other, and what a column errs is moved
-to those that are not rounded yet, by the Cholesky factor of the inverse of H = X^T X; in blocks, so that most of the
-moving is one product of matrices. Groups are static: scales are found once, for the weights as they are, by shardq's
-own search with the diagonal of H as importance; so columns may go in any order, those with the largest inputs first,
-and a layout needs no order of groups. Other than the paper's code: a column whose input is always 0 keeps its nearest
-codes, and so does a row that is no better by H for all the moving; and H off its diagonal is made smaller, towards what
-a few tokens do tell of others (O. Ledoit and M. Wolf, doi:10.1016/S0047-259X(03)00096-4, whose target is another one).
+Source: E. Frantar et al., arXiv:2210.17323, in the form of J. Chee et al., arXiv:2307.13304, which gives the same codes
+without an inverse of H = X^T X (`hessians`): columns are rounded one after the other, each where the errors of those
+before it want it; in blocks, so that most of what errors add up to is one product of matrices. Groups are static: scales
+are found once, for the weights as they are, by shardq's own search with the diagonal of H as importance; so columns may
+go in any order, those with the largest inputs first, and a layout needs no order of groups. Other than the paper's code:
+a column whose input is always 0 keeps its nearest codes, and so does a row that is no better by H for all the moving;
+and H off its diagonal is made smaller, towards what a few tokens do tell of others (O. Ledoit and M. Wolf,
+doi:10.1016/S0047-259X(03)00096-4, whose target is another one).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -24,14 +26,15 @@ from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import Scheme
 from shardq.search import default_search
+from shardq.tune.hessians import Factored
 from shardq.tune.inputs import importance_by
-from shardq.tune.settings import Order, Scales
+from shardq.tune.settings import Scales
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
 
-MOST_DAMPING: Final = 1.0
 STATS: Final = 6  # figures of a row
+TILE_WEIGHTS: Final = 1 << 22  # of rows that get codes together, which are copied
 ERROR_ROWS: Final = 256  # of which errors are found at once
 
 
@@ -40,59 +43,49 @@ class Compensated:
     """A matrix after GPTQ."""
 
     quantized: Quantized
-    damping: float  # share of H's mean diagonal that was added to it: more than was asked for where H needs it
     nearest_errors: NDArray[np.float64]  # [rows]: e H e^T, e what a row errs, with the nearest codes of the same scales
     errors: NDArray[np.float64]  # [rows]: of the result, never more
 
 
 def quantize_gptq(
     weight: NDArray[np.float32],
-    hessian: NDArray[Any],
+    factored: Factored,
     scheme: Scheme,
     kernels: "KernelSet",
     *,
-    damping: float = 0.01,
-    shrinkage: float = 0.0,
-    order: Order = "static",
     block: int = 128,
     scales: Scales = "search",
     amax: float | None = None,
     stored: str | None = None,
 ) -> Compensated:
-    """Quantize a weight [rows, columns], fp32, with H [columns, columns], fp32 or fp64: the sum or mean of x x^T over
-    its inputs; any factor of it gives the same codes.
+    """Quantize a weight [rows, columns], fp32, with H of its inputs; any factor of that gives the same codes.
 
-    Codes are the kernels' nearest ones of the moved weights; ties and saturation as in round-to-nearest. `shrinkage`,
-    from 0 to 1, is the share of H off its diagonal that does not count: at 1 nothing is moved. `damping`, from 0 to 1,
-    is multiplied by 10 until H can be factored. `amax`, `stored`: as for `quantizers.rtn.quantize_rows`. H in fp64 is
-    factored so, and costs twice as much. Raises BadOption for a scheme of GGUF's blocks, or damping or shrinkage beyond
-    its range, NonFiniteWeight for NaN or infinity in the weight or H.
+    Codes are the kernels' nearest ones of the moved weights; ties and saturation as in round-to-nearest. `amax`,
+    `stored`: as for `quantizers.rtn.quantize_rows`. Raises BadOption for a scheme of GGUF's blocks, NonFiniteWeight for
+    NaN or infinity in the weight.
     """
-    columns = weight.shape[1]
+    rows, columns = weight.shape
     if scheme.block:
         raise BadOption(f"{scheme.name}: its codes and scales are found together; GPTQ needs the scales first")
-    if not 0 <= damping <= MOST_DAMPING or block < 1:
-        raise BadOption(f"GPTQ with damping {damping} and blocks of {block} columns: expected 0 to 1, and at least 1")
-    if not 0 <= shrinkage <= 1:
-        raise BadOption(f"GPTQ with a shrinkage of {shrinkage}: expected 0 to 1")
-    if hessian.shape != (columns, columns):
-        raise ValueError(f"expected H [{columns}, {columns}], found {list(hessian.shape)}")
-    if not np.isfinite(hessian).all():
-        raise NonFiniteWeight(
-            f"GPTQ: H [{columns}, {columns}] holds NaN or infinity; do the model's activations overflow?"
-        )
-    diagonal = np.ascontiguousarray(np.diagonal(hessian)).astype(np.float64)
-    start = _find_scales(weight, diagonal, scheme, kernels, scales, amax, stored)
-    chosen = np.argsort(-diagonal, kind="stable") if order == "static" else np.arange(columns)
-    factor, used = _factor(torch.from_numpy(hessian), torch.from_numpy(chosen), damping, shrinkage)
-    codes = _sweep(weight, factor.float(), chosen, _Columns(start, scheme, kernels, columns), block)
-    del factor  # as large as H
-    moved = Quantized(codes, start.scales, start.zeros, start.biases, start.global_scale)
-    nearest_errors = _errors(weight, start, hessian, scheme, kernels)
-    errors = _errors(weight, moved, hessian, scheme, kernels)
-    worse = errors >= nearest_errors
-    codes[worse] = start.codes[worse]
-    return Compensated(moved, used, nearest_errors, np.where(worse, nearest_errors, errors))
+    if block < 1:
+        raise BadOption(f"GPTQ in blocks of {block} columns: expected at least 1")
+    if len(factored.chosen) != columns:
+        raise ValueError(f"expected H [{columns}, {columns}], found {list(factored.both.shape)}")
+    found = _find_scales(weight, factored.diagonal, scheme, kernels, scales, amax, stored)
+    nearest_errors, errors = np.empty(rows), np.empty(rows)
+    step = max(1, TILE_WEIGHTS // columns)
+    for begin in range(0, rows, step):
+        part = slice(begin, min(rows, begin + step))
+        start = found.rows(part)
+        codes, erred = _sweep(weight[part], factored, _Columns(start, scheme, kernels, columns), block)
+        moved = factored.weigh(erred)
+        del erred
+        nearest = _nearest_errors(weight[part], start, factored, scheme, kernels)
+        worse = moved >= nearest
+        codes[worse] = start.codes[worse]
+        found.codes[part] = codes
+        nearest_errors[part], errors[part] = nearest, np.where(worse, nearest, moved)
+    return Compensated(found, nearest_errors, errors)
 
 
 def _find_scales(
@@ -116,32 +109,6 @@ def _find_scales(
     if bad:
         raise NonFiniteWeight(f"GPTQ: {bad} groups hold NaN or infinity, or their scales overflow")
     return found
-
-
-def _factor(
-    hessian: torch.Tensor, chosen: torch.Tensor, damping: float, shrinkage: float
-) -> tuple[torch.Tensor, float]:
-    """U, upper, with U^T U = (shrunk H + damping)^-1 in the chosen order; and the damping that it took. Raises
-    BadOption."""
-    own = hessian.diagonal()[chosen]
-    while True:  # of what is as large as H two at a time, beside H itself
-        damped = hessian[chosen][:, chosen]
-        mean = damped.diagonal().mean().item() or 1.0
-        damped.lerp_(damped.new_zeros(()), shrinkage)
-        damped.diagonal().copy_(own + damping * mean)
-        damped.diagonal()[damped.diagonal() == 0] = mean  # such a column has no part in anything
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        del damped
-        if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            del lower
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            del inverse
-        if not failed and bool(torch.isfinite(upper).all()):
-            return upper, damping
-        if damping >= MOST_DAMPING:
-            raise BadOption("GPTQ: H cannot be factored, even damped; is it symmetric, a sum of x x^T?")
-        damping = min(max(damping * 10, 1e-4), MOST_DAMPING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,34 +147,36 @@ class _Columns:
 
 
 def _sweep(
-    weight: NDArray[np.float32], factor: torch.Tensor, chosen: NDArray[np.int64], columns: _Columns, block: int
-) -> NDArray[np.uint8]:
-    """Codes [rows, columns] after each column's error was moved to those that follow in the chosen order."""
-    left = torch.from_numpy(weight[:, chosen])  # a copy
+    weight: NDArray[np.float32], factored: Factored, columns: _Columns, block: int
+) -> tuple[NDArray[np.uint8], torch.Tensor]:
+    """Codes [rows, columns], each of what a weight is beside the errors of the columns before it; and what all err,
+    fp32, in the chosen order."""
+    chosen = factored.chosen
+    left = torch.from_numpy(weight[:, chosen])  # a copy, in which errors take the place of weights
     codes = np.empty(weight.shape, np.uint8)
     for begin in range(0, len(chosen), block):
         end = min(begin + block, len(chosen))
-        own, within = left[:, begin:end], factor[begin:end, begin:end]
-        errors = torch.empty_like(own)
+        by = factored.feedback(begin, end)
+        own, within = left[:, begin:end], by[begin:]
+        aims = torch.addmm(own, left[:, :begin], by[:begin])
         for i in range(end - begin):
             column = int(chosen[begin + i])
-            values = own[:, i : i + 1].contiguous()
-            found, stands_for = columns.round(values.numpy(), column)
+            found, stands_for = columns.round(aims[:, i : i + 1].contiguous().numpy(), column)
             codes[:, column] = found[:, 0]
-            errors[:, i] = (values - torch.from_numpy(stands_for))[:, 0] / within[i, i]
-            own[:, i + 1 :] -= torch.outer(errors[:, i], within[i, i + 1 :])
-        left[:, end:] -= errors @ factor[begin:end, end:]
-    return codes
+            own[:, i : i + 1] -= torch.from_numpy(stands_for)
+            aims[:, i + 1 :] += torch.outer(own[:, i], within[i, i + 1 :])
+    return codes, left
 
 
-def _errors(
-    weight: NDArray[np.float32], q: Quantized, hessian: NDArray[Any], scheme: Scheme, kernels: "KernelSet"
+def _nearest_errors(
+    weight: NDArray[np.float32], q: Quantized, factored: Factored, scheme: Scheme, kernels: "KernelSet"
 ) -> NDArray[np.float64]:
     """e H e^T of each row, e what its codes err."""
-    h = torch.from_numpy(hessian)
-    found = np.empty(len(weight))
-    for begin in range(0, len(weight), ERROR_ROWS):
-        rows = slice(begin, begin + ERROR_ROWS)
-        e = torch.from_numpy(weight[rows] - decode_rows(q.rows(rows), scheme, kernels)).to(h.dtype)
-        found[rows] = ((e @ h).double() * e.double()).sum(1).numpy()
-    return found
+
+    def found() -> Iterator[NDArray[np.float64]]:
+        for begin in range(0, len(weight), ERROR_ROWS):
+            rows = slice(begin, begin + ERROR_ROWS)
+            e = weight[rows] - decode_rows(q.rows(rows), scheme, kernels)
+            yield factored.weigh(torch.from_numpy(e[:, factored.chosen]))
+
+    return np.concatenate([*found()])

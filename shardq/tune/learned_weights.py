@@ -68,8 +68,9 @@ class Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: Weight, *learned: Tensor) -> Tensor:
         """Outputs [..., rows] of inputs [..., columns]; `learned` are V and factors of the weight."""
         flat, made = x.reshape(-1, x.shape[-1]), weight.make()
-        ctx.save_for_backward(flat, *learned)
+        ctx.save_for_backward(*learned)
         ctx.weight, ctx.shape = weight, x.shape
+        ctx.inputs, ctx.version = flat, flat._version  # not saved: so that the way back can let go of them
         out = flat.new_empty((*x.shape[:-1], len(made)))  # no view, which others could not change in place
         if bias is None:
             torch.mm(flat, made.t(), out=out.view(-1, len(made)))
@@ -80,11 +81,16 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Of inputs, of V and of factors."""
-        flat = ctx.saved_tensors[0]
+        assert ctx.saved_tensors  # raises where one of them has moved since
         weight: Weight = ctx.weight
+        flat, ctx.inputs = ctx.inputs, None
+        if flat._version != ctx.version:
+            raise RuntimeError("inputs of a matrix were changed where they lie, before the way back came by")
         by_out = grads[0].reshape(-1, weight.grid.rows)
         by_x = by_out.mm(weight.make()).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return by_x, None, None, *weight.pull(by_out.t().mm(flat))
+        by_weight = by_out.t().mm(flat)
+        del flat, by_out  # of a batch, while there are tiles
+        return by_x, None, None, *weight.pull(by_weight)
 
 
 class Whole(torch.autograd.Function):

@@ -21,6 +21,7 @@ from shardq.tune.block_rtn import tune_by_importance, tune_nearest
 from shardq.tune.blocks import BlockModel
 from shardq.tune.chain import Chain
 from shardq.tune.device_moves import Devices, lay_out
+from shardq.tune.freeing import give_back
 from shardq.tune.groups import Group, group_batch, group_subjects
 from shardq.tune.head import Logits, head_inputs, head_options
 from shardq.tune.norms_biases import put_learned
@@ -131,6 +132,7 @@ class Run:
     ) -> list[Stored]:
         seed = self.options.data.seed + SEEDS * first  # another order of samples for each block
         work = _work_on(blocks, first, of_blocks, self.chain.inputs, wanted, seed)
+        give_back()  # what reading has left
         plain = self.plain[first] if len(blocks) == 1 else _joined(self.plain[first : first + len(blocks)])
         sites = self.sites[first] if self.sites else ()
         found = tune_block(work, self.options, Around(self.model.checkpoint.config, sites, plain))

@@ -1,6 +1,7 @@
 """One block while it is tuned: what goes into it, what should come out, and the codes of its matrices."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -16,6 +17,7 @@ from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
 from shardq.search import default_search
 from shardq.tune.activations import Batch, call_block
+from shardq.tune.settings import CPU
 from shardq.tune.subjects import Subject
 from shardq.tuned import Factors
 
@@ -126,3 +128,21 @@ def put_codes(
             for row in range(0, len(weight), step):
                 values = decode_rows(own.rows(slice(row, row + step)), s.scheme, kernels)
                 weight[row : row + step] = torch.from_numpy(values)
+
+
+@contextmanager
+def set_aside(
+    block: nn.Module, subjects: Iterable[Subject], codes: Mapping[str, Quantized], kernels: "KernelSet"
+) -> Iterator[None]:
+    """A context without the weights of matrices that have their codes, where these are whole parameters in main memory;
+    at its end they are what their codes stand for."""
+    coded = [(s, block.get_parameter(s.place.parameter)) for s in subjects if s.tensor in codes]
+    aside = [(s, p, p.stride()) for s, p in coded if p.device.type == CPU and s.weight(block) is p]
+    for _, p, _ in aside:
+        p.data = p.new_empty(0)
+    try:
+        yield
+    finally:
+        for s, p, stride in aside:
+            p.data = p.new_empty_strided(s.shape, stride)
+        put_codes(block, [s for s, _, _ in aside], codes, kernels)

@@ -14,6 +14,8 @@ from shardq.kernels import load
 from shardq.quantizers.decode import decode_rows
 from shardq.schemes import Scheme, parse_name
 from shardq.tune.gptq import Compensated, quantize_gptq
+from shardq.tune.hessians import factor_hessian
+from shardq.tune.settings import Scales
 
 ROWS, COLUMNS = 24, 200  # groups of 64 have a short last one
 Matrix = NDArray[np.float32]
@@ -50,9 +52,12 @@ def make_hessian(seed: int = 1, tokens: int = 600) -> NDArray[np.float64]:
     return found
 
 
-def run(weight: Matrix, hessian: NDArray[Any], scheme: Scheme, **options: Any) -> Compensated:
+def run(
+    weight: Matrix, hessian: NDArray[Any], scheme: Scheme, *, block: int = 128, scales: Scales = "search", **options: Any
+) -> Compensated:
     amax = float(np.abs(weight).max()) if scheme.reach != "group" else None
-    return quantize_gptq(weight, hessian, scheme, load(), amax=amax, stored="BF16", **options)
+    factored = factor_hessian(hessian.copy(), **options)
+    return quantize_gptq(weight, factored, scheme, load(), block=block, scales=scales, amax=amax, stored="BF16")
 
 
 def values(found: Compensated, scheme: Scheme) -> Matrix:
@@ -67,7 +72,7 @@ def test_errors_by_h_are_much_less_than_the_nearest_codes(name: str) -> None:
     assert found.errors.sum() < 0.7 * found.nearest_errors.sum()
     e = (weight - values(found, scheme)).astype(np.float64)
     np.testing.assert_allclose(found.errors, ((e @ hessian) * e).sum(1), rtol=1e-9)
-    assert found.damping == 0.01
+    assert factor_hessian(hessian).damping == 0.01
 
 
 @pytest.mark.parametrize(
@@ -144,7 +149,7 @@ def test_no_inputs_at_all_is_round_to_nearest() -> None:
 def test_too_few_tokens_are_damped_and_told() -> None:
     hessian = make_hessian(tokens=20)
     found = run(make_weight(), hessian, SCHEMES["int4"], damping=0)
-    assert found.damping > 0
+    assert factor_hessian(hessian, damping=0).damping > 0
     assert found.errors.sum() < 0.7 * found.nearest_errors.sum()
 
 
