@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from shardq.quantizers.quantized import Quantized
+from shardq.tune.freeing import give_back
 from shardq.tune.gptq import quantize_gptq
 from shardq.tune.hessians import Factored, factor_hessian
 from shardq.tune.inputs import SECOND, between, first_of, given
@@ -24,7 +25,7 @@ from shardq.tune.settings import GptqOptions
 from shardq.tune.subjects import Subject
 from shardq.tune.work import Codes, Work, largest_of, put_codes, quantize_alone, rows_of, set_aside
 
-TOGETHER: Final = 1 << 23  # weights of matrices that one call quantizes, at most
+TOGETHER: Final = 1 << 22  # weights of matrices that one call quantizes, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,13 @@ def tune_gptq(work: Work, options: GptqOptions) -> Codes:
     codes: Codes = {}
     compensate = _Compensate(work, options, amax, codes)
     for stage in find_stages(work):
+        give_back()  # what the stage before has left, for H
         if stage.subjects[0].place.expert is None:
             hessian = _hessian_of(work, stage.modules[0])
             with compensate.alone():
-                compensate.all(stage.subjects, compensate.factor(hessian))
-            del hessian
+                factored = compensate.factor(hessian)
+                compensate.all(stage.subjects, factored)
+                del hessian, factored  # before what was set aside comes back
         else:
             _tune_experts(work, stage, compensate)
     for s in work.subjects:

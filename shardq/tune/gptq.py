@@ -1,12 +1,12 @@
 """GPTQ of one matrix: codes that make up for each other's errors, by what is known of the matrix' inputs.
 
-Source: E. Frantar et al., arXiv:2210.17323, in the form of J. Chee et al., arXiv:2307.13304, which gives the same codes
-without an inverse of H = X^T X (`hessians`): columns are rounded one after the other, each where the errors of those
-before it want it; in blocks, so that most of what errors add up to is one product of matrices. Groups are static: scales
-are found once, for the weights as they are, by shardq's own search with the diagonal of H as importance; so columns may
-go in any order, those with the largest inputs first, and a layout needs no order of groups. Other than the paper's code:
-a column whose input is always 0 keeps its nearest codes, and so does a row that is no better by H for all the moving;
-and H off its diagonal is made smaller, towards what a few tokens do tell of others (O. Ledoit and M. Wolf,
+Source: E. Frantar et al., arXiv:2210.17323, in the form of J. Chee et al., arXiv:2307.13304, which gives the same
+codes without an inverse of H = X^T X (`hessians`): columns are rounded one after the other, each where the errors of
+those before it want it; in blocks, so that most of what errors add up to is one product of matrices. Groups are static:
+scales are found once, for the weights as they are, by shardq's own search with the diagonal of H as importance; so
+columns may go in any order, those with the largest inputs first, and a layout needs no order of groups. Other than the
+paper's code: a column whose input is always 0 keeps its nearest codes, and so does a row that is no better by H for all
+the moving; and H off its diagonal is made smaller, towards what a few tokens do tell of others (O. Ledoit and M. Wolf,
 doi:10.1016/S0047-259X(03)00096-4, whose target is another one).
 """
 

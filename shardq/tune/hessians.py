@@ -1,8 +1,8 @@
 """H of what comes into a matrix, and its factor, in the memory of one of them.
 
 Source: J. Chee et al., arXiv:2307.13304, section 4 and theorem 6: what GPTQ moves by the Cholesky factor of the inverse
-of H is, for the same order of columns, what the errors so far make by R of H = R R^T itself, R upper; so that no inverse
-is needed. R takes the place of H above the diagonal, where H has nothing that it does not have below.
+of H is, for the same order of columns, what the errors so far make by R of H = R R^T itself, R upper; so that no
+inverse is needed. R takes the place of H above the diagonal, where H has nothing that it does not have below.
 """
 
 from dataclasses import dataclass
@@ -44,14 +44,16 @@ class Factored:
 
     def weigh(self, errors: torch.Tensor) -> NDArray[np.float64]:
         """e H e^T of each row e of [rows, columns] in the chosen order."""
-        e = errors.to(self.both.dtype)
+        return torch.cat([self._weigh(e.to(self.both.dtype)) for e in errors.split(STEP)]).numpy()
+
+    def _weigh(self, e: torch.Tensor) -> torch.Tensor:
         found = torch.zeros(len(e), dtype=torch.float64)
         for begin in range(0, len(self.own), STEP):
             here = slice(begin, begin + STEP)
             by_h = e[:, begin + STEP :] @ self.both[begin + STEP :, here]
             by_h.add_(e[:, here] @ self.both[here, here].tril(-1)).mul_(2).add_(e[:, here] * self.own[here])
             found += (by_h.double() * e[:, here].double()).sum(1)
-        return found.numpy()
+        return found
 
 
 def factor_hessian(

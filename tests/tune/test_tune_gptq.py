@@ -13,6 +13,7 @@ from shardq.errors import BadOption, NonFiniteWeight
 from shardq.kernels import load
 from shardq.quantizers.decode import decode_rows
 from shardq.schemes import Scheme, parse_name
+from shardq.tune import gptq
 from shardq.tune.gptq import Compensated, quantize_gptq
 from shardq.tune.hessians import factor_hessian
 from shardq.tune.settings import Scales
@@ -53,8 +54,9 @@ def make_hessian(seed: int = 1, tokens: int = 600) -> NDArray[np.float64]:
 
 
 def run(
-    weight: Matrix, hessian: NDArray[Any], scheme: Scheme, *, block: int = 128, scales: Scales = "search", **options: Any
-) -> Compensated:
+    weight: Matrix, hessian: NDArray[Any], scheme: Scheme, *, block: int = 128, scales: Scales = "search",
+    **options: Any,
+) -> Compensated:  # fmt: skip
     amax = float(np.abs(weight).max()) if scheme.reach != "group" else None
     factored = factor_hessian(hessian.copy(), **options)
     return quantize_gptq(weight, factored, scheme, load(), block=block, scales=scales, amax=amax, stored="BF16")
@@ -113,6 +115,16 @@ def test_blocks_and_factors_are_a_short_way_to_the_definition(order: str, block:
     moved = found.errors < found.nearest_errors
     assert moved.all()
     assert (found.quantized.codes.astype(np.int64) - 8 == expected).mean() > 0.999  # fp32 may round a tie otherwise
+
+
+def test_rows_get_the_same_codes_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian, scheme = make_weight(), make_hessian(), SCHEMES["int4"]
+    whole = run(weight, hessian, scheme)
+    monkeypatch.setattr(gptq, "TILE_WEIGHTS", 7 * COLUMNS)  # of 24 rows
+    tiled = run(weight, hessian, scheme)
+    np.testing.assert_array_equal(tiled.quantized.codes, whole.quantized.codes)
+    np.testing.assert_allclose(tiled.errors, whole.errors, rtol=1e-9)
+    np.testing.assert_allclose(tiled.nearest_errors, whole.nearest_errors, rtol=1e-9)
 
 
 def test_the_largest_inputs_first_is_better() -> None:

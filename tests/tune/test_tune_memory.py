@@ -5,19 +5,28 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import torch
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
+from shardq.kernels import load
 from shardq.recipe import make_recipe
+from shardq.schemes import parse_name
 from shardq.sources import open_source
-from shardq.tune import block_gptq
+from shardq.tune import block_gptq, passes
 from shardq.tune.blocks import BlockModel
+from shardq.tune.chain import Chain
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import build_options
+from shardq.tune.places import Place as MatrixPlace
+from shardq.tune.reading import BlockReader
+from shardq.tune.subjects import Subject
+from shardq.tune.work import put_codes, quantize_alone, set_aside
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
@@ -30,8 +39,7 @@ BLOCK_BYTES: Final = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER)
 # What a pass and the way back keep, fp32: of each token some twenty vectors of the block, and ten of the MLP.
 ACTIVATION_BYTES: Final = 4 * SAMPLES * TOKENS * (20 * HIDDEN + 10 * INNER)
 OTHER_BYTES: Final = 16 << 20  # that no model's size changes: pieces of files, tiles, what libraries keep
-ALGORITHMS: Final = ("opt-rtn", "awq", "signround")
-MOST_BLOCKS: Final = 4
+MOST_BLOCKS: Final = {"opt-rtn": 3.3, "awq": 3.2, "signround": 3.8, "gptq": 3.9}
 
 PROGRAM: Final = """
 import importlib, json, sys
@@ -86,12 +94,12 @@ print(json.dumps(peaks))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads peaks from /proc")
 def test_no_algorithm_takes_more_than_four_blocks(tmp_path: Path) -> None:
-    arguments = map(str, (tmp_path, Path(__file__).parent, HIDDEN, INNER, SAMPLES, TOKENS, *ALGORITHMS))
+    arguments = map(str, (tmp_path, Path(__file__).parent, HIDDEN, INNER, SAMPLES, TOKENS, *MOST_BLOCKS))
     ran = subprocess.run([sys.executable, "-P", "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     peaks = json.loads(ran.stdout.splitlines()[-1])
     blocks = {a: round((peak - ACTIVATION_BYTES - OTHER_BYTES) / BLOCK_BYTES, 2) for a, peak in peaks.items()}
-    assert max(blocks.values()) <= MOST_BLOCKS, blocks
+    assert all(found <= MOST_BLOCKS[a] for a, found in blocks.items()), blocks
     assert min(blocks.values()) > 1, blocks  # a block was there
 
 
@@ -101,6 +109,42 @@ def test_what_is_expected_of_a_folder_is_not_on_the_heap(tmp_path: Path) -> None
         assert all(p.content is None for p in model._fetched[1].pieces())
         with model.block(1) as block:
             assert all(not p.is_meta for p in block.parameters())
+
+
+def test_no_other_block_is_there_while_one_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def note(owner: Any, name: str, said: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("whole", True):  # what is read for itself is no block
+                events.append(said)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    note(BlockReader, "fetch", "read")
+    note(passes, "tune_block", "tune")
+    note(Chain, "leave", "leave")
+    source = open_source(str(models.make_model("llama", tmp_path / "model")))
+    options = build_options({"algorithm": "rtn", "dataset": "random", "nsamples": 1, "seqlen": 8})
+    tune_blocks(source, make_recipe("W4A16G32", layout="auto_round"), options, Place(tmp_path / "out"))
+    assert events == ["read", "tune", "read", "leave", "tune", "read", "leave", "tune"]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["a parameter", "a part of one"])
+def test_weights_that_are_set_aside_come_back_as_their_codes_have_them(whole: bool) -> None:
+    module = torch.nn.Linear(64, 32, bias=False)
+    place = MatrixPlace("weight", lines=None if whole else range(32))
+    scheme = replace(parse_name("W4A16"), group_size=32)
+    subjects = [Subject("a.weight", "a", (32, 64), "F32", scheme, (), place)]
+    codes = {"a.weight": quantize_alone(module.weight.detach().numpy().copy(), subjects[0], load(), None)}
+    put_codes(module, subjects, codes, load())
+    before = module.weight.detach().clone()
+    with set_aside(module, subjects, codes, load()):
+        assert module.weight.numel() == (0 if whole else 32 * 64)
+    assert torch.equal(module.weight, before)
 
 
 def test_matrices_that_gptq_takes_alone_get_the_codes_that_they_get_together(
