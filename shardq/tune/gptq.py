@@ -152,7 +152,7 @@ def _sweep(
     """Codes [rows, columns], each of what a weight is beside the errors of the columns before it; and what all err,
     fp32, in the chosen order."""
     chosen = factored.chosen
-    left = torch.from_numpy(weight[:, chosen])  # a copy, in which errors take the place of weights
+    left = torch.from_numpy(weight)[:, torch.from_numpy(chosen)]  # a copy, in which errors take the place of weights
     codes = np.empty(weight.shape, np.uint8)
     for begin in range(0, len(chosen), block):
         end = min(begin + block, len(chosen))
@@ -177,6 +177,6 @@ def _nearest_errors(
         for begin in range(0, len(weight), ERROR_ROWS):
             rows = slice(begin, begin + ERROR_ROWS)
             e = weight[rows] - decode_rows(q.rows(rows), scheme, kernels)
-            yield factored.weigh(torch.from_numpy(e[:, factored.chosen]))
+            yield factored.weigh(torch.from_numpy(e)[:, torch.from_numpy(factored.chosen)])
 
     return np.concatenate([*found()])

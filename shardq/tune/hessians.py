@@ -39,12 +39,12 @@ class Factored:
     def feedback(self, begin: int, end: int) -> torch.Tensor:
         """What the errors of all columns before `end` add to some columns before these are rounded, [end, end - begin],
         fp32: of columns among these, above the diagonal."""
-        found = self.both[:end, begin:end].to(torch.float32, copy=True)
+        found = self.both[:end, begin:end].clone().float()
         return found.div_(found.diagonal(-begin).clone()).triu_(1 - begin)
 
     def weigh(self, errors: torch.Tensor) -> NDArray[np.float64]:
         """e H e^T of each row e of [rows, columns] in the chosen order."""
-        return torch.cat([self._weigh(e.to(self.both.dtype)) for e in errors.split(STEP)]).numpy()
+        return torch.cat([self._weigh(e.to(self.both.dtype)) for e in torch.split(errors, STEP)]).numpy()
 
     def _weigh(self, e: torch.Tensor) -> torch.Tensor:
         found = torch.zeros(len(e), dtype=torch.float64)
