@@ -1,18 +1,20 @@
 """Single experts of models whose stacks hold rows of gate and up in turns: for most readers gate_proj and up_proj are
 every other row, for those of some layouts the first and the second half (Layout.halves_experts)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from shardq.checkpoint import Checkpoint
 from shardq.dequantize.hints import read_hints
-from shardq.errors import UnsupportedSource
+from shardq.errors import BadTuned, UnsupportedSource
 from shardq.families import load_families
 from shardq.fused import model_types
 from shardq.layouts import LAYOUTS, find_layout
 from shardq.recipe import Recipe
+from shardq.stacks import ExpertStack
 
+TURNS: Final = ("s_oi_il", "s_io_il")
 ROWS: Final = {True: "a half of the rows of gate and up as they lie", False: "every other row of gate and up"}
 
 
@@ -21,6 +23,21 @@ def holds_halves(config: Mapping[str, Any] | None) -> bool:
     take turns."""
     method = read_hints(config).method
     return any(layout.halves_experts for layout in LAYOUTS if method in (layout.name, *layout.aliases))
+
+
+def check_tuned_halves(stacks: Iterable[ExpertStack], recipe: Recipe) -> None:
+    """Raises BadTuned where codes were tuned for a layout that gives gate_proj and up_proj of a stack other rows."""
+    tuned = recipe.tuned
+    if tuned is None or not tuned.layout:
+        return
+    if find_layout(tuned.layout).halves_experts == find_layout(recipe.layout).halves_experts:
+        return
+    for s in stacks:
+        if s.emit == "per_expert" and s.layout in TURNS:
+            raise BadTuned(
+                f"{tuned.label} has codes for layout {tuned.layout}, which gives gate_proj and up_proj other rows of "
+                f"{s.tensor} than layout {recipe.layout}: tune with --format {recipe.layout}"
+            )
 
 
 def check_halves(checkpoint: Checkpoint, recipe: Recipe) -> None:
