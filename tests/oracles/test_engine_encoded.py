@@ -31,6 +31,7 @@ pytestmark = pytest.mark.oracle
 KINDS: Final = ("qwen3_moe", "gpt_oss", "deepseek_v3")
 CT, GPTQ = "W4A16@compressed-tensors", "W4A16@gptq"
 STACKS: Final = "re:.*experts.*"  # kept with --ignore, they stay stacks
+KEEPING: Final = (CT, GPTQ, "W4A16@awq")
 # Relative error of logits after weights of 8 bits; the largest that was measured is 0.09, where a token takes another
 # expert. Rows in another order, or columns for rows, make it more than 1.
 CLOSE: Final = 0.2
@@ -220,9 +221,9 @@ def add_tokenizer() -> Callable[[Path], None]:
     return write
 
 
-@pytest.mark.parametrize("scheme", [CT, GPTQ])
+@pytest.mark.parametrize("scheme", KEEPING)
 def test_gpt_oss_with_its_stacks_answers_in_transformers(scheme: str, keeping: Any, run: Any, models: Any) -> None:
-    needed = {CT: "compressed_tensors", GPTQ: "gptqmodel"}[scheme]
+    needed = "compressed_tensors" if scheme == CT else "gptqmodel"
     if find_spec(needed) is None:
         pytest.skip(f"{needed} is not installed here; `nox -s oracles` installs it")
     found, twin = (run("transformers", folder) for folder in keeping(scheme))
@@ -296,7 +297,7 @@ def test_auto_round_mixes_up_gate_and_up_of_gpt_oss(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("scheme", [CT, GPTQ])
+@pytest.mark.parametrize("scheme", KEEPING)
 def test_gpt_oss_with_its_stacks_answers_in_vllm(scheme: str, keeping: Any, serve: Any, models: Any) -> None:
     _agree(*(serve(folder, models.PROMPT, beside.ALL, models.NEW_TOKENS) for folder in keeping(scheme)))
     assert models.judged(keeping(scheme)[0], "vllm", "cpu") == "loads"
@@ -315,6 +316,16 @@ def _agree(found: Any, expected: Any) -> None:
     print(f"\nmean difference of log-probabilities {difference:.4f}, {found.continuation}")
     assert difference <= BF16
     assert found.continuation == expected.continuation
+
+
+@pytest.mark.slow
+def test_auto_round_leaves_kept_stacks_of_gpt_oss_random(keeping: Any, run_engine: Any, models: Any) -> None:
+    if find_spec("auto_round") is None:
+        pytest.skip("auto_round is not installed here; `nox -s engine_auto_round` installs it")
+    folder, _ = keeping("W4A16@auto_round")
+    missing = run_engine("auto_round", [folder])[folder]["missing"]
+    assert "model.layers.0.mlp.experts.0.down_proj.weight" in missing
+    assert models.judged(folder, "transformers") == "no"
 
 
 @pytest.mark.slow
