@@ -210,20 +210,22 @@ def _ignored(choices: Sequence[ModuleChoice]) -> list[str]:
     """Kept modules by name, and all below kept stacks of experts: vLLM 0.32 looks for the name of each expert's matrix.
     A tied head has no tensor, but is a Linear of the model: readers would quantize it."""
     kept = [c.module for c in choices if c.scheme is None]
-    quantized = [c.module for c in choices if c.scheme is not None]
+    quantized = "\n".join(c.module for c in choices if c.scheme is not None)
     below = dict.fromkeys(_experts_of(c.module, quantized) for c in choices if c.scheme is None and c.role == STACK)
     return [*kept, *below] if any(c.role == "head" for c in choices) else [*kept, *below, TIED_HEAD]
 
 
-def _experts_of(stack: str, quantized: Sequence[str]) -> str:
+def _experts_of(stack: str, quantized: str) -> str:
     """An expression for the names of a stack's experts. It begins at the number of the layer, for engines rename what
-    stands before; but with the whole name where it would take a quantized module."""
+    stands before; but with the whole name where it would take a module among the lines of `quantized`."""
     split = load_families().experts.split(f"{stack}.weight")
     prefix = expert_prefix(split[0] if split else stack)
     segments = prefix.split(".")
     layer = next((n for n, s in enumerate(segments) if s.isdecimal()), 0)
-    short = rf".*\.{re.escape('.'.join(segments[layer:]))}\."
-    return f"re:^{re.escape(prefix)}\\." if any(re.match(short, m) for m in quantized) else f"re:{short}"
+    end = ".".join(segments[layer:])
+    if layer and f".{end}." not in quantized:
+        return rf"re:.*\.{re.escape(end)}\."
+    return rf"re:^{re.escape(prefix)}\."
 
 
 def format_of(scheme: Scheme) -> str | None:

@@ -445,6 +445,7 @@ def test_compressed_tensors_leaves_a_tied_head_alone() -> None:
         ("model.layers.3.mlp.experts", ["model.layers.3.self_attn.q_proj"], r"re:.*\.3\.mlp\.experts\."),
         ("model.layers.3.mlp.experts.down_proj", [], r"re:.*\.3\.mlp\.experts\."),
         ("model.layers.3.moe", [], r"re:.*\.3\.moe\.experts\."),
+        ("mlp.experts", [], r"re:^mlp\.experts\."),
         ("model.layers.3.mlp.experts", ["mtp.3.mlp.experts.0.up_proj"], r"re:^model\.layers\.3\.mlp\.experts\."),
     ],
 )

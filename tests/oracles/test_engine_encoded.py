@@ -214,6 +214,7 @@ def run(run_engine: Any) -> Callable[[str, Path], Any]:
 @pytest.fixture(scope="module")
 def add_tokenizer() -> Callable[[Path], None]:
     """A function that writes one into a folder, for engines that ask for it."""
+    pytest.importorskip("transformers", reason="`nox -s engine_transformers` installs transformers")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[1] / "tune")
         tiny: Any = importlib.import_module("tuned_models")  # brings transformers
