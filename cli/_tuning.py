@@ -110,7 +110,7 @@ def tuning_options(function: F) -> F:
         _option(
             "--awq-codes", type=click.Choice(["nearest", "searched"]),
             help="The codes under which scales are judged: the nearest, as AutoRound, or those of opt-rtn. Default: "
-            "nearest (awq).",
+            "searched before opt-rtn and gptq, else nearest (awq).",
         ),
         _option(
             "--awq-seqlen", type=int, metavar="N",

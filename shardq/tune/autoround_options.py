@@ -130,7 +130,10 @@ PARTS: Final[Mapping[str, tuple[Row, ...]]] = MappingProxyType({
         _row("--no-enable_lfq", "the default"),
     ),
     "AWQ": (
-        _row("--awq_duo_scaling --awq-duo-scaling", SAME),
+        _row(
+            "--awq_duo_scaling --awq-duo-scaling", SAME,
+            "default `false`; AutoRound's way is `true`, with `--awq-loss output --awq-codes nearest`",
+        ),
         _row("--awq_n_grid --awq-n-grid", SAME),
         _row("--awq_seqlen", SAME),
         _row("--awq_smooth_batch_size", "", "a block runs sample by sample"),

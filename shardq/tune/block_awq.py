@@ -37,7 +37,8 @@ UNCLIPPED: Final = ("q_", "k_", "query", "key")  # in a module's name: scores of
 @torch.no_grad()
 def scale_block(work: Work, sites: Sequence[Site], options: AwqOptions) -> tuple[Changes, Ranges]:
     """Scale matrices of a block and what comes before them, in place. Clipped weights are clamped in place, too, or
-    with `awq_clip_as_init` only their ranges come back. Raises NonFiniteWeight."""
+    with `awq_clip_as_init` only their ranges come back. `options` as `TuneOptions.scaling` has them: without a word for
+    codes these are the nearest. Raises NonFiniteWeight."""
     seen = record_inputs(work, sites, options)
     changes = Changes()
     ranges: dict[str, tuple[Tensor, Tensor]] = {}

@@ -1,7 +1,7 @@
 """What the tuning of a model is told, and what decides its codes."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -83,6 +83,12 @@ class TuneOptions:
         return next((name for name in CODES if name == self.algorithm.rpartition(",")[2]), "opt-rtn")
 
     @property
+    def scaling(self) -> AwqOptions:
+        """AWQ's, with the codes under which it judges scales: searched where those that follow have searched scales."""
+        searched = self.codes == "opt-rtn" or (self.codes == "gptq" and self.gptq.scales == "search")
+        return replace(self.awq, awq_codes=self.awq.awq_codes or ("searched" if searched else "nearest"))
+
+    @property
     def precision(self) -> str:
         """What is computed with."""
         return self.dtype or ("auto" if self.codes == "signround" else "float32")
@@ -94,7 +100,7 @@ class TuneOptions:
 
     def as_dict(self) -> Mapping[str, Any]:
         """Plain values, for the identity of a folder."""
-        values = {**asdict(self), "dtype": self.precision, "tuning": TUNING}
+        values = {**asdict(self), AWQ: asdict(self.scaling), "dtype": self.precision, "tuning": TUNING}
         for name in OPTIONS.keys() - set(self.algorithm.split(",")):
             del values[name]
         del values["compute"]  # but for the kind of device, whose arithmetic is its own

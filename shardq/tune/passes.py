@@ -169,7 +169,7 @@ def tune_block(work: Work, options: TuneOptions, around: Around) -> Found:
     """Codes of all matrices of a block, and what else it has then. Raises what algorithms do."""
     if not work.subjects:
         return Found({}, {})
-    changes, ranges = scale_block(work, around.sites, options.awq) if around.sites else (Changes(), None)
+    changes, ranges = scale_block(work, around.sites, options.scaling) if around.sites else (Changes(), None)
     scales = find_input_scales(work, around.config)
     if options.codes == "signround":
         learned = Changes()

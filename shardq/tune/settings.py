@@ -77,7 +77,7 @@ class AwqOptions:
     awq_n_grid: int = 20
     awq_duo_scaling: Duo = "false"
     awq_loss: Loss = "inputs"  # of weights, as squares of inputs weigh them; output: of the module that has them
-    awq_codes: AwqCodes = "nearest"  # under which scales are judged; searched: those of opt-rtn
+    awq_codes: AwqCodes | None = None  # under which scales are judged; searched: opt-rtn's. None: those that follow
     awq_seqlen: int = 512  # tokens of a sample that the search sees; 0: all
     awq_apply_clip: bool = False
     awq_clip_as_init: bool = False  # SignRound begins with the clipped ranges, and weights stay as they are
@@ -90,7 +90,7 @@ class AwqOptions:
             raise BadOption(f"--awq-duo-scaling {self.awq_duo_scaling!r}: expected one of {', '.join(DUO)}")
         if self.awq_loss not in LOSSES:
             raise BadOption(f"--awq-loss {self.awq_loss!r}: expected one of {', '.join(LOSSES)}")
-        if self.awq_codes not in AWQ_CODES:
+        if self.awq_codes not in (None, *AWQ_CODES):
             raise BadOption(f"--awq-codes {self.awq_codes!r}: expected one of {', '.join(AWQ_CODES)}")
         if self.awq_clip_as_init and not self.awq_apply_clip:
             raise BadOption("--awq-clip-as-init says what is done with clipped ranges: give --awq-apply-clip, too")

@@ -86,7 +86,10 @@ def test_scales_and_ranges_equal_auto_rounds(
 
     folder = models.make_model(name, tmp_path / name, torch.float32)
     ids = models.some_ids(4, 48)
-    words = AwqOptions(awq_duo_scaling=str(duo).lower(), awq_loss="output", awq_apply_clip=True, awq_clip_as_init=True)
+    words = AwqOptions(
+        awq_duo_scaling=str(duo).lower(), awq_loss="output", awq_codes="nearest", awq_apply_clip=True,
+        awq_clip_as_init=True,
+    )  # fmt: skip
     with BlockModel.open(open_source(str(folder)), attention="eager") as model, model.block(0) as block:
         plan = make_plan(model.checkpoint, make_recipe(scheme, group_size=GROUP, layout="auto_round"))
         subjects = find_subjects(model, plan)

@@ -30,7 +30,7 @@ from shardq.tune.blocks import BlockModel
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions, build_options
 from shardq.tune.result import TuneResult
-from shardq.tune.settings import AwqOptions, SignRoundOptions
+from shardq.tune.settings import AwqCodes, AwqOptions, SignRoundOptions
 from shardq.tune.subjects import Subject, find_subjects
 from shardq.tune.work import Changes, Work
 from shardq.tuned import load_tuned, read_tuned
@@ -295,3 +295,30 @@ def test_words_of_lists_have_their_parts() -> None:
     alone = build_options({"algorithm": "awq"})
     assert (alone.codes, alone.is_scaling, alone.precision) == ("opt-rtn", True, "float32")
     assert not build_options({"algorithm": "opt-rtn"}).is_scaling
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"algorithm": "awq"}, "searched"),
+        ({"algorithm": "awq,gptq"}, "searched"),
+        ({"algorithm": "awq,gptq", "scales": "rtn"}, "nearest"),
+        ({"algorithm": "awq,rtn"}, "nearest"),
+        ({"algorithm": "awq,signround"}, "nearest"),
+        ({"algorithm": "awq", "awq_codes": "nearest"}, "nearest"),
+        ({"algorithm": "awq,rtn", "awq_codes": "searched"}, "searched"),
+    ],
+)
+def test_scales_are_judged_under_the_codes_that_follow(words: dict[str, Any], expected: str) -> None:
+    found = build_options(words)
+    assert (found.scaling.awq_codes, found.as_dict()["awq"]["awq_codes"]) == (expected, expected)
+
+
+def test_blocks_are_scaled_by_the_codes_that_follow(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Left to the algorithm, a folder is that of the word that it stands for, and not of the other one."""
+    made: dict[AwqCodes | None, list[bytes]] = {None: [], "searched": [], "nearest": []}
+    for codes, files in made.items():
+        place = tmp_path / str(codes)
+        _tune(folders["llama"], place, "awq", awq=AwqOptions(awq_codes=codes))
+        files += [p.read_bytes() for p in sorted(place.glob("model.layers.*"))]
+    assert made[None] == made["searched"] != made["nearest"]
