@@ -17,7 +17,7 @@ OPTIONS: Final[Mapping[str, Any]] = MappingProxyType(
 )  # of algorithms
 
 
-TUNING: Final = 3  # of the algorithms: another one where the same words give other codes
+TUNING: Final = 4  # of the algorithms: another one where the same words give other codes
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 RECIPES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
