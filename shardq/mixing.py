@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from shardq.checkpoint import Checkpoint
 from shardq.decide import Decision, decide_weights
 from shardq.errors import BadOption
+from shardq.even import prefer_even
 from shardq.headers import read_checkpoint
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout
@@ -106,7 +107,7 @@ def mix(
         scores, sampled_bytes = _score(source, choice, threads or os.cpu_count() or 1)
         damages = _join(scores, damages) if measured else scores
     items = choice.items(damages, ignore_scale_bits)
-    mixture = choose(items, target_bits)
+    mixture = prefer_even(items, choose(items, target_bits))
     text = layer_config_text(
         items, mixture, choice.checkpoint.label, target_bits, not ignore_scale_bits, find_kept(choice.decisions),
         _tell(measured) if measured else "",

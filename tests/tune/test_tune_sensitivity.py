@@ -178,11 +178,11 @@ def test_a_mixture_takes_measured_figures(folders: dict[str, Path], tmp_path: Pa
     source = open_source(str(folders["llama"]))
     found = measure_damages(source, _recipe(), MEASURING, tmp_path / "damages.json")
     worst = "model.layers.1.mlp.down_proj"
-    loaded = replace(found, damages={**found.damages, worst: tuple(1e3 * d for d in found.damages[worst])})
+    loaded = replace(found, damages={**found.damages, worst: tuple(1e6 * d for d in found.damages[worst])})
     mixed = mix(source, _recipe(), OPTIONS, 4.5, measured=loaded)
     assert 4.5 * 0.995 <= mixed.mixture.average_bits <= 4.5
     assert mixed.mixture.choice[worst].name == "W8A16G32"
-    assert "# Measured: KL in nats for a token, by gradients of 4 samples of 16 tokens (random ids)" in mixed.text
+    assert "# Measured: KL in nats for a token, by gradients of 4 samples of 16 tokens (random ids); geometric mean with scores\n" in mixed.text
     with pytest.raises(BadOption, match="was not measured"):
         mix(source, _recipe(), "W3A16G32,W4A16G32", 4.0, measured=found)
     less = replace(found, damages={m: d for m, d in found.damages.items() if m != worst})
