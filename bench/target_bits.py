@@ -58,8 +58,8 @@ class Row:
 
 
 def compare(bench: Bench, name: str) -> list[Row]:
-    """Uniform schemes and the mixture, by round-to-nearest and with importance; by round-to-nearest also the mixture of
-    measured damage."""
+    """Uniform schemes and mixtures, by round-to-nearest and with importance: of scores, of scores and damage that random
+    ids measure, and by round-to-nearest of damage that text measures."""
     case, rows = CASES[name], list[Row]()
     ways = {
         RTN: ("--search", "none"),
@@ -74,6 +74,8 @@ def compare(bench: Bench, name: str) -> list[Row]:
         mixed = ("--target-bits", str(case.target), "--options", ",".join(case.options), *case.layout)
         rows += uniform
         found = {"mixture": bench.run(Setting(mixed, packed=True), how)}
+        measuring = (*how[:2], "--calibrate", "random")  # with the same importance, which has no say in RTN's codes
+        found["mixture, random ids"] = bench.run(Setting(mixed, packed=True), measuring, importance=bench.ids[0])
         if scales == RTN:
             found["mixture, measured"] = bench.run(Setting(mixed, packed=True), MEASURED, "tune")
         for scheme, score in found.items():
