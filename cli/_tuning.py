@@ -179,8 +179,7 @@ def run_measuring_for_scales(
     """Measure for `quantize`: the damage of the scales that it finds, with `data` of --calibrate."""
     from shardq.tune.options import DataOptions, TuneOptions
 
-    algorithm = "rtn" if recipe.search == "none" else "opt-rtn"
-    options = TuneOptions(algorithm, DataOptions(data, seed=CALIBRATION_SEED))
+    options = TuneOptions("opt-rtn", DataOptions(data, seed=CALIBRATION_SEED))
     return run_measuring(console, source, recipe, path, schemes, options, subfolder, max_ram_bytes, False)
 
 
