@@ -94,18 +94,19 @@ def mix(
     quantizes.
 
     The recipe's own layer rules are fixed; its importance and search are those of the scores, and of the run that uses
-    the file. Reads headers, and some rows of each matrix, or none where damage was `measured`. The same file for any
-    number of threads. Raises what planning raises, BadOption for a target that the options cannot reach, and what
-    reading raises.
+    the file. Reads headers, and some rows of each matrix, or none where damage was `measured` by text; by other data
+    the geometric mean of damage and score counts. The same file for any number of threads. Raises what planning raises,
+    BadOption for a target that the options cannot reach, and what reading raises.
     """
     choice = open_choice(read_checkpoint(source), recipe, options)
     choice.check(target_bits, ignore_scale_bits)
+    known = measured.of(sorted(choice.free), tuple(o.name for o in choice.offered)) if measured else None
     damages: Mapping[str, Sequence[float]]
-    if measured:
-        damages, sampled_bytes = measured.of(sorted(choice.free), tuple(o.name for o in choice.offered)), 0
-    if measured is None or measured.needs_scores:
+    if measured and known and not measured.needs_scores:
+        damages, sampled_bytes = known, 0
+    else:
         scores, sampled_bytes = _score(source, choice, threads or os.cpu_count() or 1)
-        damages = _join(scores, damages) if measured else scores
+        damages = _join(scores, known) if known else scores
     items = choice.items(damages, ignore_scale_bits)
     mixture = prefer_even(items, choose(items, target_bits))
     text = layer_config_text(
