@@ -53,14 +53,16 @@ def measure(
 
     Helpers that outlive the command (a fork server) are adopted and waited for, so that their time counts; `others` are
     children of this process that have nothing to do with it. Of private memory each process of the command may ask for
-    `cap_bytes`, whether it touches it or not (RLIMIT_DATA).
+    `cap_bytes`, whether it touches it or not (RLIMIT_DATA). Python's byte code is cached even where the caller's
+    environment forbids it: to compile libraries again with each start is no part of a command.
     """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    own_env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     peak = Memory(0, 0, 0, 0)
     began_s = time.perf_counter()
     with log.open("wb") as out:
-        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env={**own_env, **env}, stdout=out, stderr=subprocess.STDOUT)
         if cap_bytes is not None:
             resource.prlimit(process.pid, resource.RLIMIT_DATA, (cap_bytes, cap_bytes))
         while process.poll() is None:

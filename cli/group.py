@@ -1,27 +1,40 @@
-"""The command group. Adding a command is a file and a line here."""
+"""The command group. Adding a command is a file and a row here."""
+
+import importlib
+from typing import Final
 
 import click
 
 from shardq.cli._exit_codes import exit_codes
-from shardq.cli.audit import audit
-from shardq.cli.batch import batch
-from shardq.cli.convert import convert
-from shardq.cli.dequantize import dequantize
-from shardq.cli.eval import evaluate
-from shardq.cli.finalize import finalize
-from shardq.cli.formats import formats
-from shardq.cli.inspect import inspect
-from shardq.cli.kernels import kernels
-from shardq.cli.plan import plan
-from shardq.cli.quantize import quantize
-from shardq.cli.report import report
-from shardq.cli.schemes import schemes
-from shardq.cli.score import score
-from shardq.cli.stats import stats
-from shardq.cli.tune import tune
-from shardq.cli.verify import verify
-from shardq.cli.worker import worker
 from shardq.errors import ShardqError
+
+COMMANDS: Final = {  # name and file: its function there
+    "quantize": "quantize", "convert": "convert", "dequantize": "dequantize", "batch": "batch", "worker": "worker",
+    "finalize": "finalize", "plan": "plan", "verify": "verify", "audit": "audit", "score": "score",
+    "inspect": "inspect", "report": "report", "stats": "stats", "tune": "tune", "eval": "evaluate",
+    "schemes": "schemes", "formats": "formats", "kernels": "kernels",
+}  # fmt: skip
+
+
+def load_command(name: str) -> click.Command:
+    """A command by its name; KeyError if there is none of this name."""
+    found = getattr(importlib.import_module(f"shardq.cli.{name}"), COMMANDS[name])
+    assert isinstance(found, click.Command)
+    return found
+
+
+class Commands(click.Group):
+    """Loads a command when it is asked for: to load all takes as long as planning a small model."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the help."""
+        del ctx
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """See click.Group."""
+        del ctx
+        return load_command(cmd_name) if cmd_name in COMMANDS else None
 
 
 def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -34,6 +47,7 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
 
 
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=exit_codes(ShardqError.__subclasses__()),
 )
@@ -48,10 +62,3 @@ def commands() -> None:
     Try it without a download:
       shardq quantize demo --output-dir /tmp/demo-W4A16
     """
-
-
-for _command in (
-    quantize, convert, dequantize, batch, worker, finalize, plan, verify, audit, score, inspect, report, stats, tune,
-    evaluate, schemes, formats, kernels,
-):  # fmt: skip
-    commands.add_command(_command)

@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from shardq.cli.group import commands
+from shardq.cli.group import COMMANDS, commands, load_command
 from shardq.gguf.architectures import ARCHITECTURES
 from shardq.gguf.file_types import FILE_TYPES
 from shardq.layouts import LAYOUTS, LISTED, SQUARE
@@ -38,11 +38,11 @@ def make_reference() -> str:
 
 
 def _commands() -> str:
-    anyone = next(iter(commands.commands.values()))
+    anyone = load_command(next(iter(COMMANDS)))
     common = [p for p in anyone.params if p.name in COMMON]
-    links = ", ".join(f"[{name}](#shardq-{name})" for name in commands.commands)
+    links = ", ".join(f"[{name}](#shardq-{name})" for name in COMMANDS)
     text = f"## Commands\n\n{links}. All of them have:\n\n{_options(anyone, common)}"
-    return "\n".join([text, *(_command(name, c) for name, c in commands.commands.items())])
+    return "\n".join([text, *(_command(name, load_command(name)) for name in COMMANDS)])
 
 
 def _command(name: str, command: click.Command) -> str:

@@ -1,7 +1,7 @@
 """Rows of encoded weights for a worker, tile by tile."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +13,18 @@ from shardq.kernels import KernelSet
 from shardq.layouts.stored import store
 
 Read = Callable[[Part, Ranges], "NDArray[np.uint8] | bytes"]
+HELD_BYTES: Final = 1 << 16  # of a part beside the codes, as scales of blocks are: reading it with each tile costs more
 ROUNDED: dict[str, type] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
 
 class DecodedRows:
     """Some rows of an encoded matrix. What is stored of them is read with each tile, or once where every line of it has
-    some of each row."""
+    some of each row, or where it is small."""
 
     def __init__(self, e: Encoded, rows: tuple[int, int], read: Read, kernels: KernelSet, checked: bool = True) -> None:
         """`rows`: the first, and the one behind the last; `read` as in `read_parts`, `checked` as in `decode_rows`."""
         self._encoded, self._rows, self._read, self._kernels, self._checked = e, rows, read, kernels, checked
-        self._held = read_parts(e, *rows, read) if e.is_strided else None
+        self._held = read_parts(e, *rows, read, () if e.is_strided else _large_parts(e, rows))
 
     def tile(
         self, row: int, end_row: int, out: NDArray[np.float32]
@@ -31,13 +32,17 @@ class DecodedRows:
         """Rows `row` to `end_row` as fp32 in `out` [at least so many, columns]. Raises NonFiniteWeight, CorruptShard,
         and what reading raises."""
         e, wanted = self._encoded, (row, end_row)
-        if self._held is None:
-            parts = read_parts(e, *wanted, self._read)
-        else:
-            parts = narrow_parts(e, self._held, self._rows, wanted)
+        parts = read_parts(e, *wanted, self._read, self._held) | narrow_parts(e, self._held, self._rows, wanted)
         found = out[: end_row - row]
         decode_rows(e, parts, *wanted, found, self._kernels, self._checked)
         return found, parts
+
+
+def _large_parts(e: Encoded, rows: tuple[int, int]) -> set[str]:
+    """Roles of what is read with each tile."""
+    codes, *sides = e.parts
+    stored = e.stored_range(*rows)
+    return {codes.role, *(p.role for p in sides if p.window_bytes(*stored) > HELD_BYTES)}
 
 
 def round_rows(rows: NDArray[np.float32], dtype: str) -> NDArray[Any]:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -235,7 +235,7 @@ class Families:
 @functools.cache
 def load_families() -> Families:
     """The rules that ship with shardq; KeyError or ValueError if the file is wrong, a bug."""
-    text = resources.files("shardq").joinpath("families.toml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("families.toml").read_text(encoding="utf-8")
     return parse_families(text)
 
 

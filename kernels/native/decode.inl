@@ -62,6 +62,17 @@ inline void decode_columns(const Decoder& decoder, const uint8_t* SHARDQ_RESTRIC
     }
 }
 
+#ifdef SHARDQ_DECODE_E4M3
+// Nearly all of FP8 sources; the loop above has the rest.
+template <>
+inline void decode_columns(const FloatDecoder<E4M3FN>& decoder, const uint8_t* SHARDQ_RESTRICT codes, int64_t cols,
+                           const Spread& scales, const Spread&, float* SHARDQ_RESTRICT out) {
+    for (int64_t i = decode_e4m3(codes, cols, scales.even, out); i < cols; i++) {
+        out[i] = decoder.value(codes[i], scales.even[i], 0.0f);
+    }
+}
+#endif
+
 // Here the columns themselves are spread: as the even ones of twice as many.
 template <class Decoder>
 inline void decode_rows(const Decoder& decoder, const GroupCodes& q, float* out) {

@@ -1,6 +1,6 @@
 """Rows of an encoded weight as fp32: the one way in for workers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,16 @@ Ranges = Sequence[tuple[int, int]]
 
 
 def read_parts(
-    e: Encoded, row: int, end_row: int, read: Callable[[Part, Ranges], NDArray[np.uint8] | bytes]
+    e: Encoded,
+    row: int,
+    end_row: int,
+    read: Callable[[Part, Ranges], NDArray[np.uint8] | bytes],
+    but: Collection[str] = (),
 ) -> dict[str, NDArray[Any]]:
-    """The windows of all parts that rows `row` to `end_row` need. `read` returns the bytes of some ranges of a part's
-    shard, one behind the other."""
-    return {p.role: e.shaped(p, read(p, ranges), row, end_row) for p, ranges in e.reads(row, end_row)}
+    """The windows of all parts that rows `row` to `end_row` need, `but` those of some roles. `read` returns the bytes
+    of some ranges of a part's shard, one behind the other."""
+    wanted = ((p, ranges) for p, ranges in e.reads(row, end_row) if p.role not in but)
+    return {p.role: e.shaped(p, read(p, ranges), row, end_row) for p, ranges in wanted}
 
 
 def narrow_parts(
@@ -28,7 +33,7 @@ def narrow_parts(
     """From the windows of `rows` those of `wanted`, some of them: a slab is read at once and decoded tile by tile."""
     whole, tile = e.stored_range(*rows), e.stored_range(*wanted)
     found = {}
-    for p in e.parts:
+    for p in (p for p in e.parts if p.role in parts):
         origin = p.window(*whole)[0]
         first, behind = (at - origin for at in p.window(*tile))
         stored = parts[p.role]

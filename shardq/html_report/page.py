@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from shardq.html_report.facts import Facts
@@ -70,7 +70,7 @@ def _pair(parts: Iterable[str]) -> str:
 
 
 def _page(title: str, sections: Sequence[str]) -> str:
-    here = files("shardq.html_report")
+    here = Path(__file__).parent
     style, script = (here.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

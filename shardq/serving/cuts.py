@@ -8,7 +8,7 @@ the same code.
 import functools
 import tomllib
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Final, Literal
 
 Cut = Literal["rows", "columns", "none"]
@@ -26,9 +26,7 @@ class Cuts:
 @functools.cache
 def load_cuts() -> Cuts:
     """From engines.toml."""
-    table = tomllib.loads(
-        resources.files("shardq.serving").joinpath("table", "engines.toml").read_text(encoding="utf-8")
-    )
+    table = tomllib.loads(Path(__file__).with_name("table").joinpath("engines.toml").read_text(encoding="utf-8"))
     return Cuts(frozenset(table["parallel"]["columns"]), frozenset(table["parallel"]["replicated"]))
 
 

@@ -4,7 +4,7 @@ import functools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from shardq.serving.conditions import CONDITIONS
@@ -60,7 +60,7 @@ class Facts:
 @functools.cache
 def load_facts() -> Facts:
     """The tables that ship with shardq; KeyError or ValueError if they are wrong, a bug."""
-    folder = resources.files("shardq.serving").joinpath("table")
+    folder = Path(__file__).with_name("table")
     return parse_facts("\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in FILES))
 
 

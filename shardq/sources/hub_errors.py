@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
 from shardq.errors import HubAccess, HubTransfer, ShardqError
@@ -112,6 +111,8 @@ def server_wait_s(headers: Mapping[str, str]) -> float | None:
         return float(text)
     if not text:
         return None
+    from email.utils import parsedate_to_datetime  # slow, for what hardly any answer has
+
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except ValueError:

@@ -12,12 +12,12 @@ import pytest
 from click.testing import Result
 
 from shardq import errors
-from shardq.cli.group import commands
+from shardq.cli.group import COMMANDS, load_command
 from shardq.patterns import Dialect
 from shardq.recipe import Ragged
 
 Run = Callable[..., Result]
-NAMES = sorted(commands.commands)
+NAMES = sorted(COMMANDS)
 HEAVY = {"click", "rich", "numpy", "torch", "huggingface_hub"}
 
 
@@ -45,7 +45,7 @@ def test_help_has_examples_and_exit_codes(name: str, run: Run) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_is_described_and_the_common_ones_are_there(name: str) -> None:
-    options = [p for p in commands.commands[name].params if isinstance(p, click.Option)]
+    options = [p for p in load_command(name).params if isinstance(p, click.Option)]
     assert [o.name for o in options if not o.help] == []
     assert {"as_json", "verbose", "quiet", "log_file"} <= {o.name for o in options}
 

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from shardq.cli.group import commands
+from shardq.cli.group import COMMANDS, load_command
 from shardq.schemes import PRESETS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -30,7 +30,7 @@ def test_the_document_is_up_to_date(generator: ModuleType) -> None:
 
 def test_every_option_and_every_scheme_is_there(generator: ModuleType) -> None:
     text = generator.make_reference()
-    shown = [p for c in commands.commands.values() for p in c.params if not getattr(p, "hidden", False)]
+    shown = [p for c in map(load_command, COMMANDS) for p in c.params if not getattr(p, "hidden", False)]
     options = {opt for p in shown for opt in p.opts if opt.startswith("--")}
     assert [opt for opt in sorted(options) if opt not in text] == []
     assert [name for name in PRESETS if f"| `{name}` |" not in text] == []

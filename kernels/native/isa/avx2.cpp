@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "x86_extremes.inl"
+#include "x86_floats.inl"
 #include "x86_tables.inl"
 
 #define SHARDQ_SET_NAME "avx2"
