@@ -25,7 +25,8 @@ class OnePass:
     plans: tuple[Plan, ...]
 
     def __post_init__(self) -> None:
-        """Raises BadOption for outputs of other weights: where one keeps a stack of experts that another splits."""
+        """Raises BadOption for outputs of other weights: where one keeps a stack of experts that another splits, or
+        splits it otherwise."""
         first, *others = self.plans
         for plan in others:
             if plan.weights.tensors.keys() != first.weights.tensors.keys():
@@ -33,6 +34,11 @@ class OnePass:
                 raise BadOption(
                     f"{name} is a weight of its own for some outputs only, as with --ignore of a stack of experts: "
                     "make those in a run of their own"
+                )
+            if turned := set(plan.weights.stacks) - set(first.weights.stacks):
+                raise BadOption(
+                    f"layouts {first.recipe.layout} and {plan.recipe.layout} give gate_proj and up_proj other rows of "
+                    f"{min(s.tensor for s in turned)}: make those in a run of their own"
                 )
 
     @property

@@ -20,6 +20,7 @@ from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
 from shardq.fold_weights import check_kept
 from shardq.gguf.planned import PlannedGguf
+from shardq.halves import check_halves, check_tuned_halves
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, ModuleChoice, OutSpec, Place, unit_rows
 from shardq.reach import find_reaches
@@ -159,7 +160,9 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, before_tuning: bool = F
         from shardq.gguf.planning import plan_gguf_output  # brings numpy and, where it is installed, gguf
 
         return plan_gguf_output(checkpoint, recipe)
+    check_halves(checkpoint, recipe)
     weights = find_weights(checkpoint, recipe)
+    check_tuned_halves(weights.stacks, recipe)
     if recipe.purpose == "convert":
         common = common_scheme(tuple(weights.tensors.values()), checkpoint.config, recipe)
         recipe = replace(recipe, scheme=common or recipe.scheme)

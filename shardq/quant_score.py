@@ -17,6 +17,7 @@ from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.errors import UnsupportedSource
 from shardq.formats import WEIGHT_DTYPES
 from shardq.gguf.headers import holds_gguf
+from shardq.halves import holds_halves
 from shardq.headers import read_checkpoint
 from shardq.kernels import KernelSet, load
 from shardq.recipe import make_recipe
@@ -26,7 +27,8 @@ from shardq.sources.base import Source
 from shardq.staging import PROVENANCE
 from shardq.weights import find_weights
 
-SPLITTING: Final = "W4A16"  # a recipe by which stacks of experts are matrices; nothing is quantized here
+# Recipes by which stacks of experts are matrices, rows of gate and up in halves or not; nothing is quantized here.
+SPLITTING: Final = {False: "W4A16", True: "W4A16@gptq"}
 
 
 def score_result(
@@ -58,7 +60,8 @@ def score_result(
             f"{result.label} is not in GGUF: expected the checkpoint that it was made of as its source, no GGUF file"
         )
     made, original = (read_checkpoint(side) for side in (result, source))
-    ours, theirs = (_weights(c) for c in (made, original))
+    halves = holds_halves(made.config)
+    ours, theirs = (_weights(c, halves) for c in (made, original))
     common = [n for n in theirs if n in ours]
     coded = {n for n in common if ours[n].encoded}
     chosen = choose_sample(common, coded, sample)
@@ -98,9 +101,9 @@ def _refuse_folded(result: Source) -> None:
         )
 
 
-def _weights(checkpoint: Checkpoint) -> Mapping[str, TensorRef]:
+def _weights(checkpoint: Checkpoint, halves: bool) -> Mapping[str, TensorRef]:
     """Matrices, those of experts one by one, and all else that a checkpoint stands for."""
-    return find_weights(checkpoint, make_recipe(SPLITTING)).tensors
+    return find_weights(checkpoint, make_recipe(SPLITTING[halves])).tensors
 
 
 def _incomparable(ours: TensorRef, theirs: TensorRef) -> str | None:

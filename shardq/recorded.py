@@ -24,7 +24,8 @@ def source_of(ledger: Ledger) -> Mapping[str, Mapping[str, Any]]:
 
 def weights_of(output: Output, checkpoint: Checkpoint) -> Weights:
     """What a source stands for to an output's recipe. Raises UnsupportedSource."""
-    return recorded_weights(checkpoint, output.ledger["tensors"], output.identity.get("recipe.dtype"), output.fold)
+    kept, dtype = output.ledger["tensors"], output.identity.get("recipe.dtype")
+    return recorded_weights(checkpoint, kept, dtype, output.fold, halves=output.layout.halves_experts)
 
 
 def check_absorbed(ledger: Ledger) -> Iterator[str]:

@@ -95,9 +95,12 @@ class _Found:
     packed: bool  # codes with several values in an element: their last axis are inputs, of which the number is wrong
 
 
-def find_stacks(tensors: Iterable[TensorRef], config: Mapping[str, Any] | None) -> tuple[ExpertStack, ...]:
+def find_stacks(
+    tensors: Iterable[TensorRef], config: Mapping[str, Any] | None, *, halves: bool = False
+) -> tuple[ExpertStack, ...]:
     """Every expert stack among `tensors`, in the order given; leave out those that are kept as they are, for one that
-    cannot be described is refused.
+    cannot be described is refused. `halves`: rows of gate and up that take turns become the halves that
+    Layout.halves_experts says.
 
     Known by their names (the rows `stack` of families.toml) and three dimensions, or unknown ones. Codes of a quantized
     source are described like the weights that they stand for. Raises UnsupportedSource for a stack that belongs to no
@@ -111,7 +114,7 @@ def find_stacks(tensors: Iterable[TensorRef], config: Mapping[str, Any] | None) 
         groups[container][projection] = found
     described: dict[str, ExpertStack] = {}
     for container, members in groups.items():
-        for stack in _describe_group(container, members, refs, types, config):
+        for stack in _describe_group(container, members, refs, types, config, halves):
             described[stack.tensor] = stack
     return tuple(described[name] for name in refs if name in described)
 
@@ -139,13 +142,14 @@ def _describe_group(
     refs: Mapping[str, TensorRef],
     types: frozenset[str],
     config: Mapping[str, Any] | None,
+    halves: bool,
 ) -> Iterator[ExpertStack]:
     left = dict(members)
     for row in load_families().stacks:
         if not row.fits(container, left, types):
             continue
         group = {name: left.pop(name) for name in row.members}
-        yield from _describe_row(container, row, group, refs, config)
+        yield from _describe_row(container, row, group, refs, config, halves)
     if left:
         raise UnsupportedSource(
             f"expert stack {next(iter(left.values())).ref.name}: no known family stacks {', '.join(sorted(left))} in "
@@ -159,6 +163,7 @@ def _describe_row(
     group: Mapping[str, _Found],
     refs: Mapping[str, TensorRef],
     config: Mapping[str, Any] | None,
+    halves: bool,
 ) -> Iterator[ExpertStack]:
     slices = {name: _slice(found) for name, found in group.items()}
     known = {name: s for name, s in slices.items() if s is not None}
@@ -181,7 +186,7 @@ def _describe_row(
         )
     outputs = {name: s.outputs(transposed=transposed) for name, s in known.items()}
     for projection, found in group.items():
-        parts = _parts(row, projection, outputs[projection])
+        parts = _parts(row, projection, outputs[projection], halves)
         partner = row.down if projection != row.down else row.members[0]
         columns = known[projection].inputs(transposed=transposed)
         if columns is None:  # packed: the other side of the expert tells
@@ -197,12 +202,12 @@ def _slice(found: _Found) -> Slice | None:
     return Slice(first, None if found.packed else others[0])
 
 
-def _parts(row: StackRow, projection: str, outputs: int) -> tuple[StackPart, ...]:
+def _parts(row: StackRow, projection: str, outputs: int, halves: bool) -> tuple[StackPart, ...]:
     written = row.written[projection]
     if len(written) == 1:
         return (StackPart(written[0], range(outputs)),)
     half = outputs // 2
-    if row.interleaved:  # gate in the even rows
+    if row.interleaved and not halves:  # gate in the even rows
         return tuple(StackPart(name, range(k, outputs, 2)) for k, name in enumerate(written))
     return tuple(StackPart(name, range(k * half, (k + 1) * half)) for k, name in enumerate(written))
 

@@ -110,6 +110,7 @@ class TunedCodes:
     shapes: Mapping[str, tuple[int, int]]
     refs: Mapping[str, TunedRef]
     replaced: Mapping[str, ReplacedRef] = field(default_factory=dict)  # by tensor
+    layout: str = ""  # of the plan that they were tuned for; empty where the manifest does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,8 @@ def load_tuned(folder: str | os.PathLike[str]) -> TunedCodes:
         raw = (root / MANIFEST).read_bytes()
     try:
         manifest = json.loads(raw)
-        blocks, algorithm = dict(manifest["blocks"]), str(manifest["identity"]["algorithm"])
+        blocks, identity = dict(manifest["blocks"]), dict(manifest["identity"])
+        algorithm, layout = str(identity["algorithm"]), str(identity.get("recipe.layout", ""))
     except (ValueError, LookupError, TypeError) as error:
         raise BadTuned(f"{root.name}/{MANIFEST} is damaged ({error}): tune again") from error
     found = TunedBlocks()
@@ -207,7 +209,7 @@ def load_tuned(folder: str | os.PathLike[str]) -> TunedCodes:
             raise BadTuned(f"{root.name}/{name} is not what {MANIFEST} says: tune again")
         read_block(root / name, found)
     sha256 = hashlib.sha256(raw).hexdigest()
-    return TunedCodes(root.name, sha256, algorithm, found.schemes, found.shapes, found.refs, found.replaced)
+    return TunedCodes(root.name, sha256, algorithm, found.schemes, found.shapes, found.refs, found.replaced, layout)
 
 
 def match_tuned(decisions: Sequence["Decision"], tuned: TunedCodes) -> dict[str, TunedRef]:

@@ -12,6 +12,7 @@ from shardq.errors import UnsupportedSource
 from shardq.fold import Fold
 from shardq.fold_weights import fold_weights
 from shardq.importance_vectors import SizesRef
+from shardq.layouts import find_layout
 from shardq.layouts.base import Place
 from shardq.recipe import Recipe
 from shardq.roles import Role, assign_roles, prediction_tensors
@@ -77,17 +78,24 @@ def find_weights(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
         wanted = verdicts[t.name].role is Role.EXPERT_STACK and not ignored and t.name not in dropped
         return wanted and (recipe.purpose == "quantize" or bool(t.encoded))
 
-    return _folded(_split_stacks(checkpoint, tensors, absorbed, is_split), checkpoint, recipe.fold)
+    halves = find_layout(recipe.layout).halves_experts
+    return _folded(_split_stacks(checkpoint, tensors, absorbed, is_split, halves), checkpoint, recipe.fold)
 
 
-def recorded_weights(checkpoint: Checkpoint, kept: Container[str], dtype: str | None, fold: Fold | None) -> Weights:
+def recorded_weights(
+    checkpoint: Checkpoint, kept: Container[str], dtype: str | None, fold: Fold | None, *, halves: bool
+) -> Weights:
     """The weights that an output was made of: stacks were split that are not among the tensors `kept`, which its ledger
-    names, and a tied head has weights if it is; `dtype` is that of its recipe. Raises as find_weights."""
+    names, and a tied head has weights if it is; `dtype` is that of its recipe, `halves` as find_stacks has it. Raises
+    as find_weights."""
     tensors, absorbed = _decode(checkpoint, dtype)
     if (head := untied_head(tensors, checkpoint.config)) and head.name in kept:
         tensors[head.name] = head
-    made = _split_stacks(checkpoint, tensors, absorbed, lambda t: len(t.shape or ()) == 3 and t.name not in kept)
-    return _folded(made, checkpoint, fold)
+
+    def is_split(t: TensorRef) -> bool:
+        return len(t.shape or ()) == 3 and t.name not in kept
+
+    return _folded(_split_stacks(checkpoint, tensors, absorbed, is_split, halves), checkpoint, fold)
 
 
 def _folded(weights: Weights, checkpoint: Checkpoint, fold: Fold | None) -> Weights:
@@ -182,12 +190,13 @@ def _split_stacks(
     tensors: Mapping[str, TensorRef],
     absorbed: Mapping[str, Absorbed],
     is_split: Callable[[TensorRef], bool],
+    halves: bool,
 ) -> Weights:
     wanted = {n for n, t in tensors.items() if is_split(t)}
     if not wanted:
         return Weights(tensors, absorbed, {})
     others = (t for t in tensors.values() if t.name in wanted or len(t.shape or ()) < 3)
-    stacks = {s.tensor: s for s in find_stacks(others, checkpoint.config) if s.tensor in wanted}
+    stacks = {s.tensor: s for s in find_stacks(others, checkpoint.config, halves=halves) if s.tensor in wanted}
     biases = {s.bias: s for s in stacks.values() if s.bias}
     made: dict[str, TensorRef] = {}
     places: dict[str, Place] = {}

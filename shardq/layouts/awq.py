@@ -37,6 +37,7 @@ class Awq(LayoutDefaults):
     summary = "AWQ (gemm): qweight, qzeros, scales, 4 bits"
     loaders = "vLLM and SGLang, GPTQModel, and transformers with it (dense models, head not quantized)"
     slab_rows = LANES
+    halves_experts = True  # as gptq.py has it, for the same reader
 
     def settle(self, scheme: Scheme) -> Scheme:
         """See Layout."""

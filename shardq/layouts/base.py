@@ -145,6 +145,11 @@ class Layout(Protocol):
     def fuses(self) -> bool:
         """Its readers run some modules as one matrix (`fused.py`), which then need one scheme."""
 
+    @property
+    def halves_experts(self) -> bool:
+        """Of a stack in which rows of gate and up take turns, its readers take the first half of the rows as they lie
+        for gate_proj, the second for up_proj."""
+
     def places(self, modules: Sequence[str], config: Mapping[str, Any] | None) -> Mapping[str, Place]:
         """Those of the quantized modules that go into stacks, which its readers want."""
 
@@ -167,6 +172,7 @@ class LayoutDefaults:
     library: str = ""
     also_roles: frozenset[str] = frozenset()
     fuses: bool = True
+    halves_experts: bool = False
     config_key: str = "quantization_config"
 
     def unpacks_to(self, scheme: Scheme) -> Scheme:

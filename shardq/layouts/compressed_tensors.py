@@ -15,11 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from shardq.families import load_families
 from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
 from shardq.layouts.input_scales import input_outputs, pack_input, unpack_input
 from shardq.layouts.small_floats import float_outputs, pack_floats, unpack_floats
 from shardq.layouts.templates import module_regexes
 from shardq.schemes import ACTIVATIONS, ALL_TOKENS, PLAIN_SCALES, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Scheme
+from shardq.stacks import expert_prefix
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
@@ -36,6 +38,7 @@ MIXED: Final = "mixed-precision"
 LOCAL: Final = "local"  # scales of groups are computed for each token, below one that is not
 STRATEGIES: Final = {WHOLE_ROW: "token", ALL_TOKENS: "tensor"}  # by group size of activations; else there are groups
 TIED_HEAD: Final = "re:.*lm_head$"
+STACK: Final = "expert_stack"  # the role of a stack of experts
 
 
 class CompressedTensors(LayoutDefaults):
@@ -204,9 +207,25 @@ def _weight_outputs(scheme: Scheme, dtype: str, rows: int, columns: int) -> tupl
 
 
 def _ignored(choices: Sequence[ModuleChoice]) -> list[str]:
-    """Kept modules by name. A tied head has no tensor, but is a Linear of the model: readers would quantize it."""
+    """Kept modules by name, and all below kept stacks of experts: vLLM 0.32 looks for the name of each expert's matrix.
+    A tied head has no tensor, but is a Linear of the model: readers would quantize it."""
     kept = [c.module for c in choices if c.scheme is None]
-    return kept if any(c.role == "head" for c in choices) else [*kept, TIED_HEAD]
+    quantized = "\n".join(c.module for c in choices if c.scheme is not None)
+    below = dict.fromkeys(_experts_of(c.module, quantized) for c in choices if c.scheme is None and c.role == STACK)
+    return [*kept, *below] if any(c.role == "head" for c in choices) else [*kept, *below, TIED_HEAD]
+
+
+def _experts_of(stack: str, quantized: str) -> str:
+    """An expression for the names of a stack's experts. It begins at the number of the layer, for engines rename what
+    stands before; but with the whole name where it would take a module among the lines of `quantized`."""
+    split = load_families().experts.split(f"{stack}.weight")
+    prefix = expert_prefix(split[0] if split else stack)
+    segments = prefix.split(".")
+    layer = next((n for n, s in enumerate(segments) if s.isdecimal()), 0)
+    end = ".".join(segments[layer:])
+    if layer and f".{end}." not in quantized:
+        return rf"re:.*\.{re.escape(end)}\."
+    return rf"re:^{re.escape(prefix)}\."
 
 
 def format_of(scheme: Scheme) -> str | None:

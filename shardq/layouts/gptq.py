@@ -37,6 +37,7 @@ class Gptq(LayoutDefaults):
         "blocks have one scheme"
     )
     slab_rows = LANES
+    halves_experts = True  # GPTQModel 7.7.0 with Defuser 0.0.28, by `torch.chunk`: loading, and in what it writes
 
     def __init__(
         self,

@@ -240,6 +240,11 @@ def not_gpt_oss(served: Served, tp: int) -> list[str]:
     return [] if "gpt_oss" in types else sorted(types) or ["no model_type"]
 
 
+def gpt_oss(served: Served, tp: int) -> list[str]:
+    """Its model type, of gpt-oss."""
+    return [] if not_gpt_oss(served, tp) else ["model_type gpt_oss"]
+
+
 def gpt_oss_experts(served: Served, tp: int) -> list[str]:
     """Experts of gpt-oss that are quantized one by one."""
     return [] if not_gpt_oss(served, tp) else separate_experts(served, tp)
@@ -266,7 +271,7 @@ CONDITIONS: Final[Mapping[str, Condition]] = {
         missing_input_global_scales, static_experts, static_experts_in_rows, missing_g_idx, present_g_idx,
         missing_qzeros, symmetric_zero_points,
         activation_order, nested_block, not_bfloat16, ragged_blocks, unusual_groups, separate_experts,
-        ct_converted_experts, not_gpt_oss, gpt_oss_experts, deepseek_experts, auto_round_packing,
+        ct_converted_experts, not_gpt_oss, gpt_oss, gpt_oss_experts, deepseek_experts, auto_round_packing,
         parallel.heads, parallel.rows, parallel.columns, parallel.groups,
         parallel.words, parallel.blocks,
     )

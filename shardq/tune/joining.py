@@ -9,6 +9,7 @@ import torch
 
 from shardq.checkpoint import TensorRef
 from shardq.errors import UnsupportedSource
+from shardq.halves import holds_halves
 from shardq.stacks import ExpertStack, find_stacks
 
 Load = Callable[[str, torch.dtype], torch.Tensor]
@@ -54,7 +55,7 @@ def find_joints(
     if not any(r.shape and len(r.shape) == 3 for r in refs):
         return {}
     try:
-        stacks = find_stacks(refs, config)
+        stacks = find_stacks(refs, config, halves=holds_halves(config))
     except UnsupportedSource:  # not a family that is known: the parameters are missing, and that is told
         return {}
     joints = {}

@@ -9,6 +9,7 @@ from torch import nn
 
 from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.errors import CheckpointIncomplete, UnsupportedSource
+from shardq.halves import holds_halves
 from shardq.recipe import dequantize_recipe
 from shardq.tune.conversions import Conversions, find_conversions
 from shardq.tune.skeleton import Skeleton
@@ -87,7 +88,8 @@ def _find(checkpoint: Checkpoint, skeleton: Skeleton) -> tuple[Mapping[str, Tens
     foreign = [n for n in found.unexpected if len(weights.tensors[n].shape or ()) == 3]
     if not foreign:
         return weights.tensors, found
-    split = recorded_weights(checkpoint, frozenset(weights.tensors) - frozenset(foreign), None, None)
+    whole, halves = frozenset(weights.tensors) - frozenset(foreign), holds_halves(checkpoint.config)
+    split = recorded_weights(checkpoint, whole, None, None, halves=halves)
     return split.tensors, find_conversions(model, split.tensors, skeleton.dtype, checkpoint.config)
 
 

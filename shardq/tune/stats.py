@@ -99,7 +99,7 @@ class _Names:
 
     def __init__(self, model: BlockModel) -> None:
         self._model, self._matched = model, model.matched
-        self._weights: Weights = recorded_weights(model.checkpoint, frozenset(), None, None)
+        self._weights: Weights = recorded_weights(model.checkpoint, frozenset(), None, None, halves=False)
         self._stacks = {s.tensor: s for s in self._weights.stacks} | {s.weight: s for s in self._weights.stacks}
 
     def moments(self, parameter: str, sums: Sums) -> Iterator[tuple[str, Moment]]:

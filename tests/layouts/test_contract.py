@@ -437,3 +437,20 @@ def test_compressed_tensors_leaves_a_tied_head_alone() -> None:
     assert CT.config_block(scheme, [body], "0.0")["ignore"] == ["re:.*lm_head$"]
     head = ModuleChoice("lm_head", "head", scheme)
     assert CT.config_block(scheme, [body, head], "0.0")["ignore"] == []
+
+
+@pytest.mark.parametrize(
+    ("stack", "others", "expected"),
+    [
+        ("model.layers.3.mlp.experts", ["model.layers.3.self_attn.q_proj"], r"re:.*\.3\.mlp\.experts\."),
+        ("model.layers.3.mlp.experts.down_proj", [], r"re:.*\.3\.mlp\.experts\."),
+        ("model.layers.3.moe", [], r"re:.*\.3\.moe\.experts\."),
+        ("mlp.experts", [], r"re:^mlp\.experts\."),
+        ("model.layers.3.mlp.experts", ["mtp.3.mlp.experts.0.up_proj"], r"re:^model\.layers\.3\.mlp\.experts\."),
+    ],
+)
+def test_compressed_tensors_names_experts_of_stacks_that_stay(stack: str, others: list[str], expected: str) -> None:
+    """vLLM asks for `<experts>.0.gate_proj`, under its own name of the model."""
+    scheme = CT.settle(Scheme("int4", 128, symmetric=True))
+    choices = [ModuleChoice(name, "linear", scheme) for name in others] + [ModuleChoice(stack, "expert_stack", None)]
+    assert CT.config_block(scheme, choices, "0.0")["ignore"] == [stack, expected, "re:.*lm_head$"]

@@ -61,10 +61,10 @@ def write_open(kind: str, folder: Path, write_checkpoint: WriteCheckpoint) -> Pa
 
 def write_rebuilt(
     kind: str, modules: Mapping[str, torch.Tensor], biases: Mapping[str, torch.Tensor], folder: Path,
-    write_checkpoint: WriteCheckpoint,
+    write_checkpoint: WriteCheckpoint, *, halves: bool,
 ) -> Path:  # fmt: skip
     """The open model with other weights, `modules`, and biases of experts, by their own names: a quantization of it as
-    it was read back. Stacks are put together again."""
+    it was read back. Stacks are put together again, of `halves` or of rows of gate and up in turns."""
     model = MODELS[kind]
     tensors = {name: _decode(name, weight, model) for name, weight in model.tensors()}
     for name, stored in tensors.items():
@@ -75,8 +75,9 @@ def write_rebuilt(
             found = biases if leaf.endswith("_bias") else modules
             parts = ("gate_proj", "up_proj") if leaf.startswith("gate_up") else ("down_proj",)
             end = ".bias" if leaf.endswith("_bias") else ""
-            experts = [torch.stack([found[f"{at}.{e}.{p}{end}"] for p in parts], 1) for e in range(EXPERTS)]
-            stack = torch.stack(experts).flatten(1, 2)  # rows of gate and up in turns
+            axis = 0 if halves else 1
+            experts = [torch.stack([found[f"{at}.{e}.{p}{end}"] for p in parts], axis) for e in range(EXPERTS)]
+            stack = torch.stack(experts).flatten(1, 2)
             tensors[name] = (stack if end else stack.transpose(1, 2)).contiguous().bfloat16()
             assert tensors[name].shape == stored.shape
     return write_checkpoint(folder, model.config, tensors)

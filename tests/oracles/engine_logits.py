@@ -3,7 +3,8 @@ GPTQModel change classes of transformers when they load a model with experts, an
 
     python engine_logits.py ENGINE RESULTS.pt FOLDER...
 
-RESULTS.pt: folder -> {"logits": float32 [1, tokens, vocabulary], "missing": names} or {"refused": message}.
+RESULTS.pt: folder -> {"logits": float32 [1, tokens, vocabulary], "tokens": the likeliest that follow, "missing": names}
+or {"refused": message}.
 """
 
 import sys
@@ -13,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import torch
-from engine_models import PROMPT  # beside this file
+from engine_models import NEW_TOKENS, PROMPT  # beside this file
 
 
 def load_with_transformers(folder: Path) -> tuple[Any, list[str]]:
@@ -46,6 +47,14 @@ ENGINES: Final[Mapping[str, Callable[[Path], tuple[Any, list[str]]]]] = MappingP
 )
 
 
+def continue_greedily(model: Any) -> list[int]:
+    """NEW_TOKENS tokens, each the likeliest, of the whole text anew."""
+    tokens = list(PROMPT)
+    for _ in range(NEW_TOKENS):
+        tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokens[len(PROMPT) :]
+
+
 def main() -> None:
     """Save the results of all folders."""
     engine, results, *folders = sys.argv[1:]
@@ -54,7 +63,8 @@ def main() -> None:
         for folder in folders:
             try:
                 model, missing = ENGINES[engine](Path(folder))
-                found[folder] = {"logits": model(torch.tensor([PROMPT])).logits.float(), "missing": missing}
+                logits = model(torch.tensor([PROMPT])).logits.float()
+                found[folder] = {"logits": logits, "tokens": continue_greedily(model), "missing": missing}
             except (RuntimeError, ValueError, KeyError, AttributeError, ImportError, NotImplementedError) as error:
                 found[folder] = {"refused": f"{type(error).__name__}: {error}"}
     torch.save(found, results)

@@ -59,6 +59,7 @@ CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 LINEARS: Final = {"qwen3": LAYERS * 7, "qwen3_moe": LAYERS * (4 + 3 * EXPERTS)}  # matrices that are quantized
 PROMPT: Final = (1, 5, 300, 17, 400, 9, 121, 250, 33, 470, 8, 64)
+NEW_TOKENS: Final = 8  # that are asked for behind it
 
 
 def write_model(kind: str, folder: Path, write_checkpoint: WriteCheckpoint) -> Path:

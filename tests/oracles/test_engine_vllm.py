@@ -124,7 +124,7 @@ def lift_amx(patch: pytest.MonkeyPatch) -> None:
         return True, None
 
     patch.setattr(CPUFp8BlockScaledMMKernel, "is_supported", classmethod(is_supported))
-    for experts in (cpu_moe.CPUExpertsInt4, cpu_moe.CPUExpertsInt8, cpu_moe.CPUExpertsFp8):
+    for experts in (cpu_moe.CPUExpertsInt4, cpu_moe.CPUExpertsInt8, cpu_moe.CPUExpertsFp8, cpu_moe.CPUExpertsMxfp4):
         patch.setattr(experts, "_supports_current_device", staticmethod(lambda: True))
 
 

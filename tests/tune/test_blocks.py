@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from shardq.api import quantize
 from shardq.errors import BadOption, CheckpointIncomplete, SourceUnreadable, UnsupportedSource
 from shardq.limits import Limits
-from shardq.recipe import dequantize_recipe
+from shardq.recipe import dequantize_recipe, make_recipe
 from shardq.sources import open_source
 
 pytest.importorskip("transformers", reason="transformers builds the models: pip install shardq[tune]")
@@ -292,4 +292,10 @@ def test_experts_that_a_checkpoint_has_one_by_one_become_stacks(tmp_path: Path) 
     single = sources.write_twin(case, stacks, tmp_path / "single", None)
     assert any(".experts.2.gate_proj.bias" in n for n in sources.read_tensors(single))
     ids = models.some_ids()
-    assert torch.equal(models.block_logits(single, ids), models.whole_logits(stacks, ids))
+    expected = models.whole_logits(stacks, ids)
+    assert torch.equal(models.block_logits(single, ids), expected)
+    for layout in ("gptq", "compressed-tensors"):  # in halves, and in turns
+        recipe = make_recipe(f"W8A16@{layout}", group_size=32)
+        quantize(stacks, recipe, output_dir=tmp_path / layout, limits=Limits(parallel=1))
+        difference = torch.linalg.norm(models.block_logits(tmp_path / layout, ids) - expected)
+        assert difference < 0.1 * torch.linalg.norm(expected), layout

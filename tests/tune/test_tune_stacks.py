@@ -68,12 +68,19 @@ def _write(kind: str, folder: Path) -> Path:
     return sources.write_twin(case, made, folder / "single", None) if kind.endswith("single") else made
 
 
-@pytest.mark.parametrize("kind", ["gpt_oss", "gpt_oss_bf16", "gpt_oss_bf16 single", "square", "granitemoe"])
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        *((kind, "fake") for kind in ("gpt_oss", "gpt_oss_bf16", "gpt_oss_bf16 single", "square", "granitemoe")),
+        ("gpt_oss", "gptq"),
+        ("gpt_oss_bf16", "gptq"),
+    ],
+)
 @torch.no_grad()
-def test_places_hold_the_weights_of_the_plan(kind: str, tmp_path: Path) -> None:
+def test_places_hold_the_weights_of_the_plan(kind: str, layout: str, tmp_path: Path) -> None:
     source = open_source(str(_write(kind, tmp_path)))
     with BlockModel.open(source, dtype=torch.float32) as model:
-        plan = make_plan(model.checkpoint, _recipe("W4A16G32", requantize=True))
+        plan = make_plan(model.checkpoint, _recipe("W4A16G32", layout, requantize=True))
         found = find_subjects(model, plan)
         assert found.left == ()
         own = [s for s in found.blocks[0] if s.place.expert is not None]

@@ -12,6 +12,7 @@ import pytest
 from shardq.checkpoint import TensorRef
 from shardq.errors import UnsupportedSource
 from shardq.families import load_families
+from shardq.halves import holds_halves
 from shardq.recipe import make_recipe
 from shardq.roles import assign_roles
 from shardq.stacks import ExpertStack, expert_prefix, find_stacks
@@ -161,6 +162,29 @@ def test_biases_follow_their_matrices() -> None:
     shapes[p + "down_proj_bias"] = (E, I)
     with pytest.raises(UnsupportedSource, match=r"expert bias .*down_proj_bias is \(6, 56\): expected \(6, 40\)"):
         find_stacks(refs(shapes), config("gpt_oss"))
+
+
+def test_halves_are_rows_as_they_lie() -> None:
+    """For readers that cut a stack in two without a look at its rows."""
+    p = L + "mlp.experts."
+    shapes = {p + "gate_up_proj": (E, H, 2 * I), p + "gate_up_proj_bias": (E, 2 * I), p + "down_proj": (E, I, H)}
+    gate_up, down = find_stacks(refs(shapes), config("gpt_oss"), halves=True)
+    assert [(m.name, m.lines) for m in gate_up.matrices()][:2] == [
+        (p + "0.gate_proj.weight", range(I)), (p + "0.up_proj.weight", range(I, 2 * I)),
+    ]  # fmt: skip
+    assert [b.lines for b in gate_up.biases()][:2] == [range(I), range(I, 2 * I)]
+    assert next(down.matrices()).lines == range(H)
+    shapes = {p + "gate_up_proj": (E, 2 * I, H), p + "down_proj": (E, H, I)}
+    assert find_stacks(refs(shapes), config("mistral4"), halves=True) == find_stacks(refs(shapes), config("mistral4"))
+
+
+@pytest.mark.parametrize(
+    ("method", "halves"),
+    [("gptq", True), ("awq", True), ("compressed-tensors", False), ("auto-round", False), ("", False)],
+)
+def test_the_method_of_a_checkpoint_tells_halves(method: str, halves: bool) -> None:
+    assert holds_halves({"quantization_config": {"quant_method": method}}) == halves
+    assert not holds_halves(None)
 
 
 def test_codes_are_described_like_their_weights() -> None:

@@ -338,6 +338,31 @@ def test_gpt_oss_blocks() -> None:
     assert said(read_served(tensors, {**config, "model_type": "llama"}), "vllm") == ("limits", {"mxfp4_models"})
 
 
+@pytest.mark.parametrize(
+    ("method", "kept", "expected"),
+    [
+        ("gptq", False, ("no", {"gpt_oss_experts_gptqmodel", "gptq_moe"})),
+        ("gptq", True, ("loads", set())),
+        ("auto-round", False, ("no", {"gpt_oss_experts_auto_round"})),
+        ("auto-round", True, ("no", {"gpt_oss_experts_auto_round"})),
+    ],
+)
+def test_experts_of_gpt_oss(method: str, kept: bool, expected: tuple[str, set[str]]) -> None:
+    """One by one they have no place in transformers; stacks have."""
+    codes = {
+        "qweight": ("I32", (8, 32)),
+        "scales": ("F16", (1, 32)),
+        "qzeros": ("I32", (1, 4)),
+        "g_idx": ("I32", (64,)),
+    }
+    modules = [P + "self_attn.o_proj", *([] if kept else [P + "mlp.experts.0.down_proj"])]
+    tensors: Tensors = {f"{m}.{part}": tensor for m in modules for part, tensor in codes.items()}
+    tensors |= {P + "mlp.experts.down_proj": ("BF16", (4, 32, 64))} if kept else {}
+    block = {"quant_method": method, "bits": 4, "group_size": 64, "sym": True}
+    served = read_served(tensors, {"quantization_config": block, "model_type": "gpt_oss"})
+    assert said(served, "transformers") == expected
+
+
 def test_a_configuration_below_another_or_none_at_all(serve: Callable[..., Served]) -> None:
     made = serve("W4A16@compressed-tensors")
     config = {k: v for k, v in made.config.items() if k != "quantization_config"}
