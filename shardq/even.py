@@ -1,7 +1,7 @@
 """One scheme for all in place of a mixture that promises hardly more: scores err, and a mixture bets on them.
 
-In bench/README.md mixtures that promised 2 % less damage than a uniform scheme of their size had between 3 % less and 3 %
-more KL than it; those that promised 5 % or more had at least 8 % less.
+In bench/README.md mixtures that promised 2 % less damage than a uniform scheme of their size had between 3 % less and
+3 % more KL than it; those that promised 5 % or more had at least 8 % less.
 """
 
 import math

@@ -50,7 +50,7 @@ def check_modules(wanted: Iterable[str], known: Container[str]) -> None:
         more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
         raise BadOption(
             f"the damage of {', '.join(left[:SHOWN])}{more} cannot be measured, as block mode does not run them as "
-            "matrices: give them a rule in --layer-config, or choose by `quantize --target-bits`"
+            "matrices: give them a rule in --layer-config, or choose by `quantize --target-bits` without --calibrate"
         )
 
 
