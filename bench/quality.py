@@ -9,6 +9,7 @@ of 512 tokens of texts/evaluation.txt; KL is the mean over tokens of KL(model ||
 import argparse
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -185,10 +186,15 @@ class Bench:
             }
         return found
 
-    def run(self, setting: Setting, options: Sequence[str], name: str = "quantize") -> Score:
-        """Quantize with `options`, too, by the command `name`, and compare."""
+    def run(
+        self, setting: Setting, options: Sequence[str], name: str = "quantize", importance: Path | None = None
+    ) -> Score:
+        """Quantize with `options`, too, by the command `name`, and compare. `importance`: a file that lies beside
+        the output already, as --calibrate would put it there."""
         with tempfile.TemporaryDirectory(dir=self._work) as temporary:
             out, plain = Path(temporary, "out"), Path(temporary, "plain")
+            if importance:
+                shutil.copyfile(importance, f"{out}.importance.safetensors")
             command = [name, str(self._source), "-o", str(out), "--parallel", "1", *setting.options, *options]
             took = measure([*SHARDQ, *command], ENV, Path(temporary, "log"))
             if setting.packed:

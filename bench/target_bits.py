@@ -28,9 +28,13 @@ class Case:
 
 
 INTEGERS: Final = ("W2A16G64", "W3A16G64", "W4A16G64", "W8A16G64")
-MEASURED: Final = (
-    "--algorithm", "rtn", "--dataset", str(HERE / "texts" / "calibration.txt"), "--nsamples", "16", "--seqlen", "256",
-)  # fmt: skip
+MEASURED: Final = {
+    name: ("--algorithm", "rtn", "--dataset", data, "--nsamples", "16", "--seqlen", "256")
+    for name, data in {
+        "mixture, random ids": "random",
+        "mixture, text": str(HERE / "texts" / "calibration.txt"),
+    }.items()
+}
 AUTO_ROUND: Final = ("--format", "auto_round")
 SINGLE: Final = ("--target", "transformers")  # no server that runs q, k and v as one, so that they may differ
 MLX: Final = ("--format", "mlx", "--target", "mlx", "--ignore", "model.embed_tokens")
@@ -58,8 +62,8 @@ class Row:
 
 
 def compare(bench: Bench, name: str) -> list[Row]:
-    """Uniform schemes and the mixture, by round-to-nearest and with importance; by round-to-nearest also the mixture of
-    measured damage."""
+    """Uniform schemes and mixtures, by round-to-nearest and with importance: of scores, of scores and damage that
+    random ids measure, and by round-to-nearest of damage that text measures."""
     case, rows = CASES[name], list[Row]()
     ways = {
         RTN: ("--search", "none"),
@@ -74,8 +78,12 @@ def compare(bench: Bench, name: str) -> list[Row]:
         mixed = ("--target-bits", str(case.target), "--options", ",".join(case.options), *case.layout)
         rows += uniform
         found = {"mixture": bench.run(Setting(mixed, packed=True), how)}
+        setting = Setting(mixed, packed=True)
         if scales == RTN:
-            found["mixture, measured"] = bench.run(Setting(mixed, packed=True), MEASURED, "tune")
+            found |= {scheme: bench.run(setting, words, "tune") for scheme, words in MEASURED.items()}
+        else:
+            measuring = ("--calibrate", "random")  # with the importance of the others
+            found["mixture, random ids"] = bench.run(setting, measuring, importance=bench.ids[0])
         for scheme, score in found.items():
             rows.append(Row(name, scales, scheme, score.bits, score.kl, score.kl / expect(uniform, score.bits)))
             print(_line(rows[-1]), flush=True)

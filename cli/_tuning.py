@@ -25,6 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 SUFFIX: Final = ".tuned"  # of the folder beside an output folder
 DAMAGES: Final = ".damages.json"  # of the file beside it
+CALIBRATION_SEED: Final = 0  # of `quantize --calibrate`
 _KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
 
 
@@ -169,6 +170,17 @@ def run_measuring(
     return run_apart(
         _measure, console, source, recipe, str(path), schemes, options, subfolder, max_ram_bytes, trust_remote_code
     )
+
+
+def run_measuring_for_scales(
+    console: Console, source: str, recipe: "Recipe", path: Path, schemes: str, data: str, subfolder: str | None,
+    max_ram_bytes: int | None,
+) -> "Measured":  # fmt: skip
+    """Measure for `quantize`: the damage of the scales that it finds, with `data` of --calibrate."""
+    from shardq.tune.options import DataOptions, TuneOptions
+
+    options = TuneOptions("opt-rtn", DataOptions(data, seed=CALIBRATION_SEED))
+    return run_measuring(console, source, recipe, path, schemes, options, subfolder, max_ram_bytes, False)
 
 
 def run_apart(work: Callable[..., T], *words: Any) -> T:

@@ -1,5 +1,6 @@
 """`shardq quantize`"""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from shardq.cli._recipe_file import run_recipe_file
 from shardq.cli._run import RUN, path_beside, run_options, run_recipes, take_run_words
 from shardq.cli._statistics import SUFFIX as STATISTICS
 from shardq.cli._statistics import write_calibration
+from shardq.cli._tuning import DAMAGES, run_measuring_for_scales
 from shardq.errors import BadOption, MissingPackage, NotExact
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ EXAMPLES = (
 @click.option(
     "--calibrate", metavar="random|self|DATASET",
     help="Make the file of --importance first: run 64 random ids (256 below 3 bits), tokens that the model samples, or "
-    "texts through SOURCE, one block in memory. Needs shardq[tune].",
+    "texts through SOURCE, one block in memory. With --target-bits, but not with --fold, at most 16 samples of 256 "
+    "tokens of the same also measure the damage to predictions, by gradients. Needs shardq[tune].",
 )  # fmt: skip
 @click.option(
     "--recipe-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
@@ -93,6 +96,11 @@ def quantize(
 
         (base,) = build(layer_config, fold)
         path = path_beside(source, base, LAYERS)
-        write_mixture(console, source, subfolder, base, options, target_bits, ignore_scale_bits, path)
+        measure = None
+        if calibrate is not None and fold is None:
+            damages, limits = path_beside(source, base, DAMAGES), take_run_words().limits(console)
+            words = console, source, base, damages, options, calibrate, subfolder, limits.max_ram_bytes
+            measure = partial(run_measuring_for_scales, *words)
+        write_mixture(console, source, subfolder, base, options, target_bits, ignore_scale_bits, path, measure)
         layer_config = str(path)
     run_recipes(console, source, build(layer_config, fold), targets)

@@ -247,9 +247,11 @@ def mix(
     """The mixture of `options` ("W2A16G64,W4A16,W8A16") that does the least harm with `target_bits` for each weight.
 
     Each group of modules that a server runs as one, and all experts of a layer, get one of them; scores are taken from
-    sampled rows of the source, with the recipe's importance, unless `measured` has what `measure_damages` found for all
-    of `options`. The result's `text` is a layer config for `make_recipe`.
-    Raises BadOption for a target that the options cannot reach, and what planning raises.
+    sampled rows of the source, with the recipe's importance. What `measure_damages` found for all of `options` goes
+    into `measured`: by text it replaces scores, by random ids or the model's own tokens the geometric mean of both
+    decides. Where one option for all has that size, a mixture has to promise 5 % less harm. The result's `text` is a
+    layer config for `make_recipe`. Raises BadOption for a target that the options cannot reach, and what planning
+    raises.
     """
     from shardq.mixing import mix as mix_source
 
@@ -272,10 +274,11 @@ def measure_damages(
     """How much each of `options` ("W2A16G64,W4A16") would change the predictions, for every matrix that `recipe`
     quantizes in a block, by gradients of the whole model with one block in memory: for the `measured` of `mix`.
 
-    Figures are written to `path`; a file that has them already answers. Codes are the
-    nearest ones, with searched scales unless the algorithm of `tuning` is rtn. Of its data at most 16 samples of 256
-    tokens are used, and its `dtype`, else fp32. `report` is called with steps done, and all: two for each block.
-    Needs shardq[tune]. Raises RecipeChanged for a file of other figures, and what `tune_model` does.
+    Figures are written to `path`; a file that has them already answers. Codes are the nearest ones, with scales
+    searched by the recipe's importance, or else by what comes in, unless the algorithm of `tuning` is rtn. Of its data
+    at most 16 samples of 256 tokens are used, and its `dtype`, else fp32. `report` is called with steps done, and all:
+    two for each block. Needs shardq[tune]. Raises RecipeChanged for a file of other figures, and what `tune_model`
+    does.
     """
     from shardq.tune.library import check_packages
 

@@ -9,10 +9,11 @@ import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from shardq.errors import BadOption, BadTuned, RecipeChanged
 from shardq.files.atomic import reading, write_atomic
+from shardq.importance_files import DataKind
 
 FORMAT: Final = 1
 SHOWN: Final = 3  # modules told before "and N more"
@@ -25,6 +26,13 @@ class Measured:
     how: str  # in a few words
     options: tuple[str, ...]  # as `mixture.Option.name`
     damages: Mapping[str, tuple[float, ...]]  # module -> under each option; they add up over modules
+    data: DataKind = "text"  # that it was measured with
+
+    @property
+    def needs_scores(self) -> bool:
+        """True if a mixture is better by these figures and scores together: what random ids, or those that a model
+        samples, do to it is only near to what text does (bench/README.md)."""
+        return self.data != "text"
 
     def of(self, modules: Iterable[str], options: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
         """Of these modules, in the order of `options`. Raises BadOption for what was not measured."""
@@ -42,7 +50,7 @@ def check_modules(wanted: Iterable[str], known: Container[str]) -> None:
         more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
         raise BadOption(
             f"the damage of {', '.join(left[:SHOWN])}{more} cannot be measured, as block mode does not run them as "
-            "matrices: give them a rule in --layer-config, or choose by `quantize --target-bits`"
+            "matrices: give them a rule in --layer-config, or choose by `quantize --target-bits` without --calibrate"
         )
 
 
@@ -54,6 +62,7 @@ def write_measured(path: Path, measured: Measured, identity: Mapping[str, Any]) 
         "how": measured.how,
         "options": measured.options,
         "damages": measured.damages,
+        "data": measured.data,
     }
     write_atomic(path, json.dumps(document, sort_keys=True, indent=1).encode())
 
@@ -69,8 +78,9 @@ def read_measured(path: Path, identity: Mapping[str, Any]) -> Measured | None:
         document = json.loads(raw)
         stored, options = dict(document["identity"]), tuple(map(str, document["options"]))
         damages = {str(m): tuple(map(float, of)) for m, of in document["damages"].items()}
-        found = Measured(str(document["how"]), options, damages)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        kind: DataKind = next(k for k in get_args(DataKind) if k == document["data"])
+        found = Measured(str(document["how"]), options, damages, kind)
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
         raise BadTuned(f"{path.name} is damaged ({error}): delete it, to measure again") from error
     wanted = json.loads(json.dumps(dict(identity)))
     if changed := sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k)):

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from shardq.importance_vectors import Ref, read_vector, weights_of
 from shardq.kernels import load
 from shardq.measured import Measured, check_modules, read_measured, write_measured
 from shardq.mixing import open_choice
@@ -29,6 +30,7 @@ from shardq.mixture import Option
 from shardq.plans import Plan, make_plan
 from shardq.quantizers.decode import decode_rows
 from shardq.recipe import Recipe
+from shardq.searching import find_vectors
 from shardq.sources.base import Source
 from shardq.tune.backward import Loss, Passed, Told, block_gradients, head_gradients, pass_blocks
 from shardq.tune.block_rtn import BLOCK, importance_of
@@ -45,7 +47,7 @@ from shardq.tune.work import quantize_alone, rows_of
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
 
-MEASURE: Final = 1  # another number where the same words give other figures
+MEASURE: Final = 2  # another number where the same words give other figures
 SAMPLES: Final = 16  # as many as AutoScheme takes, and of so many tokens
 TOKENS: Final = 256
 LABELS: Final = 1  # what the seed of labels is more than that of samples
@@ -57,7 +59,7 @@ class Measuring:
 
     options: str  # as --options
     data: DataOptions
-    searched: bool = True  # scales are, with what comes into a matrix; else they are round-to-nearest's
+    searched: bool = True  # scales are, by the recipe's importance or else by what comes in; else round-to-nearest's
     dtype: str = "float32"  # what is computed with; auto: the model's own
 
     @classmethod
@@ -90,14 +92,16 @@ def measure_damages(
         check_modules(choice.free, {s.module for own in subjects.blocks for s in own})
         tokenizer = open_tokenizer(source, trust_remote_code)
         samples = draw_samples(model, tokenizer, measuring.data, max_ram_bytes)
+        vectors = _find_given(plan, recipe) if measuring.searched else {}
         passed, back, told = _begin(model, samples.ids, measuring, max_ram_bytes, path.parent, report)
         damages: dict[str, tuple[float, ...]] = {}
         for index in reversed(range(len(model.block_names))):
-            damages |= _measure_block(model, index, subjects.blocks[index], offered, passed, back, measuring.searched)
+            own = subjects.blocks[index]
+            damages |= _measure_block(model, index, own, offered, passed, back, measuring.searched, vectors)
             told()
         count, tokens = samples.ids.shape
         how = f"KL in nats for a token, by gradients of {count} samples of {tokens} tokens ({samples.kind})"
-        measured = Measured(how, tuple(o.name for o in offered), damages)
+        measured = Measured(how, tuple(o.name for o in offered), damages, samples.kind)
         write_measured(path, measured, identity)
         return measured
 
@@ -106,6 +110,11 @@ def _identity(plan: Plan, measuring: Measuring, offered: tuple[Option, ...]) -> 
     schemes = {o.name: asdict(o.scheme) if o.scheme else None for o in offered}
     return {**plan.identity(), "options": schemes, "data": asdict(measuring.data), "dtype": measuring.dtype,
             "searched": measuring.searched, "measure": MEASURE}  # fmt: skip
+
+
+def _find_given(plan: Plan, recipe: Recipe) -> Mapping[str, Ref]:
+    """Tensor -> the importance that the recipe brings along."""
+    return find_vectors([d for d in plan.decisions if d.scheme], recipe.importance, {})[0]
 
 
 def _begin(
@@ -121,9 +130,10 @@ def _begin(
 
 def _measure_block(
     model: BlockModel, index: int, subjects: tuple[Subject, ...], offered: tuple[Option, ...], passed: Passed,
-    back: Tensor, searched: bool,
+    back: Tensor, searched: bool, vectors: Mapping[str, Ref],
 ) -> dict[str, tuple[float, ...]]:  # fmt: skip
-    """Of the matrices of a block, by module; `back` goes through it."""
+    """Of the matrices of a block, by module; `back` goes through it. `vectors`: importance that is given, by tensor;
+    where it is not, inputs are recorded."""
     batch, tokens, kernels = passed.batch.moved(passed.inputs[index]), back[..., 0].numel(), load()
     names = tuple(dict.fromkeys(s.place.parameter for s in subjects))
     squares: dict[str, Tensor] = {}
@@ -135,12 +145,14 @@ def _measure_block(
                 for name, gradient in found.items():
                     squared = gradient.float().square()
                     squares[name] = squares[name].add_(squared) if name in squares else squared
-        return {
-            s.module: damages_of(
-                block, s, squares.get(s.place.parameter), offered, tokens, kernels, importance_of(inputs, s)
+        found_by: dict[str, tuple[float, ...]] = {}
+        for s in subjects:
+            given = vectors.get(s.tensor)
+            importance = weights_of(read_vector(given)) if given else importance_of(inputs, s)
+            found_by[s.module] = damages_of(
+                block, s, squares.get(s.place.parameter), offered, tokens, kernels, importance
             )
-            for s in subjects
-        }
+        return found_by
 
 
 def label_loss(shape: tuple[int, ...], seed: int) -> Loss:

@@ -18,7 +18,7 @@ from shardq import Limits, dequantize_recipe, find_fold, make_recipe
 from shardq.errors import BadFold, BadOption, NotExact, VerifyFailed
 from shardq.fold import FOLD, Fold, read_fold, write_fold
 from shardq.importance_files import Provenance, write_importance
-from shardq.importance_vectors import SizesRef, read_vector, weights_of
+from shardq.importance_vectors import BothRef, SizesRef, read_vector, weights_of
 from shardq.kernels import sets
 from shardq.ledger import LEDGER, decode_ledger
 from shardq.opening import make_orders
@@ -345,6 +345,20 @@ def test_each_scheme_has_the_fold_that_measured_best(
         recipe = make_recipe(scheme, importance=tmp_path / "ones")
     fold = find_fold(demo, recipe).fold
     assert (bool(fold.exponents), fold.power) == (folds, power)
+
+
+def test_both_signs_are_tried_at_3_bits_where_data_and_sizes_count_together(demo: Path, tmp_path: Path) -> None:
+    modules = {d.tensor.module: d.tensor.shape for d in shardq.plan(demo).decisions if d.scheme}
+    ones = {m: np.ones(shape[1], np.float32) for m, shape in modules.items() if shape}
+    write_importance(tmp_path / "ones", ones, Provenance("random ids", 64))
+    found = {}
+    for scheme, moved in (("W3A16", True), ("W3A16", False), ("W4A16", True)):
+        recipe = make_recipe(scheme, importance=tmp_path / "ones")
+        plan = shardq.plan(demo, replace(recipe, fold=find_fold(demo, recipe).fold) if moved else recipe)
+        both = {n for n, v in plan.searches.vectors.items() if isinstance(v, BothRef)}
+        assert bool(both) is moved
+        found[scheme, moved] = {s.signs for n, s in plan.searches.searches.items() if n in both or not moved}
+    assert found == {("W3A16", True): {"both"}, ("W3A16", False): {"range"}, ("W4A16", True): {"range"}}
 
 
 def test_what_sizes_count() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from shardq.cli import _tuning
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BadTuned, RecipeChanged
 from shardq.headers import read_checkpoint
+from shardq.importance_files import Provenance, write_importance
 from shardq.kernels import load
 from shardq.layouts import find_layout
 from shardq.measured import Measured, read_measured, write_measured
@@ -55,6 +57,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def _recipe() -> Recipe:
     return make_recipe("W4A16G32", layout="auto_round")
+
+
+def _flat_importance(folder: Path, path: Path) -> Path:
+    """A file by which all columns of a matrix count alike."""
+    tensors = read_checkpoint(open_source(str(folder))).tensors
+    shapes = {n.removesuffix(".weight"): t.shape for n, t in tensors.items() if ".layers." in n}
+    ones = {n: np.ones(shape[1]) for n, shape in shapes.items() if shape and len(shape) == 2}
+    write_importance(path, ones, Provenance("unknown"))
+    return path
 
 
 def _next_token(ids: Tensor) -> Any:
@@ -167,7 +178,12 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     write_measured(path, measured, {"key": [1, 2]})
     assert read_measured(path, {"key": (1, 2)}) == measured
     document = json.loads(path.read_text())
-    for damaged in ("{", "[]", json.dumps({**document, "damages": {"m": [1.0]}})):
+    for damaged in (
+        "{",
+        "[]",
+        json.dumps({**document, "damages": {"m": [1.0]}}),
+        json.dumps({**document, "data": "x"}),
+    ):
         path.write_text(damaged)
         with pytest.raises(BadTuned, match="damaged"):
             read_measured(path, {"key": [1, 2]})
@@ -178,16 +194,50 @@ def test_a_mixture_takes_measured_figures(folders: dict[str, Path], tmp_path: Pa
     source = open_source(str(folders["llama"]))
     found = measure_damages(source, _recipe(), MEASURING, tmp_path / "damages.json")
     worst = "model.layers.1.mlp.down_proj"
-    loaded = replace(found, damages={**found.damages, worst: tuple(1e3 * d for d in found.damages[worst])})
+    loaded = replace(found, damages={**found.damages, worst: tuple(1e6 * d for d in found.damages[worst])})
     mixed = mix(source, _recipe(), OPTIONS, 4.5, measured=loaded)
     assert 4.5 * 0.995 <= mixed.mixture.average_bits <= 4.5
     assert mixed.mixture.choice[worst].name == "W8A16G32"
-    assert "# Measured: KL in nats for a token, by gradients of 4 samples of 16 tokens (random ids)" in mixed.text
+    how = "KL in nats for a token, by gradients of 4 samples of 16 tokens (random ids)"
+    assert f"# Measured: {how}; geometric mean with scores\n" in mixed.text
     with pytest.raises(BadOption, match="was not measured"):
         mix(source, _recipe(), "W3A16G32,W4A16G32", 4.0, measured=found)
     less = replace(found, damages={m: d for m, d in found.damages.items() if m != worst})
     with pytest.raises(BadOption, match=f"{worst} cannot be measured"):
         mix(source, _recipe(), OPTIONS, 4.5, measured=less)
+
+
+def test_text_decides_alone_and_random_ids_with_scores(folders: dict[str, Path], tmp_path: Path) -> None:
+    source = open_source(str(folders["llama"]))
+    ids = measure_damages(source, _recipe(), MEASURING, tmp_path / "damages.json")
+    assert ids.data == "random ids"
+    alone, damage = (
+        mix(source, _recipe(), OPTIONS, 4.5),
+        mix(source, _recipe(), OPTIONS, 4.5, measured=replace(ids, data="text")),
+    )
+    both = mix(source, _recipe(), OPTIONS, 4.5, measured=ids)
+    assert damage.sampled_bytes == 0 < both.sampled_bytes == alone.sampled_bytes
+    items = zip(alone.items, damage.items, both.items, strict=True)
+    assert len(both.items) > 8
+    for scored, by_damage, joined in items:
+        assert by_damage.damages == pytest.approx([sum(ids.damages[m][k] for m in by_damage.modules) for k in range(3)])
+        if len(joined.modules) == 1:
+            means = [(s * d) ** 0.5 for s, d in zip(scored.damages, by_damage.damages, strict=True)]
+            assert joined.damages == pytest.approx(means)
+
+
+def test_importance_of_the_recipe_decides_the_codes(folders: dict[str, Path], tmp_path: Path) -> None:
+    source = open_source(str(folders["llama"]))
+    path = _flat_importance(folders["llama"], tmp_path / "flat.safetensors")
+    plain = make_recipe("W4A16G32", layout="auto_round", importance=path)
+    by_file = measure_damages(source, plain, MEASURING, tmp_path / "a.json")
+    by_inputs = measure_damages(source, _recipe(), MEASURING, tmp_path / "b.json")
+    assert all(a != b for a, b in zip(by_file.damages.values(), by_inputs.damages.values(), strict=True))
+    nearest = replace(MEASURING, searched=False)
+    assert (
+        measure_damages(source, plain, nearest, tmp_path / "c.json").damages
+        == measure_damages(source, _recipe(), nearest, tmp_path / "d.json").damages
+    )
 
 
 WORDS = (
@@ -223,6 +273,32 @@ def test_tune_measures_mixes_and_tunes(folders: dict[str, Path], tmp_path: Path)
     again = _run("tune", folders["qwen3_moe"], *WORDS, "-o", out)
     assert again.exit_code == 0, again.output
     assert "using the mixture" in again.stderr
+
+
+CALIBRATED = (*WORDS[:6], "--calibrate", "random", "--parallel", "1")
+
+
+@pytest.mark.usefixtures("in_one_process")
+def test_quantize_measures_its_own_scales(folders: dict[str, Path], tmp_path: Path) -> None:
+    out, importance = tmp_path / "out", _flat_importance(folders["llama"], tmp_path / "out.importance.safetensors")
+    made = _run("quantize", folders["llama"], *CALIBRATED, "-o", out)
+    assert made.exit_code == 0, made.output
+    identity = json.loads((tmp_path / "out.damages.json").read_text())["identity"]
+    assert identity["searched"] is True
+    assert identity["data"] == {"dataset": "random", "nsamples": 16, "seqlen": 256, "seed": 0}
+    recipe = make_recipe("W2A16G32", layout="auto_round", importance=importance)
+    measured = read_measured(tmp_path / "out.damages.json", identity)
+    mixed = mix(open_source(str(folders["llama"])), recipe, OPTIONS, 4.5, measured=measured)
+    assert mixed.text == (tmp_path / "out.layers.toml").read_text()
+    assert "geometric mean with scores" in mixed.text
+
+
+@pytest.mark.usefixtures("in_one_process")
+def test_with_a_fold_scores_decide(folders: dict[str, Path], tmp_path: Path) -> None:
+    _flat_importance(folders["llama"], tmp_path / "out.importance.safetensors")
+    made = _run("quantize", folders["llama"], *CALIBRATED, "--fold", "auto", "-o", tmp_path / "out")
+    assert made.exit_code == 0, made.output
+    assert not (tmp_path / "out.damages.json").exists()
 
 
 @pytest.mark.parametrize(
