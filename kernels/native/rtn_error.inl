@@ -11,48 +11,27 @@
 // quotient is half-way but 1/2, which rounds to 0 as its lower bracket does. Then that bracket alone is RNE(w / s).
 // A quotient n + 1/2 with n > 0 needs w = (2n + 1) * s / 2: three times the odd part of s is then a number of no more
 // significant bits than a weight has, p. Not so if s has p of them itself, or p - 1 and a significand above 4/3.
-//
-// fp32 weights have more bits than that. Their quotient, rounded to fp32, still lies between the two brackets, and where
-// both give one integer it gives the same; a group in which they differ anywhere is divided, one in some thousand.
-
-template <class T>
-constexpr bool kDivided = sizeof(typename T::Raw) == 4;
 
 struct alignas(64) Levels {
     float lowest[kBatch], highest[kBatch];  // t of the lowest and the highest code
     int32_t plain[kBatch];
 };
 
-// t of a weight of group i.
-template <class T>
-inline float doubled_level(float w, const GroupScales& g, int i) {
-    if constexpr (kDivided<T>) return 2.0f * (w / g.scale[i] + kRound);
-    return bracketed(w, g.below[i], g.above[i], kRound);
-}
-
-// True if no quotient by this scale is half-way but 1/2; those of fp32 weights show it themselves.
-template <class T>
-inline bool is_free_of_ties(float scale) {
-    if constexpr (kDivided<T>) {
-        return true;
-    } else {
-        constexpr uint32_t kLastBit = 1u << (24 - T::kSignificantBits), kFraction = 0x7fffffu;
-        const uint32_t fraction = bits_of_float(scale) & kFraction;
-        return ((fraction & (2 * kLastBit - 1)) != 0) |
-               (((fraction & (2 * kLastBit)) != 0) & (fraction > kFraction / 3 + 1));
-    }
-}
-
 // Returns how many groups are left with nothing but zeros although a weight is none, by the codes of their extremes.
 template <class T>
 inline int32_t find_levels(const GroupScales& g, int count, int bits, Levels& l) {
+    constexpr uint32_t kLastBit = 1u << (24 - T::kSignificantBits), kFraction = 0x7fffffu;
     const float span = static_cast<float>(2 * ((1 << bits) - 1)), origin = 2.0f * kRound;
     int32_t zeroed = 0;
     for (int i = 0; i < count; i++) {
         const float lowest = origin - static_cast<float>(2 * g.zero[i]), highest = lowest + span;
-        const float one = doubled_level<T>(g.mx[i], g, i), other = doubled_level<T>(-g.neg[i], g, i);
+        const float one = bracketed(g.mx[i], g.below[i], g.above[i], kRound);
+        const float other = bracketed(-g.neg[i], g.below[i], g.above[i], kRound);
         const bool fits = (one >= lowest) & (one <= highest) & (other >= lowest) & (other <= highest);
-        l.plain[i] = (g.bad[i] == 0) & fits & is_free_of_ties<T>(g.scale[i]);
+        const uint32_t fraction = bits_of_float(g.scale[i]) & kFraction;
+        const bool fine = ((fraction & (2 * kLastBit - 1)) != 0) |
+                          (((fraction & (2 * kLastBit)) != 0) & (fraction > kFraction / 3 + 1));
+        l.plain[i] = (g.bad[i] == 0) & fits & fine;
         l.lowest[i] = g.bad[i] != 0 ? origin : lowest;
         l.highest[i] = g.bad[i] != 0 ? origin : highest;
         const bool above = (one > origin) | (other > origin), below = (one < origin) | (other < origin);
@@ -69,12 +48,12 @@ struct alignas(64) BatchError {
     int32_t largest[kBlock / 2];
 };
 
-// Columns of group k, 16-bit weights. Plain ones need neither the upper bracket nor the clamp.
+// Columns of group k. Plain ones need neither the upper bracket nor the clamp.
 template <class T, bool kPlain, int kWidth>
-inline void round_and_add_bracketed(const typename T::Raw* SHARDQ_RESTRICT src, const GroupScales& g, const Levels& l,
-                                    int64_t k, uint8_t* SHARDQ_RESTRICT codes, float* SHARDQ_RESTRICT squares,
-                                    float* SHARDQ_RESTRICT weights, float* SHARDQ_RESTRICT products,
-                                    int32_t* SHARDQ_RESTRICT largest) {
+inline void round_and_add(const typename T::Raw* SHARDQ_RESTRICT src, const GroupScales& g, const Levels& l, int64_t k,
+                          uint8_t* SHARDQ_RESTRICT codes, float* SHARDQ_RESTRICT squares,
+                          float* SHARDQ_RESTRICT weights, float* SHARDQ_RESTRICT products,
+                          int32_t* SHARDQ_RESTRICT largest) {
     const float below = g.below[k], above = g.above[k], lowest = l.lowest[k], highest = l.highest[k];
     const float origin = kPlain ? kRound : 2.0f * kRound, unit = kPlain ? g.scale[k] : 0.5f * g.scale[k];
     const uint32_t zeros = static_cast<uint32_t>(g.zero[k]) * 0x0101u;  // the zero point under both codes of a pair
@@ -98,54 +77,6 @@ inline void round_and_add_bracketed(const typename T::Raw* SHARDQ_RESTRICT src, 
         const float odd_difference = difference<true>(w.odd, odd - origin, unit);
         largest[i] = add_pair(w.even, w.odd, even_difference, odd_difference, largest[i], squares[i], weights[i],
                               products[i]);
-    }
-}
-
-// The same of fp32 weights, by the lower bracket, or divided. False if the two brackets give different integers, and then
-// nothing is added.
-template <bool kPlain, bool kDivides, int kWidth>
-inline bool round_and_add_fp32(const uint32_t* SHARDQ_RESTRICT src, const GroupScales& g, const Levels& l, int64_t k,
-                               uint8_t* SHARDQ_RESTRICT codes, float* SHARDQ_RESTRICT squares,
-                               float* SHARDQ_RESTRICT weights, float* SHARDQ_RESTRICT products,
-                               int32_t* SHARDQ_RESTRICT largest) {
-    const float below = g.below[k], above = g.above[k], scale = g.scale[k];
-    const float lowest = 0.5f * l.lowest[k], highest = 0.5f * l.highest[k];
-    const uint32_t zeros = static_cast<uint32_t>(g.zero[k]) * 0x0101u;
-    alignas(64) int32_t larger[kWidth / 2];
-    uint32_t differing = 0;
-    for (int i = 0; i < kWidth / 2; i++) {
-        const Pair<F32> w = Pair<F32>::load(src + 2 * i);
-        float even = kDivides ? w.even / scale + kRound : multiply_add(w.even, below, kRound);
-        float odd = kDivides ? w.odd / scale + kRound : multiply_add(w.odd, below, kRound);
-        if constexpr (!kDivides) {
-            differing |= bits_of_float(even) ^ bits_of_float(multiply_add(w.even, above, kRound));
-            differing |= bits_of_float(odd) ^ bits_of_float(multiply_add(w.odd, above, kRound));
-        }
-        if constexpr (!kPlain) {
-            even = even > lowest ? even : lowest;  // NaN becomes lowest
-            odd = odd > lowest ? odd : lowest;
-            even = even < highest ? even : highest;
-            odd = odd < highest ? odd : highest;
-        }
-        const uint16_t both = static_cast<uint16_t>(bits_of_float(even) + (bits_of_float(odd) << 8) + zeros);
-        std::memcpy(codes + 2 * i, &both, sizeof both);
-        const float even_difference = difference<true>(w.even, even - kRound, scale);
-        const float odd_difference = difference<true>(w.odd, odd - kRound, scale);
-        larger[i] = add_pair(w.even, w.odd, even_difference, odd_difference, largest[i], squares[i], weights[i],
-                             products[i]);
-    }
-    if (differing != 0) return false;
-    std::memcpy(largest, larger, sizeof larger);
-    return true;
-}
-
-template <class T, bool kPlain, int kWidth>
-inline void round_and_add(const typename T::Raw* src, const GroupScales& g, const Levels& l, int64_t k, uint8_t* codes,
-                          float* squares, float* weights, float* products, int32_t* largest) {
-    if constexpr (!kDivided<T>) {
-        round_and_add_bracketed<T, kPlain, kWidth>(src, g, l, k, codes, squares, weights, products, largest);
-    } else if (!round_and_add_fp32<kPlain, false, kWidth>(src, g, l, k, codes, squares, weights, products, largest)) {
-        round_and_add_fp32<kPlain, true, kWidth>(src, g, l, k, codes, squares, weights, products, largest);
     }
 }
 
@@ -180,9 +111,11 @@ inline void round_and_add_span(const typename T::Raw* src, int64_t begin, int64_
     }
 }
 
-// Columns that the one pass takes: whole groups and whole blocks of a row, where a group is a known part of a block, or
-// blocks. The long way takes the others.
+// Columns that the one pass takes: whole groups and whole blocks of a row of 16-bit weights, where a group is a known
+// part of a block, or blocks. The long way takes the others.
+template <class T>
 inline int64_t one_pass_columns(int64_t cols, int64_t group) {
+    if (sizeof(typename T::Raw) != 2) return 0;
     if (group == 32 || group == 64) return cols / kBlock * kBlock;
     return group % kBlock == 0 ? cols / group * group : 0;
 }
@@ -222,7 +155,7 @@ inline int64_t rtn_error_columns(const typename T::Raw* src, int64_t end, const 
 template <class T, bool kSymmetric>
 inline int64_t rtn_error_rows(const Weights& w, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros,
                               double* stats) {
-    const int64_t groups = ceil_div(w.cols, scheme.group), end = one_pass_columns(w.cols, scheme.group);
+    const int64_t groups = ceil_div(w.cols, scheme.group), end = one_pass_columns<T>(w.cols, scheme.group);
     const auto* src = static_cast<const typename T::Raw*>(w.data);
     GroupScales g = {};
     Piece p;
@@ -233,7 +166,9 @@ inline int64_t rtn_error_rows(const Weights& w, const IntScheme& scheme, uint8_t
         float* steps = scales + row * groups;
         uint8_t* points = zeros + row * groups;
         RowSums sums = {};
-        bad += rtn_error_columns<T, kSymmetric>(from, end, scheme, g, to, steps, points, sums);
+        if constexpr (sizeof(typename T::Raw) == 2) {
+            bad += rtn_error_columns<T, kSymmetric>(from, end, scheme, g, to, steps, points, sums);
+        }
         bad += rtn_columns<T, kSymmetric>(from, end, w.cols, scheme, g, to, steps, points);
         add_columns<T>(from, to, steps, points, end, w.cols, scheme.group, p, sums);
         if (end < w.cols) sums.zeroed += count_zeroed_int<T>(from, to, steps, points, end, w.cols, scheme.group);
