@@ -208,10 +208,10 @@ class Bundle:
     @property
     def tile_rows(self) -> int:
         """Rows quantized at once: a multiple of 32 and of the rows that share a scale, as make about TILE_BYTES.
-        Decoded rows count as 16 bits: what is done once for each tile weighs more than a cache that is left."""
+        Decoded rows count as 8 bits: what is done once for each tile weighs more than a cache that is left."""
         first = self.rows_tasks[0]
         unit = math.lcm(32, *(t.scheme.group_rows for t in self.quantize_tasks if t.scheme))
-        row_bytes = first.row_bytes // (2 if first.encoded else 1)
+        row_bytes = first.row_bytes // (4 if first.encoded else 1)
         return max(unit, TILE_BYTES // row_bytes // unit * unit)
 
     @property
