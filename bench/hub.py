@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from checkpoints import write_qwen3
-from process_tree import Measured, measure, touch_free_memory
+from process_tree import Measured, measure_again
 
 FAKE_HUB: Final = Path(__file__).parents[1] / "tests" / "sources" / "fake_hub.py"
 REPO: Final = "bench/model"
@@ -83,11 +83,10 @@ def _race(source: Path, url: str, work: Path, args: argparse.Namespace, server: 
     env = {"HF_ENDPOINT": url, "HF_HOME": str(work / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     found: dict[str, list[Measured]] = {name: [] for name in ways}
     out = work / "out"
-    source_bytes = sum(p.stat().st_size for p in source.glob("*.safetensors"))
     for _ in range(args.reps):
         for name, words in ways.items():
-            touch_free_memory(2 * source_bytes)
-            found[name].append(measure((*quantize, *words, "-o", str(out)), env, work / "log", [server]))
+            command = (*quantize, *words, "-o", str(out))
+            found[name].append(measure_again(command, out, env, work / "log", [server]))
             shutil.rmtree(out)
             os.sync()
     return found

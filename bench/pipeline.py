@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from checkpoints import write_qwen3
-from process_tree import Measured, measure, touch_free_memory
+from process_tree import Measured, measure_again
 
 READ_BYTES: Final = 8 << 20
 QUANTIZE: Final = (sys.executable, "-P", "-m", "shardq.cli", "quantize")
@@ -103,12 +103,10 @@ def _race(
     found: dict[str, list[Measured]] = {c.name: [] for c in contenders}
     outputs: dict[str, int] = {}
     out = work / "out"
-    source_bytes = sum(p.stat().st_size for p in source.glob("*.safetensors"))
     for rep in range(max(c.reps for c in contenders)):
         for c in (c for c in contenders if rep < c.reps):
             _warm(source)
-            touch_free_memory(2 * source_bytes)
-            found[c.name].append(measure((*c.command, str(out)), c.env, work / "log"))
+            found[c.name].append(measure_again((*c.command, str(out)), out, c.env, work / "log"))
             outputs[c.name] = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
             shutil.rmtree(out)
             os.sync()
