@@ -148,7 +148,7 @@ def twin(
         out = folder / f"{output.name} {dtype}"
         if kind == "deepseek_v3":
             modules = {m.name: m.weight for m in models.quantized_modules(output)}
-            return Path(encoded.write_rebuilt(kind, modules, {}, out, write_checkpoint))
+            return Path(encoded.write_rebuilt(kind, modules, {}, out, write_checkpoint, halves=False))
         plain = source(kind)
         if CASES[kind].quant_lm_head:
             plain = untied(plain, folder / f"{kind} untied", write_checkpoint)
