@@ -12,9 +12,8 @@ from shardq.families import load_families
 from shardq.fused import model_types
 from shardq.layouts import LAYOUTS, find_layout
 from shardq.recipe import Recipe
-from shardq.stacks import ExpertStack
+from shardq.stacks import INTERLEAVED, ExpertStack
 
-TURNS: Final = ("s_oi_il", "s_io_il")
 ROWS: Final = {True: "a half of the rows of gate and up as they lie", False: "every other row of gate and up"}
 
 
@@ -33,7 +32,7 @@ def check_tuned_halves(stacks: Iterable[ExpertStack], recipe: Recipe) -> None:
     if find_layout(tuned.layout).halves_experts == find_layout(recipe.layout).halves_experts:
         return
     for s in stacks:
-        if s.emit == "per_expert" and s.layout in TURNS:
+        if s.emit == "per_expert" and s.layout in INTERLEAVED:
             raise BadTuned(
                 f"{tuned.label} has codes for layout {tuned.layout}, which gives gate_proj and up_proj other rows of "
                 f"{s.tensor} than layout {recipe.layout}: tune with --format {recipe.layout}"

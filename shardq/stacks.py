@@ -7,7 +7,7 @@ to, whether gate and up rows alternate cannot be and is a row of families.toml. 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from shardq.checkpoint import TensorRef
 from shardq.companions import find_companions
@@ -19,6 +19,7 @@ from shardq.orientation import Slice, find_orientation
 
 # architectures.md section 4.1: o and i are the order of the axes, il alternating gate and up, sep gate and up apart.
 StackLayout = Literal["s_oi", "s_io", "s_oi_il", "s_io_il", "s_sep"]
+INTERLEAVED: Final[frozenset[StackLayout]] = frozenset({"s_oi_il", "s_io_il"})  # rows of gate and up take turns
 
 
 @dataclass(frozen=True, slots=True)

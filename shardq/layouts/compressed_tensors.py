@@ -20,6 +20,7 @@ from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
 from shardq.layouts.input_scales import input_outputs, pack_input, unpack_input
 from shardq.layouts.small_floats import float_outputs, pack_floats, unpack_floats
 from shardq.layouts.templates import module_regexes
+from shardq.roles import Role
 from shardq.schemes import ACTIVATIONS, ALL_TOKENS, PLAIN_SCALES, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Scheme
 from shardq.stacks import expert_prefix
 
@@ -38,7 +39,6 @@ MIXED: Final = "mixed-precision"
 LOCAL: Final = "local"  # scales of groups are computed for each token, below one that is not
 STRATEGIES: Final = {WHOLE_ROW: "token", ALL_TOKENS: "tensor"}  # by group size of activations; else there are groups
 TIED_HEAD: Final = "re:.*lm_head$"
-STACK: Final = "expert_stack"  # the role of a stack of experts
 
 
 class CompressedTensors(LayoutDefaults):
@@ -211,7 +211,8 @@ def _ignored(choices: Sequence[ModuleChoice]) -> list[str]:
     A tied head has no tensor, but is a Linear of the model: readers would quantize it."""
     kept = [c.module for c in choices if c.scheme is None]
     quantized = "\n".join(c.module for c in choices if c.scheme is not None)
-    below = dict.fromkeys(_experts_of(c.module, quantized) for c in choices if c.scheme is None and c.role == STACK)
+    stacks = (c.module for c in choices if c.scheme is None and c.role == Role.EXPERT_STACK)
+    below = dict.fromkeys(_experts_of(stack, quantized) for stack in stacks)
     return [*kept, *below] if any(c.role == "head" for c in choices) else [*kept, *below, TIED_HEAD]
 
 
