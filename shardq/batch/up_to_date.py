@@ -78,12 +78,18 @@ def _compare(model: Model, e: Entry, commit: str | None, record: _Record, before
     if e.mixture:
         return Look(e, commit, False, "its mixture is to be chosen", record.commit)
     why = _difference(model, e, commit, record.identity, before)
-    if not why and (e.out / WORK).exists():
+    if not why and _is_left_over(e):
         why = "what a stopped run left here is to be cleared away"
     if not why and e.repo and e.stays:
         local = recorded_identity(e.out) if is_complete(e.out) else None
         why = _difference(model, e, commit, local, before) and "the folder here is missing, or another one"
     return Look(e, commit, not why, why or "up to date", record.commit)
+
+
+def _is_left_over(e: Entry) -> bool:
+    """True if a run that was stopped while it cleared up has left something: what it worked with, or, of an output
+    that is elsewhere, its folder."""
+    return (e.out / WORK).exists() or (not e.stays and e.out.is_dir() and not any(e.out.iterdir()))
 
 
 def _difference(

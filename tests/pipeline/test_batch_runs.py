@@ -135,6 +135,25 @@ def test_one_read_makes_what_is_out_of_date_and_nothing_else(
     assert [r.look.why for r in planned] == ["up to date", "the recipe has changed", "up to date"]
 
 
+def test_what_a_run_killed_while_clearing_up_left_is_cleared_away(
+    push_hub: Any, host: Host, write: Callable[[str], Path], tmp_path: Path
+) -> None:
+    host("a")
+    path = write(f'{BUDGET}[[model]]\nsource = "org/a"\npush_to = "me/a"\n')
+    run(path)
+    place = tmp_path / "nightly.batch" / "work" / "me--a"
+    for left in (place, place / ".shardq"):  # killed before the last folder was removed, and before the last but one
+        left.mkdir(parents=True)
+        assert [r.look.why for r in plan_batch(read_manifest(path))] == [
+            "what a stopped run left here is to be cleared away"
+        ]
+        rows, error, _ = run(path)
+        assert error is None
+        assert states(rows) == {"me/a": "done"}
+        assert not place.exists()
+    assert len(push_hub.commits) == 1
+
+
 def test_a_finished_folder_gives_way_to_a_newer_commit_and_no_other_source(
     push_hub: Any, host: Host, write: Callable[[str], Path], tmp_path: Path
 ) -> None:
