@@ -143,12 +143,10 @@ def stand_out(plan: Plan, errors: Mapping[str, Errors]) -> tuple[tuple[str, floa
     for d in plan.decisions:
         if d.scheme and not d.carried and d.tensor.name in errors:
             by_scheme.setdefault(d.scheme.name, []).append((errors[d.tensor.name].relative, d.tensor.name))
-    found = [
-        (relative, name)
-        for rows in by_scheme.values()
-        for relative, name in rows
-        if relative > UNUSUAL * statistics.median(x for x, _ in rows)
-    ]
+    found: list[tuple[float, str]] = []
+    for rows in by_scheme.values():
+        limit = UNUSUAL * statistics.median(x for x, _ in rows)
+        found += [row for row in rows if row[0] > limit]
     return tuple((name, relative) for relative, name in sorted(found, key=lambda x: (-x[0], x[1]))[:WORST])
 
 
