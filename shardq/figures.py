@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -73,9 +73,10 @@ def merge_losses(parts: Iterable[Losses]) -> Losses:
 
 def write_figures(figures: Figures, losses: Losses | None) -> dict[str, Any]:
     """Plain values for a journal."""
-    return dict(zip(KEYS, astuple(figures), strict=True)) | (
-        {} if losses is None else {"losses": list(astuple(losses))}
-    )
+    f = figures
+    values = (f.squared_error, f.squared_weight, f.max_error, f.error_product, f.saturated, f.zeroed_groups)
+    written: dict[str, Any] = dict(zip(KEYS, values, strict=True))
+    return written if losses is None else written | {"losses": [losses.before, losses.after, losses.energy]}
 
 
 def read_figures(event: Mapping[str, Any]) -> tuple[Figures, Losses | None] | None:
