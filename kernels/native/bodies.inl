@@ -5,6 +5,7 @@
 // the one that the linker keeps for all. A test demands that these objects hold no weak symbol.
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 

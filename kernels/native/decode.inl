@@ -62,17 +62,6 @@ inline void decode_columns(const Decoder& decoder, const uint8_t* SHARDQ_RESTRIC
     }
 }
 
-#ifdef SHARDQ_DECODE_E4M3
-// Nearly all of FP8 sources; the loop above has the rest.
-template <>
-inline void decode_columns(const FloatDecoder<E4M3FN>& decoder, const uint8_t* SHARDQ_RESTRICT codes, int64_t cols,
-                           const Spread& scales, const Spread&, float* SHARDQ_RESTRICT out) {
-    for (int64_t i = decode_e4m3(codes, cols, scales.even, out); i < cols; i++) {
-        out[i] = decoder.value(codes[i], scales.even[i], 0.0f);
-    }
-}
-#endif
-
 // Here the columns themselves are spread: as the even ones of twice as many.
 template <class Decoder>
 inline void decode_rows(const Decoder& decoder, const GroupCodes& q, float* out) {
@@ -89,6 +78,26 @@ inline void decode_rows(const Decoder& decoder, const GroupCodes& q, float* out)
             decode_columns(decoder, q.codes + from, width, scales, offsets, out + from);
         }
     }
+}
+
+// Nearly all of FP8 sources.
+inline void decode_e4m3_rows(const GroupCodes& q, float* out) {
+    const FloatDecoder<E4M3FN> decoder{};
+#ifdef SHARDQ_DECODE_E4M3
+    if (q.group >= 32) {
+        const int64_t groups = ceil_div(q.cols, q.group);
+        for (int64_t row = 0; row < q.rows; row++) {
+            for (int64_t at = 0; at < q.cols; at += q.group) {
+                const int64_t width = least(q.group, q.cols - at), from = row * q.cols + at;
+                const float scale = q.scales[row * groups + at / q.group];
+                int64_t i = decode_e4m3(q.codes + from, width, scale, out + from);
+                for (; i < width; i++) out[from + i] = decoder.value(q.codes[from + i], scale, 0.0f);
+            }
+        }
+        return;
+    }
+#endif
+    decode_rows(decoder, q, out);
 }
 
 template <class T, class Decoder>
@@ -133,7 +142,7 @@ void decode_scaled(const GroupCodes& q, const Element& element, float* out) {
         case ElementKind::E2M1: return decode_rows(FloatDecoder<E2M1>{}, q, out);
         case ElementKind::E2M3: return decode_rows(FloatDecoder<E2M3>{}, q, out);
         case ElementKind::E3M2: return decode_rows(FloatDecoder<E3M2>{}, q, out);
-        case ElementKind::E4M3FN: return decode_rows(FloatDecoder<E4M3FN>{}, q, out);
+        case ElementKind::E4M3FN: return decode_e4m3_rows(q, out);
         case ElementKind::E5M2: return decode_rows(FloatDecoder<E5M2>{}, q, out);
     }
 }

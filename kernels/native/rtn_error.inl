@@ -1,7 +1,7 @@
 // rtn_int and error_int in one pass: a weight is read and widened once, and its code is not read back. Part of
 // bodies.inl.
 //
-// Between the rounding and the difference the code stays a float. bracketed() with kRound for a base is
+// Between the rounding and the difference the code stays a float. Of 16-bit weights bracketed() with kRound for a base is
 // t = 2 * (kRound + n), n = RNE(w / s). Clamped between the t of the lowest and highest code, t - 2 * kRound is
 // twice code - zero, exactly, and times half the scale it is the product that error_int subtracts: both factors are
 // exact, and so is the product (an fp16 scale and 9 bits), however it is found. A bad group has both bounds at level 0,
@@ -11,31 +11,81 @@
 // quotient is half-way but 1/2, which rounds to 0 as its lower bracket does. Then that bracket alone is RNE(w / s).
 // A quotient n + 1/2 with n > 0 needs w = (2n + 1) * s / 2: three times the odd part of s is then a number of no more
 // significant bits than a weight has, p. Not so if s has p of them itself, or p - 1 and a significand above 4/3.
+//
+// fp32 weights have RNE(fl(w / s)) for a code, and t = kRound + n. The numbers from which both brackets come lie on either
+// side of the quotient and of its rounding, which is 2^-24 of it away at most, so where both give the same n it is that
+// one. Where they do not, for one weight in a million, or for many where a scale is a simple fraction of the weights, the
+// block is divided.
 
 struct alignas(64) Levels {
     float lowest[kBatch], highest[kBatch];  // t of the lowest and the highest code
     int32_t plain[kBatch];
 };
 
+template <class T>
+constexpr bool kIsShort = sizeof(typename T::Raw) == 2;
+
+// How t is found of a weight. `origin` is the t of level 0; `unit` what a difference of 1 in it is worth. `doubt` gets a
+// bit where t may not be that of the quotient.
+struct Bracketed {
+    float below, above, unit;
+    static constexpr float kOrigin = 2.0f * kRound;
+    Bracketed(const GroupScales& g, int64_t k) : below(g.below[k]), above(g.above[k]), unit(0.5f * g.scale[k]) {}
+    float find(float w, uint32_t&) const { return bracketed(w, below, above, kRound); }
+};
+
+struct LowerBracket {
+    float below, unit;
+    static constexpr float kOrigin = kRound;
+    LowerBracket(const GroupScales& g, int64_t k) : below(g.below[k]), unit(g.scale[k]) {}
+    float find(float w, uint32_t&) const { return multiply_add(w, below, kRound); }
+};
+
+struct TwoBrackets {
+    float below, above, unit;
+    static constexpr float kOrigin = kRound;
+    TwoBrackets(const GroupScales& g, int64_t k) : below(g.below[k]), above(g.above[k]), unit(g.scale[k]) {}
+    float find(float w, uint32_t& doubt) const {
+        const float t = multiply_add(w, below, kRound);
+        doubt |= bits_of_float(t) ^ bits_of_float(multiply_add(w, above, kRound));
+        return t;
+    }
+};
+
+struct Divided {
+    float unit;
+    static constexpr float kOrigin = kRound;
+    Divided(const GroupScales& g, int64_t k) : unit(g.scale[k]) {}
+    float find(float w, uint32_t&) const { return w / unit + kRound; }
+};
+
 // Returns how many groups are left with nothing but zeros although a weight is none, by the codes of their extremes.
 template <class T>
 inline int32_t find_levels(const GroupScales& g, int count, int bits, Levels& l) {
-    constexpr uint32_t kLastBit = 1u << (24 - T::kSignificantBits), kFraction = 0x7fffffu;
-    const float span = static_cast<float>(2 * ((1 << bits) - 1)), origin = 2.0f * kRound;
+    constexpr float kUnit = kIsShort<T> ? 2.0f : 1.0f, kOrigin = kUnit * kRound;  // in t, of a level
+    const float span = kUnit * static_cast<float>((1 << bits) - 1);
     int32_t zeroed = 0;
     for (int i = 0; i < count; i++) {
-        const float lowest = origin - static_cast<float>(2 * g.zero[i]), highest = lowest + span;
-        const float one = bracketed(g.mx[i], g.below[i], g.above[i], kRound);
-        const float other = bracketed(-g.neg[i], g.below[i], g.above[i], kRound);
+        const float lowest = kOrigin - kUnit * static_cast<float>(g.zero[i]), highest = lowest + span;
+        float one, other;
+        bool fine = true;
+        if constexpr (kIsShort<T>) {
+            constexpr uint32_t kLastBit = 1u << (24 - T::kSignificantBits), kFraction = 0x7fffffu;
+            one = bracketed(g.mx[i], g.below[i], g.above[i], kRound);
+            other = bracketed(-g.neg[i], g.below[i], g.above[i], kRound);
+            const uint32_t fraction = bits_of_float(g.scale[i]) & kFraction;
+            fine = ((fraction & (2 * kLastBit - 1)) != 0) |
+                   (((fraction & (2 * kLastBit)) != 0) & (fraction > kFraction / 3 + 1));
+        } else {
+            one = g.mx[i] / g.scale[i] + kRound;
+            other = -g.neg[i] / g.scale[i] + kRound;
+        }
         const bool fits = (one >= lowest) & (one <= highest) & (other >= lowest) & (other <= highest);
-        const uint32_t fraction = bits_of_float(g.scale[i]) & kFraction;
-        const bool fine = ((fraction & (2 * kLastBit - 1)) != 0) |
-                          (((fraction & (2 * kLastBit)) != 0) & (fraction > kFraction / 3 + 1));
         l.plain[i] = (g.bad[i] == 0) & fits & fine;
-        l.lowest[i] = g.bad[i] != 0 ? origin : lowest;
-        l.highest[i] = g.bad[i] != 0 ? origin : highest;
-        const bool above = (one > origin) | (other > origin), below = (one < origin) | (other < origin);
-        const bool stays = (above & (highest > origin)) | (below & (lowest < origin));
+        l.lowest[i] = g.bad[i] != 0 ? kOrigin : lowest;
+        l.highest[i] = g.bad[i] != 0 ? kOrigin : highest;
+        const bool above = (one > kOrigin) | (other > kOrigin), below = (one < kOrigin) | (other < kOrigin);
+        const bool stays = (above & (highest > kOrigin)) | (below & (lowest < kOrigin));
         const bool is_zero = (g.mx[i] == 0.0f) & (g.neg[i] == 0.0f);
         zeroed += (g.bad[i] != 0) | (!stays & !is_zero) ? 1 : 0;
     }
@@ -48,24 +98,20 @@ struct alignas(64) BatchError {
     int32_t largest[kBlock / 2];
 };
 
-// Columns of group k. Plain ones need neither the upper bracket nor the clamp.
-template <class T, bool kPlain, int kWidth>
-inline void round_and_add(const typename T::Raw* SHARDQ_RESTRICT src, const GroupScales& g, const Levels& l, int64_t k,
+// Columns of group k. Plain ones need no clamp. Returns whether there was a doubt: then nothing of the result counts.
+template <class T, class Way, bool kPlain, int kWidth>
+inline bool round_and_add(const typename T::Raw* SHARDQ_RESTRICT src, const GroupScales& g, const Levels& l, int64_t k,
                           uint8_t* SHARDQ_RESTRICT codes, float* SHARDQ_RESTRICT squares,
                           float* SHARDQ_RESTRICT weights, float* SHARDQ_RESTRICT products,
                           int32_t* SHARDQ_RESTRICT largest) {
-    const float below = g.below[k], above = g.above[k], lowest = l.lowest[k], highest = l.highest[k];
-    const float origin = kPlain ? kRound : 2.0f * kRound, unit = kPlain ? g.scale[k] : 0.5f * g.scale[k];
+    const Way way(g, k);
+    const float lowest = l.lowest[k], highest = l.highest[k];
     const uint32_t zeros = static_cast<uint32_t>(g.zero[k]) * 0x0101u;  // the zero point under both codes of a pair
+    uint32_t doubt = 0;
     for (int i = 0; i < kWidth / 2; i++) {
         const Pair<T> w = Pair<T>::load(src + 2 * i);
-        float even, odd;
-        if constexpr (kPlain) {
-            even = multiply_add(w.even, below, kRound);
-            odd = multiply_add(w.odd, below, kRound);
-        } else {
-            even = bracketed(w.even, below, above, kRound);
-            odd = bracketed(w.odd, below, above, kRound);
+        float even = way.find(w.even, doubt), odd = way.find(w.odd, doubt);
+        if constexpr (!kPlain) {
             even = even > lowest ? even : lowest;  // NaN becomes lowest
             odd = odd > lowest ? odd : lowest;
             even = even < highest ? even : highest;
@@ -73,10 +119,32 @@ inline void round_and_add(const typename T::Raw* SHARDQ_RESTRICT src, const Grou
         }
         const uint16_t both = static_cast<uint16_t>(bits_of_float(even) + (bits_of_float(odd) << 8) + zeros);
         std::memcpy(codes + 2 * i, &both, sizeof both);
-        const float even_difference = difference<true>(w.even, even - origin, unit);
-        const float odd_difference = difference<true>(w.odd, odd - origin, unit);
+        const float even_difference = difference<true>(w.even, even - Way::kOrigin, way.unit);
+        const float odd_difference = difference<true>(w.odd, odd - Way::kOrigin, way.unit);
         largest[i] = add_pair(w.even, w.odd, even_difference, odd_difference, largest[i], squares[i], weights[i],
                               products[i]);
+    }
+    return doubt != 0;
+}
+
+// Columns from `column` of a batch on, `at` of its span; all are of group k.
+template <class T, bool kPlain, int kWidth>
+inline void round_block(const typename T::Raw* src, int64_t column, int64_t at, const GroupScales& g, const Levels& l,
+                        int64_t k, uint8_t* codes, BatchError& e) {
+    float *squares = e.squares + at / 2, *weights = e.weights + at / 2, *products = e.products + at / 2;
+    src += column;
+    codes += column;
+    if constexpr (kIsShort<T>) {
+        using Way = std::conditional_t<kPlain, LowerBracket, Bracketed>;
+        round_and_add<T, Way, kPlain, kWidth>(src, g, l, k, codes, squares, weights, products, e.largest);
+    } else {
+        int32_t kept[kWidth / 2];
+        std::memcpy(kept, e.largest, sizeof kept);
+        if (!round_and_add<T, TwoBrackets, kPlain, kWidth>(src, g, l, k, codes, squares, weights, products, e.largest)) {
+            return;
+        }
+        std::memcpy(e.largest, kept, sizeof kept);
+        round_and_add<T, Divided, kPlain, kWidth>(src, g, l, k, codes, squares, weights, products, e.largest);
     }
 }
 
@@ -100,22 +168,18 @@ inline void round_and_add_span(const typename T::Raw* src, int64_t begin, int64_
         other_count += 1 - is_plain;
     }
     for (int i = 0; i < plain_count; i++) {
-        const int64_t at = plain[i], column = begin + at, k = group_of<kWidth>(column, group);
-        round_and_add<T, true, kWidth>(src + column, g, l, k, codes + column, e.squares + at / 2, e.weights + at / 2,
-                                       e.products + at / 2, e.largest);
+        const int64_t column = begin + plain[i];
+        round_block<T, true, kWidth>(src, column, plain[i], g, l, group_of<kWidth>(column, group), codes, e);
     }
     for (int i = 0; i < other_count; i++) {
-        const int64_t at = other[i], column = begin + at, k = group_of<kWidth>(column, group);
-        round_and_add<T, false, kWidth>(src + column, g, l, k, codes + column, e.squares + at / 2, e.weights + at / 2,
-                                        e.products + at / 2, e.largest);
+        const int64_t column = begin + other[i];
+        round_block<T, false, kWidth>(src, column, other[i], g, l, group_of<kWidth>(column, group), codes, e);
     }
 }
 
-// Columns that the one pass takes: whole groups and whole blocks of a row of 16-bit weights, where a group is a known
-// part of a block, or blocks. The long way takes the others.
-template <class T>
+// Columns that the one pass takes: whole groups and whole blocks of a row, where a group is a known part of a block, or
+// blocks. The long way takes the others.
 inline int64_t one_pass_columns(int64_t cols, int64_t group) {
-    if (sizeof(typename T::Raw) != 2) return 0;
     if (group == 32 || group == 64) return cols / kBlock * kBlock;
     return group % kBlock == 0 ? cols / group * group : 0;
 }
@@ -155,7 +219,7 @@ inline int64_t rtn_error_columns(const typename T::Raw* src, int64_t end, const 
 template <class T, bool kSymmetric>
 inline int64_t rtn_error_rows(const Weights& w, const IntScheme& scheme, uint8_t* codes, float* scales, uint8_t* zeros,
                               double* stats) {
-    const int64_t groups = ceil_div(w.cols, scheme.group), end = one_pass_columns<T>(w.cols, scheme.group);
+    const int64_t groups = ceil_div(w.cols, scheme.group), end = one_pass_columns(w.cols, scheme.group);
     const auto* src = static_cast<const typename T::Raw*>(w.data);
     GroupScales g = {};
     Piece p;
@@ -166,9 +230,7 @@ inline int64_t rtn_error_rows(const Weights& w, const IntScheme& scheme, uint8_t
         float* steps = scales + row * groups;
         uint8_t* points = zeros + row * groups;
         RowSums sums = {};
-        if constexpr (sizeof(typename T::Raw) == 2) {
-            bad += rtn_error_columns<T, kSymmetric>(from, end, scheme, g, to, steps, points, sums);
-        }
+        bad += rtn_error_columns<T, kSymmetric>(from, end, scheme, g, to, steps, points, sums);
         bad += rtn_columns<T, kSymmetric>(from, end, w.cols, scheme, g, to, steps, points);
         add_columns<T>(from, to, steps, points, end, w.cols, scheme.group, p, sums);
         if (end < w.cols) sums.zeroed += count_zeroed_int<T>(from, to, steps, points, end, w.cols, scheme.group);

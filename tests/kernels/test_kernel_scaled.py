@@ -128,6 +128,23 @@ def test_8_bit_floats_are_those_of_torch(
     same_bits(codes[0], torch.from_numpy(w + np.float32(0)).clamp(-limit, limit).to(dtype).view(torch.uint8).numpy())
 
 
+@pytest.mark.parametrize("group", [31, 32, 64, 100, 128, 1000])
+def test_numbers_of_e4m3_by_any_scale_equal_reference(
+    kernels: KernelSet, reference: KernelSet, same_bits: Check, group: int
+) -> None:
+    """Without NaN, after which whole groups are no longer decoded at once; products below, in and beyond fp32."""
+    rng = np.random.default_rng(group)
+    codes = rng.integers(0, 127, (64, 1000), np.uint8) | rng.choice(np.array([0, 128], np.uint8), (64, 1000))
+    shape = (64, -(-1000 // group))
+    scales = np.ldexp(rng.uniform(-2, 2, shape), rng.integers(-149, 128, shape)).astype(np.float32)
+    scales[0] = 2.0**119  # 256 times it is the largest power of two
+    found = np.empty((2, *codes.shape), np.float32)
+    with np.errstate(all="ignore"):
+        for out, each in zip(found, (kernels, reference), strict=True):
+            each.decode_scaled(codes, "e4m3fn", scales, group, out)
+    same_bits(without_nan(found[0]), without_nan(found[1]))
+
+
 @pytest.mark.parametrize("element", ELEMENTS)
 def test_every_bf16_weight_gets_the_nearest_element(kernels: KernelSet, element: str) -> None:
     """Among all elements, by distance; of two as near, the even code. Weights that round to zero keep their sign, those
