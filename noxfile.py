@@ -112,12 +112,15 @@ def engine_vllm(session: nox.Session) -> None:
 
 @nox.session
 def engine_transformers(session: nox.Session) -> None:
-    """What transformers with compressed-tensors makes of our output."""
+    """What transformers with compressed-tensors, and with llm-compressor's experts, makes of our output."""
     session.install(TORCH)
     session.install(".[test]", "transformers==5.23.0", "compressed-tensors==0.20.0", "accelerate==1.15.0")
+    # It asks for older versions of both than it needs; these two are what it imports.
+    session.install("--no-deps", "llmcompressor==0.14.0.1")
+    session.install("datasets==5.2.0", "loguru==0.7.3")
     tests = ["engine_transformers", "engine_static", "engine_encoded", "engine_conversions", "engine_folds"]
-    tests += ["engine_tuned"]
-    prove_engine(session, tests, ["transformers", "compressed-tensors"])
+    tests += ["engine_tuned", "engine_llmcompressor"]
+    prove_engine(session, tests, ["transformers", "compressed-tensors", "llmcompressor"])
 
 
 @nox.session
