@@ -59,6 +59,13 @@ def load_decoded_with_llm_compressor(folder: Path) -> tuple[Any, list[str]]:
     return torch.nn.Module.float(model), left  # the model's own refuses what was quantized
 
 
+def load_auto_round_with_llm_compressor(folder: Path) -> tuple[Any, list[str]]:
+    """The same with auto-round's plain torch code, which computes in BF16."""
+    from transformers import AutoRoundConfig
+
+    return _load_single_experts(folder, {"quantization_config": AutoRoundConfig(backend="torch")})
+
+
 def load_in_fp32(folder: Path) -> tuple[Any, list[str]]:
     """transformers alone, in FP32."""
     from transformers import AutoModelForCausalLM
@@ -98,6 +105,7 @@ ENGINES: Final[Mapping[str, Callable[[Path], tuple[Any, list[str]]]]] = MappingP
         "gptqmodel": load_with_gptqmodel,
         "llm_compressor": load_with_llm_compressor,
         "llm_compressor_decoded": load_decoded_with_llm_compressor,
+        "llm_compressor_auto_round": load_auto_round_with_llm_compressor,
     }
 )
 
