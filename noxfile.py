@@ -90,6 +90,13 @@ def install_gptqmodel(session: nox.Session) -> None:
     session.install("--no-deps", "gptqmodel==7.7.0", "ninja==1.13.2", *parts, *libraries)
 
 
+def install_llmcompressor(session: nox.Session) -> None:
+    """It asks for older versions of transformers and compressed-tensors than it needs, and for what it does not import
+    here."""
+    session.install("--no-deps", "llmcompressor==0.14.0.1")
+    session.install("accelerate==1.15.0", "datasets==5.2.0", "loguru==0.7.3")
+
+
 def prove_engine(session: nox.Session, tests: Sequence[str], packages: Sequence[str]) -> None:
     """Run the tests of one engine, after the versions of what was installed for it."""
     show = "import sys; from importlib.metadata import version; print(*(f'{p}=={version(p)}' for p in sys.argv[1:]))"
@@ -112,12 +119,13 @@ def engine_vllm(session: nox.Session) -> None:
 
 @nox.session
 def engine_transformers(session: nox.Session) -> None:
-    """What transformers with compressed-tensors makes of our output."""
+    """What transformers with compressed-tensors, and with llm-compressor's experts, makes of our output."""
     session.install(TORCH)
     session.install(".[test]", "transformers==5.23.0", "compressed-tensors==0.20.0", "accelerate==1.15.0")
+    install_llmcompressor(session)
     tests = ["engine_transformers", "engine_static", "engine_encoded", "engine_conversions", "engine_folds"]
-    tests += ["engine_tuned"]
-    prove_engine(session, tests, ["transformers", "compressed-tensors"])
+    tests += ["engine_tuned", "engine_llmcompressor"]
+    prove_engine(session, tests, ["transformers", "compressed-tensors", "llmcompressor"])
 
 
 @nox.session
@@ -132,11 +140,12 @@ def engine_gptqmodel(session: nox.Session) -> None:
 
 @nox.session
 def engine_auto_round(session: nox.Session) -> None:
-    """What auto-round writes, and what transformers with it makes of our output."""
+    """What auto-round writes, and what transformers with it makes of our output, with llm-compressor's experts too."""
     session.install(TORCH)
-    session.install(".[test]", "auto-round==0.16.1", "transformers==5.23.0")
-    tests = ["engine_auto_round", "autoround_bytes", "engine_encoded", "engine_tuned"]
-    prove_engine(session, tests, ["auto-round", "transformers"])
+    session.install(".[test]", "auto-round==0.16.1", "transformers==5.23.0", "compressed-tensors==0.20.0")
+    install_llmcompressor(session)
+    tests = ["engine_auto_round", "autoround_bytes", "engine_encoded", "engine_tuned", "engine_llmcompressor"]
+    prove_engine(session, tests, ["auto-round", "transformers", "compressed-tensors", "llmcompressor"])
 
 
 @nox.session

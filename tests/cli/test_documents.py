@@ -45,6 +45,7 @@ TUNED: Final = (
     "shardq stats", "shardq eval", "shardq tune", "--calibrate", "--importance name.importance.safetensors",
     "shardq.evaluate(",
 )  # fmt: skip
+ENGINES: Final = ("llmcompressor",)  # a script with one of these is run by the tests of that engine
 SHELL: Final = ("", "sh")
 PLACEHOLDER: Final = re.compile(r"\{[a-z_]+\}|<[^>]*>|\.\.\.")
 FILE: Final = re.compile(r"# ([\w.-]+\.\w+)\n")  # the first line of a block that is a file
@@ -86,7 +87,7 @@ def steps_of(text: str) -> list[Step]:
         stripped = [x.strip() for x in lines if x.strip() and not x.strip().startswith("#")]
         if fence in SHELL or (fence is None and stripped and is_known(stripped[0])):
             steps += [Step("command", x) for x in stripped]
-        elif fence == "python":
+        elif fence == "python" and not any(engine in line for engine in ENGINES for line in lines):
             steps.append(Step("script", "\n".join(lines) + "\n"))
         elif fence and (found := FILE.match("\n".join(lines))):
             steps.append(Step("file", "\n".join(lines) + "\n", found[1]))

@@ -14,7 +14,7 @@ from shardq.kernels import load as load_kernels
 from shardq.layouts import find_layout
 from shardq.ledger import LEDGER, decode_ledger
 from shardq.outputs import target_of
-from shardq.serving.judge import judge
+from shardq.serving.judge import Verdict, judge
 from shardq.serving.served import read_served
 from shardq.sources import open_source
 from shardq.staging import PROVENANCE
@@ -143,10 +143,19 @@ def write_twin(
 
 def judged(folder: Path, engine: str, device: str = "") -> str:
     """What `shardq verify` says of a folder in an engine: "loads", "limits" or "no"."""
+    return _judge(folder, engine, device).answer
+
+
+def reasons(folder: Path, engine: str) -> tuple[str, ...]:
+    """Why it says so."""
+    return tuple(reason.text for reason in _judge(folder, engine).reasons)
+
+
+def _judge(folder: Path, engine: str, device: str = "") -> Verdict:
     config = json.loads((folder / "config.json").read_text())
     headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
     served = read_served({t.name: (t.dtype, t.shape) for header in headers for t in header.tensors}, config)
-    return next(v.answer for v in judge(served, 1, device) if v.engine == engine)
+    return next(v for v in judge(served, 1, device) if v.engine == engine)
 
 
 def transformers_logits(folder: Path, dtype: torch.dtype, tokens: Sequence[int] = PROMPT) -> torch.Tensor:

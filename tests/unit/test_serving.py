@@ -65,12 +65,16 @@ def said(served: Served, engine: str, tp: int = 1, device: str = "") -> tuple[st
     return verdict.answer, {r.fact for r in verdict.reasons}
 
 
+OSS: dict[str, Any] = {"moe": True, "config": {"model_type": "gpt_oss"}}
 # scheme, options of serve, engine, tp, device, answer, the row that says so ("" for none)
 OWN: list[tuple[str, dict[str, Any], str, int, str, str, str]] = [
     ("W4A16@compressed-tensors", {}, "vllm", 1, "", "loads", ""),
     ("W4A16@compressed-tensors", {}, "vllm", 1, "cpu", "loads", ""),
     ("W4A16@compressed-tensors", {"moe": True}, "vllm", 1, "cpu", "limits", "amx_experts"),
     ("W4A16_ASYM@compressed-tensors", {"moe": True}, "vllm", 1, "cpu", "no", "ct_moe_asym_cpu"),
+    ("W4A16@compressed-tensors", OSS, "transformers", 1, "", "no", "gpt_oss_experts_llmcompressor"),
+    ("W4A16@compressed-tensors", OSS, "sglang", 1, "", "no", "gpt_oss_experts_sglang"),
+    ("W4A16@compressed-tensors", OSS, "vllm", 1, "", "no", "gpt_oss_experts"),
     ("FPW8A16", {}, "vllm", 1, "cpu", "no", "ct_fp8_weights_cpu"),
     ("FP8_STATIC", {}, "vllm", 1, "", "loads", ""),
     ("FP8_STATIC", {"moe": True}, "vllm", 1, "", "no", "static_experts_in_rows"),
