@@ -9,6 +9,7 @@ import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, get_args
 
 from shardq.errors import BadOption, BadTuned, RecipeChanged
@@ -17,6 +18,16 @@ from shardq.importance_files import DataKind
 
 FORMAT: Final = 1
 SHOWN: Final = 3  # modules told before "and N more"
+# What scores have to say beside damage that was measured with such data, from 0 (nothing) to 1 (all): their exponent in
+# the geometric mean. Figures are in bench/README.md.
+SCORES_SHARE: Final[Mapping[DataKind, float]] = MappingProxyType(
+    {
+        "text": 0.0,  # what a model is made for: scores, which know no more than names, only add errors of their own
+        "self-generated": 0.5,  # near to text, but the model is surer of its own tokens than of those of others
+        "random ids": 0.5,  # first layers look two to three times as sensitive as with text, last ones less
+        "unknown": 0.5,  # several sets, of which some may be random ids
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +40,9 @@ class Measured:
     data: DataKind = "text"  # that it was measured with
 
     @property
-    def needs_scores(self) -> bool:
-        """True if a mixture is better by these figures and scores together: what random ids, or those that a model
-        samples, do to it is only near to what text does (bench/README.md)."""
-        return self.data != "text"
+    def scores_share(self) -> float:
+        """The exponent of scores where a mixture is chosen by both; 0: by these figures alone."""
+        return SCORES_SHARE[self.data]
 
     def of(self, modules: Iterable[str], options: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
         """Of these modules, in the order of `options`. Raises BadOption for what was not measured."""

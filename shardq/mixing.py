@@ -1,7 +1,6 @@
 """A mixture for a size: which scheme each group of modules gets, so that the whole has so many bits for a weight and
 the least harm. Scores, chooses, and writes the choice as a layer config that people can read and change."""
 
-import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -95,18 +94,18 @@ def mix(
 
     The recipe's own layer rules are fixed; its importance and search are those of the scores, and of the run that uses
     the file. Reads headers, and some rows of each matrix, or none where damage was `measured` by text; by other data
-    the geometric mean of damage and score counts. The same file for any number of threads. Raises what planning raises,
-    BadOption for a target that the options cannot reach, and what reading raises.
+    a geometric mean of damage and score counts (measured.py). The same file for any number of threads. Raises what
+    planning raises, BadOption for a target that the options cannot reach, and what reading raises.
     """
     choice = open_choice(read_checkpoint(source), recipe, options)
     choice.check(target_bits, ignore_scale_bits)
     known = measured.of(sorted(choice.free), tuple(o.name for o in choice.offered)) if measured else None
     damages: Mapping[str, Sequence[float]]
-    if measured and known and not measured.needs_scores:
+    if measured and known and not measured.scores_share:
         damages, sampled_bytes = known, 0
     else:
         scores, sampled_bytes = _score(source, choice, threads or os.cpu_count() or 1)
-        damages = _join(scores, known) if known else scores
+        damages = _join(scores, known, measured.scores_share) if measured and known else scores
     items = choice.items(damages, ignore_scale_bits)
     mixture = prefer_even(items, choose(items, target_bits))
     text = layer_config_text(
@@ -116,15 +115,17 @@ def mix(
     return Mixed(mixture, items, text, sampled_bytes)
 
 
-def _join(scores: "Mapping[str, Sequence[float]]", damages: "Mapping[str, Sequence[float]]") -> dict[str, list[float]]:
-    """Geometric means. Both err by factors, for reasons of their own, so that their mean errs less; and what it says of
-    an error's size grows with the cube of the error, between the fourth power of scores and the square of gradients,
-    which know nothing of how a large error grows on its way."""
-    return {m: [math.sqrt(s * d) for s, d in zip(scores[m], of, strict=True)] for m, of in damages.items()}
+def _join(
+    scores: "Mapping[str, Sequence[float]]", damages: "Mapping[str, Sequence[float]]", share: float
+) -> dict[str, list[float]]:
+    """Geometric means, with `share` for the exponent of scores. Both err by factors, for reasons of their own, so that
+    their mean errs less; and where both count the same, it grows with the cube of an error: between the fourth power of
+    scores and the square of gradients, which know nothing of how a large error grows on its way."""
+    return {m: [s**share * d ** (1 - share) for s, d in zip(scores[m], of, strict=True)] for m, of in damages.items()}
 
 
 def _tell(measured: Measured) -> str:
-    return f"{measured.how}; geometric mean with scores" if measured.needs_scores else measured.how
+    return f"{measured.how}; geometric mean with scores" if measured.scores_share else measured.how
 
 
 def _score(source: Source, choice: Open, threads: int) -> tuple[dict[str, list[float]], int]:

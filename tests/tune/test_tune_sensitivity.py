@@ -15,6 +15,7 @@ from torch import Tensor
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
+from shardq import quantize
 from shardq.cli import _tuning
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BadTuned, RecipeChanged
@@ -28,6 +29,7 @@ from shardq.mixture_file import parse_options
 from shardq.plans import make_plan
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
+from shardq.tune import sensitivity
 from shardq.tune.backward import block_gradients, head_gradients, pass_blocks
 from shardq.tune.blocks import BlockModel
 from shardq.tune.options import DataOptions, TuneOptions
@@ -59,12 +61,12 @@ def _recipe() -> Recipe:
     return make_recipe("W4A16G32", layout="auto_round")
 
 
-def _flat_importance(folder: Path, path: Path) -> Path:
+def _flat_importance(folder: Path, path: Path, provenance: Provenance | None = None) -> Path:
     """A file by which all columns of a matrix count alike."""
     tensors = read_checkpoint(open_source(str(folder))).tensors
     shapes = {n.removesuffix(".weight"): t.shape for n, t in tensors.items() if ".layers." in n}
     ones = {n: np.ones(shape[1]) for n, shape in shapes.items() if shape and len(shape) == 2}
-    write_importance(path, ones, Provenance("unknown"))
+    write_importance(path, ones, provenance or Provenance("unknown"))
     return path
 
 
@@ -238,6 +240,29 @@ def test_importance_of_the_recipe_decides_the_codes(folders: dict[str, Path], tm
         measure_damages(source, plain, nearest, tmp_path / "c.json").damages
         == measure_damages(source, _recipe(), nearest, tmp_path / "d.json").damages
     )
+
+
+def test_codes_are_those_of_the_run_that_uses_the_importance(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ones(_: Any, block: torch.nn.Module, *others: Any) -> Any:
+        samples = len(others[2])
+        return ({n: torch.ones_like(block.get_parameter(n)) for n in others[3]} for _ in range(samples))
+
+    monkeypatch.setattr(sensitivity, "block_gradients", ones)
+    source, found = models.make_model("llama", tmp_path / "source", torch.float32), {}
+    plain = load_file(source / "model.safetensors")
+    for tokens in (64, 8192):  # from 4096 on scales of either sign are tried
+        path = _flat_importance(source, tmp_path / f"{tokens}.safetensors", Provenance("text", tokens))
+        recipe = make_recipe("W4A16G32", layout="fake", importance=path)
+        measured = measure_damages(open_source(str(source)), recipe, MEASURING, tmp_path / f"{tokens}.json")
+        quantize(source, recipe, output_dir=tmp_path / str(tokens))
+        coded = load_file(tmp_path / str(tokens) / "model.safetensors")
+        for module, damages in measured.damages.items():
+            error = (plain[f"{module}.weight"] - coded[f"{module}.weight"]).double().square().sum()
+            assert damages[1] == pytest.approx(float(error) / (2 * DATA.seqlen), rel=1e-5)
+        found[tokens] = measured.damages
+    assert found[64] != found[8192]
 
 
 WORDS = (
