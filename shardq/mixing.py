@@ -12,7 +12,7 @@ from shardq.even import prefer_even
 from shardq.headers import read_checkpoint
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout
-from shardq.measured import Measured
+from shardq.measured import Exponents, Measured
 from shardq.mixture import Item, Mixture, Option, choose, find_budget
 from shardq.mixture_file import (
     Group,
@@ -94,18 +94,18 @@ def mix(
 
     The recipe's own layer rules are fixed; its importance and search are those of the scores, and of the run that uses
     the file. Reads headers, and some rows of each matrix, or none where damage was `measured` by text; by other data
-    a geometric mean of damage and score counts (measured.py). The same file for any number of threads. Raises what
-    planning raises, BadOption for a target that the options cannot reach, and what reading raises.
+    the geometric mean of damage and score counts. The same file for any number of threads. Raises what planning raises,
+    BadOption for a target that the options cannot reach, and what reading raises.
     """
     choice = open_choice(read_checkpoint(source), recipe, options)
     choice.check(target_bits, ignore_scale_bits)
     known = measured.of(sorted(choice.free), tuple(o.name for o in choice.offered)) if measured else None
-    damages: Mapping[str, Sequence[float]]
-    if measured and known and not measured.scores_share:
-        damages, sampled_bytes = known, 0
-    else:
-        scores, sampled_bytes = _score(source, choice, threads or os.cpu_count() or 1)
-        damages = _join(scores, known, measured.scores_share) if measured and known else scores
+    damages: Mapping[str, Sequence[float]] = {}
+    sampled_bytes = 0
+    if measured is None or measured.exponents.scores:
+        damages, sampled_bytes = _score(source, choice, threads or os.cpu_count() or 1)
+    if measured and known:
+        damages = _join(damages, known, measured.exponents)
     items = choice.items(damages, ignore_scale_bits)
     mixture = prefer_even(items, choose(items, target_bits))
     text = layer_config_text(
@@ -116,16 +116,22 @@ def mix(
 
 
 def _join(
-    scores: "Mapping[str, Sequence[float]]", damages: "Mapping[str, Sequence[float]]", share: float
+    scores: "Mapping[str, Sequence[float]]", damages: "Mapping[str, Sequence[float]]", by: Exponents
 ) -> dict[str, list[float]]:
-    """Geometric means, with `share` for the exponent of scores. Both err by factors, for reasons of their own, so that
-    their mean errs less; and where both count the same, it grows with the cube of an error: between the fourth power of
-    scores and the square of gradients, which know nothing of how a large error grows on its way."""
-    return {m: [s**share * d ** (1 - share) for s, d in zip(scores[m], of, strict=True)] for m, of in damages.items()}
+    """Damages to their power, times scores to theirs, where these count. Both err by factors, for reasons of their own,
+    so that a mean errs less. Scores grow with the fourth power of an error, damages with its square, as gradients know
+    nothing of how a large error grows on its way."""
+    powers = {m: [d**by.damage for d in of] for m, of in damages.items()}
+    if not by.scores:
+        return powers
+    return {m: [s**by.scores * d for s, d in zip(scores[m], of, strict=True)] for m, of in powers.items()}
 
 
 def _tell(measured: Measured) -> str:
-    return f"{measured.how}; geometric mean with scores" if measured.scores_share else measured.how
+    e = measured.exponents
+    if e.scores:
+        return f"{measured.how}; geometric mean with scores"
+    return measured.how if e.damage == 1 else f"{measured.how}; to the power of {e.damage:g}"
 
 
 def _score(source: Source, choice: Open, threads: int) -> tuple[dict[str, list[float]], int]:

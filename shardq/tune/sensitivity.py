@@ -110,7 +110,8 @@ def measure_damages(
             told()
         count, tokens = samples.ids.shape
         how = f"KL in nats for a token, by gradients of {count} samples of {tokens} tokens ({samples.kind})"
-        measured = Measured(how, tuple(o.name for o in offered), damages, samples.kind)
+        names = tuple(o.name for o in offered)
+        measured = Measured(how, names, damages, samples.kind, measuring.searched)
         write_measured(path, measured, identity)
         return measured
 
