@@ -107,7 +107,8 @@ def mix(
     if measured and known:
         damages = _join(damages, known, measured.exponents)
     items = choice.items(damages, ignore_scale_bits)
-    mixture = prefer_even(items, choose(items, target_bits))
+    promised = choice.items(known, ignore_scale_bits) if measured and known and not measured.exponents.scores else items
+    mixture = prefer_even(items, choose(items, target_bits), promised)
     text = layer_config_text(
         items, mixture, choice.checkpoint.label, target_bits, not ignore_scale_bits, find_kept(choice.decisions),
         _tell(measured) if measured else "",
