@@ -46,7 +46,7 @@ def test_much_is() -> None:
 @pytest.mark.parametrize(("saved", "even"), [(0.04, True), (0.051, False)])
 def test_a_promise_is_made_in_damage_whatever_has_chosen(saved: float, even: bool) -> None:
     promised = items(saved)
-    of = [replace(i, damages=tuple(d**1.5 for d in i.damages)) for i in items(0.2)]
+    of = [replace(i, damages=tuple(d**1.5 for d in i.damages)) for i in items(0.1)]
     mixture = choose(of, 3.002)
     assert prefer_even(of, mixture) is mixture
     found = prefer_even(of, mixture, promised)
