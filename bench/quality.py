@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import torch
@@ -24,6 +25,8 @@ from process_tree import measure
 from safetensors.torch import load_file
 from smollm2 import make_smollm2
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from shardq.cli._statistics import SUFFIX as STATISTICS
 
 HERE: Final = Path(__file__).parent
 WINDOWS: Final = 8
@@ -150,9 +153,8 @@ class Bench:
         self._source_gb = sum(p.stat().st_size for p in self._source.glob("*.safetensors")) / 1e9
         self._linear_bytes = _linear_bytes(self._source)
         self.ids = [self._probe(f"ids{seed}", "--tokens", str(IDS), "--seed", str(seed)) for seed in SEEDS]
-        text = str(HERE / "texts" / "calibration.txt")
-        self._text = self._probe("text", "--tokens", str(TEXT_TOKENS), "--text", text)
         self._judge = Judge(self._source)
+        self._left = tempfile.TemporaryDirectory(dir=work)
 
     def measure(self, name: str) -> list[Row]:
         """All ways to quantize in one setting, round-to-nearest first."""
@@ -168,7 +170,8 @@ class Bench:
 
     def _contenders(self, symmetric: bool) -> dict[str, list[tuple[str, ...]]]:
         auto, peer = ("--search", "auto"), ("--search", "auto-round")
-        text = ("--importance", str(self._text))
+        words = "--tokens", str(TEXT_TOKENS), "--text", str(HERE / "texts" / "calibration.txt")
+        text = ("--importance", str(self._probe("text", *words)))
         ids = [("--importance", str(path)) for path in self.ids]
         found: dict[str, list[tuple[str, ...]]] = {
             RTN: [("--search", "none")],
@@ -187,18 +190,23 @@ class Bench:
         return found
 
     def run(
-        self, setting: Setting, options: Sequence[str], name: str = "quantize", importance: Path | None = None
-    ) -> Score:
+        self, setting: Setting, options: Sequence[str], name: str = "quantize", importance: Path | None = None,
+        shared: Mapping[str, str] = MappingProxyType({}),
+    ) -> Score:  # fmt: skip
         """Quantize with `options`, too, by the command `name`, and compare. `importance`: a file that lies beside
-        the output already, as --calibrate would put it there."""
+        the output already, as --calibrate would put it there. `shared`: suffix -> a name; a run finds beside its output
+        the file of that suffix that another one has left beside its own under the same name."""
         with tempfile.TemporaryDirectory(dir=self._work) as temporary:
             out, plain = Path(temporary, "out"), Path(temporary, "plain")
             if importance:
-                shutil.copyfile(importance, f"{out}.importance.safetensors")
+                shutil.copyfile(importance, f"{out}{STATISTICS}")
+            files = {Path(f"{out}{suffix}"): Path(self._left.name, key + suffix) for suffix, key in shared.items()}
+            _copy_what_is_there({left: own for own, left in files.items()})
             command = [name, str(self._source), "-o", str(out), "--parallel", "1", *setting.options, *options]
             took = measure([*SHARDQ, *command], ENV, Path(temporary, "log"))
             if setting.packed:
                 measure([*SHARDQ, "dequantize", str(out), "-o", str(plain)], ENV, Path(temporary, "log"))
+            _copy_what_is_there(files)
             bits = 16 * _linear_bytes(out) / self._linear_bytes  # the source has 16 for each
             return self._judge.score(plain if setting.packed else out, took.cpu_s / self._source_gb, bits)
 
@@ -208,6 +216,12 @@ class Bench:
             command = [sys.executable, str(HERE / "probe_importance.py"), str(self._source), str(out), *options]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return out
+
+
+def _copy_what_is_there(files: Mapping[Path, Path]) -> None:
+    for begin, end in files.items():
+        if begin.exists():
+            shutil.copyfile(begin, end)
 
 
 def _figures(score: Score) -> tuple[float, ...]:

@@ -9,9 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Final
 
 from quality import HERE, IDS, RTN, Bench, Setting, run_bench
+
+from shardq.cli._statistics import SUFFIX as STATISTICS
+from shardq.cli._tuning import DAMAGES
 
 BELOW: Final = 0.005  # of a target that the average may stay below it
 
@@ -28,13 +32,6 @@ class Case:
 
 
 INTEGERS: Final = ("W2A16G64", "W3A16G64", "W4A16G64", "W8A16G64")
-MEASURED: Final = {
-    name: ("--algorithm", "rtn", "--dataset", data, "--nsamples", "16", "--seqlen", "256")
-    for name, data in {
-        "mixture, random ids": "random",
-        "mixture, text": str(HERE / "texts" / "calibration.txt"),
-    }.items()
-}
 AUTO_ROUND: Final = ("--format", "auto_round")
 SINGLE: Final = ("--target", "transformers")  # no server that runs q, k and v as one, so that they may differ
 MLX: Final = ("--format", "mlx", "--target", "mlx", "--ignore", "model.embed_tokens")
@@ -47,6 +44,38 @@ CASES: Final[Mapping[str, Case]] = {
     "MLX 4.5": Case(4.5, MLX, INTEGERS, ("W4A16G64",)),
     "MX 5": Case(5.0, AUTO_ROUND, ("MXFP4", "MXFP8"), ("MXFP4", "MXFP8")),
 }
+
+
+TEXT: Final = str(HERE / "texts" / "calibration.txt")
+NEAREST: Final = ("--algorithm", "rtn", "--nsamples", "16", "--seqlen", "256", "--dataset")
+AUTO: Final = ("--search", "auto")
+BY_SCORES, BY_IDS, BY_TEXT = "mixture", "mixture, random ids", "mixture, text"  # what a choice is made by
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """How all schemes of a part of the table get their scales."""
+
+    uniform: tuple[str, ...]  # words of `quantize`
+    mixtures: Mapping[str, tuple[str, ...]]  # row -> the command, and its words
+    importance: Path | None = None  # lies beside each output already
+
+
+def find_scales(bench: Bench) -> dict[str, Scales]:
+    """All parts of the table."""
+    ids = (*AUTO, "--importance", str(bench.ids[0]))
+    text = (*AUTO, "--calibrate", TEXT)
+    by_rtn = {
+        BY_SCORES: ("quantize", "--search", "none"),
+        BY_IDS: ("tune", *NEAREST, "random"),
+        BY_TEXT: ("tune", *NEAREST, TEXT),
+    }
+    by_ids = {BY_SCORES: ("quantize", *ids), BY_IDS: ("quantize", *AUTO, "--calibrate", "random")}
+    return {
+        RTN: Scales(("--search", "none"), by_rtn),
+        f"auto, {IDS} random ids": Scales(ids, by_ids, bench.ids[0]),
+        "auto, text": Scales(text, {BY_TEXT: ("quantize", *text)}),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +91,25 @@ class Row:
 
 
 def compare(bench: Bench, name: str) -> list[Row]:
-    """Uniform schemes and mixtures, by round-to-nearest and with importance: of scores, of scores and damage that
-    random ids measure, and by round-to-nearest of damage that text measures."""
+    """Uniform schemes and mixtures, by each kind of scales."""
+    return [row for scales, way in find_scales(bench).items() for row in compare_scales(bench, name, scales, way)]
+
+
+def compare_scales(bench: Bench, name: str, scales: str, way: Scales) -> list[Row]:
+    """Uniform schemes, then mixtures with the same importance, which the first of all runs makes."""
     case, rows = CASES[name], list[Row]()
-    ways = {
-        RTN: ("--search", "none"),
-        f"auto, {IDS} random ids": ("--search", "auto", "--importance", str(bench.ids[0])),
-    }
-    for scales, how in ways.items():
-        uniform = []
-        for scheme in case.uniform:
-            score = bench.run(Setting(("--scheme", scheme, *case.layout), packed=True), how)
-            uniform.append(Row(name, scales, scheme, score.bits, score.kl, None))
-            print(_line(uniform[-1]), flush=True)
-        mixed = ("--target-bits", str(case.target), "--options", ",".join(case.options), *case.layout)
-        rows += uniform
-        found = {"mixture": bench.run(Setting(mixed, packed=True), how)}
-        setting = Setting(mixed, packed=True)
-        if scales == RTN:
-            found |= {scheme: bench.run(setting, words, "tune") for scheme, words in MEASURED.items()}
-        else:
-            measuring = ("--calibrate", "random")  # with the importance of the others
-            found["mixture, random ids"] = bench.run(setting, measuring, importance=bench.ids[0])
-        for scheme, score in found.items():
-            rows.append(Row(name, scales, scheme, score.bits, score.kl, score.kl / expect(uniform, score.bits)))
-            print(_line(rows[-1]), flush=True)
+    for scheme in case.uniform:
+        setting = Setting(("--scheme", scheme, *case.layout), packed=True)
+        score = bench.run(setting, way.uniform, "quantize", way.importance, {STATISTICS: scales})
+        rows.append(Row(name, scales, scheme, score.bits, score.kl, None))
+        print(_line(rows[-1]), flush=True)
+    uniform, options = tuple(rows), ",".join(case.options)
+    setting = Setting(("--target-bits", str(case.target), "--options", options, *case.layout), packed=True)
+    for mixture, (command, *words) in way.mixtures.items():
+        figures = " ".join((scales, mixture, options, *case.layout))  # the same for another target
+        score = bench.run(setting, words, command, way.importance, {STATISTICS: scales, DAMAGES: figures})
+        rows.append(Row(name, scales, mixture, score.bits, score.kl, score.kl / expect(uniform, score.bits)))
+        print(_line(rows[-1]), flush=True)
     return rows
 
 

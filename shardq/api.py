@@ -248,10 +248,10 @@ def mix(
 
     Each group of modules that a server runs as one, and all experts of a layer, get one of them; scores are taken from
     sampled rows of the source, with the recipe's importance. What `measure_damages` found for all of `options` goes
-    into `measured`: by text it replaces scores, by random ids or the model's own tokens the geometric mean of both
-    decides. Where one option for all has that size, a mixture has to promise 5 % less harm. The result's `text` is a
-    layer config for `make_recipe`. Raises BadOption for a target that the options cannot reach, and what planning
-    raises.
+    into `measured`: by text it replaces scores, to the power of 1.5 unless scales are round-to-nearest's; by random ids
+    or the model's own tokens the geometric mean of both decides. Where one option for all has that size, a mixture has
+    to promise 5 % less harm. The result's `text` is a layer config for `make_recipe`. Raises BadOption for a target
+    that the options cannot reach, and what planning raises.
     """
     from shardq.mixing import mix as mix_source
 

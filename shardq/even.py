@@ -13,12 +13,18 @@ from shardq.mixture import WINDOW, Item, Mixture, Option
 MARGIN: Final = 0.05  # of a uniform choice's damage that a mixture has to save
 
 
-def prefer_even(items: Sequence[Item], mixture: Mixture) -> Mixture:
+def prefer_even(items: Sequence[Item], mixture: Mixture, promised: Sequence[Item] | None = None) -> Mixture:
     """The mixture, or the choice of one option for all items that are not fixed if that has as many bits (at most the
     budget, and no more than 0.5 % below) and the mixture saves less than 5 % of its damage. Of several the one of
-    least damage; `bound` stays what it was. Raises nothing."""
+    least damage; `bound` stays what it was. `promised`: the same items with the damages that are expected, where the
+    mixture was chosen by others, as by powers of them. Raises nothing."""
     found = min(_even_choices(items, mixture), key=lambda m: m.damage, default=mixture)
-    return found if mixture.damage > (1 - MARGIN) * found.damage else mixture
+    ours, even = (_add_up(promised or items, m) for m in (mixture, found))
+    return found if ours > (1 - MARGIN) * even else mixture
+
+
+def _add_up(items: Sequence[Item], mixture: Mixture) -> float:
+    return math.fsum(i.damages[i.options.index(mixture.choice[i.name])] for i in items)
 
 
 def _even_choices(items: Sequence[Item], mixture: Mixture) -> Iterator[Mixture]:

@@ -1,7 +1,7 @@
 """Damage that block mode has measured, in a file beside the output: of each module under each scheme it might get.
 
 A JSON document: `identity`, all that decides the figures; `how`, for people; `options`, names of schemes in order; and
-`damages`, module -> a figure for each option. `mixing` chooses by it in place of scores of its own. Needs no torch.
+`damages`, module -> a figure for each option. `mixing` chooses by it, alone or with scores of its own. Needs no torch.
 """
 
 import json
@@ -9,6 +9,7 @@ import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, get_args
 
 from shardq.errors import BadOption, BadTuned, RecipeChanged
@@ -20,6 +21,27 @@ SHOWN: Final = 3  # modules told before "and N more"
 
 
 @dataclass(frozen=True, slots=True)
+class Exponents:
+    """What a choice is made by: damage to the one power times scores to the other."""
+
+    damage: float
+    scores: float  # 0: damage decides alone
+
+
+# By the data that damage was measured with. In all rows what decides grows with the cube of an error, as large errors
+# do more harm than their squares say. Figures are in bench/README.md.
+EXPONENTS: Final[Mapping[DataKind, Exponents]] = MappingProxyType(
+    {
+        "text": Exponents(1.5, 0.0),  # what a model is made for: scores would add errors of their own
+        "self-generated": Exponents(0.5, 0.5),  # a model is surer of its own tokens than of those of others
+        "random ids": Exponents(0.5, 0.5),  # first layers look two to three times as sensitive as by text
+        "unknown": Exponents(0.5, 0.5),  # several sets, of which some may be random ids
+    }
+)
+NEAREST_BY_TEXT: Final = Exponents(1.0, 0.0)  # round-to-nearest's scales: no search has fitted their errors to the data
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """What was measured."""
 
@@ -27,12 +49,12 @@ class Measured:
     options: tuple[str, ...]  # as `mixture.Option.name`
     damages: Mapping[str, tuple[float, ...]]  # module -> under each option; they add up over modules
     data: DataKind = "text"  # that it was measured with
+    searched: bool = True  # scales were; else they are round-to-nearest's
 
     @property
-    def needs_scores(self) -> bool:
-        """True if a mixture is better by these figures and scores together: what random ids, or those that a model
-        samples, do to it is only near to what text does (bench/README.md)."""
-        return self.data != "text"
+    def exponents(self) -> Exponents:
+        """What a mixture is chosen by."""
+        return NEAREST_BY_TEXT if self.data == "text" and not self.searched else EXPONENTS[self.data]
 
     def of(self, modules: Iterable[str], options: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
         """Of these modules, in the order of `options`. Raises BadOption for what was not measured."""
@@ -63,6 +85,7 @@ def write_measured(path: Path, measured: Measured, identity: Mapping[str, Any]) 
         "options": measured.options,
         "damages": measured.damages,
         "data": measured.data,
+        "searched": measured.searched,
     }
     write_atomic(path, json.dumps(document, sort_keys=True, indent=1).encode())
 
@@ -79,7 +102,7 @@ def read_measured(path: Path, identity: Mapping[str, Any]) -> Measured | None:
         stored, options = dict(document["identity"]), tuple(map(str, document["options"]))
         damages = {str(m): tuple(map(float, of)) for m, of in document["damages"].items()}
         kind: DataKind = next(k for k in get_args(DataKind) if k == document["data"])
-        found = Measured(str(document["how"]), options, damages, kind)
+        found = Measured(str(document["how"]), options, damages, kind, bool(document["searched"]))
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
         raise BadTuned(f"{path.name} is damaged ({error}): delete it, to measure again") from error
     wanted = json.loads(json.dumps(dict(identity)))

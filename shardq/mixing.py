@@ -1,7 +1,6 @@
 """A mixture for a size: which scheme each group of modules gets, so that the whole has so many bits for a weight and
 the least harm. Scores, chooses, and writes the choice as a layer config that people can read and change."""
 
-import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from shardq.even import prefer_even
 from shardq.headers import read_checkpoint
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout
-from shardq.measured import Measured
+from shardq.measured import Exponents, Measured
 from shardq.mixture import Item, Mixture, Option, choose, find_budget
 from shardq.mixture_file import (
     Group,
@@ -101,14 +100,15 @@ def mix(
     choice = open_choice(read_checkpoint(source), recipe, options)
     choice.check(target_bits, ignore_scale_bits)
     known = measured.of(sorted(choice.free), tuple(o.name for o in choice.offered)) if measured else None
-    damages: Mapping[str, Sequence[float]]
-    if measured and known and not measured.needs_scores:
-        damages, sampled_bytes = known, 0
-    else:
-        scores, sampled_bytes = _score(source, choice, threads or os.cpu_count() or 1)
-        damages = _join(scores, known) if known else scores
+    damages: Mapping[str, Sequence[float]] = {}
+    sampled_bytes = 0
+    if measured is None or measured.exponents.scores:
+        damages, sampled_bytes = _score(source, choice, threads or os.cpu_count() or 1)
+    if measured and known:
+        damages = _join(damages, known, measured.exponents)
     items = choice.items(damages, ignore_scale_bits)
-    mixture = prefer_even(items, choose(items, target_bits))
+    promised = choice.items(known, ignore_scale_bits) if measured and known and not measured.exponents.scores else items
+    mixture = prefer_even(items, choose(items, target_bits), promised)
     text = layer_config_text(
         items, mixture, choice.checkpoint.label, target_bits, not ignore_scale_bits, find_kept(choice.decisions),
         _tell(measured) if measured else "",
@@ -116,15 +116,23 @@ def mix(
     return Mixed(mixture, items, text, sampled_bytes)
 
 
-def _join(scores: "Mapping[str, Sequence[float]]", damages: "Mapping[str, Sequence[float]]") -> dict[str, list[float]]:
-    """Geometric means. Both err by factors, for reasons of their own, so that their mean errs less; and what it says of
-    an error's size grows with the cube of the error, between the fourth power of scores and the square of gradients,
-    which know nothing of how a large error grows on its way."""
-    return {m: [math.sqrt(s * d) for s, d in zip(scores[m], of, strict=True)] for m, of in damages.items()}
+def _join(
+    scores: "Mapping[str, Sequence[float]]", damages: "Mapping[str, Sequence[float]]", by: Exponents
+) -> dict[str, list[float]]:
+    """Damages to their power, times scores to theirs, where these count. Both err by factors, for reasons of their own,
+    so that a mean errs less. Scores grow with the fourth power of an error, damages with its square, as gradients know
+    nothing of how a large error grows on its way."""
+    powers = {m: [d**by.damage for d in of] for m, of in damages.items()}
+    if not by.scores:
+        return powers
+    return {m: [s**by.scores * d for s, d in zip(scores[m], of, strict=True)] for m, of in powers.items()}
 
 
 def _tell(measured: Measured) -> str:
-    return f"{measured.how}; geometric mean with scores" if measured.needs_scores else measured.how
+    e = measured.exponents
+    if e.scores:
+        return f"{measured.how}; geometric mean with scores"
+    return measured.how if e.damage == 1 else f"{measured.how}; to the power of {e.damage:g}"
 
 
 def _score(source: Source, choice: Open, threads: int) -> tuple[dict[str, list[float]], int]:

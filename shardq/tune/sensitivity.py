@@ -30,7 +30,8 @@ from shardq.mixture import Option
 from shardq.plans import Plan, make_plan
 from shardq.quantizers.decode import decode_rows
 from shardq.recipe import Recipe
-from shardq.searching import find_vectors
+from shardq.search import Search
+from shardq.searching import choose_search, find_vectors
 from shardq.sources.base import Source
 from shardq.tune.backward import Loss, Passed, Told, block_gradients, head_gradients, pass_blocks
 from shardq.tune.block_rtn import BLOCK, importance_of
@@ -47,7 +48,7 @@ from shardq.tune.work import quantize_alone, rows_of
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
 
-MEASURE: Final = 2  # another number where the same words give other figures
+MEASURE: Final = 3  # another number where the same words give other figures
 SAMPLES: Final = 16  # as many as AutoScheme takes, and of so many tokens
 TOKENS: Final = 256
 LABELS: Final = 1  # what the seed of labels is more than that of samples
@@ -68,6 +69,14 @@ class Measuring:
         data = tuning.data
         less = replace(data, nsamples=min(data.nsamples, SAMPLES), seqlen=min(data.seqlen, TOKENS))
         return cls(options, less, tuning.codes != "rtn", tuning.dtype or "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The importance that a recipe brings along, and the searches that its own run makes with it."""
+
+    vectors: Mapping[str, Ref]  # by tensor
+    searches: tuple[Search | None, ...]  # for each option; None: round-to-nearest's scales, or no codes
 
 
 def measure_damages(
@@ -92,16 +101,17 @@ def measure_damages(
         check_modules(choice.free, {s.module for own in subjects.blocks for s in own})
         tokenizer = open_tokenizer(source, trust_remote_code)
         samples = draw_samples(model, tokenizer, measuring.data, max_ram_bytes)
-        vectors = _find_given(plan, recipe) if measuring.searched else {}
+        given = _find_given(plan, recipe, offered) if measuring.searched else Given({}, ())
         passed, back, told = _begin(model, samples.ids, measuring, max_ram_bytes, path.parent, report)
         damages: dict[str, tuple[float, ...]] = {}
         for index in reversed(range(len(model.block_names))):
             own = subjects.blocks[index]
-            damages |= _measure_block(model, index, own, offered, passed, back, measuring.searched, vectors)
+            damages |= _measure_block(model, index, own, offered, passed, back, measuring.searched, given)
             told()
         count, tokens = samples.ids.shape
         how = f"KL in nats for a token, by gradients of {count} samples of {tokens} tokens ({samples.kind})"
-        measured = Measured(how, tuple(o.name for o in offered), damages, samples.kind)
+        names = tuple(o.name for o in offered)
+        measured = Measured(how, names, damages, samples.kind, measuring.searched)
         write_measured(path, measured, identity)
         return measured
 
@@ -112,9 +122,10 @@ def _identity(plan: Plan, measuring: Measuring, offered: tuple[Option, ...]) -> 
             "searched": measuring.searched, "measure": MEASURE}  # fmt: skip
 
 
-def _find_given(plan: Plan, recipe: Recipe) -> Mapping[str, Ref]:
-    """Tensor -> the importance that the recipe brings along."""
-    return find_vectors([d for d in plan.decisions if d.scheme], recipe.importance, {})[0]
+def _find_given(plan: Plan, recipe: Recipe, offered: tuple[Option, ...]) -> Given:
+    vectors, _ = find_vectors([d for d in plan.decisions if d.scheme], recipe.importance, {})
+    given = recipe.importance
+    return Given(vectors, tuple(choose_search(o.scheme, recipe, given, True) if o.scheme else None for o in offered))
 
 
 def _begin(
@@ -130,10 +141,10 @@ def _begin(
 
 def _measure_block(
     model: BlockModel, index: int, subjects: tuple[Subject, ...], offered: tuple[Option, ...], passed: Passed,
-    back: Tensor, searched: bool, vectors: Mapping[str, Ref],
+    back: Tensor, searched: bool, given: Given,
 ) -> dict[str, tuple[float, ...]]:  # fmt: skip
-    """Of the matrices of a block, by module; `back` goes through it. `vectors`: importance that is given, by tensor;
-    where it is not, inputs are recorded."""
+    """Of the matrices of a block, by module; `back` goes through it. Matrices without importance that is given have
+    that of their inputs, which are recorded."""
     batch, tokens, kernels = passed.batch.moved(passed.inputs[index]), back[..., 0].numel(), load()
     names = tuple(dict.fromkeys(s.place.parameter for s in subjects))
     squares: dict[str, Tensor] = {}
@@ -147,11 +158,10 @@ def _measure_block(
                     squares[name] = squares[name].add_(squared) if name in squares else squared
         found_by: dict[str, tuple[float, ...]] = {}
         for s in subjects:
-            given = vectors.get(s.tensor)
-            importance = weights_of(read_vector(given)) if given else importance_of(inputs, s)
-            found_by[s.module] = damages_of(
-                block, s, squares.get(s.place.parameter), offered, tokens, kernels, importance
-            )
+            ref, sums = given.vectors.get(s.tensor), squares.get(s.place.parameter)
+            importance = weights_of(read_vector(ref)) if ref else importance_of(inputs, s)
+            searches = given.searches if ref else ()
+            found_by[s.module] = damages_of(block, s, sums, offered, tokens, kernels, importance, searches)
         return found_by
 
 
@@ -172,22 +182,22 @@ def label_loss(shape: tuple[int, ...], seed: int) -> Loss:
 @torch.no_grad()
 def damages_of(
     block: nn.Module, subject: Subject, squares: Tensor | None, offered: tuple[Option, ...], tokens: int,
-    kernels: "KernelSet", importance: NDArray[np.float32] | None = None,
+    kernels: "KernelSet", importance: NDArray[np.float32] | None = None, searches: tuple[Search | None, ...] = (),
 ) -> tuple[float, ...]:  # fmt: skip
     """Of one matrix under each option, in nats for a token, with the nearest codes, under round-to-nearest's scales or
-    those searched with importance [columns]. `squares`: of gradients of its parameter, summed over samples, in fp32;
-    None where no token has reached it, which nothing harms. Experts that a router gives few tokens count less: a group
-    of experts has the damage of what its tokens meet."""
+    those searched with importance [columns], by `searches` for each option where there are any. `squares`: of gradients
+    of its parameter, summed over samples, in fp32; None where no token has reached it, which nothing harms. Experts to
+    which a router gives few tokens count less: a group of experts has the damage of what its tokens meet."""
     if squares is None:
         return (0.0,) * len(offered)
     weight = rows_of(block, [subject])
     counts = subject.place.of(squares).contiguous().numpy()
     found = []
-    for o in offered:
+    for o, search in zip(offered, searches or (None,) * len(offered), strict=True):
         if o.scheme is None:
             found.append(0.0)
             continue
-        codes = quantize_alone(weight, replace(subject, scheme=o.scheme), kernels, None, importance)
+        codes = quantize_alone(weight, replace(subject, scheme=o.scheme), kernels, None, importance, search)
         error = weight - decode_rows(codes, o.scheme, kernels)
         found.append(float(np.sum(counts * error * error, dtype=np.float64)) / (2 * tokens))
     return tuple(found)

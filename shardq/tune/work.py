@@ -15,7 +15,7 @@ from shardq.quantizers.buffers import Buffers, buffer_shapes
 from shardq.quantizers.decode import decode_rows
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
-from shardq.search import default_search
+from shardq.search import Search, default_search
 from shardq.tune.activations import Batch, call_block
 from shardq.tune.settings import CPU
 from shardq.tune.subjects import Subject
@@ -98,16 +98,17 @@ def quantize_alone(
     kernels: "KernelSet",
     amax: float | None,
     importance: NDArray[np.float32] | None = None,
+    search: Search | None = None,
 ) -> Quantized:
-    """The nearest codes, under round-to-nearest's scales, or with importance [columns] under searched ones. Raises
-    NonFiniteWeight."""
+    """The nearest codes, under round-to-nearest's scales, or with importance [columns] under those that `search` finds,
+    by default the one that measured best. Raises NonFiniteWeight."""
     rows, columns = weight.shape
     scheme = subject.scheme
     buffers = Buffers(*(np.zeros(shape, kind) for shape, kind in buffer_shapes(rows, columns, scheme)))
-    search = default_search(scheme, weighted=True) if importance is not None else None
+    chosen = None if importance is None else search or default_search(scheme, weighted=True)
     found, bad = quantize_rows(
-        weight, "F32", scheme, buffers, np.empty((rows, STATS)), kernels, amax, subject.dtype, search,
-        importance if search else None,
+        weight, "F32", scheme, buffers, np.empty((rows, STATS)), kernels, amax, subject.dtype, chosen,
+        importance if chosen else None,
     )  # fmt: skip
     if bad:
         raise NonFiniteWeight(

@@ -15,11 +15,12 @@ from torch import Tensor
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
+from shardq import quantize
 from shardq.cli import _tuning
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BadTuned, RecipeChanged
 from shardq.headers import read_checkpoint
-from shardq.importance_files import Provenance, write_importance
+from shardq.importance_files import DataKind, Provenance, write_importance
 from shardq.kernels import load
 from shardq.layouts import find_layout
 from shardq.measured import Measured, read_measured, write_measured
@@ -28,6 +29,7 @@ from shardq.mixture_file import parse_options
 from shardq.plans import make_plan
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
+from shardq.tune import sensitivity
 from shardq.tune.backward import block_gradients, head_gradients, pass_blocks
 from shardq.tune.blocks import BlockModel
 from shardq.tune.options import DataOptions, TuneOptions
@@ -59,12 +61,12 @@ def _recipe() -> Recipe:
     return make_recipe("W4A16G32", layout="auto_round")
 
 
-def _flat_importance(folder: Path, path: Path) -> Path:
+def _flat_importance(folder: Path, path: Path, provenance: Provenance | None = None) -> Path:
     """A file by which all columns of a matrix count alike."""
     tensors = read_checkpoint(open_source(str(folder))).tensors
     shapes = {n.removesuffix(".weight"): t.shape for n, t in tensors.items() if ".layers." in n}
     ones = {n: np.ones(shape[1]) for n, shape in shapes.items() if shape and len(shape) == 2}
-    write_importance(path, ones, Provenance("unknown"))
+    write_importance(path, ones, provenance or Provenance("unknown"))
     return path
 
 
@@ -164,6 +166,7 @@ def test_figures_come_back_from_their_file(name: str, folders: dict[str, Path], 
     with pytest.raises(RecipeChanged, match=r"otherwise \(data\)"):
         measure_damages(source, _recipe(), replace(MEASURING, data=replace(DATA, seed=2)), path)
     nearest = measure_damages(source, _recipe(), replace(MEASURING, searched=False), tmp_path / "nearest.json")
+    assert (found.data, found.searched, nearest.searched) == ("random ids", True, False)
     assert sum(d[0] for d in found.damages.values()) < 0.95 * sum(d[0] for d in nearest.damages.values())
 
 
@@ -174,7 +177,8 @@ def test_figures_are_for_the_algorithm_and_its_data() -> None:
 
 
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
-    path, measured = tmp_path / "damages.json", Measured("by hand", ("A", "B"), {"m": (1.5, 0.1), "n": (2.0, 1e-300)})
+    path, figures = tmp_path / "damages.json", {"m": (1.5, 0.1), "n": (2.0, 1e-300)}
+    measured = Measured("by hand", ("A", "B"), figures, searched=False)
     write_measured(path, measured, {"key": [1, 2]})
     assert read_measured(path, {"key": (1, 2)}) == measured
     document = json.loads(path.read_text())
@@ -207,23 +211,31 @@ def test_a_mixture_takes_measured_figures(folders: dict[str, Path], tmp_path: Pa
         mix(source, _recipe(), OPTIONS, 4.5, measured=less)
 
 
-def test_text_decides_alone_and_random_ids_with_scores(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("data", "searched", "damage", "scores", "told"),
+    [
+        ("text", True, 1.5, 0.0, "; to the power of 1.5"),
+        ("text", False, 1.0, 0.0, ""),
+        ("self-generated", True, 0.5, 0.5, "; geometric mean with scores"),
+        ("random ids", False, 0.5, 0.5, "; geometric mean with scores"),
+        ("unknown", True, 0.5, 0.5, "; geometric mean with scores"),
+    ],
+)
+def test_the_data_say_what_a_choice_is_made_by(
+    data: DataKind, searched: bool, damage: float, scores: float, told: str, folders: dict[str, Path]
+) -> None:
     source = open_source(str(folders["llama"]))
-    ids = measure_damages(source, _recipe(), MEASURING, tmp_path / "damages.json")
-    assert ids.data == "random ids"
-    alone, damage = (
-        mix(source, _recipe(), OPTIONS, 4.5),
-        mix(source, _recipe(), OPTIONS, 4.5, measured=replace(ids, data="text")),
-    )
-    both = mix(source, _recipe(), OPTIONS, 4.5, measured=ids)
-    assert damage.sampled_bytes == 0 < both.sampled_bytes == alone.sampled_bytes
-    items = zip(alone.items, damage.items, both.items, strict=True)
-    assert len(both.items) > 8
-    for scored, by_damage, joined in items:
-        assert by_damage.damages == pytest.approx([sum(ids.damages[m][k] for m in by_damage.modules) for k in range(3)])
-        if len(joined.modules) == 1:
-            means = [(s * d) ** 0.5 for s, d in zip(scored.damages, by_damage.damages, strict=True)]
-            assert joined.damages == pytest.approx(means)
+    scored = {i.name: i for i in mix(source, _recipe(), OPTIONS, 4.5).items}
+    figures = {m: (0.5 + k, 0.1, 0.0) for k, i in enumerate(scored.values()) for m in i.modules}
+    measured = Measured("by hand", tuple(OPTIONS.split(",")), figures, data, searched)
+    mixed = mix(source, _recipe(), OPTIONS, 4.5, measured=measured)
+    assert (mixed.sampled_bytes > 0) == (scores > 0)
+    assert f"# Measured: by hand{told}\n" in mixed.text
+    alone = [i for i in mixed.items if len(i.modules) == 1]
+    assert len(alone) > 3
+    for i in alone:
+        score, (figure,) = scored[i.name].damages, (figures[m] for m in i.modules)
+        assert i.damages == pytest.approx([s**scores * d**damage for s, d in zip(score, figure, strict=True)])
 
 
 def test_importance_of_the_recipe_decides_the_codes(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -238,6 +250,29 @@ def test_importance_of_the_recipe_decides_the_codes(folders: dict[str, Path], tm
         measure_damages(source, plain, nearest, tmp_path / "c.json").damages
         == measure_damages(source, _recipe(), nearest, tmp_path / "d.json").damages
     )
+
+
+def test_codes_are_those_of_the_run_that_uses_the_importance(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ones(_: Any, block: torch.nn.Module, *others: Any) -> Any:
+        samples = len(others[2])
+        return ({n: torch.ones_like(block.get_parameter(n)) for n in others[3]} for _ in range(samples))
+
+    monkeypatch.setattr(sensitivity, "block_gradients", ones)
+    source, found = models.make_model("llama", tmp_path / "source", torch.float32), {}
+    plain = load_file(source / "model.safetensors")
+    for tokens in (64, 8192):  # from 4096 on scales of either sign are tried
+        path = _flat_importance(source, tmp_path / f"{tokens}.safetensors", Provenance("text", tokens))
+        recipe = make_recipe("W4A16G32", layout="fake", importance=path)
+        measured = measure_damages(open_source(str(source)), recipe, MEASURING, tmp_path / f"{tokens}.json")
+        quantize(source, recipe, output_dir=tmp_path / str(tokens))
+        coded = load_file(tmp_path / str(tokens) / "model.safetensors")
+        for module, damages in measured.damages.items():
+            error = (plain[f"{module}.weight"] - coded[f"{module}.weight"]).double().square().sum()
+            assert damages[1] == pytest.approx(float(error) / (2 * DATA.seqlen), rel=1e-5)
+        found[tokens] = measured.damages
+    assert found[64] != found[8192]
 
 
 WORDS = (

@@ -1,5 +1,7 @@
 """One scheme for all, where a mixture promises hardly less damage."""
 
+from dataclasses import replace
+
 import pytest
 
 from shardq.even import prefer_even
@@ -39,6 +41,17 @@ def test_much_is() -> None:
     assert prefer_even(of, mixture) is mixture
     assert chosen(mixture) == {"W2", "W3", "W4"}
     assert mixture.damage == pytest.approx(9.49)
+
+
+@pytest.mark.parametrize(("saved", "even"), [(0.04, True), (0.051, False)])
+def test_a_promise_is_made_in_damage_whatever_has_chosen(saved: float, even: bool) -> None:
+    promised = items(saved)
+    of = [replace(i, damages=tuple(d**1.5 for d in i.damages)) for i in items(0.1)]
+    mixture = choose(of, 3.002)
+    assert prefer_even(of, mixture) is mixture
+    found = prefer_even(of, mixture, promised)
+    assert (chosen(found) == {"W3"}) is even
+    assert (found is mixture) is not even
 
 
 def test_one_scheme_of_another_size_is_no_choice() -> None:
