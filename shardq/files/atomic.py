@@ -94,8 +94,9 @@ def sync_way(path: str | os.PathLike[str], top: str | os.PathLike[str] | None = 
             sync_folder(folder)
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Put `data` at `path`, durably; whoever looks sees the old content or the new one, never a part.
+def write_atomic(path: str | os.PathLike[str], *parts: "ReadableBuffer") -> None:
+    """Put `parts`, one behind the other, at `path`, durably; whoever looks sees the old content or the new one, never a
+    part of it.
 
     The mode follows the umask. On failure nothing is left behind. Raises DiskFull or NotWritable.
     """
@@ -106,7 +107,10 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         renamed = False
         try:
             try:
-                pwrite_all(fd, data, 0)
+                at = 0
+                for part in parts:
+                    pwrite_all(fd, part, at)
+                    at += memoryview(part).nbytes
                 os.fsync(fd)
             finally:
                 os.close(fd)

@@ -138,6 +138,7 @@ class Run:
         plain = self.plain[first] if len(blocks) == 1 else _joined(self.plain[first : first + len(blocks)])
         sites = self.sites[first] if self.sites else ()
         found = tune_block(work, self.options, Around(self.model.checkpoint.config, sites, plain))
+        give_back()
         stored = []
         for index, own in enumerate(of_blocks, first):
             mine = found.changes.replaced.keys() & self.parameters[index].keys()

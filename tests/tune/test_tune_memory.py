@@ -21,12 +21,13 @@ from shardq.sources import open_source
 from shardq.tune import block_gptq, passes
 from shardq.tune.blocks import BlockModel
 from shardq.tune.chain import Chain
+from shardq.tune.coded_weights import set_aside
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import build_options
 from shardq.tune.places import Place as MatrixPlace
 from shardq.tune.reading import BlockReader
 from shardq.tune.subjects import Subject
-from shardq.tune.work import put_codes, quantize_alone, set_aside
+from shardq.tune.work import put_codes, quantize_alone
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
