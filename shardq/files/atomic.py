@@ -6,7 +6,7 @@ folder.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 UNFINISHED: Final = ".*.????????.tmp"  # glob for what has no name of its own yet
+GATHERED_BYTES: Final = 1 << 20  # of parts of a file, from which on they are written for themselves
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ADVICE: Final = {
     errno.EACCES: "check its permissions and owner",
@@ -108,7 +109,7 @@ def write_atomic(path: str | os.PathLike[str], *parts: "ReadableBuffer") -> None
         try:
             try:
                 at = 0
-                for part in parts:
+                for part in _gathered(parts):
                     pwrite_all(fd, part, at)
                     at += memoryview(part).nbytes
                 os.fsync(fd)
@@ -121,6 +122,19 @@ def write_atomic(path: str | os.PathLike[str], *parts: "ReadableBuffer") -> None
                 with suppress(OSError):
                     os.unlink(temporary)
         sync_folder(folder)
+
+
+def _gathered(parts: "Iterable[ReadableBuffer]") -> "Iterator[ReadableBuffer]":
+    """The same bytes in fewer parts: small neighbours together, large parts as they are."""
+    small = bytearray()
+    for part in parts:
+        if len(small) + memoryview(part).nbytes < GATHERED_BYTES:
+            small += memoryview(part)
+            continue
+        yield small
+        yield part
+        small = bytearray()
+    yield small
 
 
 def remove_unfinished(folder: Path) -> None:

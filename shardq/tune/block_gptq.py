@@ -113,7 +113,7 @@ def _tune_experts(work: Work, stage: Stage, compensate: _Compensate) -> None:
         assert s.place.expert is not None
         by_expert.setdefault((s.place.parameter.rpartition(".")[2], s.place.expert), []).append(s)
     with compensate.alone():
-        factored = compensate.factor((tokens.T @ tokens).cpu().numpy())
+        factored = compensate.factor(_hessian(tokens))
         for (parameter, _), subjects in by_expert.items():
             if parameter == first:
                 compensate.all(subjects, factored)
@@ -121,8 +121,13 @@ def _tune_experts(work: Work, stage: Stage, compensate: _Compensate) -> None:
         for (parameter, expert), subjects in by_expert.items():
             if parameter == SECOND:
                 own = tokens[(chosen == expert).any(-1)]
-                x = between(module, own if len(own) >= subjects[0].shape[1] else tokens, first, expert).float()
-                compensate.all(subjects, compensate.factor((x.T @ x).cpu().numpy()))
+                x = between(module, own if len(own) >= subjects[0].shape[1] else tokens, first, expert)
+                compensate.all(subjects, compensate.factor(_hessian(x)))
+
+
+def _hessian(inputs: torch.Tensor) -> Any:
+    x = inputs.float()
+    return (x.T @ x).cpu().numpy()
 
 
 def _routed(work: Work, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,7 +145,7 @@ def _routed(work: Work, name: str) -> tuple[torch.Tensor, torch.Tensor]:
                 work.run(part)
     finally:
         handle.remove()
-    return torch.cat([x for x, _ in found]).float(), torch.cat([c for _, c in found])
+    return torch.cat([x for x, _ in found]), torch.cat([c for _, c in found])
 
 
 def find_stages(work: Work) -> list[Stage]:
