@@ -40,8 +40,8 @@ BLOCK_BYTES: Final = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER)
 # What a pass and the way back keep, fp32: of each token some twenty vectors of the block, and ten of the MLP.
 ACTIVATION_BYTES: Final = 4 * SAMPLES * TOKENS * (20 * HIDDEN + 10 * INNER)
 OTHER_BYTES: Final = 16 << 20  # that no model's size changes: pieces of files, tiles, what libraries keep
-# On an idle machine 3.0, 2.9, 3.5 and 3.6; beside other work glibc keeps more for a while, of GPTQ up to 0.5.
-MOST_BLOCKS: Final = {"opt-rtn": 3.5, "awq": 3.5, "signround": 3.9, "gptq": 4.3}
+# Measured beside much other work: 2.2, 2.7 to 2.9, 3.6, and 2.9 to 3.1.
+MOST_BLOCKS: Final = {"opt-rtn": 2.7, "awq": 3.3, "signround": 3.9, "gptq": 3.6}
 
 PROGRAM: Final = """
 import importlib, json, sys
