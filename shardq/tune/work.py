@@ -17,6 +17,7 @@ from shardq.quantizers.rtn import quantize_rows
 from shardq.schemes import Scheme
 from shardq.search import default_search
 from shardq.tune.activations import Batch, call_block
+from shardq.tune.settings import CPU
 from shardq.tune.subjects import Subject
 from shardq.tuned import Factors
 
@@ -127,6 +128,9 @@ def put_codes(
 
 def put_rows(weight: torch.Tensor, codes: Quantized, scheme: Scheme, kernels: "KernelSet") -> None:
     """What codes stand for, in place of a weight [rows, columns], in its type; for some rows at once."""
+    if weight.dtype == torch.float32 and weight.device.type == CPU and weight.is_contiguous():
+        decode_rows(codes, scheme, kernels, weight.detach().numpy())
+        return
     step = max(1, DECODED // weight.shape[1])
     for row in range(0, len(weight), step):
         values = decode_rows(codes.rows(slice(row, row + step)), scheme, kernels)
