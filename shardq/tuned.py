@@ -176,8 +176,7 @@ class TunedWriter:
             hashes = {name: hashlib.sha256(r.data).hexdigest() for name, r in plain.items()}
             metadata[PLAIN] = json.dumps(hashes, sort_keys=True)
         plan = plan_file(specs, metadata)
-        data = plan.header + b"".join(content[name] for name in plan.offsets)
-        write_atomic(self._folder / f"{block}{SUFFIX}", data)
+        write_atomic(self._folder / f"{block}{SUFFIX}", plan.header, *(content[name] for name in plan.offsets))
 
     def finish(self) -> None:
         """All blocks are there. Raises DiskFull, NotWritable."""

@@ -6,7 +6,7 @@ folder.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 UNFINISHED: Final = ".*.????????.tmp"  # glob for what has no name of its own yet
+GATHERED_BYTES: Final = 1 << 20  # of parts of a file, from which on they are written for themselves
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ADVICE: Final = {
     errno.EACCES: "check its permissions and owner",
@@ -94,8 +95,9 @@ def sync_way(path: str | os.PathLike[str], top: str | os.PathLike[str] | None = 
             sync_folder(folder)
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Put `data` at `path`, durably; whoever looks sees the old content or the new one, never a part.
+def write_atomic(path: str | os.PathLike[str], *parts: "ReadableBuffer") -> None:
+    """Put `parts`, one behind the other, at `path`, durably; whoever looks sees the old content or the new one, never a
+    part of it.
 
     The mode follows the umask. On failure nothing is left behind. Raises DiskFull or NotWritable.
     """
@@ -106,7 +108,10 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         renamed = False
         try:
             try:
-                pwrite_all(fd, data, 0)
+                at = 0
+                for part in _gathered(parts):
+                    pwrite_all(fd, part, at)
+                    at += memoryview(part).nbytes
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -117,6 +122,19 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
                 with suppress(OSError):
                     os.unlink(temporary)
         sync_folder(folder)
+
+
+def _gathered(parts: "Iterable[ReadableBuffer]") -> "Iterator[ReadableBuffer]":
+    """The same bytes in fewer parts: small neighbours together, large parts as they are."""
+    small = bytearray()
+    for part in parts:
+        if len(small) + memoryview(part).nbytes < GATHERED_BYTES:
+            small += memoryview(part)
+            continue
+        yield small
+        yield part
+        small = bytearray()
+    yield small
 
 
 def remove_unfinished(folder: Path) -> None:

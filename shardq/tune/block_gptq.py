@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from shardq.quantizers.quantized import Quantized
+from shardq.tune.coded_weights import Aside, Making, set_aside
 from shardq.tune.freeing import give_back
 from shardq.tune.gptq import quantize_gptq
 from shardq.tune.hessians import Factored, factor_hessian
 from shardq.tune.inputs import SECOND, between, first_of, given
 from shardq.tune.settings import GptqOptions
 from shardq.tune.subjects import Subject
-from shardq.tune.work import Codes, Work, largest_of, put_codes, quantize_alone, rows_of, set_aside
+from shardq.tune.work import Codes, Work, largest_of, put_codes, quantize_alone, rows_of
 
 TOGETHER: Final = 1 << 22  # weights of matrices that one call quantizes, at most
 
@@ -34,6 +35,12 @@ class Stage:
 
     modules: tuple[str, ...]  # in the block; of the first the input is taken
     subjects: tuple[Subject, ...]
+
+    @property
+    def is_wide(self) -> bool:
+        """True if H is larger than the matrices, so that samples go through weights that are made for each of them: for
+        all of a block and such an H there is no room."""
+        return sum(s.shape[0] for s in self.subjects) < self.subjects[0].shape[1]
 
 
 @torch.no_grad()
@@ -46,11 +53,15 @@ def tune_gptq(work: Work, options: GptqOptions) -> Codes:
     for stage in find_stages(work):
         give_back()  # what the stage before has left, for H
         if stage.subjects[0].place.expert is None:
-            hessian = _hessian_of(work, stage.modules[0])
-            with compensate.alone():
+            hessian = None if stage.is_wide else _hessian_of(work, stage.modules[0])
+            with compensate.alone() as aside:
+                if hessian is None:
+                    with Making(aside):
+                        hessian = _hessian_of(work, stage.modules[0])
                 factored = compensate.factor(hessian)
                 compensate.all(stage.subjects, factored)
                 del hessian, factored  # before what was set aside comes back
+                give_back()
         else:
             _tune_experts(work, stage, compensate)
     for s in work.subjects:
@@ -86,8 +97,8 @@ class _Compensate:
             self.codes.update(zip((s.tensor for s in group), _split(made, group), strict=True))
         put_codes(work.block, subjects, self.codes, work.kernels)
 
-    def alone(self) -> AbstractContextManager[None]:
-        """A context in which there is room for H: without weights of what has its codes, which are not asked for."""
+    def alone(self) -> AbstractContextManager[Sequence[Aside]]:
+        """A context in which there is room for H: without weights of what has its codes."""
         return set_aside(self.work.block, self.work.subjects, self.codes, self.work.kernels)
 
 
@@ -102,7 +113,7 @@ def _tune_experts(work: Work, stage: Stage, compensate: _Compensate) -> None:
         assert s.place.expert is not None
         by_expert.setdefault((s.place.parameter.rpartition(".")[2], s.place.expert), []).append(s)
     with compensate.alone():
-        factored = compensate.factor((tokens.T @ tokens).cpu().numpy())
+        factored = compensate.factor(_hessian(tokens))
         for (parameter, _), subjects in by_expert.items():
             if parameter == first:
                 compensate.all(subjects, factored)
@@ -110,8 +121,13 @@ def _tune_experts(work: Work, stage: Stage, compensate: _Compensate) -> None:
         for (parameter, expert), subjects in by_expert.items():
             if parameter == SECOND:
                 own = tokens[(chosen == expert).any(-1)]
-                x = between(module, own if len(own) >= subjects[0].shape[1] else tokens, first, expert).float()
-                compensate.all(subjects, compensate.factor((x.T @ x).cpu().numpy()))
+                x = between(module, own if len(own) >= subjects[0].shape[1] else tokens, first, expert)
+                compensate.all(subjects, compensate.factor(_hessian(x)))
+
+
+def _hessian(inputs: torch.Tensor) -> Any:
+    x = inputs.float()
+    return (x.T @ x).cpu().numpy()
 
 
 def _routed(work: Work, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +145,7 @@ def _routed(work: Work, name: str) -> tuple[torch.Tensor, torch.Tensor]:
                 work.run(part)
     finally:
         handle.remove()
-    return torch.cat([x for x, _ in found]).float(), torch.cat([c for _, c in found])
+    return torch.cat([x for x, _ in found]), torch.cat([c for _, c in found])
 
 
 def find_stages(work: Work) -> list[Stage]:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -43,6 +44,7 @@ class BlockModel:
         self.source, self.checkpoint, self.skeleton, self.matched = source, checkpoint, skeleton, matched
         self._reader = BlockReader(source, load())
         self._fetched: dict[int, Fetched] = {}
+        self._waiting: tuple[Path, int | None] | None = None
         self._head_is_there = self._embedding_is_there = self._as_tuple = False
         self._fill(self.skeleton.model, matched.small, "")
 
@@ -151,9 +153,23 @@ class BlockModel:
     def prefetch(self, index: int) -> None:
         """Begin to read a block in the background; nothing for one that does not exist or is under way."""
         if index < self.skeleton.count and index not in self._fetched:
-            blanks = [self.matched.tensors[name] for name in self.matched.blanks[index]]
-            tensors = self._tensors(self.matched.blocks[index])
-            self._fetched[index] = self._reader.fetch([*tensors, *blanks], whole=True)
+            self._fetched[index] = self._reader.fetch(self._tensors_of(index), whole=True)
+
+    def let_wait(self, folder: Path, most_bytes: int | None) -> None:
+        """Allow `prefetch_beside` a file in a folder, of so many bytes, None: of any size."""
+        self._waiting = folder, most_bytes
+
+    def prefetch_beside(self, index: int) -> None:
+        """`prefetch` while all memory is needed for something else: a block that is not on this machine comes into a
+        file, if `let_wait` has said where and there is room."""
+        if self._waiting and index < self.skeleton.count and index not in self._fetched:
+            fetched = self._reader.fetch_beside(self._tensors_of(index), *self._waiting)
+            if fetched is not None:
+                self._fetched[index] = fetched
+
+    def _tensors_of(self, index: int) -> list[TensorRef]:
+        blanks = [self.matched.tensors[name] for name in self.matched.blanks[index]]
+        return [*self._tensors(self.matched.blocks[index]), *blanks]
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
@@ -169,6 +185,7 @@ class BlockModel:
                     f"{self.checkpoint.label} has {blank}, which {type(self.skeleton.model).__name__} has no place "
                     "for, and it is not zero: transformers cannot compute with it"
                 )
+        del fetched  # and with it the file that it may have waited in
         try:
             yield module
         finally:

@@ -21,11 +21,11 @@ ID_BYTES: Final = 8
 def check_disk(
     model: BlockModel, subjects: Subjects, samples: int, tokens: int, chains: int, max_ram_bytes: int | None,
     max_disk_bytes: int | None,
-) -> None:  # fmt: skip
-    """Refuse what a folder will not hold. `samples` of `tokens` go through the model in so many `chains`. Raises
-    BudgetTooSmall."""
+) -> int | None:  # fmt: skip
+    """Refuse what a folder will not hold. `samples` of `tokens` go through the model in so many `chains`. Returns the
+    bytes that are left, None without a limit. Raises BudgetTooSmall."""
     if max_disk_bytes is None:
-        return
+        return None
     codes = codes_bytes(subjects) + samples * tokens * ID_BYTES + OTHER_BYTES
     hidden = hidden_bytes(model, samples, tokens)
     spool = chains * hidden if is_spooled(hidden, chains, max_ram_bytes) else 0
@@ -35,6 +35,7 @@ def check_disk(
             f"--max-disk of {max_disk_bytes} bytes: tuning needs {codes} for codes{told}; allow more, or take fewer "
             "--nsamples"
         )
+    return max_disk_bytes - codes - spool
 
 
 def hidden_bytes(model: BlockModel, samples: int, tokens: int) -> int:

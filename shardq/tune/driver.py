@@ -81,8 +81,11 @@ def tune_blocks(
             check_scheme(s.scheme)
         sites = find_awq_sites(model, plan, subjects) if options.is_scaling else None
         data, chains = options.data, 2 if options.has_plain_chain else 1
-        check_disk(model, subjects, data.nsamples, data.seqlen, chains, place.max_ram_bytes, place.max_disk_bytes)
+        left_bytes = check_disk(
+            model, subjects, data.nsamples, data.seqlen, chains, place.max_ram_bytes, place.max_disk_bytes
+        )
         stack.enter_context(_lock(place.folder))
+        model.let_wait(place.folder, left_bytes)
         writer = TunedWriter(place.folder, {**plan.identity(), **options.as_dict()})
         names = model.block_names
         resumed = next((i for i, name in enumerate(names) if not writer.has(name)), len(names))

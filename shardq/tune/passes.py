@@ -107,13 +107,14 @@ class Run:
                 blocks.append(stack.enter_context(self.model.block(index)))
                 if index + 1 < stop:
                     self.model.prefetch(index + 1)
+            self.model.prefetch_beside(stop)
             of_blocks = lay_out(blocks, self.subjects.blocks[first:stop], self.devices)
             wanted = self.chain.enter(blocks, first)
             if all(map(self.writer.has, names)):
                 stored = [read_stored(self.folder, n, own) for n, own in zip(names, of_blocks, strict=True)]
             else:
                 stored = self._tune(blocks, first, of_blocks, wanted)
-            self.model.prefetch(stop)  # not before, so that it is not there while these are tuned
+            self.model.prefetch(stop)  # into memory not before, so that it is not there while these are tuned
             if stop < len(self.model.block_names) or self.subjects.head:
                 self._leave(blocks, first, of_blocks, stored)
 
@@ -138,6 +139,7 @@ class Run:
         plain = self.plain[first] if len(blocks) == 1 else _joined(self.plain[first : first + len(blocks)])
         sites = self.sites[first] if self.sites else ()
         found = tune_block(work, self.options, Around(self.model.checkpoint.config, sites, plain))
+        give_back()
         stored = []
         for index, own in enumerate(of_blocks, first):
             mine = found.changes.replaced.keys() & self.parameters[index].keys()

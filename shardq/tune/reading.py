@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -20,9 +21,10 @@ from shardq.checkpoint import TensorRef
 from shardq.decoded import DecodedRows
 from shardq.dequantize.base import Encoded, Part
 from shardq.dequantize.decoding import Ranges
-from shardq.errors import UnsupportedSource
+from shardq.errors import DiskFull, UnsupportedSource
 from shardq.kernels import KernelSet
 from shardq.sources.base import FileReader, Source
+from shardq.tune.waiting import WaitingRoom
 from shardq.weights import is_turned, kept_shape
 
 PIECE_BYTES: Final = 32 << 20  # read at once, and freed at once
@@ -57,12 +59,27 @@ class Piece:
         self.shard, self.begin, self.end = shard, begin, end
         self.users = 0
         self.content: Future[NDArray[np.uint8]] | None = None
+        self.waiting: Waiting | None = None
 
     def release(self) -> None:
         """One tensor less needs it."""
         self.users -= 1
         if not self.users:
-            self.content = None
+            self.content = self.waiting = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A piece that is in a file of this machine, or on its way there."""
+
+    room: WaitingRoom
+    offset: int
+    there: Future[None]
+
+    def take(self, size_bytes: int) -> NDArray[np.uint8]:
+        """Waits until it is there. Raises what reading and writing it has raised."""
+        self.there.result()
+        return self.room.take(self.offset, size_bytes)
 
 
 class BlockReader:
@@ -83,6 +100,30 @@ class BlockReader:
         for piece in fetched.pieces() if whole else ():
             self._expect(piece)
         return fetched
+
+    def fetch_beside(self, tensors: Sequence[TensorRef], folder: Path, most_bytes: int | None) -> "Fetched | None":
+        """`fetch` all bytes of some tensors while memory is needed for others: what is not on this machine waits in a
+        file of a folder. None where that has no room, or would take more than `most_bytes`."""
+        fetched = Fetched(tensors, LOCAL_PIECE_BYTES, self._kernels, self._begin)
+        far = [p for p in fetched.pieces() if self._source.local_path(p.shard) is None]
+        size_bytes = sum(p.end - p.begin for p in far)
+        if most_bytes is not None and size_bytes > most_bytes:
+            return None
+        try:
+            room = WaitingRoom(folder, size_bytes) if far else None
+        except DiskFull:
+            return None
+        offset = 0
+        for piece in fetched.pieces():
+            if room is None or self._source.local_path(piece.shard) is not None:
+                self._expect(piece)
+                continue
+            piece.waiting = Waiting(room, offset, self._pool.submit(self._put, piece, room, offset))
+            offset += piece.end - piece.begin
+        return fetched
+
+    def _put(self, piece: Piece, room: WaitingRoom, offset: int) -> None:
+        room.put(self._read(piece.shard, piece.begin, piece.end), offset)
 
     def _expect(self, piece: Piece) -> None:
         path = self._source.local_path(piece.shard)
@@ -112,8 +153,12 @@ class BlockReader:
         return made
 
     def _begin(self, piece: Piece) -> None:
-        if piece.content is None:
+        if piece.content is not None:
+            return
+        if piece.waiting is None:
             piece.content = self._pool.submit(self._read, piece.shard, piece.begin, piece.end)
+        else:  # behind all that is put there, so that no thread waits for what none is left to do
+            piece.content = self._pool.submit(piece.waiting.take, piece.end - piece.begin)
 
     def close(self) -> None:
         """Let go of files and threads; what is being read comes to its end."""

@@ -1,7 +1,6 @@
 """One block while it is tuned: what goes into it, what should come out, and the codes of its matrices."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -15,6 +14,7 @@ from shardq.quantizers.buffers import Buffers, buffer_shapes
 from shardq.quantizers.decode import decode_rows
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.rtn import quantize_rows
+from shardq.schemes import Scheme
 from shardq.search import Search, default_search
 from shardq.tune.activations import Batch, call_block
 from shardq.tune.settings import CPU
@@ -124,26 +124,15 @@ def put_codes(
     """Replace weights by what their codes stand for."""
     with torch.no_grad():
         for s in (s for s in subjects if s.tensor in codes):
-            weight, own = s.weight(block), codes[s.tensor]
-            step = max(1, DECODED // weight.shape[1])
-            for row in range(0, len(weight), step):
-                values = decode_rows(own.rows(slice(row, row + step)), s.scheme, kernels)
-                weight[row : row + step] = torch.from_numpy(values)
+            put_rows(s.weight(block), codes[s.tensor], s.scheme, kernels)
 
 
-@contextmanager
-def set_aside(
-    block: nn.Module, subjects: Iterable[Subject], codes: Mapping[str, Quantized], kernels: "KernelSet"
-) -> Iterator[None]:
-    """A context without the weights of matrices that have their codes, where these are whole parameters in main memory;
-    at its end they are what their codes stand for."""
-    coded = [(s, block.get_parameter(s.place.parameter)) for s in subjects if s.tensor in codes]
-    aside = [(s, p, p.stride()) for s, p in coded if p.device.type == CPU and s.weight(block) is p]
-    for _, p, _ in aside:
-        p.data = p.new_empty(0)
-    try:
-        yield
-    finally:
-        for s, p, stride in aside:
-            p.data = p.new_empty_strided(s.shape, stride)
-        put_codes(block, [s for s, _, _ in aside], codes, kernels)
+def put_rows(weight: torch.Tensor, codes: Quantized, scheme: Scheme, kernels: "KernelSet") -> None:
+    """What codes stand for, in place of a weight [rows, columns], in its type; for some rows at once."""
+    if weight.dtype == torch.float32 and weight.device.type == CPU and weight.is_contiguous():
+        decode_rows(codes, scheme, kernels, weight.detach().numpy())
+        return
+    step = max(1, DECODED // weight.shape[1])
+    for row in range(0, len(weight), step):
+        values = decode_rows(codes.rows(slice(row, row + step)), scheme, kernels)
+        weight[row : row + step] = torch.from_numpy(values)

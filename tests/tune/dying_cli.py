@@ -43,9 +43,9 @@ def watch_blocks() -> None:
     patch.object(passes, "tune_block", dying).start()
 
 
-def dying_write(path: Any, data: bytes) -> None:
+def dying_write(path: Any, *parts: Any) -> None:
     if f"file {Path(path).name}" != PLACE:
-        _write_atomic(path, data)
+        _write_atomic(path, *parts)
         return
 
     def half(fd: int, buffer: bytes, offset: int) -> NoReturn:
@@ -53,7 +53,7 @@ def dying_write(path: Any, data: bytes) -> None:
         die()
 
     with patch.object(atomic, "pwrite_all", half):
-        _write_atomic(path, data)
+        _write_atomic(path, b"".join(parts))
 
 
 class DyingWorker(Worker):

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from shardq import Limits, verify
+from shardq.errors import DiskFull
 from shardq.headers import read_checkpoint
 from shardq.kernels import load
+from shardq.plans import make_plan
 from shardq.recipe import make_recipe
 from shardq.run import quantize_to_folder
 from shardq.sources import open_source
@@ -26,11 +28,13 @@ from shardq.sources.hub_errors import RetryPolicy
 
 pytest.importorskip("transformers", reason="transformers builds the models: pip install shardq[tune]")
 
-from shardq.tune import reading
+from shardq.tune import passes, reading, waiting
 from shardq.tune.blocks import BlockModel
+from shardq.tune.disk import ID_BYTES, OTHER_BYTES, codes_bytes
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import build_options
 from shardq.tune.reading import BlockReader
+from shardq.tune.subjects import find_subjects
 
 TESTS = Path(__file__).parents[1]
 with pytest.MonkeyPatch.context() as patch:
@@ -171,6 +175,64 @@ def test_a_tuning_reads_each_byte_of_a_block_once(algorithm: str, hub: Any, fake
     sent = _sent(hub, shards)
     assert {sent[at] for layer in layers for at in layer} == {1}
     assert verify(tmp_path / "out", deep=True, source=folder).problems == ()
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_the_next_block_waits_in_a_file_while_one_is_tuned_if_the_disk_has_room(
+    lacking: int, hub: Any, fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = models.make_model("llama", tmp_path / "model")
+    repo = fake.Repo()
+    repo.commit({p.name: p.read_bytes() for p in folder.iterdir()})
+    hub.repos["org/model"] = repo
+    options = build_options({"algorithm": "rtn", "dataset": "random", "nsamples": 2, "seqlen": 8})
+    recipe = make_recipe("W4A16G32", layout="auto_round")
+    opened: list[BlockModel] = []
+    there: list[int] = []
+    begin, tune = BlockModel.prefetch_beside, passes.tune_block
+
+    def beginning(model: BlockModel, index: int) -> None:
+        opened.append(model)
+        begin(model, index)
+
+    def tuning(work: Any, *more: Any) -> Any:
+        fetched = opened[-1]._fetched.get(work.index + 1)
+        pieces = list(fetched.pieces()) if fetched else []
+        for p in pieces:
+            assert p.waiting is not None
+            p.waiting.there.result()  # comes though nobody takes it
+            assert p.content is None
+        there.append(sum(p.end - p.begin for p in pieces))
+        return tune(work, *more)
+
+    monkeypatch.setattr(BlockModel, "prefetch_beside", beginning)
+    monkeypatch.setattr(passes, "tune_block", tuning)
+    with BlockModel.open(open_source(str(folder))) as model:
+        codes = codes_bytes(find_subjects(model, make_plan(model.checkpoint, recipe)))
+        block_bytes = len(expected_bytes(model, model.matched.blocks[1]))
+    most = codes + options.data.nsamples * options.data.seqlen * ID_BYTES + OTHER_BYTES + block_bytes - lacking
+    source = open_hub("org/model", endpoint=hub.url, retry=RetryPolicy(timeout_s=5.0))
+    tune_blocks(source, recipe, options, Place(tmp_path / "far", max_disk_bytes=most))
+    assert there == ([0, 0, 0] if lacking else [block_bytes, block_bytes, 0])
+    monkeypatch.setattr(passes, "tune_block", tune)
+    tune_blocks(open_source(str(folder)), recipe, options, Place(tmp_path / "near"))
+    far, near = ({p.name: p.read_bytes() for p in (tmp_path / n).glob("*.safetensors")} for n in ("far", "near"))
+    assert far == near
+
+
+def test_a_full_disk_leaves_no_room_to_wait_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise DiskFull("no space left")
+
+    source: Any = Counting(open_source(str(models.make_model("llama", tmp_path / "model"))))
+    source.local_path = lambda _: None
+    with BlockModel.open(source) as model:
+        model.let_wait(tmp_path, None)
+        monkeypatch.setattr(waiting, "preallocate", fill)
+        model.prefetch_beside(1)
+        assert not model._fetched
+        with model.block(1) as block:
+            assert all(not p.is_meta for p in block.parameters())
 
 
 def test_tensors_may_span_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

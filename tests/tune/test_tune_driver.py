@@ -67,6 +67,11 @@ def test_each_algorithm_is_better_than_the_nearest_codes(name: str, folders: dic
     assert all(r.left == () for r in results.values())
 
 
+def test_experts_get_codes_in_the_type_that_is_computed_with(folders: dict[str, Path], tmp_path: Path) -> None:
+    _tune(folders["qwen3_moe"], tmp_path / "out", "gptq", dtype="bfloat16")
+    assert models.coded_error(folders["qwen3_moe"], tmp_path / "out", _recipe()) > 0
+
+
 @pytest.mark.parametrize(("algorithm", "quanted"), [("gptq", True), ("signround", True), ("signround", False)])
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(
     algorithm: str, quanted: bool, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

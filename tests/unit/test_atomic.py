@@ -11,6 +11,7 @@ import pytest
 from shardq.errors import CorruptShard, DiskFull, NotWritable, SourceUnreadable
 from shardq.files import atomic
 from shardq.files.atomic import (
+    GATHERED_BYTES,
     explain_os_error,
     pread_exact,
     preallocate,
@@ -38,6 +39,24 @@ def test_write_replaces_and_follows_the_umask(tmp_path: Path) -> None:
     assert target.read_bytes() == b"new content"
     assert target.stat().st_mode & 0o777 == 0o640
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_parts_follow_each_other_and_small_ones_are_written_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    pwrite = os.pwrite
+
+    def count(fd: int, data: memoryview, offset: int) -> int:
+        counts.append(len(data))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", count)
+    sizes = (5, 0, GATHERED_BYTES - 6, 1, GATHERED_BYTES + 2, 0, 3)
+    parts = [bytes([n]) * size for n, size in enumerate(sizes)]
+    write_atomic(tmp_path / "x", *map(memoryview, parts))
+    assert (tmp_path / "x").read_bytes() == b"".join(parts)
+    assert counts == [GATHERED_BYTES - 1, 1, GATHERED_BYTES + 2, 3]
 
 
 def test_write_syncs_file_then_renames_then_syncs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
