@@ -12,10 +12,11 @@
 // A quotient n + 1/2 with n > 0 needs w = (2n + 1) * s / 2: three times the odd part of s is then a number of no more
 // significant bits than a weight has, p. Not so if s has p of them itself, or p - 1 and a significand above 4/3.
 //
-// fp32 weights have RNE(fl(w / s)) for a code, and t = kRound + n. The numbers from which both brackets come lie on either
-// side of the quotient and of its rounding, which is 2^-24 of it away at most, so where both give the same n it is that
-// one. Where they do not, for one weight in a million, or for many where a scale is a simple fraction of the weights, the
-// block is divided.
+// fp32 weights have RNE(fl(w / s)) for a code, and t = 2 * (kRound + n) in the same way. Both brackets come from numbers
+// on either side of the quotient and of its rounding, so that n is that code but where the quotient is near to half-way:
+// there n is the even one of the two. Then it is the code if |w - n * s|, which is exact, is s / 2 at most: of exactly
+// half-way quotients, which weights of few bits have many of, and of those on its side, rounded to half-way or not.
+// A block with a larger difference, where no code is clamped, is divided.
 
 struct alignas(64) Levels {
     float lowest[kBatch], highest[kBatch];  // t of the lowest and the highest code
@@ -25,48 +26,36 @@ struct alignas(64) Levels {
 template <class T>
 constexpr bool kIsShort = sizeof(typename T::Raw) == 2;
 
-// How t is found of a weight. `origin` is the t of level 0; `unit` what a difference of 1 in it is worth. `doubt` gets a
-// bit where t may not be that of the quotient.
+// How t is found of a weight: 2 * (kRound + n) with half the scale for a unit, or kRound + n.
 struct Bracketed {
     float below, above, unit;
     static constexpr float kOrigin = 2.0f * kRound;
     Bracketed(const GroupScales& g, int64_t k) : below(g.below[k]), above(g.above[k]), unit(0.5f * g.scale[k]) {}
-    float find(float w, uint32_t&) const { return bracketed(w, below, above, kRound); }
+    float find(float w) const { return bracketed(w, below, above, kRound); }
 };
 
 struct LowerBracket {
     float below, unit;
     static constexpr float kOrigin = kRound;
     LowerBracket(const GroupScales& g, int64_t k) : below(g.below[k]), unit(g.scale[k]) {}
-    float find(float w, uint32_t&) const { return multiply_add(w, below, kRound); }
-};
-
-struct TwoBrackets {
-    float below, above, unit;
-    static constexpr float kOrigin = kRound;
-    TwoBrackets(const GroupScales& g, int64_t k) : below(g.below[k]), above(g.above[k]), unit(g.scale[k]) {}
-    float find(float w, uint32_t& doubt) const {
-        const float t = multiply_add(w, below, kRound);
-        doubt |= bits_of_float(t) ^ bits_of_float(multiply_add(w, above, kRound));
-        return t;
-    }
+    float find(float w) const { return multiply_add(w, below, kRound); }
 };
 
 struct Divided {
-    float unit;
-    static constexpr float kOrigin = kRound;
-    Divided(const GroupScales& g, int64_t k) : unit(g.scale[k]) {}
-    float find(float w, uint32_t&) const { return w / unit + kRound; }
+    float scale, unit;
+    static constexpr float kOrigin = 2.0f * kRound;
+    Divided(const GroupScales& g, int64_t k) : scale(g.scale[k]), unit(0.5f * g.scale[k]) {}
+    float find(float w) const { return 2.0f * (w / scale + kRound); }
 };
 
 // Returns how many groups are left with nothing but zeros although a weight is none, by the codes of their extremes.
 template <class T>
 inline int32_t find_levels(const GroupScales& g, int count, int bits, Levels& l) {
-    constexpr float kUnit = kIsShort<T> ? 2.0f : 1.0f, kOrigin = kUnit * kRound;  // in t, of a level
-    const float span = kUnit * static_cast<float>((1 << bits) - 1);
+    constexpr float kOrigin = 2.0f * kRound;
+    const float span = static_cast<float>(2 * ((1 << bits) - 1));
     int32_t zeroed = 0;
     for (int i = 0; i < count; i++) {
-        const float lowest = kOrigin - kUnit * static_cast<float>(g.zero[i]), highest = lowest + span;
+        const float lowest = kOrigin - static_cast<float>(2 * g.zero[i]), highest = lowest + span;
         float one, other;
         bool fine = true;
         if constexpr (kIsShort<T>) {
@@ -77,8 +66,8 @@ inline int32_t find_levels(const GroupScales& g, int count, int bits, Levels& l)
             fine = ((fraction & (2 * kLastBit - 1)) != 0) |
                    (((fraction & (2 * kLastBit)) != 0) & (fraction > kFraction / 3 + 1));
         } else {
-            one = g.mx[i] / g.scale[i] + kRound;
-            other = -g.neg[i] / g.scale[i] + kRound;
+            one = 2.0f * (g.mx[i] / g.scale[i] + kRound);
+            other = 2.0f * (-g.neg[i] / g.scale[i] + kRound);
         }
         const bool fits = (one >= lowest) & (one <= highest) & (other >= lowest) & (other <= highest);
         l.plain[i] = (g.bad[i] == 0) & fits & fine;
@@ -98,19 +87,18 @@ struct alignas(64) BatchError {
     int32_t largest[kBlock / 2];
 };
 
-// Columns of group k. Plain ones need no clamp. Returns whether there was a doubt: then nothing of the result counts.
+// Columns of group k. Plain ones need no clamp.
 template <class T, class Way, bool kPlain, int kWidth>
-inline bool round_and_add(const typename T::Raw* SHARDQ_RESTRICT src, const GroupScales& g, const Levels& l, int64_t k,
+inline void round_and_add(const typename T::Raw* SHARDQ_RESTRICT src, const GroupScales& g, const Levels& l, int64_t k,
                           uint8_t* SHARDQ_RESTRICT codes, float* SHARDQ_RESTRICT squares,
                           float* SHARDQ_RESTRICT weights, float* SHARDQ_RESTRICT products,
                           int32_t* SHARDQ_RESTRICT largest) {
     const Way way(g, k);
     const float lowest = l.lowest[k], highest = l.highest[k];
     const uint32_t zeros = static_cast<uint32_t>(g.zero[k]) * 0x0101u;  // the zero point under both codes of a pair
-    uint32_t doubt = 0;
     for (int i = 0; i < kWidth / 2; i++) {
         const Pair<T> w = Pair<T>::load(src + 2 * i);
-        float even = way.find(w.even, doubt), odd = way.find(w.odd, doubt);
+        float even = way.find(w.even), odd = way.find(w.odd);
         if constexpr (!kPlain) {
             even = even > lowest ? even : lowest;  // NaN becomes lowest
             odd = odd > lowest ? odd : lowest;
@@ -124,7 +112,6 @@ inline bool round_and_add(const typename T::Raw* SHARDQ_RESTRICT src, const Grou
         largest[i] = add_pair(w.even, w.odd, even_difference, odd_difference, largest[i], squares[i], weights[i],
                               products[i]);
     }
-    return doubt != 0;
 }
 
 // Columns from `column` of a batch on, `at` of its span; all are of group k.
@@ -137,15 +124,17 @@ inline void round_block(const typename T::Raw* src, int64_t column, int64_t at, 
     if constexpr (kIsShort<T>) {
         using Way = std::conditional_t<kPlain, LowerBracket, Bracketed>;
         round_and_add<T, Way, kPlain, kWidth>(src, g, l, k, codes, squares, weights, products, e.largest);
-    } else {
-        int32_t kept[kWidth / 2];
-        std::memcpy(kept, e.largest, sizeof kept);
-        if (!round_and_add<T, TwoBrackets, kPlain, kWidth>(src, g, l, k, codes, squares, weights, products, e.largest)) {
+        return;
+    } else if constexpr (kPlain) {
+        int32_t own[kWidth / 2] = {}, most = 0;
+        round_and_add<T, Bracketed, true, kWidth>(src, g, l, k, codes, squares, weights, products, own);
+        for (const int32_t each : own) most = each > most ? each : most;
+        if (most <= static_cast<int32_t>(bits_of_float(0.5f * g.scale[k]) & 0x7fffffffu)) {
+            for (int i = 0; i < kWidth / 2; i++) e.largest[i] = own[i] > e.largest[i] ? own[i] : e.largest[i];
             return;
         }
-        std::memcpy(e.largest, kept, sizeof kept);
-        round_and_add<T, Divided, kPlain, kWidth>(src, g, l, k, codes, squares, weights, products, e.largest);
     }
+    round_and_add<T, Divided, kPlain, kWidth>(src, g, l, k, codes, squares, weights, products, e.largest);
 }
 
 // The group of a column; kWidth columns share one.
