@@ -6,6 +6,7 @@ the destination's shardq.json. Threads ask for several at a time.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -89,7 +90,11 @@ def _compare(model: Model, e: Entry, commit: str | None, record: _Record, before
 def _is_left_over(e: Entry) -> bool:
     """True if a run that was stopped while it cleared up has left something: what it worked with, or, of an output
     that is elsewhere, its folder."""
-    return (e.out / WORK).exists() or (not e.stays and e.out.is_dir() and not any(e.out.iterdir()))
+    try:
+        names = os.listdir(e.out)
+    except (FileNotFoundError, NotADirectoryError):  # also one that a batch at work has removed just now
+        return False
+    return WORK in names or (not e.stays and not names)
 
 
 def _difference(
