@@ -15,7 +15,7 @@ class WaitingRoom:
     def __init__(self, folder: Path, size_bytes: int) -> None:
         """Raises DiskFull, NotWritable."""
         self._what = f"{folder.name}: pieces of the next block"
-        with writing(folder):
+        with writing(folder):  # the file is open for as long as the room is held, which no `with` can say
             self._file = tempfile.TemporaryFile(dir=folder, prefix=".block.", suffix=".tmp")  # noqa: SIM115
         preallocate(self._file.fileno(), size_bytes, self._what)
 

@@ -171,7 +171,7 @@ def _shapes(folder: Path) -> dict[str, tuple[str, list[int]]]:
     found: dict[str, tuple[str, list[int]]] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in sorted(file.keys())}
             found |= {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
     return found
 
