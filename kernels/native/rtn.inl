@@ -13,7 +13,7 @@
 //   by 2^-24 at most: it lies on the same side.
 // In both cases the float sum (kRound + a) + (kRound + b) lies where floats are 2 apart. Its own rounding, half to
 // even, makes it 2 * (kRound + RNE(q)), and its low bits are RNE(q) as an integer. Negative w mirror all this.
-// fp32 sources have too many bits for it and are divided.
+// fp32 sources have too many bits for it and are divided; rtn_error.inl says how it mostly does without.
 
 constexpr float kSmallestScale = 168.0f / 16777216.0f;  // 1e-5 rounded to fp16
 constexpr float kLargestScale = 65504.0f;
