@@ -135,7 +135,7 @@ def test_an_expert_left_out_is_refused(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("spread", [by_projection, by_expert])
 def test_disk_stays_below_the_least_cap(
     push_hub: Any, host_model: Callable[[Path], str], write_moe: Callable[..., Path], tmp_path: Path,
-    spread: Callable[[int, str], int], stream: bool,
+    spread: Callable[[int, str], int], stream: bool, measures: Any
 ) -> None:  # fmt: skip
     """A shard waits for the others of its stacks."""
     folder = write_moe(tmp_path / "wide" / "model", spread, hidden=512)
@@ -146,7 +146,7 @@ def test_disk_stays_below_the_least_cap(
 
     def look(_: Progress) -> None:
         nonlocal peak
-        peak = max(peak, sum(p.stat().st_blocks * 512 for p in out.rglob("*") if p.is_file()))
+        peak = max(peak, measures.used_bytes(out))
 
     def run(cap: int) -> None:
         limits = Limits(parallel=1, max_disk_bytes=cap, stream=stream)
