@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 ALIGN: Final = 64
+PAGE_BYTES: Final = 4096  # the block begins with one
 GROWTH: Final = 4 << 20  # the block grows in steps, so that slightly larger tasks do not map it anew each time
 
 
@@ -34,11 +35,12 @@ class Arena:
         """Give the pages back; invalidates all arrays."""
         self._block, self._used = np.empty(0, np.uint8), 0
 
-    def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An uninitialised array, aligned to a cache line."""
+    def take(self, shape: tuple[int, ...], dtype: DTypeLike, offset: int | None = None) -> NDArray[Any]:
+        """An uninitialised array, aligned to a cache line; with `offset`, where it will lie in a file, as far behind
+        the beginning of a page as it is there, which takes up to PAGE_BYTES more."""
         kind = np.dtype(dtype)
         size = kind.itemsize * math.prod(shape)
-        begin = self._used
+        begin = self._used if offset is None else self._used + (offset - self._used) % PAGE_BYTES
         self._used = begin + -(-size // ALIGN) * ALIGN
         assert self._used <= self._block.size, "a task took more than it reserved"
         return self._block[begin : begin + size].view(kind).reshape(shape)

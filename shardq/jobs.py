@@ -1,12 +1,10 @@
 """Work as an executor takes it: with a number, a cost and a name for messages."""
 
 from collections.abc import Sequence
-from typing import Final
 
 from shardq.executors.base import Job
-from shardq.tasks import Bundle, SealTask, SettleTask, Streamed, SurveyTask
+from shardq.tasks import SEAL_BYTES, Bundle, SealTask, SettleTask, Streamed, SurveyTask
 
-SEAL_COST_BYTES: Final = 1 << 20
 Work = Bundle | SurveyTask | Streamed | SealTask | SettleTask
 
 
@@ -27,9 +25,9 @@ class Jobs:
                 return Job(what.id, work, what.cost_bytes, f"{what.tensor} in {what.shard}")
             case SealTask():
                 first, names = what.files[0], ", ".join(f.file for f in what.files)
-                return Job(self._numbers[first.lane, first.file], work, SEAL_COST_BYTES, f"sealing {names}")
+                return Job(self._numbers[first.lane, first.file], work, SEAL_BYTES, f"sealing {names}")
             case SettleTask():
-                return Job(self._another(), work, SEAL_COST_BYTES, f"settling {what.shard}")
+                return Job(self._another(), work, SEAL_BYTES, f"settling {what.shard}")
             case SurveyTask():
                 return Job(self._another(), work, what.cost_bytes, f"measuring {what.tensor} in {what.shard}")
 

@@ -1,5 +1,6 @@
 """What a worker holds while it makes a slab: tiles of source rows, codes that outputs share, arrays of each output."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,7 +17,7 @@ from shardq.quantizers.buffers import Buffers
 from shardq.quantizers.rtn import measure_rows
 from shardq.schemes import Scheme
 from shardq.search import Search
-from shardq.tasks import Member, QuantizeTask
+from shardq.tasks import Member, QuantizeTask, Target
 
 WEIGHT_ARRAYS: Final[Mapping[str, type]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
 TARGET_ARRAYS: Final[Mapping[str, type]] = {  # patterns where numpy has no such type
@@ -101,16 +102,25 @@ def slab_shapes(task: QuantizeTask, specs: Iterable[OutSpec]) -> dict[str, tuple
     return {s.suffix: (s.slab_shape(task.row, task.end_row), TARGET_ARRAYS[s.dtype]) for s in specs}
 
 
+def offset_of(task: QuantizeTask, spec: OutSpec, target: Target) -> int | None:
+    """Where a slab's array of a tensor begins in its file; None where it lies there in pieces, one a row."""
+    shape = spec.slab_shape(task.row, task.end_row)
+    if shape == spec.shape:
+        return target.begin
+    if spec.slab_axis != 0:
+        return None
+    row_bytes = np.dtype(TARGET_ARRAYS[spec.dtype]).itemsize * math.prod(shape[1:])
+    return target.begin + spec.slab_range(task.row, task.end_row)[0] * row_bytes
+
+
 def extents_of(task: QuantizeTask, specs: tuple[OutSpec, ...], out: Mapping[str, NDArray[Any]]) -> Iterator[Extent]:
     """The runs of bytes that a slab occupies in its file: one for a whole tensor, one a row where rows are columns."""
     for spec, target in zip(specs, task.targets, strict=True):
         array = out[spec.suffix]
         if array.size == 0:
             continue
-        whole = array.shape == spec.shape
-        if whole or spec.slab_axis == 0:
-            first = 0 if whole else spec.slab_range(task.row, task.end_row)[0]
-            yield array.reshape(-1).view(np.uint8), target.begin + first * array[0].nbytes
+        if (offset := offset_of(task, spec, target)) is not None:
+            yield array.reshape(-1).view(np.uint8), offset
             continue
         first = spec.slab_range(task.row, task.end_row)[0]
         for i, line in enumerate(array):

@@ -269,7 +269,8 @@ def run_lanes(
     home = lanes[0].staging
     parts = tuple(str(lane.staging.part) for lane in lanes)
     keeps = memory.task_bytes is None or memory.task_bytes >= limits.parallel * work.largest_task_bytes
-    workplace = Workplace(source_paths(work, source, home), parts, keeps, limits.log, str(home.lent))
+    paths = source_paths(work, source, home)
+    workplace = Workplace(paths, parts, keeps, limits.log, str(home.src), str(home.lent))
     run = Pipeline(work, source, lanes, limits, memory.slots, report)
     try:
         with make_executor(limits.parallel, workplace, memory.task_bytes) as executor:

@@ -8,24 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.files.atomic import pread_exact, sync_way, writing
+from shardq.files.direct import BLOCK_BYTES, DirectDisk, whole_blocks
 from shardq.files.writeback import start_writeback
-from shardq.kernels.sha256 import BLOCK_BYTES, new_digest, update_all
+from shardq.kernels.sha256 import new_digest, update_all
 from shardq.tasks import Unsealed
 
 
-def seal_files(paths: Sequence[str], files: Sequence[Unsealed], tile: NDArray[np.uint8]) -> list[str]:
-    """fsync and sha256 of finished files, read into `tile` side by side; the disk writes while the hashes run. Raises
+def seal_files(paths: Sequence[str], files: Sequence[Unsealed], room: NDArray[np.uint8], disk: DirectDisk) -> list[str]:
+    """fsync and sha256 of finished files, read into `room` side by side; the disk writes while the hashes run. Raises
     DiskFull, NotWritable, CorruptShard."""
     digests = [new_digest() for _ in files]
-    part_bytes = tile.size // len(files) // BLOCK_BYTES * BLOCK_BYTES
+    part_bytes = room.size // len(files) // BLOCK_BYTES * BLOCK_BYTES
     with ExitStack() as opened:
         fds = [_open(path, opened) for path in paths]
         for at in range(0, max(f.size_bytes for f in files), part_bytes):
             parts = []
             for number, (fd, file) in enumerate(zip(fds, files, strict=True)):  # a map's faults cost more than the copy
-                begin = number * part_bytes
-                part = tile[begin : begin + max(0, min(part_bytes, file.size_bytes - at))]
-                pread_exact(fd, part.data, at, file.file)
+                part = room[number * part_bytes :][: max(0, min(part_bytes, file.size_bytes - at))]
+                done = disk.read(fd, room[number * part_bytes :][: whole_blocks(part.size)], at)
+                pread_exact(fd, part[done:].data, at + done, file.file)
                 parts.append(part.data)
             update_all(digests, parts)
         for path, fd, file in zip(paths, fds, files, strict=True):

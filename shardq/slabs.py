@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.files.atomic import pread_exact, reading
+from shardq.files.direct import BLOCK_BYTES, DirectDisk, whole_blocks
 
 
 class Slab(Protocol):
@@ -38,6 +39,29 @@ class FileSlab:
         """See Slab."""
         part = self.buffer[:size_bytes]
         pread_exact(self.fd, part.data, self.begin + offset, self.what)
+        return part
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSlab:
+    """Tiles are read past the page cache, with what lies beside them in the same blocks."""
+
+    file: FileSlab  # the common way
+    disk: DirectDisk
+    room: NDArray[np.uint8]  # aligned
+    alignment: int
+
+    def tile(self, offset: int, size_bytes: int) -> NDArray[np.uint8]:
+        """See Slab."""
+        begin = self.file.begin + offset
+        skipped = begin % BLOCK_BYTES
+        end = skipped + size_bytes
+        if end > self.room.size or self.disk.read(self.file.fd, self.room[: whole_blocks(end)], begin - skipped) < end:
+            return self.file.tile(offset, size_bytes)
+        part = self.room[skipped:end]
+        if skipped % self.alignment:
+            self.file.buffer[:size_bytes] = part
+            return self.file.buffer[:size_bytes]
         return part
 
 
@@ -87,15 +111,18 @@ class Mappings:
 
 @contextmanager
 def open_slab(
-    source: int | NDArray[np.uint8], begin: int, size_bytes: int, buffer: NDArray[np.uint8], alignment: int, what: str
-) -> Iterator[Slab]:
-    """The bytes [begin, begin + size_bytes) of `source`: a descriptor, or memory.
+    source: int | NDArray[np.uint8], begin: int, size_bytes: int, buffer: NDArray[np.uint8], alignment: int, what: str,
+    direct: tuple[DirectDisk, NDArray[np.uint8]] | None = None,
+) -> Iterator[Slab]:  # fmt: skip
+    """The bytes [begin, begin + size_bytes) of `source`: a descriptor, whose file is read past the page cache where a
+    disk and aligned room for that are given, or memory.
 
     `buffer` takes a tile of a file, and of memory where `begin` is no multiple of `alignment`: tensor data may start at
     any byte, kernels want whole elements. A file that is shorter is refused by `tile`, naming `what`.
     """
     if isinstance(source, int):
-        yield FileSlab(source, begin, buffer, what)
+        file = FileSlab(source, begin, buffer, what)
+        yield DiskSlab(file, *direct, alignment) if direct else file
         return
     pages = source[begin : begin + size_bytes]
     yield CopiedSlab(pages, buffer) if begin % alignment else MemorySlab(pages)

@@ -11,6 +11,7 @@ from shardq.dequantize.base import Part
 from shardq.dequantize.decoding import Ranges
 from shardq.descriptors import Descriptors
 from shardq.files.atomic import pread_exact
+from shardq.files.direct import ROOM_BYTES, DirectDisk, aligned_bytes
 from shardq.slabs import Mappings, Slab, open_slab
 from shardq.tasks import TILE_BYTES, RowsTask, Streamed, SurveyTask, Workplace
 
@@ -18,11 +19,13 @@ from shardq.tasks import TILE_BYTES, RowsTask, Streamed, SurveyTask, Workplace
 class SourceBytes:
     """Of one piece of work after the other."""
 
-    def __init__(self, place: Workplace) -> None:
+    def __init__(self, place: Workplace, disk: DirectDisk) -> None:
         self._place = place
+        self._disk = disk
         self._files = Descriptors(os.O_RDONLY)
         self._lent = Descriptors(os.O_RDONLY)
         self._mappings = Mappings()
+        self._aligned: NDArray[np.uint8] | None = None  # for tiles that come from the disk
         self._rooms: dict[str, NDArray[np.uint8]] = {}  # by role of a part, for tiles: fresh pages cost page faults
         self.memory: Streamed | None = None  # where those of the present work are, if not in files
 
@@ -33,6 +36,7 @@ class SourceBytes:
     def release(self) -> None:
         """Give memory back."""
         self._rooms.clear()
+        self._aligned = None
 
     def open(
         self, shard: str, begin: int, size_bytes: int, room: NDArray[np.uint8], alignment: int, tensor: str
@@ -42,8 +46,10 @@ class SourceBytes:
         if memory := self.memory:
             pages = self._mappings.get(memory.path)
             return open_slab(pages, begin - memory.origin, size_bytes, room, alignment, what)
-        fd = self._files.get(self._place.sources[shard])
-        return open_slab(fd, begin, size_bytes, room, alignment, what)
+        path = self._place.sources[shard]
+        is_fetched = self._place.fetched and path.startswith(self._place.fetched)  # past the cache, so it is not there
+        direct = (self._disk, self._disk_room()) if is_fetched else None
+        return open_slab(self._files.get(path), begin, size_bytes, room, alignment, what, direct)
 
     def read_part(self, task: RowsTask | SurveyTask, part: Part, ranges: Ranges) -> NDArray[np.uint8]:
         """The bytes of some ranges of a part, one behind the other; valid until the next ones of a part of this role.
@@ -63,6 +69,11 @@ class SourceBytes:
                     piece[:] = found
             at += end - begin
         return data
+
+    def _disk_room(self) -> NDArray[np.uint8]:
+        if self._aligned is None:
+            self._aligned = aligned_bytes(ROOM_BYTES)
+        return self._aligned
 
     def _room(self, role: str, size_bytes: int) -> NDArray[np.uint8]:
         """Memory that is used again, but for what is more than a tile."""

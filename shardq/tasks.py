@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TILE_BYTES = 1 << 20  # source bytes held at once: fits a core's second-level cache with its codes
 SLAB_BYTES = 64 << 20  # source bytes of the largest task; fixed, so that plans do not depend on the machine
+SEAL_BYTES = 1 << 20  # of finished files held at once
 READ_BACK_BYTES = 24  # for each weight of a tile: fp32 values as written and as read, scales, copies
 SPAN_BYTES = SLAB_BYTES  # source bytes that range mode holds in one piece; no task reaches over two
 
@@ -88,6 +89,11 @@ class Piece:
     size_bytes: int
     strip_bytes: int = TILE_BYTES  # checksummed at once; of a matrix whole rows, so few that any tile ends with one
     replaced: "ReplacedRef | None" = None  # what is written in their place
+
+    @property
+    def step_bytes(self) -> int:
+        """What is read and written at once: as many strips as a tile holds, at least one."""
+        return max(1, TILE_BYTES // self.strip_bytes) * self.strip_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +372,7 @@ class Workplace:
     parts: tuple[str, ...]  # folder of unfinished output files, by lane
     keeps_memory: bool  # workers keep a task's memory for the next one: only where all may have the largest task's
     log: LogConfig | None
+    fetched: str = ""  # folder of source shards that a download has written
     lent: str = ""  # folder of what streamed shards borrow: a folder for each, with a file for each donor
 
 
@@ -374,8 +381,8 @@ def _small_bytes(task: Task) -> int:
     if isinstance(task, VectorsTask):
         return TILE_BYTES + task.memory_bytes
     pieces = task.pieces if isinstance(task, CopyTask) else ()
-    replacing = max((p.strip_bytes for p in pieces if p.replaced), default=0)
-    return TILE_BYTES + max(TILE_BYTES, *(p.strip_bytes for p in pieces)) + replacing
+    replacing = max((p.step_bytes for p in pieces if p.replaced), default=0)
+    return TILE_BYTES + max(TILE_BYTES, *(p.step_bytes for p in pieces)) + replacing
 
 
 def _size(t: Target) -> int:

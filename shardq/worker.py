@@ -8,13 +8,13 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardq.arena import Arena, reserve
+from shardq.arena import PAGE_BYTES, Arena, reserve
 from shardq.block_rows import BlockRows, Given, extents, fill_vector, written_extents
 from shardq.block_rows import shapes as block_shapes
 from shardq.block_tasks import BlocksTask, VectorsTask
@@ -23,7 +23,8 @@ from shardq.decoded import DecodedRows, keep_rows, round_rows
 from shardq.descriptors import Descriptors
 from shardq.errors import CorruptShard, KernelUnavailable, NonFiniteWeight, NotExact
 from shardq.figures import COUNTS, FIGURES, WEIGHED, Figures, sum_figures
-from shardq.files.atomic import pread_exact, pwrite_all, writing
+from shardq.files.atomic import pread_exact, writing
+from shardq.files.direct import DirectDisk
 from shardq.importance_vectors import VectorCache
 from shardq.kernels import KernelChoiceError, KernelSet, load
 from shardq.layouts import find_layout
@@ -37,6 +38,7 @@ from shardq.making import (
     extents_of,
     losses_of,
     measure_written,
+    offset_of,
     slab_shapes,
     specs_of,
     way_of,
@@ -49,6 +51,7 @@ from shardq.schemes import Scheme
 from shardq.sealing import seal_files, settle_files
 from shardq.source_bytes import SourceBytes
 from shardq.tasks import (
+    SEAL_BYTES,
     TILE_BYTES,
     Bundle,
     BundleDone,
@@ -93,7 +96,8 @@ class Worker:
         self._kernels = kernels
         self._arena = Arena()
         self._vectors = VectorCache()
-        self._source = SourceBytes(workplace)
+        self._disk = DirectDisk()
+        self._source = SourceBytes(workplace, self._disk)
         self._parts = Descriptors(os.O_RDWR)
 
     def run(self, work: object) -> Report:
@@ -242,7 +246,7 @@ class Worker:
         path = self._part(making.member.lane, making.task.file)
         with writing(path):
             for data, offset in extents_of(making.task, making.specs, making.out):
-                pwrite_all(self._parts.get(path), data.data, offset)
+                self._disk.write(self._parts.get(path), data, offset)
 
     def _write_extents(self, lane: int, extents: Iterable[tuple[str, Extent]], finished: Collection[str]) -> int:
         """Write what is not for `finished` files; returns the checksum of all."""
@@ -268,7 +272,8 @@ class Worker:
         figures += [(losses_shape, np.float64)] * sum(way[2] is not None for way in works)
         wanted = [(room_shape, np.uint8), *figures, *(shape for work in works.values() for shape in work)]
         wanted += [shape for slab in slabs for shape in slab.values()]
-        self._arena.reset(reserve(*wanted, *(shape for t in bundle.block_tasks for shape in block_shapes(t))))
+        wanted += [shape for t in bundle.block_tasks for shape in block_shapes(t)]
+        self._arena.reset(reserve(*wanted) + PAGE_BYTES * sum(map(len, slabs)))
         take = self._arena.take
         room = take(room_shape, np.uint8)
         ways = {
@@ -282,7 +287,9 @@ class Worker:
         quantizing = (m for m in bundle.members if isinstance(m.task, QuantizeTask))
         makings = []
         for m, t, s, slab, apart in zip(quantizing, tasks, specs, slabs, own, strict=True):
-            out, way = {k: take(*shape) for k, shape in slab.items()}, way_of(t)
+            offsets = [offset_of(t, spec, target) for spec, target in zip(s, t.targets, strict=True)]
+            out = {k: take(*shape, at) for (k, shape), at in zip(slab.items(), offsets, strict=True)}  # see DirectDisk
+            way = way_of(t)
             stats = take(stats_shape, np.float64) if apart else ways[way].stats if way else None
             makings.append(Making(m, t, find_layout(t.layout), s, out, stats))
         for made in makings:
@@ -322,18 +329,18 @@ class Worker:
         tasks = [task for _, task in copies]
         if not tasks:
             return
-        room = self._strip(tasks[0])
         sums = [0] * len(tasks)
         for pieces in zip(*(t.pieces for t in tasks), strict=True):
-            piece = pieces[0]
+            piece, step = pieces[0], pieces[0].step_bytes
+            room = self._strips(piece, piece.target)
             with self._source.open(tasks[0].shard, piece.begin, piece.size_bytes, room, 1, piece.tensor) as slab:
-                for at in range(0, piece.size_bytes, piece.strip_bytes):
-                    part = slab.tile(at, min(piece.strip_bytes, piece.size_bytes - at))
-                    digest = self._kernels.checksum(part)
+                for at in range(0, piece.size_bytes, step):
+                    part = slab.tile(at, min(step, piece.size_bytes - at))
+                    strips = self._strip_sums(part, piece)
                     for i, ((lane, task), own) in enumerate(zip(copies, pieces, strict=True)):
                         made = _content(own, part, at)
-                        more = digest if made is part else self._kernels.checksum(made)
-                        sums[i] = _fold(sums[i], more)
+                        found = strips if made is part else self._strip_sums(made, own)
+                        sums[i] = reduce(_fold, found, sums[i])
                         self._put(lane, task.file, made, own.target + at)
         for (lane, task), checksum in zip(copies, sums, strict=True):
             yield lane, _copied(task.id, checksum)
@@ -356,21 +363,22 @@ class Worker:
         (piece,) = member.task.pieces
         raw = _content(piece, raw, at)
         self._put(member.lane, member.task.file, raw, piece.target + at)
-        for begin in range(0, raw.size, piece.strip_bytes):
-            checksum = _fold(checksum, self._kernels.checksum(raw[begin : begin + piece.strip_bytes]))
-        return checksum
+        return reduce(_fold, self._strip_sums(raw, piece), checksum)
 
-    def _strip(self, task: CopyTask) -> NDArray[np.uint8]:
-        """Room for what is checksummed at once."""
-        size = max(p.strip_bytes for p in task.pieces)
-        self._arena.reset(size)
-        room: NDArray[np.uint8] = self._arena.take((size,), np.uint8)
-        return room
+    def _strip_sums(self, data: NDArray[np.uint8], piece: Piece) -> list[int]:
+        """Checksums of some strips of a piece."""
+        step = piece.strip_bytes
+        return [self._kernels.checksum(data[begin : begin + step]) for begin in range(0, data.size, step)]
+
+    def _strips(self, piece: Piece, offset: int | None = None) -> NDArray[np.uint8]:
+        """Room for what of a piece is read and written at once; `offset` as of Arena."""
+        self._arena.reset(piece.step_bytes + PAGE_BYTES)
+        return self._arena.take((piece.step_bytes,), np.uint8, offset)
 
     def _put(self, lane: int, file: str, part: NDArray[np.uint8], offset: int) -> None:
         path = self._part(lane, file)
         with writing(path):
-            pwrite_all(self._parts.get(path), part.data, offset)
+            self._disk.write(self._parts.get(path), part, offset)
 
     def _stands(self, member: Member, before: Done) -> bool:
         """True if what an interrupted run wrote is still there, and was made with the magnitude that is known now."""
@@ -391,13 +399,13 @@ class Worker:
             for data, offset in extents_of(task, specs, out):
                 pread_exact(fd, data.data, offset, task.file)
             return self._checksum(out)
-        tile = self._strip(task)
         checksum = 0
         for piece in task.pieces:
-            for at in range(0, piece.size_bytes, piece.strip_bytes):
-                part = tile[: min(piece.strip_bytes, piece.size_bytes - at)]
+            room, step = self._strips(piece), piece.step_bytes
+            for at in range(0, piece.size_bytes, step):
+                part = room[: min(step, piece.size_bytes - at)]
                 pread_exact(fd, part.data, piece.target + at, task.file)
-                checksum = _fold(checksum, self._kernels.checksum(part))
+                checksum = reduce(_fold, self._strip_sums(part, piece), checksum)
         return checksum
 
     def _written_extents(self, lane: int, task: BlocksTask | VectorsTask) -> int:
@@ -440,9 +448,9 @@ class Worker:
     def _seal(self, task: SealTask) -> SealDone:
         """Finished files."""
         self._parts.close()
-        self._arena.reset(TILE_BYTES)
-        tile = self._arena.take((TILE_BYTES,), np.uint8)
-        found = seal_files([self._part(f.lane, f.file) for f in task.files], task.files, tile)
+        self._arena.reset(SEAL_BYTES)
+        room = self._arena.take((SEAL_BYTES,), np.uint8)
+        found = seal_files([self._part(f.lane, f.file) for f in task.files], task.files, room, self._disk)
         return SealDone(tuple(Sealed(f.lane, f.file, sha256) for f, sha256 in zip(task.files, found, strict=True)))
 
     def _settle(self, task: SettleTask) -> Settled:

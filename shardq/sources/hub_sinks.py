@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-from shardq.files.atomic import pread_exact, pwrite_all, writing
+from shardq.files.atomic import pread_exact, writing
+from shardq.files.direct import DirectDisk, aligned_bytes
 from shardq.files.writeback import start_writeback
 from shardq.hash_meeting import HashMeeting
 
@@ -78,7 +79,9 @@ class FileSink:
         self._fd = fd
         self._path = path
         self._on_bytes = on_bytes
-        self._buffer = memoryview(bytearray(PIECE_BYTES))
+        self._disk = DirectDisk()
+        self._room = aligned_bytes(PIECE_BYTES)
+        self._buffer = self._room.data
         self._filled = 0  # of the buffer
         self._kept = 0  # of these, in the file
         self._stored = 0  # in the file
@@ -126,7 +129,7 @@ class FileSink:
         """Write what is here without a report. Returns the bytes written; raises DiskFull, NotWritable."""
         piece = self._buffer[self._kept : self._filled]
         with writing(self._path):
-            pwrite_all(self._fd, piece, self._stored)
+            self._disk.write(self._fd, self._room[self._kept : self._filled], self._stored)
         self._hashes.update(self.digest, piece)
         self._kept = self._filled  # the buffer goes on where it is: its rest may be lent
         self._stored += len(piece)

@@ -26,6 +26,7 @@ from crash_disk import CUTS, Disk
 from crash_scenes import SCENES, Scene
 
 from shardq.errors import ShardqError
+from shardq.files.direct import BLOCK_BYTES
 from shardq.journal import Journal
 
 WEIGHTS: Final = (".safetensors", ".gguf")
@@ -45,6 +46,7 @@ class Options:
     verify_every: int = 50  # cases
     forgotten: Sequence[str] = ()  # a bug to find: see `Watch`
     early_delete: bool = False  # a bug to find: a source shard goes before the journal says that it may
+    direct: bool = False  # pieces of a few blocks go past the page cache, too
     enough: int = 1_000_000  # stop after so many findings
 
 
@@ -188,6 +190,8 @@ class Sweep:
         watch.begin()
         if self._options.early_delete:
             delete_early(self._scene.only_here)
+        if self._options.direct:
+            patch("shardq.files.direct.LEAST_BYTES", BLOCK_BYTES).start()
         code, said = DONE, ""
         try:
             self._scene.run()

@@ -108,6 +108,16 @@ def test_fault_at_every_call(sweep: Sweep, scene: str, part: int, doubles: int) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("scene", "part", "doubles"), [("eating", 4, 20), ("fetching", 12, 10)])
+def test_fault_at_a_write_past_the_page_cache(sweep: Sweep, scene: str, part: int, doubles: int) -> None:
+    share = SHARES * part
+    words = {"doubles": doubles // SHARES, "direct": True}
+    found = sweep(scene, *({**words, "share": [i, share], "double_seed": i} for i in range(SHARES)))
+    assert [w for f in found for w in f["wrong"]] == []
+    assert sum(f["singles"] for f in found) > 7 * len(found[0]["calls"]) / part
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", BUGS)
 def test_bug_is_found(sweep: Sweep, bug: str) -> None:
     scene, options = BUGS[bug]

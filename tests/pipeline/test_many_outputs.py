@@ -23,6 +23,8 @@ from shardq import Limits, Progress
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BudgetTooSmall, RecipeChanged
 from shardq.executors.inline import InlineExecutor
+from shardq.files import direct
+from shardq.files.direct import DirectDisk
 from shardq.needs import disk_bytes
 from shardq.onepass import OnePass
 from shardq.opening import make_orders
@@ -38,6 +40,7 @@ MIXES = {
     "far reach": ("NVFP4A16", "FP8_TENSOR", "W8A8"),
     "research": ("NVFP4A16@fake", "NVFP4A16", "FP8_BLOCK@fp8", "W4A16@fake"),
 }
+OF_THE_SOURCE = {"README.md", "shardq.json", "shardq-ledger.json.zst"}  # they name it and its commit
 PAIR = ("W4A16@mlx", "NVFP4A16")
 ONE = Limits(parallel=1)
 
@@ -95,6 +98,28 @@ def test_small_slabs_and_tiles_change_no_weight(
     gate = "model.layers.0.mlp.gate_proj.weight"
     assert sum(t.tensor == gate for t in shardq.plan(folder).tasks) == 3
     check(tmp_path, schemes, contents, alone)
+
+
+@pytest.mark.parametrize("is_fetched", [False, True])
+def test_pieces_past_the_page_cache_change_no_weight(
+    folder: Path, make_model: Callable[[Path], Any], tmp_path: Path, contents: Contents, alone: Alone, is_fetched: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also where one output copies tiles that others quantize, and what a download has brought is read that way."""
+    plain, counts = DirectDisk._judge, Counter[str]()
+    monkeypatch.setattr(direct, "LEAST_BYTES", direct.BLOCK_BYTES)
+    monkeypatch.setattr(DirectDisk, "_judge", lambda disk, *moved: (counts.update(("calls",)), plain(disk, *moved))[1])
+    if is_fetched:
+        model = make_model(folder)
+        monkeypatch.setattr("shardq.opening.open_source", lambda *_, **__: model.open())
+    schemes = ("W4A16@mlx", "W4A16@gptq", "MXFP4", "FP8_BLOCK")
+    shardq.quantize_many("org/model" if is_fetched else folder, schemes, output_dir=tmp_path, limits=ONE)
+    for scheme, name in zip(schemes, names(schemes), strict=True):
+        here, there = contents(tmp_path / name), alone(scheme)
+        assert {n for n in there if here[n] != there[n]} <= (OF_THE_SOURCE if is_fetched else set()), scheme
+    if counts["calls"] <= 2:
+        pytest.skip("this file system has no O_DIRECT")
+    assert counts["calls"] > 100
 
 
 # --- one read -------------------------------------------------------------------------------------------------------
