@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TILE_BYTES = 1 << 20  # source bytes held at once: fits a core's second-level cache with its codes
 SLAB_BYTES = 64 << 20  # source bytes of the largest task; fixed, so that plans do not depend on the machine
-SEAL_BYTES = 1 << 20  # of finished files held at once
+SEAL_BYTES = 3 << 20  # of finished files held at once: of each as much as a disk is well given at a time
 READ_BACK_BYTES = 24  # for each weight of a tile: fp32 values as written and as read, scales, copies
 SPAN_BYTES = SLAB_BYTES  # source bytes that range mode holds in one piece; no task reaches over two
 

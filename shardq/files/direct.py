@@ -102,17 +102,17 @@ class DirectDisk:
             self._is_open, self._moved_bytes, self._is_fast = self._is_fast, 0, False
 
     def _begin(self, fd: int) -> bool:
-        """From here on a descriptor reads and writes past the cache; False where that cannot be."""
+        """From here on a descriptor, which has no other flags, goes past the cache; False where that cannot be."""
         if self._is_open:
             try:
-                fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | _FLAG)
+                fcntl.fcntl(fd, fcntl.F_SETFL, _FLAG)
             except OSError:
                 self._is_open = False
         return self._is_open
 
 
 def _end(fd: int) -> None:
-    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~_FLAG)
+    fcntl.fcntl(fd, fcntl.F_SETFL, 0)
 
 
 def whole_blocks(size_bytes: int) -> int:
