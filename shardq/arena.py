@@ -40,8 +40,10 @@ class Arena:
         the beginning of a page as it is there, which takes up to PAGE_BYTES more."""
         kind = np.dtype(dtype)
         size = kind.itemsize * math.prod(shape)
-        begin = self._used if offset is None else self._used + (offset - self._used) % PAGE_BYTES
-        self._used = begin + -(-size // ALIGN) * ALIGN
+        begin = self._used
+        if offset is not None and offset % kind.itemsize == 0:  # numpy wants elements to lie at multiples of their size
+            begin += (offset - begin) % PAGE_BYTES
+        self._used = -(-(begin + size) // ALIGN) * ALIGN
         assert self._used <= self._block.size, "a task took more than it reserved"
         return self._block[begin : begin + size].view(kind).reshape(shape)
 
