@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shardq.checkpoint import Checkpoint, Shard, SideFile, TensorRef
-from shardq.dequantize import find_encoded
+from shardq.dequantize.finding import find_encoded
 from shardq.errors import CheckpointIncomplete, CorruptShard, SourceUnreadable, UnknownDtype
 from shardq.files.atomic import reading
 from shardq.files.safetensors import (

@@ -6,18 +6,20 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import zstandard
 
 from shardq.block_tasks import BlocksTask
 from shardq.decide import Decision
 from shardq.figures import Figures, Losses, merge_figures, merge_losses
-from shardq.gguf.planned import PlannedTensor
 from shardq.plans import Plan
-from shardq.searching import describe_search
+from shardq.search import describe_search
 from shardq.tasks import Done, QuantizeTask
 from shardq.weights import kept_shape
+
+if TYPE_CHECKING:
+    from shardq.gguf.planned import PlannedTensor
 
 LEDGER: Final = "shardq-ledger.json.zst"
 TABLE: Final = "gguf"  # of the ledger of a GGUF output: its tensors, as the headers have them
@@ -171,7 +173,7 @@ def make_ledger(plan: Plan, errors: Mapping[str, Errors]) -> dict[str, Any]:
     return ledger
 
 
-def _table_entry(t: PlannedTensor) -> dict[str, Any]:
+def _table_entry(t: "PlannedTensor") -> dict[str, Any]:
     """A tensor of a GGUF file; of those that no weight goes into the config decides the numbers."""
     entry: dict[str, Any] = {"type": t.type, "shape": list(t.shape), "file": t.file}
     return entry if t.weights else entry | {"computed": True}

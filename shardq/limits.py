@@ -60,8 +60,8 @@ class Limits:
 
     def least_ram_bytes(self, work: "OnePass", remote: bool, network: bool) -> int:
         """The smallest --max-ram for so many workers; `remote` and `network` as for share_memory."""
-        from shardq.needs import extra_memory_bytes
         from shardq.spans import largest_span_bytes
+        from shardq.traffic import extra_memory_bytes
 
         slots = min(self._slots(remote), LEAST_SLOTS)
         fixed = BASE_BYTES + work.records * TENSOR_BYTES + self.parallel * WORKER_BYTES + self._network_bytes(network)

@@ -2,6 +2,9 @@
 
 Inputs and outputs are files; only the small records of `tasks` cross the process border. Memory is one arena that is
 reused from task to task, because fresh pages cost more than the arithmetic.
+
+What few runs need (of encoded, carried, tuned or replaced weights, and of GGUF files) is imported where it is used, and
+by worker_parts.py before workers are forked.
 """
 
 import math
@@ -9,22 +12,17 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardq.arena import Arena, reserve
-from shardq.block_rows import BlockRows, Given, extents, fill_vector, written_extents
-from shardq.block_rows import shapes as block_shapes
 from shardq.block_tasks import BlocksTask, VectorsTask
-from shardq.carry_codes import carry_rows, largest_scale
-from shardq.decoded import DecodedRows, keep_rows, round_rows
 from shardq.descriptors import Descriptors
 from shardq.errors import CorruptShard, KernelUnavailable, NonFiniteWeight, NotExact
 from shardq.figures import COUNTS, FIGURES, WEIGHED, Figures, sum_figures
 from shardq.files.atomic import pread_exact, pwrite_all, writing
-from shardq.importance_vectors import VectorCache
 from shardq.kernels import KernelChoiceError, KernelSet, load
 from shardq.layouts import find_layout
 from shardq.making import (
@@ -44,7 +42,6 @@ from shardq.making import (
 )
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows, quantize_rows
-from shardq.replaced import read_replaced
 from shardq.schemes import Scheme
 from shardq.sealing import seal_files, settle_files
 from shardq.source_bytes import SourceBytes
@@ -68,7 +65,10 @@ from shardq.tasks import (
     SurveyTask,
     Workplace,
 )
-from shardq.tuned_rows import pack_tuned
+from shardq.vector_cache import VectorCache
+
+if TYPE_CHECKING:
+    from shardq.block_rows import BlockRows
 
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Report = BundleDone | Surveyed | SealDone | Settled
@@ -139,6 +139,8 @@ class Worker:
         for tile in self._tiles(first, rows, room, checked):
             self._tile(tile, ways, makings)
             for _, made in blocks:
+                from shardq.block_rows import Given
+
                 made.add(Given(first.row + tile.row, tile.rows, tile.dtype, tile.parts, tile.wide))
             for c in copies:
                 raw = tile.rows.reshape(-1).view(np.uint8)
@@ -172,6 +174,8 @@ class Worker:
                     raw = slab.tile(at, min(rows * row_bytes, end - begin - at))
                     yield Tile(at // row_bytes, raw.view(kind).reshape(-1, task.columns), task.dtype)
             return
+        from shardq.decoded import DecodedRows, round_rows
+
         wide = room.view(np.float32).reshape(rows, task.columns)
         read = partial(self._source.read_part, task)
         decoded = DecodedRows(task.encoded, (task.row, task.end_row), read, self._kernels, checked)
@@ -206,11 +210,16 @@ class Worker:
                 self._keep(tile, m)
             elif m.task.goal:
                 self._carry(tile, m)
-            elif m.task.tuned and not pack_tuned(tile, m, self._kernels):
-                raise self._non_finite(m.task, m.task.scheme, tile)
+            elif m.task.tuned:
+                from shardq.tuned_rows import pack_tuned
+
+                if not pack_tuned(tile, m, self._kernels):
+                    raise self._non_finite(m.task, m.task.scheme, tile)
 
     def _keep(self, tile: Tile, making: Making) -> None:
         """Rows as they were decoded, in the type that the weight has."""
+        from shardq.decoded import keep_rows
+
         out = making.out[making.specs[0].suffix]
         task = making.task
         assert task.encoded
@@ -225,6 +234,8 @@ class Worker:
 
     def _carry(self, tile: Tile, making: Making) -> None:
         """Rows with the codes that they have."""
+        from shardq.carry_codes import carry_rows
+
         task, to = making.task, making.task.goal
         assert task.encoded
         assert task.scheme
@@ -255,7 +266,7 @@ class Worker:
 
     def _take(
         self, bundle: Bundle, rows: int
-    ) -> tuple[NDArray[Any], dict[Way, Rows], list[Making], list[tuple[int, BlockRows]]]:
+    ) -> "tuple[NDArray[Any], dict[Way, Rows], list[Making], list[tuple[int, BlockRows]]]":
         """All arrays of a slab, from the arena: room for a tile, for codes, for figures, for the outputs."""
         tasks, first = bundle.quantize_tasks, bundle.rows_tasks[0]
         slab_rows = first.end_row - first.row
@@ -268,7 +279,7 @@ class Worker:
         figures += [(losses_shape, np.float64)] * sum(way[2] is not None for way in works)
         wanted = [(room_shape, np.uint8), *figures, *(shape for work in works.values() for shape in work)]
         wanted += [shape for slab in slabs for shape in slab.values()]
-        self._arena.reset(reserve(*wanted, *(shape for t in bundle.block_tasks for shape in block_shapes(t))))
+        self._arena.reset(reserve(*wanted, *_block_shapes(bundle.block_tasks)))
         take = self._arena.take
         room = take(room_shape, np.uint8)
         ways = {
@@ -287,12 +298,13 @@ class Worker:
             makings.append(Making(m, t, find_layout(t.layout), s, out, stats))
         for made in makings:
             write_values(made.specs, made.out)
-        blocks = [
-            (m.lane, BlockRows(m.task, self._arena, self._vectors, self._kernels))
-            for m in bundle.members
-            if isinstance(m.task, BlocksTask)
-        ]
+        blocks = [(m.lane, self._block_rows(m.task)) for m in bundle.members if isinstance(m.task, BlocksTask)]
         return room, ways, makings, blocks
+
+    def _block_rows(self, task: BlocksTask) -> "BlockRows":
+        from shardq.block_rows import BlockRows
+
+        return BlockRows(task, self._arena, self._vectors, self._kernels)
 
     def _non_finite(self, task: QuantizeTask, scheme: Scheme, tile: Tile) -> NonFiniteWeight:
         """Say where the first value lies that cannot be quantized."""
@@ -340,6 +352,8 @@ class Worker:
 
     def _vector_extents(self, task: VectorsTask) -> Iterator[tuple[str, Extent]]:
         """All that becomes of some vectors."""
+        from shardq.block_rows import extents, fill_vector
+
         for v in task.vectors:
             kind = np.dtype(WEIGHT_ARRAYS[v.dtype])
             self._arena.reset(v.size_bytes)
@@ -402,6 +416,8 @@ class Worker:
 
     def _written_extents(self, lane: int, task: BlocksTask | VectorsTask) -> int:
         """The same of what goes to places of its own."""
+        from shardq.block_rows import written_extents
+
         checksum = 0
         for file, begin, size in written_extents(task):
             self._arena.reset(size)
@@ -429,6 +445,8 @@ class Worker:
         for tile in self._tiles(task, rows, room, checked=False):
             count = len(tile.rows)
             if task.goal and task.encoded and tile.parts:
+                from shardq.carry_codes import largest_scale
+
                 at = task.row + tile.row
                 largest = largest_scale(task.encoded, tile.parts, at, at + count, task.goal, self._kernels)
             else:
@@ -464,10 +482,21 @@ class Worker:
         return checksum
 
 
+def _block_shapes(tasks: Sequence[BlocksTask]) -> list[tuple[tuple[int, ...], type]]:
+    """Arrays that rows of GGUF files need."""
+    if not tasks:
+        return []
+    from shardq.block_rows import shapes
+
+    return [shape for task in tasks for shape in shapes(task)]
+
+
 def _content(piece: Piece, part: NDArray[np.uint8], at: int) -> NDArray[np.uint8]:
     """What goes into the output for a part of a piece, which begins at `at`: that, or what replaces it."""
     if piece.replaced is None:
         return part
+    from shardq.replaced import read_replaced
+
     return np.frombuffer(read_replaced(piece.replaced, at, part.size), np.uint8)
 
 
