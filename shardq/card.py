@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from shardq.fold import FOLD
 from shardq.html_report.grid import Grid
 from shardq.html_report.picture import PICTURE
 from shardq.html_report.rows import Row, total_roles
@@ -158,6 +157,8 @@ def _options(r: Recipe) -> list[str]:
     if r.importance:
         words += ["--importance", r.importance.label]
     if r.fold:
+        from shardq.fold import FOLD
+
         words += ["--fold", FOLD]
     if r.tuned:
         words += ["--tuned", r.tuned.label]

@@ -10,7 +10,7 @@ from shardq.dequantize.hints import read_hints
 from shardq.errors import BadTuned, UnsupportedSource
 from shardq.families import load_families
 from shardq.fused import model_types
-from shardq.layouts import LAYOUTS, find_layout
+from shardq.layouts import find_layout, known_layout
 from shardq.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ ROWS: Final = {True: "a half of the rows of gate and up as they lie", False: "ev
 def holds_halves(config: Mapping[str, Any] | None) -> bool:
     """True for a checkpoint whose single experts are halves, by its quant_method. It matters only for models whose rows
     take turns."""
-    method = read_hints(config).method
-    return any(layout.halves_experts for layout in LAYOUTS if method in (layout.name, *layout.aliases))
+    layout = known_layout(read_hints(config).method)
+    return layout is not None and layout.halves_experts
 
 
 def check_tuned_halves(stacks: "Iterable[ExpertStack]", recipe: Recipe) -> None:

@@ -3,8 +3,7 @@ source has encoded or stacked stand under names of their own; what they are made
 
 import json
 import math
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -147,9 +146,15 @@ def stand_out(plan: Plan, errors: Mapping[str, Errors]) -> tuple[tuple[str, floa
             by_scheme.setdefault(d.scheme.name, []).append((errors[d.tensor.name].relative, d.tensor.name))
     found: list[tuple[float, str]] = []
     for rows in by_scheme.values():
-        limit = UNUSUAL * statistics.median(x for x, _ in rows)
+        limit = UNUSUAL * _median(sorted(x for x, _ in rows))
         found += [row for row in rows if row[0] > limit]
     return tuple((name, relative) for relative, name in sorted(found, key=lambda x: (-x[0], x[1]))[:WORST])
+
+
+def _median(values: Sequence[float]) -> float:
+    """Of at least one value; `values` go up."""
+    middle = len(values) // 2
+    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
 
 
 def damaged(errors: Mapping[str, Errors]) -> tuple[tuple[str, int], ...]:

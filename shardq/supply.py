@@ -50,7 +50,9 @@ class Supply:
         self._spans, self._loans = spans, loans
         self._waiting: dict[str, list[Piece]] = {}  # pieces of shards whose loans are on their way
         slot_bytes = max((s.size_bytes for own in spans.values() for s in own), default=0)
-        streams = self._make_streams(slots, slot_bytes, sizes) if source.remote and slots else (None, None)
+        streams: tuple[Streamer | None, Lender | None] = (None, None)
+        if source.remote and slots:
+            streams = self._make_streams(slots, slot_bytes, sizes)
         self._streamer, self._lender = streams
         self._fetcher = Fetcher(source, staging.src) if source.remote and not slots else None
 

@@ -1,5 +1,5 @@
-"""Modules that the worker needs for some tasks only: a plain run loads none of them, and a run that has such tasks loads
-them once, before workers are forked."""
+"""Modules that the worker needs for some tasks only. A plain run loads none of them; one that has such tasks loads them
+once, before workers are forked."""
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping

@@ -16,8 +16,8 @@ def describe(
     hints: Hints,
     peeked: Mapping[str, bytes],
 ) -> Found:
-    """The encoded weights of `modules`, the companions of each by name. What is dropped is left to the caller; `peeked` is
-    as of find_encoded. Raises nothing."""
+    """The encoded weights of `modules`, the companions of each by name. What is dropped is left to the caller. `peeked`
+    is as of find_encoded. Raises nothing."""
     encoded: dict[str, tuple[Encoded, ...]] = {}
     consumed: set[str] = set()
     wanted: list[TensorRef] = []
