@@ -95,6 +95,8 @@ class OnePass:
     @cached_property
     def loans(self) -> "Mapping[str, tuple[Loan, ...]]":
         """What each shard borrows of others when it is streamed."""
+        if not any(task.encoded for bundle in self.bundles for task in bundle.rows_tasks):
+            return {}
         from shardq.loans import plan_loans
         from shardq.spans import cut_all
 
