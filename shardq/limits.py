@@ -73,11 +73,11 @@ class Limits:
 
         `remote`: the source is on the Hub; `network`: the source or the destination is. Raises BudgetTooSmall.
         """
-        from shardq.spans import largest_span_bytes
-
         wanted = self._slots(remote)
         if self.max_ram_bytes is None:
             return Memory(None, wanted)
+        from shardq.spans import largest_span_bytes
+
         largest_task_bytes, span_bytes = work.largest_task_bytes, largest_span_bytes(work)
         need = self.least_ram_bytes(work, remote, network)
         left = self.max_ram_bytes - need + min(wanted, LEAST_SLOTS) * span_bytes

@@ -31,12 +31,12 @@ from shardq.publish import Published, is_complete, publish, recorded_identity
 from shardq.push import check_push, prepare_push, push_folder, still_stored
 from shardq.recipe import Recipe
 from shardq.scale_choice import choose_scales
+from shardq.seldom import load_parts
 from shardq.signals import StopFlag, raise_on_signal
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE, Staging, changed_message, check_folder
 from shardq.supply import source_paths
 from shardq.tasks import Workplace
-from shardq.worker_parts import load_parts
 
 ENTRY: Final = "shardq.worker:start"
 

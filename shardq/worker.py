@@ -2,9 +2,6 @@
 
 Inputs and outputs are files; only the small records of `tasks` cross the process border. Memory is one arena that is
 reused from task to task, because fresh pages cost more than the arithmetic.
-
-What few runs need (of encoded, carried, tuned or replaced weights, and of GGUF files) is imported where it is used, and
-by worker_parts.py before workers are forked.
 """
 
 import math
@@ -12,11 +9,12 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardq import seldom
 from shardq.arena import Arena, reserve
 from shardq.block_tasks import BlocksTask, VectorsTask
 from shardq.descriptors import Descriptors
@@ -66,9 +64,6 @@ from shardq.tasks import (
     Workplace,
 )
 from shardq.vector_cache import VectorCache
-
-if TYPE_CHECKING:
-    from shardq.block_rows import BlockRows
 
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Report = BundleDone | Surveyed | SealDone | Settled
@@ -139,9 +134,7 @@ class Worker:
         for tile in self._tiles(first, rows, room, checked):
             self._tile(tile, ways, makings)
             for _, made in blocks:
-                from shardq.block_rows import Given
-
-                made.add(Given(first.row + tile.row, tile.rows, tile.dtype, tile.parts, tile.wide))
+                made.add(seldom.Given(first.row + tile.row, tile.rows, tile.dtype, tile.parts, tile.wide))
             for c in copies:
                 raw = tile.rows.reshape(-1).view(np.uint8)
                 sums[c.lane] = self._copy_rows(c, raw, tile.row * first.row_bytes, sums[c.lane])
@@ -174,15 +167,13 @@ class Worker:
                     raw = slab.tile(at, min(rows * row_bytes, end - begin - at))
                     yield Tile(at // row_bytes, raw.view(kind).reshape(-1, task.columns), task.dtype)
             return
-        from shardq.decoded import DecodedRows, round_rows
-
         wide = room.view(np.float32).reshape(rows, task.columns)
         read = partial(self._source.read_part, task)
-        decoded = DecodedRows(task.encoded, (task.row, task.end_row), read, self._kernels, checked)
+        decoded = seldom.DecodedRows(task.encoded, (task.row, task.end_row), read, self._kernels, checked)
         for row in range(task.row, task.end_row, rows):
             tile, parts = decoded.tile(row, min(row + rows, task.end_row), wide)
             if task.rounds:
-                yield Tile(row - task.row, round_rows(tile, task.dtype), task.dtype, tile, parts)
+                yield Tile(row - task.row, seldom.round_rows(tile, task.dtype), task.dtype, tile, parts)
             else:
                 yield Tile(row - task.row, tile, "F32", tile, parts)
 
@@ -210,22 +201,17 @@ class Worker:
                 self._keep(tile, m)
             elif m.task.goal:
                 self._carry(tile, m)
-            elif m.task.tuned:
-                from shardq.tuned_rows import pack_tuned
-
-                if not pack_tuned(tile, m, self._kernels):
-                    raise self._non_finite(m.task, m.task.scheme, tile)
+            elif m.task.tuned and not seldom.pack_tuned(tile, m, self._kernels):
+                raise self._non_finite(m.task, m.task.scheme, tile)
 
     def _keep(self, tile: Tile, making: Making) -> None:
         """Rows as they were decoded, in the type that the weight has."""
-        from shardq.decoded import keep_rows
-
         out = making.out[making.specs[0].suffix]
         task = making.task
         assert task.encoded
         assert tile.wide is not None
         is_kept = tile.dtype == task.dtype and not task.encoded.scaling
-        kept = tile.rows if is_kept else keep_rows(task.encoded, tile.wide, task.dtype, self._kernels)
+        kept = tile.rows if is_kept else seldom.keep_rows(task.encoded, tile.wide, task.dtype, self._kernels)
         kept = kept if kept.dtype == out.dtype else kept.view(out.dtype)
         if making.task.turned:
             out[:, tile.row : tile.row + len(kept)] = kept.T
@@ -234,8 +220,6 @@ class Worker:
 
     def _carry(self, tile: Tile, making: Making) -> None:
         """Rows with the codes that they have."""
-        from shardq.carry_codes import carry_rows
-
         task, to = making.task, making.task.goal
         assert task.encoded
         assert task.scheme
@@ -244,7 +228,7 @@ class Worker:
         assert tile.wide is not None
         assert making.stats is not None
         row, count = task.row + tile.row, len(tile.rows)
-        part = carry_rows(task.encoded, tile.parts, row, row + count, to, self._kernels, task.amax)
+        part = seldom.carry_rows(task.encoded, tile.parts, row, row + count, to, self._kernels, task.amax)
         making.layout.pack(part, tile.row, making.out, task.scheme, self._kernels)
         there = slice(tile.row, tile.row + count)
         measure_rows(tile.wide, "F32", task.scheme, part, making.stats[there], self._kernels)
@@ -266,7 +250,7 @@ class Worker:
 
     def _take(
         self, bundle: Bundle, rows: int
-    ) -> "tuple[NDArray[Any], dict[Way, Rows], list[Making], list[tuple[int, BlockRows]]]":
+    ) -> "tuple[NDArray[Any], dict[Way, Rows], list[Making], list[tuple[int, seldom.BlockRows]]]":
         """All arrays of a slab, from the arena: room for a tile, for codes, for figures, for the outputs."""
         tasks, first = bundle.quantize_tasks, bundle.rows_tasks[0]
         slab_rows = first.end_row - first.row
@@ -279,7 +263,7 @@ class Worker:
         figures += [(losses_shape, np.float64)] * sum(way[2] is not None for way in works)
         wanted = [(room_shape, np.uint8), *figures, *(shape for work in works.values() for shape in work)]
         wanted += [shape for slab in slabs for shape in slab.values()]
-        self._arena.reset(reserve(*wanted, *_block_shapes(bundle.block_tasks)))
+        self._arena.reset(reserve(*wanted, *(shape for t in bundle.block_tasks for shape in seldom.shapes(t))))
         take = self._arena.take
         room = take(room_shape, np.uint8)
         ways = {
@@ -298,13 +282,12 @@ class Worker:
             makings.append(Making(m, t, find_layout(t.layout), s, out, stats))
         for made in makings:
             write_values(made.specs, made.out)
-        blocks = [(m.lane, self._block_rows(m.task)) for m in bundle.members if isinstance(m.task, BlocksTask)]
+        blocks = [
+            (m.lane, seldom.BlockRows(m.task, self._arena, self._vectors, self._kernels))
+            for m in bundle.members
+            if isinstance(m.task, BlocksTask)
+        ]
         return room, ways, makings, blocks
-
-    def _block_rows(self, task: BlocksTask) -> "BlockRows":
-        from shardq.block_rows import BlockRows
-
-        return BlockRows(task, self._arena, self._vectors, self._kernels)
 
     def _non_finite(self, task: QuantizeTask, scheme: Scheme, tile: Tile) -> NonFiniteWeight:
         """Say where the first value lies that cannot be quantized."""
@@ -352,8 +335,6 @@ class Worker:
 
     def _vector_extents(self, task: VectorsTask) -> Iterator[tuple[str, Extent]]:
         """All that becomes of some vectors."""
-        from shardq.block_rows import extents, fill_vector
-
         for v in task.vectors:
             kind = np.dtype(WEIGHT_ARRAYS[v.dtype])
             self._arena.reset(v.size_bytes)
@@ -361,8 +342,8 @@ class Worker:
             with self._source.open(task.shard, v.begin, v.size_bytes, room, kind.itemsize, v.tensor) as slab:
                 data = slab.tile(0, v.size_bytes).view(kind)
                 for take in v.takes:
-                    out = fill_vector(v, data, take, self._kernels, task.shard)
-                    yield from ((take.file, extent) for extent in extents(take, 0, out))
+                    out = seldom.fill_vector(v, data, take, self._kernels, task.shard)
+                    yield from ((take.file, extent) for extent in seldom.extents(take, 0, out))
 
     def _copy_rows(self, member: Member, raw: NDArray[np.uint8], at: int, checksum: int) -> int:
         """Some rows of a slab that other outputs quantize, as they are; `at`: their first byte in the slab."""
@@ -416,10 +397,8 @@ class Worker:
 
     def _written_extents(self, lane: int, task: BlocksTask | VectorsTask) -> int:
         """The same of what goes to places of its own."""
-        from shardq.block_rows import written_extents
-
         checksum = 0
-        for file, begin, size in written_extents(task):
+        for file, begin, size in seldom.written_extents(task):
             self._arena.reset(size)
             room = self._arena.take((size,), np.uint8)
             pread_exact(self._parts.get(self._part(lane, file)), room.data, begin, file)
@@ -445,10 +424,8 @@ class Worker:
         for tile in self._tiles(task, rows, room, checked=False):
             count = len(tile.rows)
             if task.goal and task.encoded and tile.parts:
-                from shardq.carry_codes import largest_scale
-
                 at = task.row + tile.row
-                largest = largest_scale(task.encoded, tile.parts, at, at + count, task.goal, self._kernels)
+                largest = seldom.largest_scale(task.encoded, tile.parts, at, at + count, task.goal, self._kernels)
             else:
                 self._kernels.group_absmax(tile.rows, tile.dtype, task.columns, found[:count])
                 largest = float(found[:count].max())
@@ -482,22 +459,11 @@ class Worker:
         return checksum
 
 
-def _block_shapes(tasks: Sequence[BlocksTask]) -> list[tuple[tuple[int, ...], type]]:
-    """Arrays that rows of GGUF files need."""
-    if not tasks:
-        return []
-    from shardq.block_rows import shapes
-
-    return [shape for task in tasks for shape in shapes(task)]
-
-
 def _content(piece: Piece, part: NDArray[np.uint8], at: int) -> NDArray[np.uint8]:
     """What goes into the output for a part of a piece, which begins at `at`: that, or what replaces it."""
     if piece.replaced is None:
         return part
-    from shardq.replaced import read_replaced
-
-    return np.frombuffer(read_replaced(piece.replaced, at, part.size), np.uint8)
+    return np.frombuffer(seldom.read_replaced(piece.replaced, at, part.size), np.uint8)
 
 
 def _copied(number: int, checksum: int) -> Done:

@@ -1,13 +1,38 @@
-"""Modules that the worker needs for some tasks only. A plain run loads none of them; one that has such tasks loads them
-once, before workers are forked."""
+"""What the worker needs for some tasks only. Names are imported when they are first used: a plain run loads none, and a
+run that has such tasks loads their modules once, before workers are forked."""
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shardq.block_tasks import BlocksTask, VectorsTask
 from shardq.tasks import CopyTask, QuantizeTask, Task
+
+if TYPE_CHECKING:
+    from shardq.block_rows import BlockRows, Given, extents, fill_vector, shapes, written_extents
+    from shardq.carry_codes import carry_rows, largest_scale
+    from shardq.decoded import DecodedRows, keep_rows, round_rows
+    from shardq.replaced import read_replaced
+    from shardq.tuned_rows import pack_tuned
+
+__all__ = [
+    "BlockRows", "DecodedRows", "Given", "carry_rows", "extents", "fill_vector", "keep_rows", "largest_scale",
+    "load_parts", "pack_tuned", "read_replaced", "round_rows", "shapes", "written_extents",
+]  # fmt: skip
+_HOMES: Final = {
+    **dict.fromkeys(("BlockRows", "Given", "extents", "fill_vector", "shapes", "written_extents"), "shardq.block_rows"),
+    **dict.fromkeys(("carry_rows", "largest_scale"), "shardq.carry_codes"),
+    **dict.fromkeys(("DecodedRows", "keep_rows", "round_rows"), "shardq.decoded"),
+    "read_replaced": "shardq.replaced",
+    "pack_tuned": "shardq.tuned_rows",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def _is_of_gguf(task: Task) -> bool:
