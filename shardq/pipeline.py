@@ -28,7 +28,6 @@ from shardq.seals import Seals
 from shardq.signals import StopFlag
 from shardq.sources.base import Source
 from shardq.spans import cut_all
-from shardq.staging import Staging
 from shardq.supply import Supply
 from shardq.survey import Survey
 from shardq.tasks import (
@@ -80,7 +79,7 @@ class Pipeline:
         self._error: ShardqError | None = None
         loans = {n: own for n, own in work.loans.items() if self._bundles[n]} if slots else {}
         sizes = {s.name: s.size_bytes for s in self._shards.values()}
-        self._supply = Supply(source, self._staging, slots, cut_all(work) if slots else {}, loans, sizes)
+        self._supply = Supply(source, lanes[0].staging, slots, cut_all(work) if slots else {}, loans, sizes)
         known = {pair: sha256 for lane in lanes for pair, sha256 in lane.before.lent.items()}
         self._proofs = Proofs((loan for own in loans.values() for loan in own), known)
         amax = {n: value for lane in lanes for n, value in lane.before.amax.items()}
@@ -105,10 +104,6 @@ class Pipeline:
         begun = sum(b.source_bytes for bundles in self._bundles.values() for b in bundles)
         self._resumed_bytes = work.work_bytes - begun
         self._done_bytes = self._resumed_bytes
-
-    @property
-    def _staging(self) -> Staging:
-        return self._lanes[0].staging
 
     def run(self, executor: Executor, stop: StopFlag) -> None:
         """Do everything that is left. Raises Interrupted, Terminated, or the first error of a task or transfer."""
@@ -169,16 +164,14 @@ class Pipeline:
                 self._on_uploaded(lane, uploaded)
 
     def _on_streamed(self, news: "Piece | Passed | Lent") -> None:
-        from shardq.lender import Lent  # what range mode alone brings
-        from shardq.streamer import Passed, Piece
+        from shardq.streamer import Passed, Piece  # range mode alone has them
 
-        match news:
-            case Piece():
-                self._on_piece(news)
-            case Passed():
-                self._on_passed(news)
-            case Lent():
-                self._on_lent(news)
+        if isinstance(news, Piece):
+            self._on_piece(news)
+        elif isinstance(news, Passed):
+            self._on_passed(news)
+        else:
+            self._on_lent(news)
 
     def _drain(self, executor: Executor, stop: StopFlag) -> None:
         """Let running tasks finish, keep what they did, and raise."""
