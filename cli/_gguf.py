@@ -45,12 +45,12 @@ def gguf_options(function: F) -> F:
 
 def take_gguf_options() -> "GgufOptions | None":
     """What the user gave for `gguf_options`; None for nothing. Raises BadOption."""
+    words = take_kept(_KEY)
+    if not words or not any(words.values()):  # a command without them, or nothing given
+        return None
     from shardq.gguf.options import GgufOptions
 
-    words = take_kept(_KEY)
-    if words is None:  # a command without them
-        return None
-    made = GgufOptions(
+    return GgufOptions(
         pure=words["pure"],
         output_type=words["output_type"],
         embedding_type=words["embedding_type"],
@@ -58,7 +58,6 @@ def take_gguf_options() -> "GgufOptions | None":
         max_part_bytes=parse_size(words["max_part"], "--split-max-size"),
         tokenizer_pre=words["tokenizer_pre"],
     )
-    return None if made == GgufOptions() else made
 
 
 def _override(text: str) -> tuple[str, str]:

@@ -124,24 +124,23 @@ def build_recipes(
     rtn: bool = False, fold: "str | Fold | None" = None, tuned: str | None = None,
 ) -> "list[Recipe]":  # fmt: skip
     """A Recipe for each scheme in each layout. Raises what make_recipe does, which checks all words."""
-    from shardq.fold import read_fold
     from shardq.gguf.file_types import find_file_type
-    from shardq.importance import load_importance
-    from shardq.recipe import make_recipe
-    from shardq.recipe_file import may_split_fused
-    from shardq.tuned import load_tuned
+    from shardq.recipe import load_named, make_recipe
 
     if rtn and search not in {None, "none"}:
         raise BadOption(f"--rtn is --search none, and --search {search} is given, too: take one of them back")
     search = "none" if rtn else search
-    weighed = load_importance(importance) if importance else None
-    moved = read_fold(fold) if isinstance(fold, str) else fold
-    codes = load_tuned(tuned) if tuned else None
+    weighed, moved, codes = load_named(importance or None, fold, tuned or None)  # once for all
     layouts = [x.strip() for x in layout.split(",")] if layout else [None]
     gguf = take_gguf_options()
     wanted = schemes or (DEFAULT_SCHEME,)
     if gguf and not any(find_file_type(x.partition("@")[0]) for x in wanted):
         raise BadOption("options of GGUF files mean nothing without a file type, as in --scheme gguf:q4_k_m")
+    split_fused = False
+    if targets:
+        from shardq.recipe_file import may_split_fused  # with all that is known of engines
+
+        split_fused = may_split_fused(targets)
     return [
         make_recipe(
             scheme,
@@ -155,7 +154,7 @@ def build_recipes(
             ignore_dialect=cast("Dialect", ignore_dialect),
             quant_lm_head=quant_lm_head,
             ragged=cast("Ragged", ragged),
-            split_fused=may_split_fused(targets),
+            split_fused=split_fused,
             policy=cast("Policy", policy),
             mtp=cast("Mtp", mtp),
             quant_nontext=quant_nontext,

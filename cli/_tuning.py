@@ -1,6 +1,5 @@
 """Words of `shardq tune` that decide codes, what they stand for, and the process that tunes."""
 
-import multiprocessing
 import os
 import threading
 from collections.abc import Callable
@@ -209,6 +208,7 @@ def _begin() -> None:
 
 def _end_with_parent() -> None:
     """Nobody would wait for the result."""
+    import multiprocessing
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

@@ -1,14 +1,12 @@
 """Reads tensors of remote shards ahead, only to find their largest magnitudes: for range mode, where a fused group's
 members may lie in pieces that are not in memory together."""
 
-from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.background import Background
-from shardq.carry import Goal
 from shardq.checkpoint import TensorRef
 from shardq.errors import CorruptShard, NonFiniteWeight, NotExact, ShardqError
 from shardq.matrix_rows import DECODING_BYTES
@@ -16,8 +14,11 @@ from shardq.sources.base import Source
 from shardq.tasks import TILE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
+    from shardq.carry import Goal
     from shardq.dequantize.base import Encoded, Part
     from shardq.dequantize.decoding import Ranges
     from shardq.kernels import KernelSet
@@ -40,7 +41,7 @@ class Seen:
 class AheadReader(Background[TensorRef, Seen]):
     """One thread that reads whole tensors in windows and keeps only their magnitudes."""
 
-    def __init__(self, source: Source, rounds: bool, goals: Mapping[str, Goal]) -> None:
+    def __init__(self, source: Source, rounds: bool, goals: "Mapping[str, Goal]") -> None:
         """Begin, with nothing to do. `rounds` and `goals` of encoded tensors: as of OnePass."""
         self._source, self._rounds, self._goals = source, rounds, goals
         super().__init__(

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardq.checkpoint import Checkpoint
 from shardq.errors import BadOption
-from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint, read_dump
 from shardq.limits import Limits
 from shardq.opening import check_engines, make_orders, open_destinations, open_within
@@ -14,7 +14,7 @@ from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
 from shardq.recipe import Recipe, make_recipe
 from shardq.run import Result, quantize_all
-from shardq.sources import open_source
+from shardq.sources import Source, open_source
 
 if TYPE_CHECKING:
     from shardq.audit_statement import Audit
@@ -116,7 +116,7 @@ def plan_many(
     wanted = [_recipe(r) for r in recipes]
     make_orders(wanted, "", None)  # refuses what has no names
     opened = open_source(str(source), subfolder)
-    checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
+    checkpoint = _read(opened, wanted)
     return tuple(check_engines(make_plan(checkpoint, r, before_tuning=before_tuning), targets) for r in wanted)
 
 
@@ -143,7 +143,7 @@ def propose(
         checkpoint = read_dump(Path(source))
     else:
         opened = open_source(str(source), subfolder)
-        checkpoint = needed_texts(read_checkpoint(opened), opened, wanted)
+        checkpoint = _read(opened, wanted)
     return find_fit(checkpoint, wanted, room, lambda plan: check_engines(plan, targets))
 
 
@@ -413,6 +413,16 @@ def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection 
 
     opened = open_source(str(source), subfolder)
     return inspect_gguf(opened) if holds_gguf(opened.files()) else inspect_source(opened)
+
+
+def _read(source: Source, recipes: Sequence[Recipe]) -> Checkpoint:
+    """The headers of a source, and for a GGUF file the texts that go into it."""
+    checkpoint = read_checkpoint(source)
+    if not any(r.gguf for r in recipes):
+        return checkpoint
+    from shardq.gguf.model_files import needed_texts
+
+    return needed_texts(checkpoint, source, recipes)
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:

@@ -21,8 +21,7 @@ from shardq.reach import find_reaches
 from shardq.recorded import goal_of, is_as_recorded
 from shardq.replaced import ReplacedRef
 from shardq.schemes import Scheme, parse_name
-from shardq.search import Search
-from shardq.searching import read_search
+from shardq.search import Search, read_search
 from shardq.tuned import TunedCodes, TunedRef
 from shardq.untied import embedding_as
 from shardq.weights import is_turned

@@ -13,10 +13,10 @@ from shardq.dequantize.base import Encoded
 from shardq.dequantize.decoding import code_rows
 from shardq.errors import NonFiniteWeight, NotExact
 from shardq.figures import FIGURES, Figures, merge_figures, sum_figures
-from shardq.importance_vectors import VectorCache
 from shardq.kernels import KernelSet
 from shardq.layouts.stored import store
 from shardq.schemes import BLOCKS
+from shardq.vector_cache import VectorCache
 
 MX_BYTES: Final = 17  # of a block of MXFP4: its exponent, then codes of columns j and j + 16
 MX_COLUMNS: Final = 32

@@ -4,11 +4,8 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from shardq.fold import FOLD
-from shardq.gguf.options import GgufOptions
-from shardq.gguf.planned import PlannedGguf
 from shardq.html_report.grid import Grid
 from shardq.html_report.picture import PICTURE
 from shardq.html_report.rows import Row, total_roles
@@ -16,6 +13,10 @@ from shardq.ledger import Errors
 from shardq.plans import Plan
 from shardq.recipe import Recipe, rule_values
 from shardq.sources.base import Source
+
+if TYPE_CHECKING:
+    from shardq.gguf.options import GgufOptions
+    from shardq.gguf.planned import PlannedGguf
 
 README: Final = "README.md"
 CARRIED: Final = (
@@ -80,7 +81,7 @@ def _picture_lines(grid: Grid) -> list[str]:
     ]  # fmt: skip
 
 
-def _type_lines(gguf: PlannedGguf) -> list[str]:
+def _type_lines(gguf: "PlannedGguf") -> list[str]:
     counts = Counter(t.type for t in gguf.tensors)
     return [f"- Types of tensors: {', '.join(f'{n} {kind}' for kind, n in counts.most_common())}."]
 
@@ -156,13 +157,15 @@ def _options(r: Recipe) -> list[str]:
     if r.importance:
         words += ["--importance", r.importance.label]
     if r.fold:
+        from shardq.fold import FOLD
+
         words += ["--fold", FOLD]
     if r.tuned:
         words += ["--tuned", r.tuned.label]
     return [*words, "--search", r.search]
 
 
-def _gguf_options(r: Recipe, own: GgufOptions) -> list[str]:
+def _gguf_options(r: Recipe, own: "GgufOptions") -> list[str]:
     words = ["--scheme", f"gguf:{r.preset.lower()}"]
     for pattern, kind in own.overrides:
         words += ["--tensor-type", f"{pattern}={kind}"]

@@ -11,15 +11,17 @@ same fp32 number (-0 and +0 are one number).
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from shardq.carry_activation import declared_activation
-from shardq.dequantize.base import Encoded
-from shardq.dequantize.hints import Hints
 from shardq.errors import UnknownScheme
 from shardq.formats import ELEMENTS
 from shardq.layouts.base import Layout
 from shardq.schemes import PLAIN_SCALES, PRESETS, WEIGHT_TYPE, WHOLE_ROW, Exponent, Reach, Scheme, parse_name
+
+if TYPE_CHECKING:
+    from shardq.dequantize.base import Encoded
+    from shardq.dequantize.hints import Hints
 
 POWERS: Final = "e8m0"
 E4M3: Final = "e4m3fn"
@@ -56,7 +58,7 @@ def goal(layout: Layout, scheme: Scheme, dtype: str, rows: int, columns: int) ->
 # --- what the source has -------------------------------------------------------------------------------------------
 
 
-def carried_scheme(e: Encoded, hints: Hints, symmetric: bool | None = None) -> Scheme | None:
+def carried_scheme(e: "Encoded", hints: "Hints", symmetric: bool | None = None) -> Scheme | None:
     """The scheme, not settled for a layout, whose numbers an encoded weight has; None where `no_scheme` says why.
 
     Integers are symmetric without zero points; with zero points or biases where `symmetric` or, where that is None, the
@@ -84,7 +86,7 @@ def carried_scheme(e: Encoded, hints: Hints, symmetric: bool | None = None) -> S
     )  # fmt: skip
 
 
-def no_scheme(e: Encoded, hints: Hints) -> str | None:
+def no_scheme(e: "Encoded", hints: "Hints") -> str | None:
     """Why no scheme has the numbers of an encoded weight, or None."""
     if e.element not in ELEMENTS:
         return f"has codes of {e.element}, which no scheme has"
@@ -103,11 +105,11 @@ def _exponent(scale: str) -> Exponent:
     return "even" if scale == POWERS else ""  # as presets have it: the rule is the layout's business
 
 
-def _module(e: Encoded) -> str:
+def _module(e: "Encoded") -> str:
     return e.name.removesuffix(".weight")
 
 
-def stored_scale(e: Encoded) -> str | None:
+def stored_scale(e: "Encoded") -> str | None:
     """The format of the scales of an encoded weight: a key of ELEMENTS; None for one that no scheme has beside it."""
     part = e.part("scale")
     if part is None or part.dtype in STORED:
@@ -119,7 +121,7 @@ def stored_scale(e: Encoded) -> str | None:
     return POWERS if part.dtype in ("U8", "F8_E8M0") else None
 
 
-def _scale_format(e: Encoded, hints: Hints) -> str:
+def _scale_format(e: "Encoded", hints: "Hints") -> str:
     """As schemes say it."""
     stored = stored_scale(e)
     assert stored is not None
@@ -128,25 +130,25 @@ def _scale_format(e: Encoded, hints: Hints) -> str:
     return POWERS if hints.power_scales and e.element == E4M3 else WEIGHT_TYPE
 
 
-def _is_lifted(e: Encoded) -> bool:
+def _is_lifted(e: "Encoded") -> bool:
     return e.part("factor") is not None or e.part("divisor") is not None
 
 
-def _integer_group(e: Encoded, hints: Hints) -> int:
+def _integer_group(e: "Encoded", hints: "Hints") -> int:
     """Whole rows where one group is the row, unless the configuration names just that size."""
     said = [g for bits, g in hints.widths(_module(e)) if bits == ELEMENTS[e.element].bits]
     whole = e.block[1] >= e.columns and e.columns not in said and e.part(BIASES) is None
     return WHOLE_ROW if whole else e.block[1]
 
 
-def _small_group(e: Encoded) -> int:
+def _small_group(e: "Encoded") -> int:
     """Columns below a scale that is a small float or a power of two; of MX, which few columns may not fill."""
     if e.element != E4M3 or e.block[1] < e.columns:
         return e.block[1]
     return MX_GROUP if e.columns <= MX_GROUP else WHOLE_ROW
 
 
-def _block(e: Encoded, hints: Hints) -> tuple[int, int]:
+def _block(e: "Encoded", hints: "Hints") -> tuple[int, int]:
     """Rows and columns that share a scale, as schemes say it: (rows, WHOLE_ROW) for one scale of all. A side that a
     single block covers has that of the blocks that the configuration names."""
     high, wide = shared_rows(e), e.block[1]
@@ -161,7 +163,7 @@ def _block(e: Encoded, hints: Hints) -> tuple[int, int]:
     )
 
 
-def shared_rows(e: Encoded) -> int:
+def shared_rows(e: "Encoded") -> int:
     """The largest number of rows, counted from the first, that always share their scales: fewer than a block has
     stored, where rows are picked from it; all rows where one block covers them."""
     mine, high = e.span, e.block[0]
@@ -174,7 +176,7 @@ def shared_rows(e: Encoded) -> int:
 # --- what the target takes -----------------------------------------------------------------------------------------
 
 
-def fits(e: Encoded, own: Scheme, target: Scheme, layout: Layout, default: Scheme | None = None) -> str | None:
+def fits(e: "Encoded", own: Scheme, target: Scheme, layout: Layout, default: Scheme | None = None) -> str | None:
     """By headers alone: why codes of `own` (see carried_scheme) cannot be carried to `target`, which is settled by
     `layout`, beside `default`, the scheme of the other modules; None where they can be, if the data are as they should.
     What is done to activations does not matter."""
@@ -196,7 +198,7 @@ def fits(e: Encoded, own: Scheme, target: Scheme, layout: Layout, default: Schem
     return None
 
 
-def _group_misfit(e: Encoded, target: Scheme) -> str | None:
+def _group_misfit(e: "Encoded", target: Scheme) -> str | None:
     wide, columns = e.block[1], target.group_columns(e.columns)
     if wide < e.columns and wide % columns:
         return f"has a scale for {wide} columns, which are not whole groups of {columns}"
@@ -206,7 +208,7 @@ def _group_misfit(e: Encoded, target: Scheme) -> str | None:
     return None
 
 
-def target_scheme(e: Encoded, own: Scheme, layout: Layout, default: Scheme | None = None) -> Scheme | None:
+def target_scheme(e: "Encoded", own: Scheme, layout: Layout, default: Scheme | None = None) -> Scheme | None:
     """The scheme, settled, under which `layout` takes codes of `own`: the same, or the nearest with the same weights
     (smaller groups; plain scales for powers of two, and the reverse). Activations are declared as in the source, or not
     at all. None where nothing fits: `fits` of `own` as the layout settles it then says why."""
@@ -232,7 +234,7 @@ def _candidates(own: Scheme) -> Iterator[Scheme]:
     yield from (p.scheme for p in PRESETS.values() if p.scheme.activation in ("", own.activation))
 
 
-def carried_dtype(e: Encoded, own: Scheme, target: Scheme, layout: Layout) -> str:
+def carried_dtype(e: "Encoded", own: Scheme, target: Scheme, layout: Layout) -> str:
     """The type that the module should be given, so that what `layout` stores in it is exact whenever that is possible:
     that of the source's scales, F32 where zero points become biases (a product of both does not fit 16 bits), BF16 for
     powers of two. Where the layout stores scales in a type of its own, the type that the source's reader would give."""
@@ -248,7 +250,7 @@ def carried_dtype(e: Encoded, own: Scheme, target: Scheme, layout: Layout) -> st
     return scale.dtype if scale.dtype in STORED else "BF16"
 
 
-def is_certain(e: Encoded, own: Scheme, to: Goal) -> bool:
+def is_certain(e: "Encoded", own: Scheme, to: Goal) -> bool:
     """True where carrying cannot fail, if the configuration tells the truth: what `fits` has let pass, with scales of a
     type that the target stores and without a change of zero points. For a run that may quantize again instead."""
     scale = e.part("scale")
@@ -265,7 +267,7 @@ def is_certain(e: Encoded, own: Scheme, to: Goal) -> bool:
     return to.scale == own.scale or (own.scale == POWERS and to.scale in ("bf16", "fp32"))
 
 
-def needs_largest(e: Encoded, to: Goal) -> bool:
+def needs_largest(e: "Encoded", to: Goal) -> bool:
     """True where all of a matrix, and what a server runs as one with it, must be surveyed for its largest scale first
     (`carry_codes.largest_scale`): powers of two below a global scale that the source does not have."""
     return to.lifted and stored_scale(e) == POWERS and not _is_lifted(e)

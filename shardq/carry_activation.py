@@ -1,16 +1,18 @@
 """What a source's configuration says a server should do to activations, as schemes know it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shardq.dequantize.base import Encoded
-from shardq.dequantize.hints import Hints
 from shardq.formats import ELEMENTS
 from shardq.layouts.auto_round import DATA_TYPES
 from shardq.schemes import ACTIVATIONS, WHOLE_ROW
 
+if TYPE_CHECKING:
+    from shardq.dequantize.base import Encoded
+    from shardq.dequantize.hints import Hints
 
-def declared_activation(e: Encoded, hints: Hints) -> str:
+
+def declared_activation(e: "Encoded", hints: "Hints") -> str:
     """Key of ACTIVATIONS, or empty: 16 bits, nothing said, groups that disagree, and what only calibration gives."""
     block = hints.block
     if isinstance(groups := block.get("config_groups"), Mapping):

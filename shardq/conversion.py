@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any, Final
 from shardq.carry import Goal, carried_dtype, carried_scheme, fits, goal, is_certain, needs_largest, no_scheme
 from shardq.carry import target_scheme as nearest_scheme
 from shardq.checkpoint import Checkpoint, TensorRef
-from shardq.dequantize import Encoded
+from shardq.dequantize.base import PLAIN
 from shardq.dequantize.hints import Hints, read_hints
-from shardq.dequantize.plain import PLAIN
 from shardq.errors import NotExact, NothingToQuantize
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout
 from shardq.layouts.input_scales import wants_input_scale
-from shardq.patterns import Pattern
 from shardq.recipe import Recipe
 from shardq.schemes import Scheme
 from shardq.shared_scales import split_groups
 
 if TYPE_CHECKING:
     from shardq.decide import Decision
+    from shardq.dequantize.base import Encoded
+    from shardq.patterns import Pattern
 
 SHOWN: Final = 4  # reasons told in a message before "and N more"
 
@@ -36,9 +36,7 @@ class Carried:
 
 def carry_certain(decisions: Sequence["Decision"], checkpoint: Checkpoint, recipe: Recipe) -> tuple["Decision", ...]:
     """Decisions of `quantize`: a weight that has the wanted numbers already is carried, where that cannot fail, and
-    where all that is served as one matrix with it has its global scale, or none has one."""
-    if recipe.requantize or not any(d.tensor.encoded for d in decisions):
-        return tuple(decisions)
+    where all that is served as one matrix with it has its global scale, or none has one. Not for `requantize`."""
     hints, layout = read_hints(checkpoint.config), find_layout(recipe.layout)
     known: dict[object, Carried | None] = {}  # equal experts by the hundred thousand: each form is judged once
     carried = [_carry_one(d, hints, layout, recipe.scheme, known) if d.scheme else d for d in decisions]
@@ -61,7 +59,7 @@ def _carry_one(
 
 
 def _find_certain(
-    e: Encoded, scheme: Scheme, module: str, hints: Hints, layout: Layout, default: Scheme
+    e: "Encoded", scheme: Scheme, module: str, hints: Hints, layout: Layout, default: Scheme
 ) -> "Carried | None":
     own = carried_scheme(e, hints, True if scheme.symmetric and hints.symmetric(module) else None)
     if own is None or fits(e, own, scheme, layout, default) is not None:
@@ -70,7 +68,7 @@ def _find_certain(
     return found if is_certain(e, own, found.goal) and not needs_largest(e, found.goal) else None
 
 
-def _form(e: Encoded) -> object:
+def _form(e: "Encoded") -> object:
     """All of an encoded weight but its name and place."""
     parts = tuple((p.role, p.dtype, p.lines, p.width, p.axis, p.units, p.per_rows) for p in e.parts)
     return e.kind, e.rows, e.columns, e.dtype, e.element, e.block, e.zero_added, e.offset, e.pick, e.transposed, parts
@@ -116,7 +114,7 @@ def decide_conversion(kept: Sequence["Decision"], checkpoint: Checkpoint, recipe
     return tuple(decided)
 
 
-def _convert_one(d: "Decision", e: Encoded, hints: Hints, layout: Layout, recipe: Recipe) -> "Decision | str":
+def _convert_one(d: "Decision", e: "Encoded", hints: Hints, layout: Layout, recipe: Recipe) -> "Decision | str":
     """The decision, or why there is none."""
     own = carried_scheme(e, hints, recipe.symmetric)
     found = None if own is None else nearest_scheme(e, own, layout, recipe.scheme)
@@ -152,13 +150,13 @@ def common_scheme(tensors: Sequence[TensorRef], config: Mapping[str, Any] | None
     return found.most_common(1)[0][0] if found else None
 
 
-def matrix_of(t: TensorRef) -> Encoded | None:
+def matrix_of(t: TensorRef) -> "Encoded | None":
     """How a matrix is encoded; None for a stack, and for what is plain or has other numbers than its codes."""
     e = t.encoded[0] if len(t.encoded) == 1 else None
     return None if e is None or e.kind == PLAIN or e.index is not None or e.scaling else e
 
 
-def _carried(e: Encoded, own: Scheme, scheme: Scheme, layout: Layout) -> Carried:
+def _carried(e: "Encoded", own: Scheme, scheme: Scheme, layout: Layout) -> Carried:
     dtype = carried_dtype(e, own, scheme, layout)
     return Carried(dtype, goal(layout, scheme, dtype, e.rows, e.columns))
 
@@ -168,5 +166,5 @@ def _with(d: "Decision", found: Carried) -> "Decision":
     return replace(d, tensor=t, action="quantize", scheme=found.goal.scheme, goal=found.goal)
 
 
-def _is_ignored(t: TensorRef, ignore: Sequence[Pattern]) -> bool:
+def _is_ignored(t: TensorRef, ignore: "Sequence[Pattern]") -> bool:
     return any(p.matches(n) for p in ignore for n in (t.module, t.name))

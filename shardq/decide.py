@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shardq.agreement import agree
-from shardq.carry import Goal
 from shardq.checkpoint import Checkpoint, TensorRef
-from shardq.conversion import carry_certain, decide_conversion
 from shardq.errors import (
     BadGroupSize,
     BadOption,
@@ -28,6 +26,9 @@ from shardq.schemes import Scheme, change_scheme, parse_scheme
 from shardq.untied import HEADS, says_tied
 from shardq.weights import Weights, find_weights, taken_parts
 
+if TYPE_CHECKING:
+    from shardq.carry import Goal
+
 FITTING_GROUPS = (1024, 512, 256, 128, 64, 32, 16)  # what the loaders' kernels take, largest first
 # Roles whose tensors are plain [out, in] matrices, so that --include and exact --layer-config names may quantize them.
 MATRIX_ROLES = frozenset({Role.LINEAR, Role.HEAD, Role.ROUTER, Role.MTP, Role.NONTEXT, Role.OUTSIDE_BLOCK, Role.SMALL})
@@ -43,7 +44,7 @@ class Decision:
     rule: str  # what decided: a rule of the role table, "ragged:...", or the option with its pattern, as "ignore:..."
     action: Literal["quantize", "copy", "drop"]
     scheme: Scheme | None  # None unless quantized
-    goal: Goal | None = None  # where its codes are carried, if they are
+    goal: "Goal | None" = None  # where its codes are carried, if they are
 
     @property
     def carried(self) -> bool:
@@ -69,6 +70,8 @@ def decide_weights(weights: Weights, checkpoint: Checkpoint, recipe: Recipe) -> 
             Decision(t, roles[t.name].role, roles[t.name].rule, "copy", None) for t in weights.tensors.values()
         )
         if recipe.purpose == "convert":
+            from shardq.conversion import decide_conversion
+
             return decide_conversion(kept, checkpoint, recipe)
         if not weights.were_encoded:
             raise NothingToQuantize(f"nothing to dequantize in {checkpoint.label}: its weights are plain")
@@ -97,6 +100,10 @@ def decide_weights(weights: Weights, checkpoint: Checkpoint, recipe: Recipe) -> 
             f"nothing to quantize in {checkpoint.label}: none of its {len(tensors)} tensors is a Linear weight that "
             "the recipe selects; `shardq inspect` shows the role of each"
         )
+    if recipe.requantize or not any(d.tensor.encoded for d in decisions):
+        return decisions
+    from shardq.conversion import carry_certain  # with all that is known of codes that others made
+
     return carry_certain(decisions, checkpoint, recipe)
 
 

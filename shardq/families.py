@@ -14,7 +14,6 @@ Grid = Literal["any", "scalar", "row", "group32", "packed6", "awq"]
 Rows = Literal["same", "blocks", "opaque"]
 Orientation = Literal["infer", "oi", "io"]
 Emit = Literal["per_expert", "stacked"]
-Heads = Literal["none", "grouped", "latent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,36 +156,6 @@ class FusedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class NormFold:
-    """A norm whose output feeds matrices; each field is explained in families.toml."""
-
-    norm: str
-    of: tuple[str, ...]
-    also: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PairFold:
-    """A matrix whose rows are the columns of another; each field is explained in families.toml."""
-
-    rows: str
-    columns: str
-    heads: Heads
-
-
-@dataclass(frozen=True, slots=True)
-class FoldRow:
-    """How the layers of some models can be folded; each field is explained in families.toml."""
-
-    id: str
-    model_types: tuple[str, ...]  # globs
-    adds: float
-    norms: tuple[NormFold, ...]
-    pairs: tuple[PairFold, ...]
-    others: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
 class SourceKind:
     """One way to store quantized weights; each field is explained in families.toml."""
 
@@ -224,7 +193,6 @@ class Families:
     families: tuple[Family, ...]
     published: tuple[PolicyRow, ...]
     fused: tuple[FusedRow, ...]
-    folds: tuple[FoldRow, ...]
     sources: tuple[SourceKind, ...]
     lone: Mapping[str, str]  # last name part -> id of the source kind
     companion_roles: Mapping[str, str]  # suffix -> what the tensor is for
@@ -255,7 +223,6 @@ def parse_families(text: str) -> Families:
         families=tuple(_family(row) for row in table["family"]),
         published=tuple(_policy(row) for row in table["published"]),
         fused=tuple(_fused(row) for row in table["fused"]),
-        folds=tuple(_fold(row) for row in table.get("fold", ())),
         sources=tuple(_source(row) for row in table["source"]),
         lone=MappingProxyType(table["lone"]),
         companion_roles=MappingProxyType(table.get("companion_roles", {})),
@@ -343,20 +310,6 @@ def _fused(row: Mapping[str, Any]) -> FusedRow:
         parent=re.compile(row.get("parent", "")),
         model_types=frozenset(row.get("model_types", ())),
         runs_as=tuple(row.get("runs_as", ())),
-    )
-
-
-def _fold(row: Mapping[str, Any]) -> FoldRow:
-    pairs = tuple(PairFold(p["rows"], p["columns"], p.get("heads", "none")) for p in row["pairs"])
-    if wrong := [p.heads for p in pairs if p.heads not in get_args(Heads)]:
-        raise ValueError(f"families.toml: fold {row['id']}: heads {wrong[0]!r}")
-    return FoldRow(
-        id=row["id"],
-        model_types=tuple(row["model_types"]),
-        adds=row.get("adds", 0.0),
-        norms=tuple(NormFold(n["norm"], tuple(n["of"]), tuple(n["also"])) for n in row["norms"]),
-        pairs=pairs,
-        others=frozenset(row["others"]),
     )
 
 

@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from shardq.checkpoint import TensorRef
-from shardq.families import FoldRow, Heads, PairFold, load_families
+from shardq.families import load_families
+from shardq.fold_rows import FoldRow, Heads, PairFold, load_folds
 from shardq.fused import model_types
 
 _LAYER: Final = re.compile(r"((?:[A-Za-z_]\w*\.)*?layers\.\d+\.)(.+)")
@@ -50,7 +51,7 @@ class Sites:
 
 
 def find_sites(tensors: Mapping[str, TensorRef], config: Mapping[str, Any] | None) -> Sites:
-    """The sites of a model whose type has a row in families.toml; none of any other. Raises nothing."""
+    """The sites of a model whose type has a row in folds.toml; none of any other. Raises nothing."""
     row = fold_row(config)
     if row is None:
         return Sites((), (), ())
@@ -75,11 +76,9 @@ def find_sites(tensors: Mapping[str, TensorRef], config: Mapping[str, Any] | Non
 
 
 def fold_row(config: Mapping[str, Any] | None) -> FoldRow | None:
-    """The row of families.toml for a model; None where there is none."""
+    """The row of folds.toml for a model; None where there is none."""
     types = model_types(config)
-    return next(
-        (r for r in load_families().folds if any(fnmatchcase(t, p) for t in types for p in r.model_types)), None
-    )
+    return next((r for r in load_folds() if any(fnmatchcase(t, p) for t in types for p in r.model_types)), None)
 
 
 def _layers(tensors: Iterable[str]) -> dict[str, list[str]]:

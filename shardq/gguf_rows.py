@@ -14,13 +14,13 @@ from shardq.block_tasks import BlocksTask, Take, Vector, VectorsTask
 from shardq.checkpoint import TensorRef
 from shardq.dequantize.base import Encoded
 from shardq.figures import Figures
-from shardq.importance_vectors import VectorCache
 from shardq.kernels import KernelSet
 from shardq.ledger import Errors
 from shardq.making import WEIGHT_ARRAYS
 from shardq.plans import OutputFile, Plan
 from shardq.source_rows import WINDOW_BYTES, SourceRows, deriving, encoded_reads
 from shardq.sources.base import Source
+from shardq.vector_cache import VectorCache
 from shardq.weights import Weights
 
 SLAB_BYTES: Final = 16 << 20  # of rows that are derived at once, as 16 bits

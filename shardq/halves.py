@@ -3,16 +3,18 @@ every other row, for those of some layouts the first and the second half (Layout
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shardq.checkpoint import Checkpoint
 from shardq.dequantize.hints import read_hints
 from shardq.errors import BadTuned, UnsupportedSource
 from shardq.families import load_families
 from shardq.fused import model_types
-from shardq.layouts import LAYOUTS, find_layout
+from shardq.layouts import find_layout, known_layout
 from shardq.recipe import Recipe
-from shardq.stacks import INTERLEAVED, ExpertStack
+
+if TYPE_CHECKING:
+    from shardq.stacks import ExpertStack
 
 ROWS: Final = {True: "a half of the rows of gate and up as they lie", False: "every other row of gate and up"}
 
@@ -20,17 +22,19 @@ ROWS: Final = {True: "a half of the rows of gate and up as they lie", False: "ev
 def holds_halves(config: Mapping[str, Any] | None) -> bool:
     """True for a checkpoint whose single experts are halves, by its quant_method. It matters only for models whose rows
     take turns."""
-    method = read_hints(config).method
-    return any(layout.halves_experts for layout in LAYOUTS if method in (layout.name, *layout.aliases))
+    layout = known_layout(read_hints(config).method)
+    return layout is not None and layout.halves_experts
 
 
-def check_tuned_halves(stacks: Iterable[ExpertStack], recipe: Recipe) -> None:
+def check_tuned_halves(stacks: "Iterable[ExpertStack]", recipe: Recipe) -> None:
     """Raises BadTuned where codes were tuned for a layout that gives gate_proj and up_proj of a stack other rows."""
     tuned = recipe.tuned
     if tuned is None or not tuned.layout:
         return
     if find_layout(tuned.layout).halves_experts == find_layout(recipe.layout).halves_experts:
         return
+    from shardq.stacks import INTERLEAVED  # where there are some
+
     for s in stacks:
         if s.emit == "per_expert" and s.layout in INTERLEAVED:
             raise BadTuned(

@@ -4,16 +4,13 @@ Kept: every tensor of every shard of the weight set. Refused: whatever the index
 that loses a tensor. One of two copies of a tensor is taken only when the index says which.
 """
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 from shardq.checkpoint import Checkpoint, Shard, SideFile, TensorRef
-from shardq.dequantize import find_encoded
+from shardq.dequantize.finding import find_encoded
 from shardq.errors import CheckpointIncomplete, CorruptShard, SourceUnreadable, UnknownDtype
 from shardq.files.atomic import reading
 from shardq.files.safetensors import (
@@ -105,6 +102,8 @@ def _peek(source: Source, wanted: Iterable[TensorRef]) -> dict[str, bytes]:
     runs = _near(wanted)
     if not runs:
         return {}
+    from concurrent.futures import ThreadPoolExecutor  # a folder of plain weights needs no threads
+
     with ThreadPoolExecutor(_REMOTE_READERS if source.remote else 1) as pool:
         contents = pool.map(lambda run: source.read(run[0].shard, run[0].begin, run[-1].end), runs)
         return {
@@ -142,6 +141,8 @@ def read_headers(source: Source, shards: Sequence[SourceFile]) -> dict[str, Head
     """
     if not source.remote:
         return {f.name: _read_header(source, f) for f in shards}
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(_REMOTE_READERS) as pool:
         futures = [(f.name, pool.submit(_read_header, source, f)) for f in shards]
         try:
@@ -287,6 +288,9 @@ def _dump_index(names: Sequence[str]) -> str | None:
 
 def _read_packed(path: Path) -> bytes:
     """A file, unpacked when its name ends in .gz. Raises SourceUnreadable."""
+    import gzip  # of recorded headers alone
+    import zlib
+
     with reading(path):
         raw = path.read_bytes()
         try:

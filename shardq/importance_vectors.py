@@ -1,8 +1,7 @@
-"""Vectors of importance as workers take them: one read at a known place, floored, and kept for the next task."""
+"""Vectors of importance as workers take them: one read at a known place, and floored."""
 
 import math
 import os
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from shardq.regrouping import Regrouping
 
 FLOOR: Final = 1e-4  # of the mean: reference quality.md, 6 D
-CACHED_VECTORS: Final = 8
 SIXTEENTHS: Final = tuple(2.0 ** (i / 16) for i in range(16))
 
 
@@ -138,32 +136,6 @@ def weights_of(values: "NDArray[Any]") -> "NDArray[np.float32]":
     power = -math.frexp(mean)[1] + 1
     floored = np.maximum(wide, FLOOR * mean)
     return np.ldexp(floored, power).astype(np.float32)
-
-
-class VectorCache:
-    """The last vectors that a worker has used, ready for a search: tasks of a tensor follow each other."""
-
-    def __init__(self, limit: int = CACHED_VECTORS) -> None:
-        self._limit = limit
-        self._held: OrderedDict[tuple[Ref, bool], NDArray[np.float32]] = OrderedDict()
-
-    def get(self, ref: Ref) -> "NDArray[np.float32]":
-        """`weights_of` the vector, read-only. Raises as `read_vector`."""
-        return self._find(ref, raw=False)
-
-    def get_raw(self, ref: Ref) -> "NDArray[np.float32]":
-        """The vector as it is, read-only. Raises as `read_vector`."""
-        return self._find(ref, raw=True)
-
-    def _find(self, ref: Ref, raw: bool) -> "NDArray[np.float32]":
-        held = self._held.pop((ref, raw), None)
-        if held is None:
-            held = read_vector(ref) if raw else weights_of(read_vector(ref))
-            held.setflags(write=False)
-        self._held[ref, raw] = held
-        while len(self._held) > self._limit:
-            self._held.popitem(last=False)
-        return held
 
 
 def read_span(fd: int, offset: int, size_bytes: int, what: str) -> bytearray:

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardq.block_tasks import BlocksTask, VectorsTask
 from shardq.destinations.base import StoredFile
 from shardq.figures import write_figures
 from shardq.journal import Journal
-from shardq.loans import Digest, Pair
 from shardq.plans import OutputFile, Plan
-from shardq.settling import Settling
 from shardq.staging import Progressed, Staging
 from shardq.tasks import Done, Member, Sealed, Task
-from shardq.uploader import Uploader
+
+if TYPE_CHECKING:
+    from shardq.loans import Digest, Pair
+    from shardq.settling import Settling
+    from shardq.uploader import Uploader
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Lane:
         staging: Staging,
         journal: Journal,
         before: Progressed,
-        uploader: Uploader | None,
+        uploader: "Uploader | None",
         destination: str | None,
     ) -> None:
         self.number, self.plan, self.staging, self.uploader = number, plan, staging, uploader
@@ -51,7 +53,7 @@ class Lane:
         self._done: dict[int, Done] = dict(before.tasks)
         self._left = dict.fromkeys(self.files, 0)  # tasks of this run still to finish
         self._shard_tasks: dict[str, list[Task]] = {s.name: [] for s in plan.checkpoint.shards}
-        self._settling = Settling(plan, before.settled) if plan.settles else None
+        self._settling = _open_settling(plan, before.settled) if plan.settles else None
         for task in plan.tasks:
             self._shard_tasks[task.shard].append(task)
             for name in () if self.is_settled(task.shard) else task.files:
@@ -127,7 +129,7 @@ class Lane:
             self._amax[tensor] = amax
             self._journal.append({"event": "amax", "tensor": tensor, "value": amax}, durable=False)
 
-    def record_lent(self, digests: Mapping[Pair, Digest]) -> None:
+    def record_lent(self, digests: "Mapping[Pair, Digest]") -> None:
         """What a source shard that was verified lends."""
         for (home, donor), digest in digests.items():
             event = {"event": "lent", "to": home, "shard": donor, "sha256": digest.sha256}
@@ -255,3 +257,9 @@ def task_event(done: Done) -> dict[str, Any]:
     more: dict[str, Any] = {} if done.amax is None else {"amax": done.amax}
     more |= write_figures(done.figures, done.losses)
     return {"event": "task", "id": done.id, "checksum": done.checksum, **more}
+
+
+def _open_settling(plan: "Plan", settled: Collection[str]) -> "Settling":
+    from shardq.settling import Settling  # GGUF files alone need it
+
+    return Settling(plan, settled)

@@ -3,21 +3,22 @@ source has encoded or stacked stand under names of their own; what they are made
 
 import json
 import math
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import zstandard
 
 from shardq.block_tasks import BlocksTask
 from shardq.decide import Decision
 from shardq.figures import Figures, Losses, merge_figures, merge_losses
-from shardq.gguf.planned import PlannedTensor
 from shardq.plans import Plan
-from shardq.searching import describe_search
+from shardq.search import describe_search
 from shardq.tasks import Done, QuantizeTask
 from shardq.weights import kept_shape
+
+if TYPE_CHECKING:
+    from shardq.gguf.planned import PlannedTensor
 
 LEDGER: Final = "shardq-ledger.json.zst"
 TABLE: Final = "gguf"  # of the ledger of a GGUF output: its tensors, as the headers have them
@@ -145,9 +146,15 @@ def stand_out(plan: Plan, errors: Mapping[str, Errors]) -> tuple[tuple[str, floa
             by_scheme.setdefault(d.scheme.name, []).append((errors[d.tensor.name].relative, d.tensor.name))
     found: list[tuple[float, str]] = []
     for rows in by_scheme.values():
-        limit = UNUSUAL * statistics.median(x for x, _ in rows)
+        limit = UNUSUAL * _median(sorted(x for x, _ in rows))
         found += [row for row in rows if row[0] > limit]
     return tuple((name, relative) for relative, name in sorted(found, key=lambda x: (-x[0], x[1]))[:WORST])
+
+
+def _median(values: Sequence[float]) -> float:
+    """Of at least one value; `values` go up."""
+    middle = len(values) // 2
+    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
 
 
 def damaged(errors: Mapping[str, Errors]) -> tuple[tuple[str, int], ...]:
@@ -171,7 +178,7 @@ def make_ledger(plan: Plan, errors: Mapping[str, Errors]) -> dict[str, Any]:
     return ledger
 
 
-def _table_entry(t: PlannedTensor) -> dict[str, Any]:
+def _table_entry(t: "PlannedTensor") -> dict[str, Any]:
     """A tensor of a GGUF file; of those that no weight goes into the config decides the numbers."""
     entry: dict[str, Any] = {"type": t.type, "shape": list(t.shape), "file": t.file}
     return entry if t.weights else entry | {"computed": True}

@@ -46,6 +46,10 @@ class Lender(Background[Reading, Lent]):
             lambda r: f"reading what belongs to {r.shard}",
         )
 
+    def read(self, shard: str, loans: tuple[Loan, ...], keeps: bool) -> None:
+        """Queue a Reading."""
+        self.start(Reading(shard, loans, keeps))
+
     def _read(self, loan: Loan, keeps: bool) -> Digest:
         digest, requests = RangeDigest(loan), loan.requests
         room = memoryview(bytearray(max(end - begin for begin, end in requests)))

@@ -60,8 +60,8 @@ class Limits:
 
     def least_ram_bytes(self, work: "OnePass", remote: bool, network: bool) -> int:
         """The smallest --max-ram for so many workers; `remote` and `network` as for share_memory."""
-        from shardq.needs import extra_memory_bytes
         from shardq.spans import largest_span_bytes
+        from shardq.traffic import extra_memory_bytes
 
         slots = min(self._slots(remote), LEAST_SLOTS)
         fixed = BASE_BYTES + work.records * TENSOR_BYTES + self.parallel * WORKER_BYTES + self._network_bytes(network)
@@ -73,11 +73,11 @@ class Limits:
 
         `remote`: the source is on the Hub; `network`: the source or the destination is. Raises BudgetTooSmall.
         """
-        from shardq.spans import largest_span_bytes
-
         wanted = self._slots(remote)
         if self.max_ram_bytes is None:
             return Memory(None, wanted)
+        from shardq.spans import largest_span_bytes
+
         largest_task_bytes, span_bytes = work.largest_task_bytes, largest_span_bytes(work)
         need = self.least_ram_bytes(work, remote, network)
         left = self.max_ram_bytes - need + min(wanted, LEAST_SLOTS) * span_bytes

@@ -14,7 +14,6 @@ import fcntl
 import json
 import logging
 import os
-import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -115,7 +114,7 @@ class FolderLock:
 
 def kernel_id() -> str:
     """Of the kernel that this process runs under, whose locks hold between all its processes; another after a boot."""
-    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else socket.gethostname()
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else os.uname().nodename
 
 
 def _is_at(fd: int, path: Path) -> bool:
@@ -127,7 +126,7 @@ def _is_at(fd: int, path: Path) -> bool:
 
 def _content() -> bytes:
     content = {
-        "host": socket.gethostname(),
+        "host": os.uname().nodename,
         "pid": os.getpid(),
         "boot_id": kernel_id(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -3,21 +3,23 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardq.figures import Losses, sum_losses
-from shardq.importance_vectors import Ref
 from shardq.kernels import KernelSet
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, OutSpec
 from shardq.quantizers.buffers import Buffers
 from shardq.quantizers.rtn import measure_rows
-from shardq.schemes import Scheme
-from shardq.search import Search
 from shardq.tasks import Member, QuantizeTask, Target
+
+if TYPE_CHECKING:
+    from shardq.importance_vectors import Ref
+    from shardq.schemes import Scheme
+    from shardq.search import Search
 
 WEIGHT_ARRAYS: Final[Mapping[str, type]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
 TARGET_ARRAYS: Final[Mapping[str, type]] = {  # patterns where numpy has no such type
@@ -26,7 +28,7 @@ TARGET_ARRAYS: Final[Mapping[str, type]] = {  # patterns where numpy has no such
 }  # fmt: skip
 Extent = tuple[NDArray[np.uint8], int]  # bytes in memory, offset in the output file
 # What decides codes: the scheme, the magnitude that it reaches for, how scales are searched, and what errors count.
-Way = tuple[Scheme, float | None, Search | None, Ref | None]
+Way: TypeAlias = "tuple[Scheme, float | None, Search | None, Ref | None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def write_values(specs: Iterable[OutSpec], out: Mapping[str, NDArray[Any]]) -> N
             out[spec.suffix][:] = spec.values
 
 
-def way_of(task: QuantizeTask) -> Way | None:
+def way_of(task: QuantizeTask) -> "Way | None":
     """None for what is only decoded, carried, or tuned."""
     if task.scheme is None or task.goal or task.tuned:
         return None

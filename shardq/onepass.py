@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from shardq.carry import Goal
 from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.errors import BadOption
 from shardq.plans import Plan
 from shardq.tasks import SPAN_BYTES, Bundle, Member
 
 if TYPE_CHECKING:
+    from shardq.carry import Goal
     from shardq.loans import Loan
 
 BOND_BYTES = 2 * SPAN_BYTES  # farther apart, range mode does not bring tensors together
@@ -57,7 +57,7 @@ class OnePass:
         return self.plans[0].recipe.decode == "rounded"
 
     @cached_property
-    def goals(self) -> Mapping[str, Goal]:
+    def goals(self) -> "Mapping[str, Goal]":
         """Tensors whose largest scale is wanted in place of their largest magnitude."""
         found: dict[str, Goal] = {}
         for plan in self.plans:
@@ -95,6 +95,8 @@ class OnePass:
     @cached_property
     def loans(self) -> "Mapping[str, tuple[Loan, ...]]":
         """What each shard borrows of others when it is streamed."""
+        if not any(task.encoded for bundle in self.bundles for task in bundle.rows_tasks):
+            return {}
         from shardq.loans import plan_loans
         from shardq.spans import cut_all
 

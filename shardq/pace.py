@@ -3,8 +3,21 @@
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
-from shardq.sources.hub_errors import ignore_tick, sleep_ticking
+_TICK_S: Final = 0.25
+
+
+def ignore_tick() -> None:
+    """For those who need not be asked while something waits."""
+
+
+def sleep_ticking(wait_s: float, tick: Callable[[], None]) -> None:
+    """Sleep, calling `tick` at least every quarter of a second; what it raises ends the sleep."""
+    ends_at = time.monotonic() + wait_s
+    while (left_s := ends_at - time.monotonic()) > 0:
+        tick()
+        time.sleep(min(left_s, _TICK_S))
 
 
 class Pace:

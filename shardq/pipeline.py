@@ -9,20 +9,17 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from shardq.account import open_account
 from shardq.admission import Admission, ShardCost
-from shardq.ahead import AheadReader
 from shardq.checkpoint import Shard
 from shardq.errors import ChecksumMismatch, ShardqError
 from shardq.executors.base import Executor, Outcome
 from shardq.fetcher import Fetched
 from shardq.jobs import Jobs, Work
 from shardq.lane import Lane
-from shardq.lender import Lent
 from shardq.limits import Limits
-from shardq.loans import Digest, Pair
 from shardq.onepass import OnePass
 from shardq.plans import OutputFile
 from shardq.progress import Progress, Report, Stage
@@ -31,8 +28,6 @@ from shardq.seals import Seals
 from shardq.signals import StopFlag
 from shardq.sources.base import Source
 from shardq.spans import cut_all
-from shardq.staging import Staging
-from shardq.streamer import Passed, Piece
 from shardq.supply import Supply
 from shardq.survey import Survey
 from shardq.tasks import (
@@ -48,7 +43,13 @@ from shardq.tasks import (
     Task,
     Unsealed,
 )
-from shardq.uploader import Uploaded
+
+if TYPE_CHECKING:
+    from shardq.ahead import AheadReader
+    from shardq.lender import Lent
+    from shardq.loans import Digest, Pair
+    from shardq.streamer import Passed, Piece
+    from shardq.uploader import Uploaded
 
 logger = logging.getLogger(__name__)
 POLL_S: Final = 1.0  # longest wait without looking at the stop flag
@@ -78,7 +79,7 @@ class Pipeline:
         self._error: ShardqError | None = None
         loans = {n: own for n, own in work.loans.items() if self._bundles[n]} if slots else {}
         sizes = {s.name: s.size_bytes for s in self._shards.values()}
-        self._supply = Supply(source, self._staging, slots, cut_all(work) if slots else {}, loans, sizes)
+        self._supply = Supply(source, lanes[0].staging, slots, cut_all(work) if slots else {}, loans, sizes)
         known = {pair: sha256 for lane in lanes for pair, sha256 in lane.before.lent.items()}
         self._proofs = Proofs((loan for own in loans.values() for loan in own), known)
         amax = {n: value for lane in lanes for n, value in lane.before.amax.items()}
@@ -103,10 +104,6 @@ class Pipeline:
         begun = sum(b.source_bytes for bundles in self._bundles.values() for b in bundles)
         self._resumed_bytes = work.work_bytes - begun
         self._done_bytes = self._resumed_bytes
-
-    @property
-    def _staging(self) -> Staging:
-        return self._lanes[0].staging
 
     def run(self, executor: Executor, stop: StopFlag) -> None:
         """Do everything that is left. Raises Interrupted, Terminated, or the first error of a task or transfer."""
@@ -153,15 +150,10 @@ class Pipeline:
     def _take(self) -> None:
         """Everything that transfers have brought."""
         for news in self._supply.take():
-            match news:
-                case Fetched():
-                    self._on_fetched(news)
-                case Piece():
-                    self._on_piece(news)
-                case Passed():
-                    self._on_passed(news)
-                case Lent():
-                    self._on_lent(news)
+            if isinstance(news, Fetched):
+                self._on_fetched(news)
+            else:
+                self._on_streamed(news)
         for seen in self._ahead.take() if self._ahead else ():
             self._error = self._error or seen.error
             if not seen.error:
@@ -170,6 +162,16 @@ class Pipeline:
         for lane in self._lanes:
             for uploaded in lane.uploader.take() if lane.uploader else ():
                 self._on_uploaded(lane, uploaded)
+
+    def _on_streamed(self, news: "Piece | Passed | Lent") -> None:
+        from shardq.streamer import Passed, Piece  # range mode alone has them
+
+        if isinstance(news, Piece):
+            self._on_piece(news)
+        elif isinstance(news, Passed):
+            self._on_passed(news)
+        else:
+            self._on_lent(news)
 
     def _drain(self, executor: Executor, stop: StopFlag) -> None:
         """Let running tasks finish, keep what they did, and raise."""
@@ -369,7 +371,7 @@ class Pipeline:
         self._queue(bundles)
         self._look(shard)  # a shard of nothing but empty tensors
 
-    def _on_piece(self, piece: Piece) -> None:
+    def _on_piece(self, piece: "Piece") -> None:
         """Queue the bundles of a piece in memory; what they need from elsewhere is read ahead."""
         span, bundles = piece.span, piece.span.bundles
         extent = (span.begin, span.end)
@@ -400,11 +402,13 @@ class Pipeline:
 
     def _read_ahead(self, name: str) -> None:
         if self._ahead is None:
+            from shardq.ahead import AheadReader
+
             self._ahead = AheadReader(self._source, self._work.rounds, self._work.goals)
         if self._survey.ask_ahead(name):
             self._ahead.start(self._work.tensors[name])
 
-    def _on_passed(self, passed: Passed) -> None:
+    def _on_passed(self, passed: "Passed") -> None:
         if passed.error:
             self._error = self._error or passed.error
             return
@@ -412,7 +416,7 @@ class Pipeline:
         self._take_passed(passed.digests)
         self._look(passed.shard)
 
-    def _on_lent(self, lent: Lent) -> None:
+    def _on_lent(self, lent: "Lent") -> None:
         """What a shard borrows is there; or what one lends that is at hand was looked at."""
         self._error = self._error or lent.error
         if lent.reading.keeps:
@@ -420,7 +424,7 @@ class Pipeline:
         else:
             self._take_passed(lent.digests)
 
-    def _take_passed(self, digests: Mapping[Pair, Digest]) -> None:
+    def _take_passed(self, digests: "Mapping[Pair, Digest]") -> None:
         """A shard was right, and so what it lends is known, also to later runs."""
         for lane in self._lanes:
             lane.record_lent(digests)
@@ -432,7 +436,7 @@ class Pipeline:
         for name in settled:
             self._look(self._shards[name])
 
-    def _on_uploaded(self, lane: Lane, uploaded: Uploaded) -> None:
+    def _on_uploaded(self, lane: Lane, uploaded: "Uploaded") -> None:
         """A file is in the destination's storage: record that, and only then let it go."""
         if uploaded.error:
             self._error = self._error or uploaded.error

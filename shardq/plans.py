@@ -7,32 +7,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shardq.carry import Goal, needs_largest
 from shardq.checkpoint import Checkpoint
-from shardq.conversion import common_scheme
 from shardq.cut import ROWS, Part, cut_shard
 from shardq.decide import Decision, decide_weights
 from shardq.dequantize.finding import REASONS
-from shardq.dequantize.plain import rounds
 from shardq.errors import LayoutRefuses
 from shardq.files.safetensors import FilePlan, TensorSpec, plan_file
-from shardq.fold_weights import check_kept
-from shardq.gguf.planned import PlannedGguf
 from shardq.halves import check_halves, check_tuned_halves
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout, ModuleChoice, OutSpec, Place, unit_rows
 from shardq.reach import find_reaches
 from shardq.recipe import Recipe
-from shardq.replaced import ReplacedRef, match_replaced
 from shardq.roles import may_be_linear
 from shardq.schemes import Scheme
-from shardq.searching import Searches, find_searches
+from shardq.search import Searches
 from shardq.tasks import CopyTask, Piece, QuantizeTask, Target, Task
-from shardq.tuned import TunedRef, check_input_scales, match_tuned
 from shardq.version import NUMERICS, VERSION
 from shardq.weights import Weights, find_weights, is_turned, kept_shape
+
+if TYPE_CHECKING:
+    from shardq.carry import Goal
+    from shardq.gguf.planned import PlannedGguf
+    from shardq.replaced import ReplacedRef
+    from shardq.tuned import TunedRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +59,11 @@ class Plan:
     tasks: tuple[Task, ...]  # in the order in which they should start; ids are positions
     places: Mapping[str, Place]  # modules whose tensors are slices of stacks
     reaches: Mapping[str, tuple[str, ...]]  # quantized tensor -> those whose largest magnitudes it needs; see Scheme
-    goals: Mapping[str, Goal]  # tensor whose codes are carried -> how
+    goals: "Mapping[str, Goal]"  # tensor whose codes are carried -> how
     searches: Searches
-    gguf: PlannedGguf | None = None  # of files of llama.cpp
-    tuned: Mapping[str, TunedRef] = field(default_factory=dict)  # quantized tensor -> codes that were tuned for it
-    replaced: Mapping[str, ReplacedRef] = field(default_factory=dict)  # copied tensor -> what is written instead
+    gguf: "PlannedGguf | None" = None  # of files of llama.cpp
+    tuned: "Mapping[str, TunedRef]" = field(default_factory=dict)  # quantized tensor -> codes that were tuned for it
+    replaced: "Mapping[str, ReplacedRef]" = field(default_factory=dict)  # copied tensor -> what is written instead
 
     @property
     def layout(self) -> Layout:
@@ -164,10 +163,15 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, before_tuning: bool = F
     weights = find_weights(checkpoint, recipe)
     check_tuned_halves(weights.stacks, recipe)
     if recipe.purpose == "convert":
+        from shardq.conversion import common_scheme
+
         common = common_scheme(tuple(weights.tensors.values()), checkpoint.config, recipe)
         recipe = replace(recipe, scheme=common or recipe.scheme)
     decisions = decide_weights(weights, checkpoint, recipe)
-    check_kept(decisions)
+    if recipe.fold:
+        from shardq.fold_weights import check_kept
+
+        check_kept(decisions)
     layout = find_layout(recipe.layout)
     modules = [d.tensor.module for d in decisions if d.scheme]
     places = {m: weights.places[m] for m in modules if m in weights.places}
@@ -175,16 +179,13 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, before_tuning: bool = F
     if any(t.shape is None for t in weights.tensors.values()):
         return Plan(checkpoint, recipe, weights, decisions, (), (), places, {}, {}, Searches({}, {}))
     goals = {d.tensor.name: d.goal for d in decisions if d.goal}
-    tuned = match_tuned(decisions, recipe.tuned) if recipe.tuned else {}
-    if not before_tuning:
-        check_input_scales(decisions, layout, tuned, recipe.tuned)
-    replaced = match_replaced(decisions, recipe.tuned.replaced, recipe.tuned.label) if recipe.tuned else {}
+    tuned, replaced = _match_tuned(decisions, recipe, before_tuning)
     made = [d for d in decisions if d.tensor.name not in tuned]
     reaches = find_reaches(_reaching(made, goals), checkpoint.config)
     written = [d for d in decisions if d.action != "drop"]
     homes = _homes(written, places)
     files = _files(checkpoint, weights, written, layout, places, homes, reaches)
-    searches = find_searches(made, recipe, weights.importance)
+    searches = _find_searches(made, recipe, weights)
     tasks = _tasks(checkpoint, recipe, written, places, homes, files, searches, tuned, replaced)
     plan = Plan(
         checkpoint, recipe, weights, decisions, files, tasks, places, reaches, goals, searches,
@@ -199,12 +200,42 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, before_tuning: bool = F
     return plan
 
 
-def _reaching(decisions: Sequence[Decision], goals: Mapping[str, Goal]) -> Iterator[tuple[str, str, Scheme]]:
+def _match_tuned(
+    decisions: Sequence[Decision], recipe: Recipe, before_tuning: bool
+) -> "tuple[Mapping[str, TunedRef], Mapping[str, ReplacedRef]]":
+    """By weight, what a tuning has given. Raises BadTuned, and BadOption for scales that only data give."""
+    if not recipe.tuned and not any(d.scheme and d.scheme.calibrated for d in decisions):
+        return {}, {}
+    from shardq.replaced import match_replaced  # with the formats of a tuned folder
+    from shardq.tuned import check_input_scales, match_tuned
+
+    tuned = match_tuned(decisions, recipe.tuned) if recipe.tuned else {}
+    if not before_tuning:
+        check_input_scales(decisions, find_layout(recipe.layout), tuned, recipe.tuned)
+    return tuned, match_replaced(decisions, recipe.tuned.replaced, recipe.tuned.label) if recipe.tuned else {}
+
+
+def _find_searches(decisions: Sequence[Decision], recipe: Recipe, weights: Weights) -> Searches:
+    """Raises BadImportance, BadOption."""
+    if recipe.search == "none":
+        return Searches({}, {})
+    from shardq.searching import find_searches  # with importance and its files
+
+    return find_searches(decisions, recipe, weights.importance)
+
+
+def _reaching(decisions: Sequence[Decision], goals: "Mapping[str, Goal]") -> Iterator[tuple[str, str, Scheme]]:
     """What may need magnitudes: all that is quantized, and of what is carried only codes that get a global scale."""
     for d in decisions:
         to = goals.get(d.tensor.name)
-        if d.scheme and (to is None or needs_largest(d.tensor.encoded[0], to)):
+        if d.scheme and (to is None or _needs_largest(d, to)):
             yield d.tensor.module, d.tensor.name, d.scheme
+
+
+def _needs_largest(d: Decision, to: "Goal") -> bool:
+    from shardq.carry import needs_largest
+
+    return needs_largest(d.tensor.encoded[0], to)
 
 
 def _specs(d: Decision, layout: Layout, places: Mapping[str, Place]) -> tuple[TensorSpec, ...]:
@@ -288,8 +319,8 @@ def _tasks(
     homes: Mapping[str, str],
     files: Sequence[OutputFile],
     searches: Searches,
-    tuned: Mapping[str, TunedRef],
-    replaced: Mapping[str, ReplacedRef],
+    tuned: "Mapping[str, TunedRef]",
+    replaced: "Mapping[str, ReplacedRef]",
 ) -> tuple[Task, ...]:
     """All tasks: those of the cut, shard by shard."""
     by_name = {d.tensor.name: d for d in decisions}
@@ -312,7 +343,7 @@ def _tasks(
     return tuple(tasks)
 
 
-def _piece(p: Part, file: OutputFile, replaced: ReplacedRef | None) -> Piece:
+def _piece(p: Part, file: OutputFile, replaced: "ReplacedRef | None") -> Piece:
     offset = p.begin - p.tensor.begin
     target = file.offsets[p.tensor.name][0] + offset
     return Piece(p.tensor.name, p.begin, target, p.size_bytes, p.strip_bytes, replaced and replaced.behind(offset))
@@ -347,7 +378,7 @@ def _quantize_task(
         reads_back=reads_back,
         encoded=e,
         span_bytes=part.size_bytes if e else 0,
-        rounds=e is not None and rounds(e, recipe.decode == "rounded"),
+        rounds=e is not None and e.rounds(recipe.decode == "rounded"),
         goal=d.goal,
         search=searches.searches.get(t.name),
         importance=searches.vectors.get(t.name),

@@ -2,19 +2,22 @@
 loan may be kept before."""
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from shardq.errors import ChecksumMismatch
-from shardq.lane import Lane
-from shardq.loans import Digest, Loan, Pair
+
+if TYPE_CHECKING:
+    from shardq.lane import Lane
+    from shardq.loans import Digest, Loan, Pair
 
 
 class Proofs:
     """The loans of one run, by the shard that borrows and the one that lends."""
 
-    def __init__(self, loans: Iterable[Loan], known: Mapping[Pair, str]) -> None:
+    def __init__(self, loans: "Iterable[Loan]", known: "Mapping[Pair, str]") -> None:
         """`known`: sha256 of what donors had that passed in an earlier run."""
         self._loans = {loan.pair: loan for loan in loans}
-        self._passed = {pair: Digest(sha256, ()) for pair, sha256 in known.items() if pair in self._loans}
+        self._passed = {pair: _digest(sha256) for pair, sha256 in known.items() if pair in self._loans}
         self._lent: dict[Pair, Digest] = {}
         self._open = {home: {d for h, d in self._loans if h == home} for home, _ in self._loans}
         self._wrong: list[Loan] = []
@@ -27,12 +30,12 @@ class Proofs:
         """A shard borrows nothing after all, as it and its donors are at hand."""
         self._open.pop(home, None)
 
-    def take_lent(self, digests: Mapping[Pair, Digest]) -> set[str]:
+    def take_lent(self, digests: "Mapping[Pair, Digest]") -> set[str]:
         """What was lent. Returns the shards of which another loan is now known to be right."""
         self._lent |= digests
         return self._settle(digests)
 
-    def take_passed(self, digests: Mapping[Pair, Digest]) -> set[str]:
+    def take_passed(self, digests: "Mapping[Pair, Digest]") -> set[str]:
         """What a donor has whose hash was right. Returns as `take_lent`."""
         self._passed |= digests
         return self._settle(digests)
@@ -54,7 +57,7 @@ class Proofs:
             "network, and run the same command again"
         )
 
-    def _settle(self, pairs: Iterable[Pair]) -> set[str]:
+    def _settle(self, pairs: "Iterable[Pair]") -> set[str]:
         homes: set[str] = set()
         for pair in pairs:
             home, donor = pair
@@ -69,7 +72,7 @@ class Proofs:
 
 
 def find_proven(
-    lanes: Iterable[Lane], busy: Collection[str], proofs: Proofs, measured: Collection[str]
+    lanes: "Iterable[Lane]", busy: Collection[str], proofs: Proofs, measured: Collection[str]
 ) -> frozenset[str]:
     """Shards that unfinished files wait for and that need not come: only what others borrow of them is of use, and that
     was seen to pass by an earlier run. `busy`: those with tasks left; `measured`: those with tensors whose largest
@@ -79,3 +82,9 @@ def find_proven(
     return frozenset(
         s for f in files for s in f.shards if s not in first and s not in busy and s not in measured and proofs.has(s)
     )
+
+
+def _digest(sha256: str) -> "Digest":
+    from shardq.loans import Digest  # range mode alone borrows
+
+    return Digest(sha256, ())

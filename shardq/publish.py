@@ -16,7 +16,6 @@ from shardq.config_json import dump
 from shardq.destinations.base import Destination, StoredFile
 from shardq.files.atomic import sync_folder, sync_way, write_atomic, writing
 from shardq.final_config import final_config
-from shardq.fold import FOLD, pack_fold
 from shardq.ggml import GGML, tensor_bytes
 from shardq.html_report.grid import find_grids
 from shardq.html_report.picture import PICTURE, draw_picture, main_grid
@@ -65,6 +64,8 @@ def publish(
     if shown:
         extra[PICTURE] = draw_picture(*shown)
     if plan.recipe.fold:
+        from shardq.fold import FOLD, pack_fold
+
         extra[FOLD] = pack_fold(plan.recipe.fold)
     extra[LEDGER] = encode_ledger(ledger)
     configs = {} if plan.gguf else dict(_configs(plan))

@@ -6,19 +6,21 @@ What only decides how fast or where (workers, memory caps, folders) is not here 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from shardq.errors import BadOption, LayoutRefuses
-from shardq.fold import Fold, read_fold
 from shardq.formats import WEIGHT_DTYPES
 from shardq.gguf.file_types import FileType, find_file_type
-from shardq.gguf.options import GgufOptions
-from shardq.importance import Importance, load_importance
 from shardq.layouts import GGUF_LAYOUT, PLAIN_LAYOUT, default_layout, find_layout
 from shardq.patterns import Dialect, LayerRule, Pattern, parse_layer_config, parse_pattern
 from shardq.policy import Policy
 from shardq.schemes import BLOCKS, PLAIN_WEIGHTS, Scheme, change_scheme, parse_scheme
-from shardq.tuned import TunedCodes, load_tuned
+
+if TYPE_CHECKING:  # what few recipes have, and each brings modules of its own
+    from shardq.fold import Fold
+    from shardq.gguf.options import GgufOptions
+    from shardq.importance import Importance
+    from shardq.tuned import TunedCodes
 
 CONVERTED = "converted"  # the preset of what has the source's own schemes
 Ragged = Literal["refuse", "keep", "shrink"]
@@ -46,8 +48,8 @@ class Recipe:
     mtp: Mtp = "keep"  # what becomes of multi-token prediction layers
     quant_nontext: bool = False  # Linear layers of vision, audio and projector parts are quantized too
     search: SearchMode = "none"  # for better scales than round-to-nearest has
-    importance: Importance | None = None  # how much an error counts in each input column
-    fold: Fold | None = None  # scales that are moved between neighbours first
+    importance: "Importance | None" = None  # how much an error counts in each input column
+    fold: "Fold | None" = None  # scales that are moved between neighbours first
     purpose: Purpose = "quantize"  # convert: codes of the source into another layout, and its scheme is the commonest;
     # dequantize: everything is kept, and nothing stays encoded
     requantize: bool = False  # codes that a source has already are made anew; of `convert` those that may not fit
@@ -55,8 +57,8 @@ class Recipe:
     dtype: str | None = None  # of weights that are decoded and kept; None: what the source's own reader makes of them
     decode: Decode = "exact"  # weights of a quantized source are quantized as decoded in fp32, or as a checkpoint of 16
     # bits would have them
-    gguf: GgufOptions | None = None  # of a file of llama.cpp, whose file type is the preset
-    tuned: TunedCodes | None = None  # codes of some weights, which are then not made anew
+    gguf: "GgufOptions | None" = None  # of a file of llama.cpp, whose file type is the preset
+    tuned: "TunedCodes | None" = None  # codes of some weights, which are then not made anew
 
     @property
     def scheme_name(self) -> str:
@@ -100,6 +102,27 @@ class Recipe:
         }
 
 
+def load_named(
+    importance: "str | Path | Importance | None",
+    fold: "str | Path | Fold | None",
+    tuned: "str | Path | TunedCodes | None",
+) -> "tuple[Importance | None, Fold | None, TunedCodes | None]":
+    """Read those that are paths. Raises BadFold, BadImportance, BadTuned, SourceUnreadable."""
+    if isinstance(fold, str | Path):  # each reader brings its file format
+        from shardq.fold import read_fold
+
+        fold = read_fold(fold)
+    if isinstance(importance, str | Path):
+        from shardq.importance import load_importance
+
+        importance = load_importance(importance)
+    if isinstance(tuned, str | Path):
+        from shardq.tuned import load_tuned
+
+        tuned = load_tuned(tuned)
+    return importance, fold, tuned
+
+
 def make_recipe(
     scheme: str,
     *,
@@ -120,10 +143,10 @@ def make_recipe(
     decode: Decode = "exact",
     requantize: bool = False,
     search: SearchMode | None = None,
-    importance: str | Path | Importance | None = None,
-    fold: str | Path | Fold | None = None,
-    gguf: GgufOptions | None = None,
-    tuned: str | Path | TunedCodes | None = None,
+    importance: "str | Path | Importance | None" = None,
+    fold: "str | Path | Fold | None" = None,
+    gguf: "GgufOptions | None" = None,
+    tuned: "str | Path | TunedCodes | None" = None,
 ) -> Recipe:
     """A Recipe from the words that the command line and scripts use.
 
@@ -149,8 +172,7 @@ def make_recipe(
     ):
         if word not in get_args(words):
             raise BadOption(f"{option} {word!r}: expected one of {', '.join(get_args(words))}")
-    moved = read_fold(fold) if isinstance(fold, str | Path) else fold
-    weighed = load_importance(importance) if isinstance(importance, str | Path) else importance
+    weighed, moved, codes = load_named(importance, fold, None if file_type else tuned)
     if weighed and search == "none" and not file_type:
         raise BadOption("--importance weighs a search, and --search none wants none: take one of them back")
     if file_type:
@@ -172,7 +194,7 @@ def make_recipe(
         ):
             if meaningless:
                 raise BadOption(f"{option} means nothing for the file type {file_type.name}: leave it out")
-        return _gguf_recipe(file_type, layout or layout_name, gguf or GgufOptions(), weighed, decode, requantize)
+        return _gguf_recipe(file_type, layout or layout_name, gguf, weighed, decode, requantize)
     preset = parse_scheme(scheme_name)
     chosen = find_layout(layout or layout_name or default_layout(preset.scheme))
     return Recipe(
@@ -194,15 +216,15 @@ def make_recipe(
         search=search or ("auto" if weighed or moved else "none"),
         importance=weighed,
         fold=moved,
-        tuned=load_tuned(tuned) if isinstance(tuned, str | Path) else tuned,
+        tuned=codes,
     )
 
 
 def _gguf_recipe(
     file_type: FileType,
     layout: str,
-    options: GgufOptions,
-    importance: Importance | None,
+    options: "GgufOptions | None",
+    importance: "Importance | None",
     decode: Decode,
     requantize: bool,
 ) -> Recipe:
@@ -210,6 +232,8 @@ def _gguf_recipe(
         raise LayoutRefuses(
             f"layout {layout} holds no {file_type.name}, which is a file type of llama.cpp: leave it out"
         )
+    from shardq.gguf.options import GgufOptions
+
     return Recipe(
         preset=file_type.name,
         scheme=BLOCKS.get(file_type.base, PLAIN_WEIGHTS),
@@ -223,7 +247,7 @@ def _gguf_recipe(
         decode=decode,
         requantize=requantize,
         importance=importance,
-        gguf=options,
+        gguf=options or GgufOptions(),
     )
 
 

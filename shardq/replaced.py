@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final
 from shardq.errors import BadTuned
 from shardq.files.atomic import pread_exact, reading
 from shardq.formats import STORAGE
-from shardq.importance_vectors import Stamp, take_stamp
+from shardq.importance_vectors import take_stamp
 
 if TYPE_CHECKING:
     from shardq.decide import Decision
+    from shardq.importance_vectors import Stamp
     from shardq.outputs import Output
     from shardq.sources.base import Source
 
@@ -35,7 +36,7 @@ class Replaced:
 class ReplacedRef:
     """Where a worker finds the bytes of a tensor, or a part of them: it travels with a task."""
 
-    stamp: Stamp
+    stamp: "Stamp"
     begin: int  # in the file
     dtype: str
     shape: tuple[int, ...]

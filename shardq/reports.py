@@ -7,15 +7,7 @@ from typing import Any
 from shardq.companions import find_companions
 from shardq.gguf.planned import PlannedGguf
 from shardq.limits import Limits
-from shardq.needs import (
-    REQUEST_LIMITS,
-    WINDOW_S,
-    ahead_bytes,
-    count_requests,
-    disk_bytes,
-    lent_bytes,
-    requests_s,
-)
+from shardq.needs import disk_bytes
 from shardq.onepass import OnePass
 from shardq.plans import Plan
 from shardq.scale_choice import choose_scales
@@ -23,6 +15,7 @@ from shardq.serving.report import describe_serving
 from shardq.serving.served import served_of_plan
 from shardq.spans import largest_span_bytes
 from shardq.speed import cpu_name, estimate, read_speed
+from shardq.traffic import REQUEST_LIMITS, WINDOW_S, ahead_bytes, count_requests, lent_bytes, requests_s
 
 
 def describe_plan(plan: Plan, tensors: bool = True) -> dict[str, Any]:

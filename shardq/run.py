@@ -16,17 +16,14 @@ from shardq.destinations.base import Destination
 from shardq.errors import RecipeChanged
 from shardq.executors.base import Executor
 from shardq.executors.inline import InlineExecutor
-from shardq.executors.processes import ProcessExecutor
 from shardq.files.atomic import write_atomic
 from shardq.files.safetensors import tensor_bytes
-from shardq.gguf.model_files import needed_texts
 from shardq.headers import read_checkpoint, read_headers
 from shardq.lane import Lane
 from shardq.ledger import LEDGER, Errors, decode_ledger
 from shardq.limits import Limits, Memory
 from shardq.lock import FolderLock
 from shardq.onepass import OnePass
-from shardq.outputs import is_of_recipe
 from shardq.pipeline import Pipeline
 from shardq.plans import Plan, make_plan
 from shardq.progress import Report
@@ -34,12 +31,12 @@ from shardq.publish import Published, is_complete, publish, recorded_identity
 from shardq.push import check_push, prepare_push, push_folder, still_stored
 from shardq.recipe import Recipe
 from shardq.scale_choice import choose_scales
+from shardq.seldom import load_parts
 from shardq.signals import StopFlag, raise_on_signal
 from shardq.sources.base import Source
 from shardq.staging import PROVENANCE, Staging, changed_message, check_folder
 from shardq.supply import source_paths
 from shardq.tasks import Workplace
-from shardq.uploader import Uploader
 
 ENTRY: Final = "shardq.worker:start"
 
@@ -128,7 +125,10 @@ def quantize_all(
             results[number] = _eaten(done, order, began)
             continue
         checkpoint = checkpoint or _checkpoint(source, staging, limits, restart)
-        checkpoint = needed_texts(checkpoint, source, [order.recipe])
+        if order.recipe.gguf:
+            from shardq.gguf.model_files import needed_texts
+
+            checkpoint = needed_texts(checkpoint, source, [order.recipe])
         plan = make_plan(checkpoint, order.recipe)
         check(plan)
         outdated = _is_outdated(order, staging, recorded, done, plan, source)
@@ -271,6 +271,8 @@ def run_lanes(
     keeps = memory.task_bytes is None or memory.task_bytes >= limits.parallel * work.largest_task_bytes
     paths = source_paths(work, source, home)
     workplace = Workplace(paths, parts, keeps, limits.log, str(home.src), str(home.lent))
+    if limits.parallel > 1:
+        load_parts(task for plan in work.plans for task in plan.tasks)
     run = Pipeline(work, source, lanes, limits, memory.slots, report)
     try:
         with make_executor(limits.parallel, workplace, memory.task_bytes) as executor:
@@ -287,16 +289,22 @@ def _open_lane(number: int, p: Prepared, source: Source, limits: Limits, held: E
     held.callback(journal.close)
     if limits.delete_source:
         write_atomic(p.staging.source_record, encode_checkpoint(p.plan.checkpoint))
+    uploader = None
     if destination:
+        from shardq.uploader import Uploader
+
+        uploader = Uploader(destination)
         before = still_stored(before, destination, p.staging, limits.keep_local)
         before = p.staging.check_settled(before, p.plan, journal)
-    return Lane(number, p.plan, p.staging, journal, before, Uploader(destination) if destination else None, label)
+    return Lane(number, p.plan, p.staging, journal, before, uploader, label)
 
 
 def make_executor(parallel: int, workplace: Workplace, task_bytes: int | None) -> Executor:
     """Worker processes; a single worker works in the calling process."""
     if parallel == 1:
         return InlineExecutor(ENTRY, workplace)
+    from shardq.executors.processes import ProcessExecutor  # brings multiprocessing
+
     return ProcessExecutor(ENTRY, workplace, parallel, ByteBudget(task_bytes))
 
 
@@ -350,6 +358,8 @@ def _has_eaten(done: Mapping[str, Any], source: Source, recipe: Recipe) -> bool:
     there = {f.name for f in source.files()}
     if done["source.label"] != source.label or all(s[0] in there for s in done["source.shards"]):
         return False
+    from shardq.outputs import is_of_recipe
+
     return is_of_recipe(done, recipe)
 
 

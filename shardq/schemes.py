@@ -4,7 +4,6 @@ A scheme says nothing about bytes on disk; that is a layout's business. Names an
 compressed-tensors 0.20.0, so that a command line written for them means the same here.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -343,6 +342,8 @@ def parse_scheme(text: str) -> Preset:
             f"{', '.join(p.name for p in PRESETS.values() if p.scheme.calibrated)}; or take {_without_data(name)}, "
             "whose activations get their scales while serving"
         )
+    import difflib  # for who mistypes alone
+
     near = difflib.get_close_matches(name, [*PRESETS, *ALIASES], n=3) or list(PRESETS)
     raise UnknownScheme(f"unknown scheme {text!r}: did you mean {', '.join(near)}? `shardq schemes` lists them all")
 

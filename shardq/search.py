@@ -7,13 +7,14 @@ decoders worse than round-to-nearest, because it gives up the few large weights 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from shardq.errors import BadOption
 
 if TYPE_CHECKING:
+    from shardq.importance_vectors import Ref
     from shardq.schemes import Scheme
 
 Rule = Literal["least_squares", "auto_round"]
@@ -64,6 +65,15 @@ class Search:
         return tuple(found)
 
 
+@dataclass(frozen=True, slots=True)
+class Searches:
+    """By tensor; one that is not named has round-to-nearest's own scales."""
+
+    searches: Mapping[str, Search]
+    vectors: "Mapping[str, Ref]"  # of those whose errors are weighed
+    notes: tuple[str, ...] = ()  # what is odd about the importance
+
+
 # By bits of a code. Ranges, candidates and sweeps were measured with errors weighed by importance: they reach 101 to
 # 107 % of the least weighted error that 256 candidates of both signs find. The finer the codes, the nearer to 1.
 SYMMETRIC: Final[Mapping[int, Search]] = MappingProxyType(
@@ -111,3 +121,13 @@ def default_search(scheme: "Scheme", weighted: bool) -> Search | None:
         return SMALL_FLOATS
     found = POWERS if kind == "powers" else (SYMMETRIC if kind == "symmetric" else ASYMMETRIC)[scheme.bits]
     return found if weighted else replace(found, objective="root")
+
+
+def describe_search(search: Search) -> dict[str, Any]:
+    """Plain values, which `read_search` reads."""
+    return asdict(search)
+
+
+def read_search(values: Mapping[str, Any]) -> Search:
+    """The inverse of `describe_search`. Raises TypeError, BadOption."""
+    return Search(**values)

@@ -1,20 +1,22 @@
 """Which weights get searched scales, by which search, and with whose importance: decided before a weight is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from shardq.errors import BadOption
 from shardq.fold_weights import weigh
-from shardq.importance import Importance, allows_both_signs, doubts, match, stand_ins
-from shardq.importance_vectors import BothRef, Ref, SizesRef
-from shardq.recipe import Recipe
+from shardq.importance import allows_both_signs, doubts, match, stand_ins
+from shardq.importance_vectors import BothRef
 from shardq.roles import Role
-from shardq.search import AUTO_ROUND, Kind, Search, default_search, kind_of
+from shardq.search import AUTO_ROUND, Kind, Search, Searches, default_search, kind_of
 
 if TYPE_CHECKING:
     from shardq.decide import Decision
+    from shardq.importance import Importance
+    from shardq.importance_vectors import Ref, SizesRef
+    from shardq.recipe import Recipe
     from shardq.schemes import Scheme
 
 # Bits of a code at which a search without importance has never lost against round-to-nearest (bench/README.md): of
@@ -29,24 +31,14 @@ BOTH_SIGNS: Final = frozenset({3})
 EVEN_STEPS: Final = frozenset({"e0m3"})  # symmetric integers by another name, which lose as these do
 
 
-@dataclass(frozen=True, slots=True)
-class Searches:
-    """By tensor; one that is not named has round-to-nearest's own scales."""
-
-    searches: Mapping[str, Search]
-    vectors: Mapping[str, Ref]  # of those whose errors are weighed
-    notes: tuple[str, ...] = ()  # what is odd about the importance
-
-
 def find_searches(
-    decisions: Sequence["Decision"], recipe: Recipe, sizes: Mapping[str, SizesRef] = MappingProxyType({})
+    decisions: Sequence["Decision"], recipe: "Recipe", sizes: "Mapping[str, SizesRef]" = MappingProxyType({})
 ) -> Searches:
-    """The searches of all weights that get new codes. `sizes`: importance of some without data.
+    """The searches of all weights that get new codes, for a recipe that searches. `sizes`: importance of some
+    without data.
 
     Raises BadImportance with the modules that the file lacks, BadOption for a rule that a scheme does not have.
     """
-    if recipe.search == "none":
-        return Searches({}, {})
     wanted = {d.tensor.name: d for d in decisions if d.scheme and not d.carried}
     given = recipe.importance
     vectors, notes = find_vectors(list(wanted.values()), given, sizes)
@@ -62,19 +54,9 @@ def find_searches(
     return Searches(searches, {n: v for n, v in vectors.items() if n in searches}, notes)
 
 
-def describe_search(search: Search) -> dict[str, Any]:
-    """Plain values, which `read_search` reads."""
-    return asdict(search)
-
-
-def read_search(values: Mapping[str, Any]) -> Search:
-    """The inverse of `describe_search`. Raises TypeError, BadOption."""
-    return Search(**values)
-
-
 def find_vectors(
-    wanted: Sequence["Decision"], given: Importance | None, sizes: Mapping[str, SizesRef]
-) -> tuple[dict[str, Ref], tuple[str, ...]]:
+    wanted: Sequence["Decision"], given: "Importance | None", sizes: "Mapping[str, SizesRef]"
+) -> "tuple[dict[str, Ref], tuple[str, ...]]":
     """Importance of weights by name, and what is odd about it: from a file, from sizes, or from both. Raises
     BadImportance."""
     modules: dict[str, tuple[int, int]] = {}
@@ -89,7 +71,7 @@ def find_vectors(
 
 
 def choose_search(
-    scheme: "Scheme", recipe: Recipe, given: Importance | None, weighed: bool | None = None
+    scheme: "Scheme", recipe: "Recipe", given: "Importance | None", weighed: bool | None = None
 ) -> Search | None:
     """The search of a scheme: with importance from a file, or if it is `weighed` all the same, or without; None for
     round-to-nearest. Raises BadOption."""
@@ -111,7 +93,7 @@ def choose_search(
     return found
 
 
-def _widen(search: Search, scheme: "Scheme", ref: Ref | None) -> Search:
+def _widen(search: Search, scheme: "Scheme", ref: "Ref | None") -> Search:
     """The search with both signs where sizes of columns steady what data say of them."""
     steadied = isinstance(ref, BothRef) and search.rule == "least_squares" and search.signs == "range"
     allowed = kind_of(scheme) == "symmetric" and scheme.bits in BOTH_SIGNS

@@ -9,19 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from shardq.checkpoint import Checkpoint, TensorRef
-from shardq.dequantize.base import Encoded
 from shardq.formats import STORAGE
 from shardq.fused import fused_groups
 
 if TYPE_CHECKING:
     from shardq.decide import Decision
+    from shardq.dequantize.base import Encoded
 
 ROLES: Final = ("factor", "divisor")  # parts that stand above all scales of a matrix
 NEW, NONE, UNREAD = "new codes", "none", "unread"
 
 
 def find_global_scales(
-    encoded: Mapping[str, Sequence[Encoded]], tensors: Mapping[str, TensorRef]
+    encoded: "Mapping[str, Sequence[Encoded]]", tensors: Mapping[str, TensorRef]
 ) -> tuple[TensorRef, ...]:
     """The tensors that hold global scales of encoded weights, each once."""
     names = dict.fromkeys(p.tensor for es in encoded.values() for e in es for p in e.parts if p.role in ROLES)

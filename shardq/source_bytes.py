@@ -3,17 +3,20 @@ was lent."""
 
 import os
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardq.dequantize.base import Part
-from shardq.dequantize.decoding import Ranges
 from shardq.descriptors import Descriptors
 from shardq.files.atomic import pread_exact
 from shardq.files.direct import ROOM_BYTES, DirectDisk, aligned_bytes
 from shardq.slabs import Mappings, Slab, open_slab
 from shardq.tasks import TILE_BYTES, RowsTask, Streamed, SurveyTask, Workplace
+
+if TYPE_CHECKING:
+    from shardq.dequantize.base import Part
+    from shardq.dequantize.decoding import Ranges
 
 
 class SourceBytes:
@@ -51,7 +54,7 @@ class SourceBytes:
         direct = (self._disk, self._disk_room()) if is_fetched else None
         return open_slab(self._files.get(path), begin, size_bytes, room, alignment, what, direct)
 
-    def read_part(self, task: RowsTask | SurveyTask, part: Part, ranges: Ranges) -> NDArray[np.uint8]:
+    def read_part(self, task: RowsTask | SurveyTask, part: "Part", ranges: "Ranges") -> NDArray[np.uint8]:
         """The bytes of some ranges of a part, one behind the other; valid until the next ones of a part of this role.
         Raises CorruptShard, SourceUnreadable."""
         data = self._room(part.role, sum(end - begin for begin, end in ranges))
@@ -84,7 +87,7 @@ class SourceBytes:
                 self._rooms[role] = room
         return room[:size_bytes]
 
-    def _is_lent(self, part: Part, begin: int, end: int) -> bool:
+    def _is_lent(self, part: "Part", begin: int, end: int) -> bool:
         """True if these bytes did not come in one piece with the codes."""
         if (memory := self.memory) is None or part.role == "codes":
             return False

@@ -18,7 +18,6 @@ from shardq.checkpoint import TensorRef
 from shardq.decoded import keep_rows, round_rows
 from shardq.dequantize.base import Encoded, Part
 from shardq.dequantize.decoding import Ranges, decode_rows, read_parts
-from shardq.dequantize.plain import rounds
 from shardq.dequantize.values import ARRAYS
 from shardq.errors import CorruptShard, NonFiniteWeight, NotExact
 from shardq.formats import STORAGE
@@ -55,7 +54,7 @@ class SourceRows:
         assert t.dtype is not None
         assert t.shape is not None
         self._t, self._e, self._dtype, self._columns = t, e, t.dtype, e.columns if e else t.shape[1]
-        self._rounds = e is not None and goal is None and rounds(e, rounded)
+        self._rounds = e is not None and goal is None and e.rounds(rounded)
         self._goal = goal
         self._source, self._kernels = source, kernels
         self._asked = columns or (0, self._columns)

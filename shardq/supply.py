@@ -4,24 +4,27 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from shardq.checkpoint import Shard
 from shardq.errors import ChecksumMismatch, SourceUnreadable
 from shardq.fetcher import Fetched, Fetcher
 from shardq.files.atomic import writing
-from shardq.lender import Lender, Lent, Reading
-from shardq.loans import Loan
 from shardq.onepass import OnePass
 from shardq.sources.base import FileReader, Source
 from shardq.sources.local import open_local
 from shardq.spans import Span, keep_bundles
 from shardq.staging import Staging
-from shardq.streamer import Passed, Piece, Streamer, mismatch
 from shardq.tasks import Bundle
+
+if TYPE_CHECKING:
+    from shardq.lender import Lender, Lent
+    from shardq.loans import Loan
+    from shardq.streamer import Passed, Piece, Streamer
 
 logger = logging.getLogger(__name__)
 STREAMS_PER_SHARD = 2  # that many wrong hashes in a row are an error
-News = Fetched | Piece | Passed | Lent
+News: TypeAlias = "Fetched | Piece | Passed | Lent"
 
 
 class Supply:
@@ -33,7 +36,7 @@ class Supply:
         staging: Staging,
         slots: int,
         spans: Mapping[str, tuple[Span, ...]],
-        loans: Mapping[str, tuple[Loan, ...]],
+        loans: "Mapping[str, tuple[Loan, ...]]",
         sizes: Mapping[str, int],
     ) -> None:
         """`slots`: pieces of memory for range mode, which brings the `spans` of each shard, and before them the `loans`
@@ -47,10 +50,11 @@ class Supply:
         self._spans, self._loans = spans, loans
         self._waiting: dict[str, list[Piece]] = {}  # pieces of shards whose loans are on their way
         slot_bytes = max((s.size_bytes for own in spans.values() for s in own), default=0)
-        remote = source.remote
-        self._streamer = Streamer(self._open, slots, slot_bytes) if remote and slots else None
-        self._lender = Lender(self._open, staging.lent, sizes) if self._streamer and loans else None
-        self._fetcher = Fetcher(source, staging.src) if remote and not slots else None
+        streams: tuple[Streamer | None, Lender | None] = (None, None)
+        if source.remote and slots:
+            streams = self._make_streams(slots, slot_bytes, sizes)
+        self._streamer, self._lender = streams
+        self._fetcher = Fetcher(source, staging.src) if source.remote and not slots else None
 
     @property
     def ready(self) -> list[int]:
@@ -91,11 +95,11 @@ class Supply:
             self._from_files.add(shard.name)
             self._at_hand.append(Fetched(shard, None, None))
             if self._lender and lends:
-                self._lender.start(Reading(shard.name, lends, keeps=False))
+                self._lender.read(shard.name, lends, keeps=False)
         elif self._streamer:
             if self._lender and loans and shard.name not in self._tries:
                 self._waiting[shard.name] = []
-                self._lender.start(Reading(shard.name, loans, keeps=True))
+                self._lender.read(shard.name, loans, keeps=True)
             self._tries[shard.name] = self._tries.get(shard.name, 0) + 1
             self._streamer.start(shard, keep_bundles(self._spans[shard.name], bundles), lends)
         elif self._fetcher:
@@ -112,6 +116,12 @@ class Supply:
         self._at_hand.clear()
         for x in self._transfers:
             arrived += x.take()
+        return arrived if self._streamer is None else self._in_order(arrived)
+
+    def _in_order(self, arrived: list[News]) -> list[News]:
+        from shardq.lender import Lent
+        from shardq.streamer import Piece
+
         news: list[News] = []
         for each in arrived:
             if isinstance(each, Piece) and each.span.shard in self._waiting:
@@ -138,6 +148,8 @@ class Supply:
     def again(self, shard: Shard, bundles: Sequence[Bundle]) -> ChecksumMismatch | None:
         """Stream a shard once more that came wrong; the error when that was tried before."""
         if self._tries[shard.name] >= STREAMS_PER_SHARD:
+            from shardq.streamer import mismatch
+
             return mismatch(shard, self._source.label, STREAMS_PER_SHARD)
         logger.warning("%s came with a wrong hash: all of it again", shard.name)
         self.begin(shard, bundles)
@@ -168,11 +180,18 @@ class Supply:
         for x in self._transfers:
             x.close()
 
+    def _make_streams(self, slots: int, slot_bytes: int, sizes: Mapping[str, int]) -> "tuple[Streamer, Lender | None]":
+        from shardq.lender import Lender  # range mode alone needs them
+        from shardq.streamer import Streamer
+
+        lender = Lender(self._open, self._staging.lent, sizes) if self._loans else None
+        return Streamer(self._open, slots, slot_bytes), lender
+
     @property
     def _transfers(self) -> "list[Fetcher | Lender | Streamer]":
         return [x for x in (self._fetcher, self._lender, self._streamer) if x]
 
-    def _lent_by(self, donor: str) -> tuple[Loan, ...]:
+    def _lent_by(self, donor: str) -> "tuple[Loan, ...]":
         return tuple(loan for loans in self._loans.values() for loan in loans if loan.donor == donor)
 
     def _file(self, name: str) -> Path | None:

@@ -6,12 +6,15 @@ are found by workers; range mode reads tensors that lie in another piece ahead, 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from shardq.carry import Goal
 from shardq.checkpoint import TensorRef
 from shardq.cut import slabs
 from shardq.onepass import OnePass
 from shardq.tasks import Bundle, Member, QuantizeTask, Streamed, Surveyed, SurveyTask
+
+if TYPE_CHECKING:
+    from shardq.carry import Goal
 
 Waiting = Bundle | Streamed
 Key = tuple[str, int | None]  # a tensor's magnitude, or that of its slab of that key
@@ -174,7 +177,7 @@ class Survey:
         return replace(member, task=replace(task, amax=self._used[largest], amax_of=largest))
 
 
-def survey_tasks(t: TensorRef, rounds: bool, goal: Goal | None) -> tuple[SurveyTask, ...]:
+def survey_tasks(t: TensorRef, rounds: bool, goal: "Goal | None") -> tuple[SurveyTask, ...]:
     """The slabs of a matrix, to be measured; `rounds` and `goal` as in SurveyTask."""
     assert t.dtype is not None
     assert t.shape is not None

@@ -1,23 +1,25 @@
 """What a checkpoint stands for: its tensors, with weights in place of the codes and scales that some are stored as, and
 with a matrix for each expert in place of the stacks that are quantized. Headers alone decide."""
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from shardq.checkpoint import Checkpoint, TensorRef
-from shardq.dequantize import Encoded, Found, find_encoded
-from shardq.dequantize.plain import plain_slices
+from shardq.dequantize.finding import find_encoded
 from shardq.errors import UnsupportedSource
-from shardq.fold import Fold
-from shardq.fold_weights import fold_weights
-from shardq.importance_vectors import SizesRef
 from shardq.layouts import find_layout
 from shardq.layouts.base import Place
 from shardq.recipe import Recipe
 from shardq.roles import Role, assign_roles, prediction_tensors
-from shardq.stacks import ExpertStack, find_stacks
 from shardq.untied import untied_head
+
+if TYPE_CHECKING:
+    from shardq.dequantize.base import Encoded
+    from shardq.dequantize.finding import Found
+    from shardq.fold import Fold
+    from shardq.importance_vectors import SizesRef
+    from shardq.stacks import ExpertStack
 
 SHOWN: Final = 4  # problems told in a message before "and N more"
 TURNED_KINDS: Final = (
@@ -41,8 +43,8 @@ class Weights:
     tensors: Mapping[str, TensorRef]
     absorbed: Mapping[str, Absorbed]
     places: Mapping[str, Place]  # modules that go back into a stack, as its readers want
-    stacks: tuple[ExpertStack, ...] = ()  # those of the source that were split
-    importance: Mapping[str, SizesRef] = field(default_factory=dict)  # of weights, as a fold has it
+    stacks: "tuple[ExpertStack, ...]" = ()  # those of the source that were split
+    importance: "Mapping[str, SizesRef]" = field(default_factory=dict)  # of weights, as a fold has it
 
     @property
     def were_encoded(self) -> bool:
@@ -83,7 +85,7 @@ def find_weights(checkpoint: Checkpoint, recipe: Recipe) -> Weights:
 
 
 def recorded_weights(
-    checkpoint: Checkpoint, kept: Container[str], dtype: str | None, fold: Fold | None, *, halves: bool
+    checkpoint: Checkpoint, kept: Container[str], dtype: str | None, fold: "Fold | None", *, halves: bool
 ) -> Weights:
     """The weights that an output was made of: stacks were split that are not among the tensors `kept`, which its ledger
     names, and a tied head has weights if it is; `dtype` is that of its recipe, `halves` as find_stacks has it. Raises
@@ -98,9 +100,11 @@ def recorded_weights(
     return _folded(_split_stacks(checkpoint, tensors, absorbed, is_split, halves), checkpoint, fold)
 
 
-def _folded(weights: Weights, checkpoint: Checkpoint, fold: Fold | None) -> Weights:
+def _folded(weights: Weights, checkpoint: Checkpoint, fold: "Fold | None") -> Weights:
     if fold is None:
         return weights
+    from shardq.fold_weights import fold_weights  # with all that a fold needs
+
     made = fold_weights(weights.tensors, checkpoint, fold)
     return replace(weights, tensors=made.tensors, importance=made.importance)
 
@@ -138,16 +142,16 @@ def _decode(checkpoint: Checkpoint, dtype: str | None) -> tuple[dict[str, Tensor
         if reason := found.dropped.get(t.name):
             absorbed[t.name] = Absorbed("dropped", "", reason)
         elif owner is None:
-            _add(tensors, t)
+            add_weight(tensors, t)
         else:
             if owner.part == "codes":
-                _add(tensors, _logical(t, owner.weight, found.encoded.get(owner.weight, ()), dtype))
+                add_weight(tensors, _logical(t, owner.weight, found.encoded.get(owner.weight, ()), dtype))
             if t.name != owner.weight:
                 absorbed[t.name] = Absorbed("decoded", owner.weight, owner.kind)
     return tensors, absorbed
 
 
-def _logical(codes: TensorRef, name: str, encoded: Sequence[Encoded], dtype: str | None) -> TensorRef:
+def _logical(codes: TensorRef, name: str, encoded: "Sequence[Encoded]", dtype: str | None) -> TensorRef:
     """The weight that codes stand for, in the type of its reader unless one is given; of unknown shape where only an
     index is known."""
     if not encoded:
@@ -165,7 +169,8 @@ def _logical(codes: TensorRef, name: str, encoded: Sequence[Encoded], dtype: str
     )
 
 
-def _add(tensors: dict[str, TensorRef], t: TensorRef) -> None:
+def add_weight(tensors: dict[str, TensorRef], t: TensorRef) -> None:
+    """Put a weight among others. Raises UnsupportedSource if it is there."""
     if t.name in tensors:
         raise UnsupportedSource(
             f"{t.name} is in {tensors[t.name].shard} and, in another form, in {t.shard}: expected it once; remove the "
@@ -174,7 +179,7 @@ def _add(tensors: dict[str, TensorRef], t: TensorRef) -> None:
     tensors[t.name] = t
 
 
-def _refuse_problems(found: Found, label: str) -> None:
+def _refuse_problems(found: "Found", label: str) -> None:
     told = [str(p) for p in found.problems]
     told += [f"{t.name} in {t.shard} says the shape of others and was not read" for t in found.wanted]
     if told:
@@ -195,71 +200,6 @@ def _split_stacks(
     wanted = {n for n, t in tensors.items() if is_split(t)}
     if not wanted:
         return Weights(tensors, absorbed, {})
-    others = (t for t in tensors.values() if t.name in wanted or len(t.shape or ()) < 3)
-    stacks = {s.tensor: s for s in find_stacks(others, checkpoint.config, halves=halves) if s.tensor in wanted}
-    biases = {s.bias: s for s in stacks.values() if s.bias}
-    made: dict[str, TensorRef] = {}
-    places: dict[str, Place] = {}
-    prefixes = {s.tensor: s.prefix for s in stacks.values() if s.experts is not None}
-    gone = {n: replace(a, into=prefixes.get(a.into, a.into)) for n, a in absorbed.items()}
-    for t in tensors.values():
-        stack = stacks.get(t.name) or biases.get(t.name)
-        if stack is None or stack.experts is None:
-            _add(made, t)
-            continue
-        if t.name in checkpoint.tensors:
-            gone[t.name] = Absorbed("split", stack.prefix, stack.row)
-        if stack.emit == "stacked":
-            places |= _places(stack)
-        for m in _pieces(t, stack):
-            _add(made, m)
-    return Weights(made, gone, places, tuple(s for s in stacks.values() if s.experts is not None))
+    from shardq.split_stacks import split_stacks  # most models have no stacks
 
-
-def _pieces(t: TensorRef, stack: ExpertStack) -> Iterable[TensorRef]:
-    if t.name == stack.bias:
-        return _bias_pieces(t, stack)
-    return _whole_slices(t, stack) if stack.emit == "stacked" else _matrices(t, stack)
-
-
-def _matrices(t: TensorRef, stack: ExpertStack) -> Iterator[TensorRef]:
-    slices = t.encoded or plain_slices(t)
-    for m in stack.matrices():
-        e = slices[m.expert]
-        e = e.turned() if m.transposed else e
-        yield _matrix(m.name, t, e if m.lines == range(e.rows) else e.picked(m.lines.start, m.lines.stop, m.lines.step))
-
-
-def _whole_slices(t: TensorRef, stack: ExpertStack) -> Iterator[TensorRef]:
-    """Slices that go back into a stack: gate and up stay as they are."""
-    for index, e in enumerate(t.encoded or plain_slices(t)):
-        yield _matrix(f"{slice_module(stack, index)}.weight", t, e.turned() if stack.transposed else e)
-
-
-def _bias_pieces(t: TensorRef, stack: ExpertStack) -> Iterator[TensorRef]:
-    if stack.emit == "stacked":
-        yield t
-        return
-    slices = plain_slices(t)
-    for b in stack.biases():
-        piece = _matrix(b.name, t, slices[b.expert].picked(b.lines.start, b.lines.stop, b.lines.step))
-        yield replace(piece, shape=(len(b.lines),))
-
-
-def _matrix(name: str, t: TensorRef, e: Encoded) -> TensorRef:
-    """One matrix of a stack: encoded, or consecutive bytes that are its rows as they are."""
-    e = replace(e, name=name, index=None)
-    begin, end = e.codes_extent(0, e.rows)
-    plain = not t.encoded and not e.is_strided and (e.pick is None or e.pick[2] == 1)
-    return TensorRef(name, t.shard, e.dtype, (e.rows, e.columns), begin, end, () if plain else (e,))
-
-
-def _places(stack: ExpertStack) -> dict[str, Place]:
-    count = stack.experts or 0
-    module = stack.weight.removesuffix(".weight")
-    return {slice_module(stack, index): Place(module, index, count) for index in range(count)}
-
-
-def slice_module(stack: ExpertStack, index: int) -> str:
-    """What a slice is called that goes back into a stack."""
-    return f"{stack.weight.removesuffix('.weight')}.{index}"
+    return split_stacks(checkpoint, tensors, absorbed, wanted, halves)

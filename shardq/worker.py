@@ -14,18 +14,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from shardq import seldom
 from shardq.arena import PAGE_BYTES, Arena, reserve
-from shardq.block_rows import BlockRows, Given, extents, fill_vector, written_extents
-from shardq.block_rows import shapes as block_shapes
 from shardq.block_tasks import BlocksTask, VectorsTask
-from shardq.carry_codes import carry_rows, largest_scale
-from shardq.decoded import DecodedRows, keep_rows, round_rows
 from shardq.descriptors import Descriptors
 from shardq.errors import CorruptShard, KernelUnavailable, NonFiniteWeight, NotExact
 from shardq.figures import COUNTS, FIGURES, WEIGHED, Figures, sum_figures
 from shardq.files.atomic import pread_exact, writing
 from shardq.files.direct import DirectDisk
-from shardq.importance_vectors import VectorCache
 from shardq.kernels import KernelChoiceError, KernelSet, load
 from shardq.layouts import find_layout
 from shardq.making import (
@@ -46,7 +42,6 @@ from shardq.making import (
 )
 from shardq.quantizers.buffers import buffer_shapes, take_buffers
 from shardq.quantizers.rtn import measure_rows, quantize_rows
-from shardq.replaced import read_replaced
 from shardq.schemes import Scheme
 from shardq.sealing import seal_files, settle_files
 from shardq.source_bytes import SourceBytes
@@ -71,7 +66,7 @@ from shardq.tasks import (
     SurveyTask,
     Workplace,
 )
-from shardq.tuned_rows import pack_tuned
+from shardq.vector_cache import VectorCache
 
 FOLD: Final = 0x9E3779B97F4A7C15  # odd multiplier that makes the order of a task's checksums count
 Report = BundleDone | Surveyed | SealDone | Settled
@@ -143,7 +138,7 @@ class Worker:
         for tile in self._tiles(first, rows, room, checked):
             self._tile(tile, ways, makings)
             for _, made in blocks:
-                made.add(Given(first.row + tile.row, tile.rows, tile.dtype, tile.parts, tile.wide))
+                made.add(seldom.Given(first.row + tile.row, tile.rows, tile.dtype, tile.parts, tile.wide))
             for c in copies:
                 raw = tile.rows.reshape(-1).view(np.uint8)
                 sums[c.lane] = self._copy_rows(c, raw, tile.row * first.row_bytes, sums[c.lane])
@@ -178,11 +173,11 @@ class Worker:
             return
         wide = room.view(np.float32).reshape(rows, task.columns)
         read = partial(self._source.read_part, task)
-        decoded = DecodedRows(task.encoded, (task.row, task.end_row), read, self._kernels, checked)
+        decoded = seldom.DecodedRows(task.encoded, (task.row, task.end_row), read, self._kernels, checked)
         for row in range(task.row, task.end_row, rows):
             tile, parts = decoded.tile(row, min(row + rows, task.end_row), wide)
             if task.rounds:
-                yield Tile(row - task.row, round_rows(tile, task.dtype), task.dtype, tile, parts)
+                yield Tile(row - task.row, seldom.round_rows(tile, task.dtype), task.dtype, tile, parts)
             else:
                 yield Tile(row - task.row, tile, "F32", tile, parts)
 
@@ -210,7 +205,7 @@ class Worker:
                 self._keep(tile, m)
             elif m.task.goal:
                 self._carry(tile, m)
-            elif m.task.tuned and not pack_tuned(tile, m, self._kernels):
+            elif m.task.tuned and not seldom.pack_tuned(tile, m, self._kernels):
                 raise self._non_finite(m.task, m.task.scheme, tile)
 
     def _keep(self, tile: Tile, making: Making) -> None:
@@ -220,7 +215,7 @@ class Worker:
         assert task.encoded
         assert tile.wide is not None
         is_kept = tile.dtype == task.dtype and not task.encoded.scaling
-        kept = tile.rows if is_kept else keep_rows(task.encoded, tile.wide, task.dtype, self._kernels)
+        kept = tile.rows if is_kept else seldom.keep_rows(task.encoded, tile.wide, task.dtype, self._kernels)
         kept = kept if kept.dtype == out.dtype else kept.view(out.dtype)
         if making.task.turned:
             out[:, tile.row : tile.row + len(kept)] = kept.T
@@ -237,7 +232,7 @@ class Worker:
         assert tile.wide is not None
         assert making.stats is not None
         row, count = task.row + tile.row, len(tile.rows)
-        part = carry_rows(task.encoded, tile.parts, row, row + count, to, self._kernels, task.amax)
+        part = seldom.carry_rows(task.encoded, tile.parts, row, row + count, to, self._kernels, task.amax)
         making.layout.pack(part, tile.row, making.out, task.scheme, self._kernels)
         there = slice(tile.row, tile.row + count)
         measure_rows(tile.wide, "F32", task.scheme, part, making.stats[there], self._kernels)
@@ -259,7 +254,7 @@ class Worker:
 
     def _take(
         self, bundle: Bundle, rows: int
-    ) -> tuple[NDArray[Any], dict[Way, Rows], list[Making], list[tuple[int, BlockRows]]]:
+    ) -> "tuple[NDArray[Any], dict[Way, Rows], list[Making], list[tuple[int, seldom.BlockRows]]]":
         """All arrays of a slab, from the arena: room for a tile, for codes, for figures, for the outputs."""
         tasks, first = bundle.quantize_tasks, bundle.rows_tasks[0]
         slab_rows = first.end_row - first.row
@@ -272,7 +267,7 @@ class Worker:
         figures += [(losses_shape, np.float64)] * sum(way[2] is not None for way in works)
         wanted = [(room_shape, np.uint8), *figures, *(shape for work in works.values() for shape in work)]
         wanted += [shape for slab in slabs for shape in slab.values()]
-        wanted += [shape for t in bundle.block_tasks for shape in block_shapes(t)]
+        wanted += [shape for t in bundle.block_tasks for shape in seldom.shapes(t)]
         self._arena.reset(reserve(*wanted) + PAGE_BYTES * sum(map(len, slabs)))
         take = self._arena.take
         room = take(room_shape, np.uint8)
@@ -295,7 +290,7 @@ class Worker:
         for made in makings:
             write_values(made.specs, made.out)
         blocks = [
-            (m.lane, BlockRows(m.task, self._arena, self._vectors, self._kernels))
+            (m.lane, seldom.BlockRows(m.task, self._arena, self._vectors, self._kernels))
             for m in bundle.members
             if isinstance(m.task, BlocksTask)
         ]
@@ -354,8 +349,8 @@ class Worker:
             with self._source.open(task.shard, v.begin, v.size_bytes, room, kind.itemsize, v.tensor) as slab:
                 data = slab.tile(0, v.size_bytes).view(kind)
                 for take in v.takes:
-                    out = fill_vector(v, data, take, self._kernels, task.shard)
-                    yield from ((take.file, extent) for extent in extents(take, 0, out))
+                    out = seldom.fill_vector(v, data, take, self._kernels, task.shard)
+                    yield from ((take.file, extent) for extent in seldom.extents(take, 0, out))
 
     def _copy_rows(self, member: Member, raw: NDArray[np.uint8], at: int, checksum: int) -> int:
         """Some rows of a slab that other outputs quantize, as they are; `at`: their first byte in the slab."""
@@ -411,7 +406,7 @@ class Worker:
     def _written_extents(self, lane: int, task: BlocksTask | VectorsTask) -> int:
         """The same of what goes to places of its own."""
         checksum = 0
-        for file, begin, size in written_extents(task):
+        for file, begin, size in seldom.written_extents(task):
             self._arena.reset(size)
             room = self._arena.take((size,), np.uint8)
             pread_exact(self._parts.get(self._part(lane, file)), room.data, begin, file)
@@ -438,7 +433,7 @@ class Worker:
             count = len(tile.rows)
             if task.goal and task.encoded and tile.parts:
                 at = task.row + tile.row
-                largest = largest_scale(task.encoded, tile.parts, at, at + count, task.goal, self._kernels)
+                largest = seldom.largest_scale(task.encoded, tile.parts, at, at + count, task.goal, self._kernels)
             else:
                 self._kernels.group_absmax(tile.rows, tile.dtype, task.columns, found[:count])
                 largest = float(found[:count].max())
@@ -476,7 +471,7 @@ def _content(piece: Piece, part: NDArray[np.uint8], at: int) -> NDArray[np.uint8
     """What goes into the output for a part of a piece, which begins at `at`: that, or what replaces it."""
     if piece.replaced is None:
         return part
-    return np.frombuffer(read_replaced(piece.replaced, at, part.size), np.uint8)
+    return np.frombuffer(seldom.read_replaced(piece.replaced, at, part.size), np.uint8)
 
 
 def _copied(number: int, checksum: int) -> Done:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Trait = Literal["refused", "unpaired", "leftover", "shapes"]
 WORD_BITS: Final = 32
+PLAIN: Final = "plain"  # a kind that no source of families.toml has: nothing is to be detected (plain.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,13 @@ class Encoded:
         of them, beside the fp32 result: 1 for codes, 4 where rows are picked with a step or turned, 8 for act-order."""
         first, behind = self.stored_range(row, end_row)
         return sum(p.window_bytes(first, behind) for p in self.parts)
+
+    def rounds(self, rounded: bool) -> bool:
+        """True if rows are rounded to the type of their weight before they are quantized: as by --decode `rounded`, and
+        where that changes nothing, so that the codes are those of weights which are stored so (F16 has few
+        exponents)."""
+        is_same = self.scaling is None or (self.scaling.is_exact and self.dtype != "F16")
+        return rounded or (self.kind == PLAIN and is_same)
 
     @property
     def source_bytes(self) -> int:

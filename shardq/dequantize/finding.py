@@ -1,15 +1,16 @@
 """Finds all encoded weights of a checkpoint, by headers alone, and accounts for every tensor that belongs to one."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from shardq.checkpoint import TensorRef
 from shardq.companions import Companion, find_companions
-from shardq.dequantize.base import Encoded, Mismatch, Module, Trait, Wanted
 from shardq.dequantize.hints import Hints, read_hints
-from shardq.dequantize.kinds import KINDS
 from shardq.families import RefusedSource, load_families
+
+if TYPE_CHECKING:
+    from shardq.dequantize.base import Encoded, Trait
 
 REASONS: Final[Mapping[str, str]] = {
     "activation": "a scale of quantized activations, which the result does not have",
@@ -21,7 +22,7 @@ REASONS: Final[Mapping[str, str]] = {
 class Problem:
     """Something that stops a run before a weight is read."""
 
-    trait: Trait
+    trait: "Trait"
     tensor: str  # empty where the configuration is meant
     shard: str
     reason: str  # what is wrong, expected and found
@@ -36,7 +37,7 @@ class Found:
     """What a checkpoint has encoded. Without problems and without `wanted`, `consumed` and the keys of `dropped` are
     all tensors that belong to encoded weights."""
 
-    encoded: Mapping[str, tuple[Encoded, ...]]  # by name of the weight: one matrix, or the slices of a stack
+    encoded: "Mapping[str, tuple[Encoded, ...]]"  # by name of the weight: one matrix, or the slices of a stack
     consumed: frozenset[str]  # source tensors that the weights are made of, or that say their shape
     dropped: Mapping[str, str]  # source tensors that stay behind, with the reason
     problems: tuple[Problem, ...]
@@ -68,40 +69,17 @@ def find_encoded(
             modules.setdefault(c.weight, []).append(c)
         elif c.name.rpartition(".")[2] not in reasons:
             problems.append(_unpaired(c, refs[c.name]))
-    encoded: dict[str, tuple[Encoded, ...]] = {}
-    consumed: set[str] = set()
-    wanted: list[TensorRef] = []
-    unmeasured = []
-    for name, members in modules.items():
-        if any(refs[c.name].shape is None for c in members):
-            unmeasured.append(name)
-            continue
-        found = _describe(name, members, refs, hints, peeked or {})
-        if isinstance(found, Wanted):
-            wanted.append(found.tensor)
-        elif isinstance(found, Mismatch):
-            problems.append(Problem(found.trait, found.tensor, refs[found.tensor].shard, found.reason))
-        else:
-            encoded[name] = found
-            consumed.update(c.name for c in members)
+    found = Found({}, frozenset(), {}, (), ())
+    if modules:
+        from shardq.dequantize.describing import describe  # with the readers of all kinds
+
+        found = describe(modules, refs, hints, peeked or {})
     if companions:
         for ref in refs.values():
             reason = reasons.get(ref.name.rpartition(".")[2])
-            if reason and ref.name not in consumed and _stays_behind(ref, reason, refs):
+            if reason and ref.name not in found.consumed and _stays_behind(ref, reason, refs):
                 dropped.setdefault(ref.name, REASONS[reason])
-    return Found(encoded, frozenset(consumed), dropped, tuple(problems), tuple(wanted), tuple(unmeasured), companions)
-
-
-def _describe(
-    name: str, members: list[Companion], refs: Mapping[str, TensorRef], hints: Hints, peeked: Mapping[str, bytes]
-) -> "tuple[Encoded, ...] | Mismatch | Wanted":
-    by_role: dict[str, TensorRef] = {}
-    kind = next(c.kind for c in members if c.role == "codes")
-    for c in members:
-        if c.role in by_role or c.kind != kind:
-            return Mismatch("leftover", c.name, f"is {c.role} of {name}, which has one already")
-        by_role[c.role] = refs[c.name]
-    return KINDS[kind].describe(Module(name, kind, by_role, hints, peeked))
+    return replace(found, dropped=dropped, problems=(*problems, *found.problems), companions=companions)
 
 
 def _unpaired(c: Companion, ref: TensorRef) -> Problem:

@@ -5,13 +5,13 @@ from types import MappingProxyType
 from typing import Final
 
 from shardq.dequantize.awq import AwqWords
-from shardq.dequantize.base import Reader
+from shardq.dequantize.base import PLAIN, Reader
 from shardq.dequantize.bnb4 import Bnb4
 from shardq.dequantize.gptq import GptqWords
 from shardq.dequantize.int_pack import IntPack
 from shardq.dequantize.mlx import MlxWords
 from shardq.dequantize.nibbles import NUMBERS, POWERS, Nibbles
-from shardq.dequantize.plain import PLAIN, PlainFloats
+from shardq.dequantize.plain import PlainFloats
 from shardq.dequantize.scaled_bytes import SCB_STEP, ScaledBytes
 
 GRID: Final = ScaledBytes()

@@ -2,10 +2,10 @@
 whose gate and up rows alternate, and their biases. w is what is stored, exactly."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from shardq.checkpoint import TensorRef
-from shardq.dequantize.base import Coded, Description, Encoded, Mismatch, Module, Part
+from shardq.dequantize.base import PLAIN, Coded, Description, Encoded, Mismatch, Module, Part
 from shardq.dequantize.stacks import slices
 
 if TYPE_CHECKING:
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from shardq.dequantize.base import Arrays
     from shardq.kernels import KernelSet
-
-PLAIN: Final = "plain"  # the kind, which no source of families.toml has: nothing is to be detected
 
 
 def plain_slices(t: TensorRef) -> tuple[Encoded, ...]:
@@ -36,12 +34,6 @@ def plain_rows(t: TensorRef) -> Encoded:
     rows, columns = (*t.shape, 1)[:2]
     part = Part("codes", t.name, t.shard, t.dtype, t.begin, rows, columns, 0)
     return Encoded(t.name, PLAIN, None, rows, columns, t.dtype, (part,), PLAIN, (1, columns))
-
-
-def rounds(e: Encoded, rounded: bool) -> bool:
-    """True if rows are rounded to the type of their weight before they are quantized: as by --decode `rounded`, and
-    where that changes nothing, so that the codes are those of weights which are stored so (F16 has few exponents)."""
-    return rounded or (e.kind == PLAIN and (e.scaling is None or (e.scaling.is_exact and e.dtype != "F16")))
 
 
 @dataclass(frozen=True, slots=True)

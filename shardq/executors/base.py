@@ -4,11 +4,13 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from shardq.errors import ShardqError, TaskFailed
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class Executor(Protocol):
         budget. Raises RuntimeError after `close`.
         """
 
-    def wait(self, timeout_s: float | None, also: Sequence[int | Connection] = ()) -> list[Outcome]:
+    def wait(self, timeout_s: float | None, also: "Sequence[int | Connection]" = ()) -> list[Outcome]:
         """Block until an outcome is there, an object of `also` is readable, or the time is up (None: no limit).
 
         Returns at once, empty, when nothing is unfinished and `also` is empty. What goes wrong in a worker comes back

@@ -1,14 +1,18 @@
 """Runs jobs in the caller's process, one per `wait`: for one worker, notebooks and tests."""
 
+import math
 import os
+import select
 from collections import deque
-from collections.abc import Sequence
 from functools import partial
-from multiprocessing import connection
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from shardq.executors.base import JOBS_QUEUED_PER_WORKER, Handler, Job, Outcome, attempt, load_handler
+
+if TYPE_CHECKING:  # multiprocessing takes a hundredth of a second to load, and one process needs none of it
+    from collections.abc import Sequence
+    from multiprocessing.connection import Connection
 
 
 class InlineExecutor:
@@ -26,9 +30,9 @@ class InlineExecutor:
             raise RuntimeError("the executor is closed")
         self._queue.append(job)
 
-    def wait(self, timeout_s: float | None, also: Sequence[int | connection.Connection] = ()) -> list[Outcome]:
+    def wait(self, timeout_s: float | None, also: "Sequence[int | Connection]" = ()) -> list[Outcome]:
         """Run the next job unless `also` is readable; a job that has begun is not cut short by `timeout_s`."""
-        if also and connection.wait(also, 0 if self._queue else timeout_s):
+        if also and _is_any_readable(also, 0 if self._queue else timeout_s):
             return []
         if not self._queue or self._handler is None:
             return []
@@ -66,3 +70,11 @@ class InlineExecutor:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _is_any_readable(objects: "Sequence[int | Connection]", timeout_s: float | None) -> bool:
+    """Wait until one of them is, or the time is up (None: no limit)."""
+    poll = select.poll()
+    for each in objects:
+        poll.register(each, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else math.ceil(1000 * timeout_s)))

@@ -26,7 +26,7 @@ from shardq.plans import OutputFile, Plan
 from shardq.recipe import Recipe
 from shardq.roles import assign_roles
 from shardq.schemes import BLOCKS
-from shardq.searching import Searches
+from shardq.search import Searches
 from shardq.weights import Weights, find_weights
 
 PLACELESS = "gguf:no place"  # rule of weights that llama.cpp's architecture has no tensor for

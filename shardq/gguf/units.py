@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from shardq.block_tasks import BlocksTask, Take, Vector, VectorsTask
 from shardq.checkpoint import Checkpoint, TensorRef
 from shardq.cut import Part, cut_shard, is_matrix
-from shardq.dequantize.plain import rounds
 from shardq.errors import LayoutRefuses, UnsupportedSource
 from shardq.formats import WEIGHT_DTYPES
 from shardq.gguf.mixtures import SOURCE_TYPE
@@ -77,7 +76,7 @@ def _task(
         tuple(take for take in own if take),
         encoded=e,
         span_bytes=part.size_bytes if e else 0,
-        rounds=e is not None and rounds(e, rounded),
+        rounds=e is not None and e.rounds(rounded),
     )  # fmt: skip
 
 

@@ -1,42 +1,20 @@
 """Charts as inline SVG; colours are classes of style.css, which knows light and dark."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html import escape
 from typing import Final
 
-from shardq.html_report.grid import Cell, Grid, errors_of
+from shardq.html_report.grid import Cell, Grid
+from shardq.html_report.shades import STEPS, Shades
 
 CELL: Final = 14  # pixels of a side
 LABEL: Final = 250  # pixels beside the rows
-STEPS: Final = 9  # shades of a heat map
 HUES: Final = 8  # colours of schemes; what comes after shares the last
 KEPT: Final = "kept"
 BAR_PERCENT: Final = 40  # of the room for bars and what stands behind them: the longest
 PLOT: Final = (640, 150)
 EVERY: Final = 5  # layers with a number
-
-
-@dataclass(frozen=True, slots=True)
-class Shades:
-    """From the least error to the largest, on a scale of logarithms."""
-
-    least: float
-    most: float
-
-    def step(self, error: float) -> int:
-        """0 to STEPS - 1."""
-        if error <= 0 or self.most <= self.least:
-            return 0
-        share = math.log(max(error, self.least) / self.least) / math.log(self.most / self.least)
-        return min(STEPS - 1, max(0, int(share * STEPS)))
-
-
-def find_shades(grids: Sequence[Grid]) -> Shades | None:
-    """None where nothing has an error above zero."""
-    errors = [e for e in errors_of(grids) if e > 0]
-    return Shades(min(errors), max(errors)) if errors else None
 
 
 def draw_errors(grid: Grid, shades: Shades) -> str:

@@ -8,8 +8,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from shardq.html_report.charts import STEPS, Shades, find_shades
 from shardq.html_report.grid import Grid
+from shardq.html_report.shades import STEPS, Shades, find_shades
 
 PICTURE: Final = "shardq-errors.png"
 SIDE: Final = 8  # pixels of a cell, with a gap of one

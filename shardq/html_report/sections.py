@@ -15,11 +15,11 @@ from shardq.html_report.charts import (
     draw_legend,
     draw_schemes,
     error_legend,
-    find_shades,
 )
 from shardq.html_report.facts import Facts
 from shardq.html_report.grid import Grid
 from shardq.html_report.rows import Row, relative_error, total_roles
+from shardq.html_report.shades import find_shades
 
 WORST: Final = 12
 REASONS: Final = 60  # lines of what is kept

@@ -1,47 +1,69 @@
-"""The table of layouts. Adding one is a file, a row here and a folder of golden files; see ADDING.md."""
+"""The table of layouts. Adding one is a file, a row here and a folder of golden files; see ADDING.md.
 
-from typing import Final
+A run needs one layout or two, so that files are loaded when one of their layouts is asked for.
+"""
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from shardq.errors import LayoutRefuses
-from shardq.layouts.auto_round import AWQ, MX, NVFP4, V1, ZERO_OF_ALL, AutoRound
-from shardq.layouts.awq import Awq
 from shardq.layouts.base import Layout
-from shardq.layouts.compressed_tensors import CompressedTensors
-from shardq.layouts.fake import Fake
-from shardq.layouts.fp8 import Fp8
-from shardq.layouts.gguf import Gguf
-from shardq.layouts.gptq import VERSION_2, Gptq
-from shardq.layouts.mlx import Mlx
-from shardq.layouts.plain import Plain
 from shardq.schemes import Scheme
 
-LAYOUTS: Final[tuple[Layout, ...]] = (
-    AutoRound(),
-    AutoRound("auto_round:auto_gptq", (), (V1,)),
-    AutoRound("auto_round:gptqmodel", (), (ZERO_OF_ALL,)),
-    AutoRound("auto_round:auto_awq", (), (AWQ,)),
-    AutoRound("auto_round:llm_compressor", (), (MX, NVFP4)),
-    Gptq(),
-    Gptq("gptq_v2", ("gptqmodel",), VERSION_2),
-    Awq(),
-    CompressedTensors(),
-    Fp8(),
-    Mlx(),
-    Fake(),
-)
-LISTED: Final[tuple[Layout, ...]] = (*LAYOUTS, Gguf())  # what a user may ask for
-GGUF_LAYOUT: Final = Gguf.name  # of file types of GGUF; what is in one is planned apart
-PLAIN_LAYOUT: Final = Plain.name  # of `shardq dequantize`; nothing can be quantized into it
+if TYPE_CHECKING:
+    LAYOUTS: tuple[Layout, ...]
+    LISTED: tuple[Layout, ...]  # what a user may ask for
+
+GGUF_LAYOUT: Final = "gguf"  # of file types of GGUF; what is in one is planned apart
+PLAIN_LAYOUT: Final = "plain"  # of `shardq dequantize`; nothing can be quantized into it
+FILES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(  # file -> names and aliases of its own LAYOUTS
+    {
+        "auto_round": (
+            "auto_round", "auto-round", "autoround", "auto_round:auto_gptq", "auto_round:gptqmodel",
+            "auto_round:auto_awq", "auto_round:llm_compressor",
+        ),
+        "gptq": ("gptq", "auto_gptq", "gptq_v2", "gptqmodel"),
+        "awq": ("awq", "auto_awq", "autoawq"),
+        "compressed_tensors": ("compressed-tensors", "compressed_tensors", "llm_compressor", "llmcompressor"),
+        "fp8": ("fp8", "mxfp8", "finegrained_fp8"),
+        "mlx": ("mlx", "mlx-lm", "mlx_lm"),
+        "fake": ("fake", "qdq"),
+        "gguf": (GGUF_LAYOUT, "llama.cpp"),
+        "plain": (PLAIN_LAYOUT,),
+    }
+)  # fmt: skip
+_HOMES: Final = {word: file for file, words in FILES.items() for word in words}
 SQUARE: Final = (4096, 4096)  # a shape that fits every group
+
+
+def __getattr__(name: str) -> Any:
+    """LAYOUTS and LISTED: all rows, for those who look at each."""
+    apart = {"LAYOUTS": (GGUF_LAYOUT, PLAIN_LAYOUT), "LISTED": (PLAIN_LAYOUT,)}
+    if name not in apart:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return tuple(layout for file in FILES if file not in apart[name] for layout in _layouts_of(file))
 
 
 def find_layout(name: str) -> Layout:
     """The layout of that name or alias. Raises LayoutRefuses with the names that exist."""
-    wanted = name.strip().lower()
-    for layout in (*LISTED, Plain()):
-        if wanted == layout.name or wanted in layout.aliases:
-            return layout
-    raise LayoutRefuses(f"unknown layout {name!r}: expected one of {', '.join(x.name for x in LISTED)}")
+    if (found := known_layout(name.strip().lower())) is None:
+        names = ", ".join(layout.name for layout in __getattr__("LISTED"))
+        raise LayoutRefuses(f"unknown layout {name!r}: expected one of {names}")
+    return found
+
+
+def known_layout(word: str) -> Layout | None:
+    """The layout of a name or alias in lower case; None where there is none."""
+    if (file := _HOMES.get(word)) is None:
+        return None
+    return next(layout for layout in _layouts_of(file) if word == layout.name or word in layout.aliases)
+
+
+def _layouts_of(file: str) -> tuple[Layout, ...]:
+    made: tuple[Layout, ...] = importlib.import_module(f"shardq.layouts.{file}").LAYOUTS
+    return made
 
 
 def default_layout(scheme: Scheme) -> str:

@@ -281,3 +281,12 @@ def _block_prefix(module: str) -> str:
     """What stands before the first number in a module's name: `model.layers` for `model.layers.0.mlp.up_proj`."""
     found = re.search(r"\.\d+(\.|$)", module)
     return module[: found.start()] if found else ""
+
+
+LAYOUTS: Final = (
+    AutoRound(),
+    AutoRound("auto_round:auto_gptq", (), (V1,)),
+    AutoRound("auto_round:gptqmodel", (), (ZERO_OF_ALL,)),
+    AutoRound("auto_round:auto_awq", (), (AWQ,)),
+    AutoRound("auto_round:llm_compressor", (), (MX, NVFP4)),
+)

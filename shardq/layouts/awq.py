@@ -133,3 +133,6 @@ def _codes(words: "NDArray[np.uint32]") -> "NDArray[np.uint8]":
     for nibble, lane in enumerate(NIBBLES):
         codes[:, lane] = ((words >> np.uint32(4 * nibble)) & np.uint32(15)).T
     return codes.reshape(eighths * LANES, count)
+
+
+LAYOUTS: Final = (Awq(),)

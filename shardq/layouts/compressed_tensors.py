@@ -304,3 +304,6 @@ def _scheme(group: Mapping[str, Any]) -> Scheme:
     size = weights.get("group_size", WHOLE_ROW)
     activation = next((a for a in ACTIVATIONS if inputs and _activation(a) == inputs), "")
     return layout.settle(Scheme(f"int{weights['num_bits']}", size, bool(weights["symmetric"]), activation=activation))
+
+
+LAYOUTS: Final = (CompressedTensors(),)

@@ -104,3 +104,6 @@ class Fake(LayoutDefaults):
                 name = other
                 break
         return name and self.settle(parse_name(name))
+
+
+LAYOUTS: Final = (Fake(),)

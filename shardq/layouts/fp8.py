@@ -123,3 +123,6 @@ def _method(scheme: Scheme) -> str | None:
         if layout.settle(PRESETS[preset].scheme) == scheme:
             return method
     return None
+
+
+LAYOUTS: Final = (Fp8(),)

@@ -1,5 +1,7 @@
 """GGUF: files of llama.cpp. What is in them is not a matter of single modules, so that shardq/gguf plans them."""
 
+from typing import Final
+
 from shardq.layouts.plain import Plain
 
 
@@ -12,3 +14,6 @@ class Gguf(Plain):
     summary = "all tensors and the tokenizer in one .gguf file, or in parts: --scheme gguf:q4_k_m"
     loaders = "llama.cpp and what is built on it"
     library = "gguf"
+
+
+LAYOUTS: Final = (Gguf(),)

@@ -133,3 +133,6 @@ def _dynamic(default: Scheme, choices: Sequence[ModuleChoice]) -> dict[str, dict
         sign = "-" if scheme is None else "+"
         rules |= {f"{sign}:{regex}": dict(values) for regex in module_regexes(modules, everything)}
     return rules
+
+
+LAYOUTS: Final = (Gptq(), Gptq("gptq_v2", ("gptqmodel",), VERSION_2))

@@ -182,3 +182,6 @@ def _scheme(parameters: Mapping[str, Any]) -> Scheme:
     if name == AFFINE:
         return Mlx().settle(Scheme(f"int{parameters['bits']}", parameters["group_size"], symmetric=False))
     return _mode_scheme(next(m for m in MODES if m.name == name))
+
+
+LAYOUTS: Final = (Mlx(),)

@@ -1,7 +1,7 @@
 """Plain weights: what `shardq dequantize` writes. It holds no scheme, and its loaders find nothing in config.json."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from shardq.errors import LayoutRefuses
 from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
@@ -63,3 +63,6 @@ class Plain(LayoutDefaults):
         """See Layout."""
         del config, module
         return None
+
+
+LAYOUTS: Final = (Plain(),)

@@ -7,15 +7,11 @@ from numpy.typing import NDArray
 
 from shardq.quantizers.buffers import Buffers
 from shardq.quantizers.float_scales import FLOAT_SCALES, float_scales
-from shardq.quantizers.mlx import quantize_mlx
 from shardq.quantizers.native_fp8 import sign_zeros
 from shardq.quantizers.quantized import Quantized
 from shardq.quantizers.scales import range_scales, shared_scales
-from shardq.quantizers.search_floats import search_powers, search_small_floats
-from shardq.quantizers.search_integers import search_asymmetric, search_biases, search_symmetric
-from shardq.quantizers.search_job import SearchJob
 from shardq.schemes import Scheme
-from shardq.search import Search, kind_of
+from shardq.search import Search
 
 if TYPE_CHECKING:
     from shardq.kernels import KernelSet
@@ -51,12 +47,17 @@ def quantize_rows(
     group = scheme.group_columns(columns)
     b = buffers.first(rows)
     if search is not None:
+        from shardq.quantizers.search_job import SearchJob  # most runs search nothing
+        from shardq.quantizers.search_rows import search_rows
+
         job = SearchJob(source, dtype, stored or dtype, scheme, search, importance, b, np.empty((rows, 2)), kernels)
         found = search_rows(job, stats, amax)
         if losses is not None:
             losses[:, :2], losses[:, 2] = job.losses, job.weigh()
         return found
     if scheme.numbers == "mlx":
+        from shardq.quantizers.mlx import quantize_mlx
+
         return quantize_mlx(source, dtype, stored or dtype, scheme, b, stats, kernels)
     if scheme.numbers == "auto_round" and scheme.format.is_integer:
         # One pass over the weights; numerics of auto-round 0.16.1 model-free, as the kernel documents.
@@ -82,20 +83,6 @@ def quantize_rows(
     kernels.encode_affine(source, dtype, scheme.bits, group, b.scales, b.low, "add_round", b.codes)
     kernels.error_affine(source, dtype, scheme.bits, b.codes, b.scales, b.low, group, "zero", stats)
     return Quantized(b.codes, b.scales, b.zeros), bad
-
-
-def search_rows(job: SearchJob, stats: NDArray[np.float64], amax: float | None) -> tuple[Quantized, int]:
-    """`quantize_rows` with a search. ValueError where the scheme has nothing to search."""
-    kind = kind_of(job.scheme)
-    if kind == "symmetric":
-        return search_symmetric(job, stats)
-    if kind == "asymmetric":
-        return (search_biases if job.scheme.numbers == "mlx" else search_asymmetric)(job, stats)
-    if kind == "powers":
-        return search_powers(job, stats)
-    if kind == "small_floats":
-        return search_small_floats(job, stats, amax)
-    raise ValueError(f"{job.scheme.name}: its scales leave nothing to search")
 
 
 def measure_rows(

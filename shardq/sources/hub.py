@@ -12,16 +12,14 @@ from typing import Final, TypeVar
 
 from shardq.errors import ChecksumMismatch, HubAccess, HubTransfer
 from shardq.files.atomic import explain_os_error, sync_folder, writing
-from shardq.pace import Pace
+from shardq.pace import Pace, ignore_tick, sleep_ticking
 from shardq.sources.base import FileReader, Source, SourceFile, check_part, find_file
 from shardq.sources.hub_errors import (
     RETRY_STATUSES,
     Gate,
     RetryPolicy,
     explain_hub_error,
-    ignore_tick,
     server_wait_s,
-    sleep_ticking,
 )
 from shardq.sources.hub_parts import bad_path, keep_part, part_path, remove_leftovers, reserve, xet_path
 from shardq.sources.hub_sinks import FileSink, MemorySink

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from shardq.errors import HubAccess, HubTransfer, ShardqError
+from shardq.pace import ignore_tick, sleep_ticking
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -19,20 +20,7 @@ if TYPE_CHECKING:
 RETRY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 # IETF draft-ietf-httpapi-ratelimit-headers: r requests are left in a window that ends in t seconds
 _RATE_LIMIT: Final = re.compile(r";\s*r\s*=\s*(\d+)\s*;\s*t\s*=\s*(\d+)")
-_TICK_S: Final = 0.25
 _LOG_IN: Final = "log in with `hf auth login` or set HF_TOKEN"
-
-
-def ignore_tick() -> None:
-    """For those who need not be asked while something waits."""
-
-
-def sleep_ticking(wait_s: float, tick: Callable[[], None]) -> None:
-    """Sleep, calling `tick` at least every quarter of a second; what it raises ends the sleep."""
-    ends_at = time.monotonic() + wait_s
-    while (left_s := ends_at - time.monotonic()) > 0:
-        tick()
-        time.sleep(min(left_s, _TICK_S))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from urllib.parse import urljoin
 from shardq.errors import HubTransfer
 from shardq.files.atomic import reading
 from shardq.hash_meeting import HashMeeting
-from shardq.pace import Pace
+from shardq.pace import Pace, sleep_ticking
 from shardq.sources.hub_dial import Connection, Origin, Pool, origin
-from shardq.sources.hub_errors import RETRY_STATUSES, Gate, RetryPolicy, explain_hub_error, server_wait_s, sleep_ticking
+from shardq.sources.hub_errors import RETRY_STATUSES, Gate, RetryPolicy, explain_hub_error, server_wait_s
 from shardq.sources.hub_sinks import Sink
 from shardq.sources.hub_wire import Answer, Patience, WireError
 from shardq.version import VERSION

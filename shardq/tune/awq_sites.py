@@ -1,4 +1,4 @@
-"""Where AWQ may scale: the sites of a fold (fold_sites.py, families.toml) whose matrices all get codes in one block."""
+"""Where AWQ may scale: the sites of a fold (fold_sites.py, folds.toml) whose matrices all get codes in one block."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

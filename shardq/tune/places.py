@@ -7,11 +7,12 @@ from typing import Final
 
 import torch
 
+from shardq.split_stacks import slice_module
 from shardq.stacks import ExpertStack
 from shardq.tune.blocks import BlockModel
 from shardq.tune.conversions import Conversion
 from shardq.tune.joining import Joint
-from shardq.weights import is_turned, kept_shape, slice_module
+from shardq.weights import is_turned, kept_shape
 
 TURN: Final = {1, 2}  # axes of a stack that transformers' Transpose changes
 

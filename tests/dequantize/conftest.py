@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from shardq.checkpoint import TensorRef
-from shardq.dequantize import Encoded, Found, Part, find_encoded
+from shardq.dequantize.base import Encoded, Part
 from shardq.dequantize.decoding import Ranges, decode_rows, read_parts
+from shardq.dequantize.finding import Found, find_encoded
 from shardq.kernels import KernelSet, load
 
 EXPECTED = "EXPECTED."

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shardq.dequantize import KINDS
 from shardq.dequantize.decoding import code_rows, read_parts
+from shardq.dequantize.kinds import KINDS
 from shardq.dequantize.plain import PLAIN
 from shardq.families import load_families
 from shardq.kernels import KernelSet, load, sets

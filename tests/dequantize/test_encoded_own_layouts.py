@@ -8,8 +8,9 @@ import pytest
 
 from shardq.arena import Arena, reserve
 from shardq.checkpoint import TensorRef
-from shardq.dequantize import Part, find_encoded
+from shardq.dequantize.base import Part
 from shardq.dequantize.decoding import Ranges, decode_rows, read_parts
+from shardq.dequantize.finding import find_encoded
 from shardq.figures import FIGURES
 from shardq.kernels import KernelSet
 from shardq.layouts import LAYOUTS

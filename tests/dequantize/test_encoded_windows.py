@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardq.dequantize import Encoded
+from shardq.dequantize.base import Encoded
 from shardq.dequantize.decoding import decode_rows, narrow_parts, read_parts
 from shardq.kernels import KernelSet
 

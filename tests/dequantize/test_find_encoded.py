@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shardq.checkpoint import TensorRef
-from shardq.dequantize import find_encoded
+from shardq.dequantize.finding import find_encoded
 from shardq.formats import STORAGE
 
 HUB = Path(__file__).parents[1] / "data" / "hub_index"

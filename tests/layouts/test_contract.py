@@ -1,5 +1,6 @@
 """What every row of LAYOUTS promises; a new layout is tested by being there."""
 
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from shardq.errors import LayoutRefuses
 from shardq.figures import FIGURES
 from shardq.formats import ELEMENTS, STORAGE, WEIGHT_DTYPES
 from shardq.kernels import KernelSet, load
-from shardq.layouts import LAYOUTS, find_layout
+from shardq.layouts import FILES, LAYOUTS, find_layout
 from shardq.layouts.base import Layout, ModuleChoice, unit_rows
 from shardq.layouts.stored import load as load_floats
 from shardq.layouts.stored import store
@@ -126,6 +127,12 @@ def read_back(
 
 
 # --- names and table ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_table_has_the_names_of_each_file(file: str) -> None:
+    own = importlib.import_module(f"shardq.layouts.{file}").LAYOUTS
+    assert sorted(FILES[file]) == sorted(w for x in own for w in (x.name, *x.aliases))
 
 
 def test_layout_names_are_unambiguous() -> None:

@@ -1,5 +1,5 @@
 """Folds in transformers 5.23.0: a model whose scales were moved computes what it did before, bit for bit where they are
-powers of two. Every row of families.toml, with the variants that its model types have."""
+powers of two. Every row of folds.toml, with the variants that its model types have."""
 
 from collections.abc import Mapping
 from pathlib import Path

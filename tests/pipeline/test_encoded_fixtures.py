@@ -11,8 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from shardq.checkpoint import Checkpoint
-from shardq.dequantize import KINDS, Encoded, Part, find_encoded
+from shardq.dequantize.base import Encoded, Part
 from shardq.dequantize.decoding import Ranges, decode_rows, read_parts
+from shardq.dequantize.finding import find_encoded
+from shardq.dequantize.kinds import KINDS
 from shardq.dequantize.plain import PLAIN, plain_slices
 from shardq.headers import read_checkpoint
 from shardq.kernels import load

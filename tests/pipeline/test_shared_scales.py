@@ -19,13 +19,13 @@ from shardq.admission import Admission, ShardCost
 from shardq.ahead import AheadReader
 from shardq.checkpoint import TensorRef
 from shardq.errors import ChecksumMismatch, NonFiniteWeight
-from shardq.needs import ahead_bytes, count_requests
 from shardq.onepass import OnePass
 from shardq.run import quantize_to_folder
 from shardq.sources.base import Source
 from shardq.sources.hub import HubReader
 from shardq.sources.local import open_folder
 from shardq.tasks import Bundle
+from shardq.traffic import ahead_bytes, count_requests
 from shardq.worker import Worker
 
 Contents = Callable[[Path], dict[str, str]]

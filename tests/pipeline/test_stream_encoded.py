@@ -17,8 +17,8 @@ from shardq import Limits, Progress, make_recipe
 from shardq.ahead import AheadReader
 from shardq.checkpoint import TensorRef
 from shardq.errors import ChecksumMismatch
-from shardq.needs import count_requests, lent_bytes
 from shardq.run import Order, quantize_all
+from shardq.traffic import count_requests, lent_bytes
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)

@@ -19,10 +19,11 @@ import shardq
 from shardq import Limits
 from shardq.errors import BudgetTooSmall
 from shardq.files.safetensors import TensorSpec, plan_file
-from shardq.needs import disk_bytes, lent_bytes
+from shardq.needs import disk_bytes
 from shardq.onepass import OnePass
 from shardq.reports import describe_needs
 from shardq.spans import largest_span_bytes
+from shardq.traffic import lent_bytes
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)

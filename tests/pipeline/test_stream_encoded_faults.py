@@ -16,9 +16,9 @@ from shardq.checkpoint import Shard, TensorRef
 from shardq.errors import ChecksumMismatch, NonFiniteWeight
 from shardq.lender import Lender
 from shardq.loans import Digest, Loan
-from shardq.needs import lent_bytes
 from shardq.pipeline import Pipeline
 from shardq.streamer import Passed
+from shardq.traffic import lent_bytes
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)

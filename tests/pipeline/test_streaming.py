@@ -24,10 +24,10 @@ from shardq.errors import BadOption, BudgetTooSmall
 from shardq.files.safetensors import TensorSpec, plan_file
 from shardq.formats import STORAGE
 from shardq.limits import SPANS_AHEAD
-from shardq.needs import count_requests
 from shardq.onepass import OnePass
 from shardq.run import quantize_to_folder
 from shardq.spans import cut_all, largest_span_bytes
+from shardq.traffic import count_requests
 
 OF_THE_SOURCE = {"README.md", "shardq.json", "shardq-ledger.json.zst"}  # they name the source and its commit
 CONFIG = {

@@ -20,8 +20,9 @@ from shardq.carry import (
 )
 from shardq.carry_codes import carry_rows, largest_scale
 from shardq.checkpoint import TensorRef
-from shardq.dequantize import Encoded, Part, find_encoded
+from shardq.dequantize.base import Encoded, Part
 from shardq.dequantize.decoding import Ranges, decode_rows, read_parts
+from shardq.dequantize.finding import find_encoded
 from shardq.dequantize.hints import Hints, read_hints
 from shardq.figures import FIGURES
 from shardq.kernels import load

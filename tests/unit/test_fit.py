@@ -10,10 +10,10 @@ import shardq
 from shardq import api
 from shardq.errors import BadOption, LayoutRefuses, SourceUnreadable
 from shardq.fit import parse_space, recipe_words
-from shardq.needs import REQUEST_LIMITS, WINDOW_S, requests_s
 from shardq.reports import describe_cost
 from shardq.sizes import parse_rate, parse_time
 from shardq.speed import COPY, HASH, Speed, count_work, estimate, read_speed, speed_path, write_speed
+from shardq.traffic import REQUEST_LIMITS, WINDOW_S, requests_s
 
 MISTRAL = Path(__file__).parents[1] / "data" / "hub_index" / "mistral-7b"
 

@@ -15,13 +15,13 @@ from hollow_outputs import write_hollow
 
 import shardq
 from shardq.errors import VerifyFailed
-from shardq.html_report.charts import STEPS, Shades
 from shardq.html_report.facts import Facts, read_facts
 from shardq.html_report.grid import find_grids
 from shardq.html_report.names import Place, place_of
 from shardq.html_report.page import draw_report
 from shardq.html_report.picture import PICTURE, SIDE, main_grid
 from shardq.html_report.rows import relative_error, total_roles
+from shardq.html_report.shades import STEPS, Shades
 from shardq.html_report.table import ERROR_UNIT, encode_rows
 from shardq.ledger import merge
 

@@ -24,7 +24,8 @@ from importance_files_made import (
 from shardq.errors import BadImportance, SourceUnreadable
 from shardq.importance import allows_both_signs, doubts, load_importance, match, stand_ins
 from shardq.importance_files import Entry, Provenance, expand_name, find_entry, join_names, write_importance
-from shardq.importance_vectors import VectorCache, VectorRef, read_vector, weights_of
+from shardq.importance_vectors import VectorRef, read_vector, weights_of
+from shardq.vector_cache import VectorCache
 
 # --- our own -------------------------------------------------------------------------------------------------------
 

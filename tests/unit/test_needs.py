@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from shardq.needs import count_requests, disk_bytes, record_bytes, shard_costs
+from shardq.needs import disk_bytes, record_bytes, shard_costs
 from shardq.onepass import OnePass
 from shardq.plans import make_plan
 from shardq.recipe import make_recipe
 from shardq.spans import cut_all
+from shardq.traffic import count_requests
 
 BF16 = "BF16"
 

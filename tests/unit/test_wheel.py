@@ -77,6 +77,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     wanted = (
         "py.typed",
         "families.toml",
+        "folds.toml",
         "serving/table/general.toml",
         "cli/__main__.py",
         "kernels/__init__.py",
