@@ -167,7 +167,7 @@ def test_disk_full_in_a_download(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("shardq.sources.hub_sinks.pwrite_all", refuse)
+        patch.setattr("shardq.files.direct.pwrite_all", refuse)
         patch.setattr("shardq.sources.hub_sinks.PIECE_BYTES", 50_000)
         with pytest.raises(DiskFull, match=r"\.part: No space left"):
             model.run(source, out, "file")
