@@ -50,7 +50,7 @@ EXAMPLES = (
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="float32", show_default=True,
     help="What is computed with; auto: the model's own.",
 )  # fmt: skip
-@click.option("--max-ram", metavar="SIZE", help="Of hidden states in memory, as 6G or 6GiB; the others lie in a file.")
+@click.option("--max-ram", metavar="SIZE", help="Of hidden states in memory, as 6G; beyond it they lie in a file.")
 @click.option("--max-disk", metavar="SIZE", help="Of that file, which lies beside the output and goes at the end.")
 @click.option("--spool", type=click.Choice(SPOOLS), default="auto", help=SPOOL_HELP)
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings along.")

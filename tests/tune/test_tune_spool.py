@@ -238,7 +238,7 @@ def test_a_small_disk_has_them_compressed(folder: Path, tmp_path: Path, kinds: l
         patched.setattr(spool, "SHARE", 0.0)  # too much is hoped for
         with pytest.raises(BudgetTooSmall, match="hidden states of some samples take"):
             _tune(folder, tmp_path / "out", options, ONE_SAMPLE, base + whole * 3 // 4, head=False)
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"ids.npy", "lock", "tuned.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"ids.npy", "lock", "identity.json"}
     kinds.clear()
     made = _tune(folder, tmp_path / "out", options, ONE_SAMPLE, base + least, head=False)
     assert kinds == [True]
