@@ -25,6 +25,11 @@ T = TypeVar("T")
 SUFFIX: Final = ".tuned"  # of the folder beside an output folder
 DAMAGES: Final = ".damages.json"  # of the file beside it
 CALIBRATION_SEED: Final = 0  # of `quantize --calibrate`
+SPOOLS: Final = ("auto", "plain", "zstd")
+SPOOL_HELP: Final = (
+    "How hidden states that --max-ram does not let stay in memory lie in files; auto: compressed where the disk, or "
+    "--max-disk, has no room for them else. Default: auto."
+)
 _KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
 
 
@@ -134,6 +139,7 @@ def tuning_options(function: F) -> F:
             "--low-gpu-mem-usage", is_flag=True, default=None,
             help="Hidden states stay in main memory, and go to the device batch by batch.",
         ),
+        _option("--spool", type=click.Choice(SPOOLS), help=SPOOL_HELP),
         _option("--disable-amp", is_flag=True, default=None, help="The same as --dtype float32."),
         _option(
             "--enable-deterministic-algorithms", is_flag=True, default=None,

@@ -10,10 +10,13 @@ from shardq.cli._console import Console, print_json, print_pairs
 from shardq.cli._exit_codes import SOURCE, epilog
 from shardq.cli._progress import block_progress
 from shardq.cli._statistics import IMATRIX_SUFFIX, SUFFIX, tell_unseen
-from shardq.errors import BadImportance, DiskFull, MissingPackage, NonFiniteWeight
+from shardq.cli._tuning import SPOOL_HELP, SPOOLS
+from shardq.errors import BadImportance, BudgetTooSmall, DiskFull, MissingPackage, NonFiniteWeight
+from shardq.sizes import parse_size
 
 if TYPE_CHECKING:
     from shardq.tune.inputs import Experts
+    from shardq.tune.settings import SpoolAs
     from shardq.tune.stats import Statistics
 
 EXAMPLES = (
@@ -26,7 +29,7 @@ EXAMPLES = (
 @click.command(
     "stats",
     cls=ShardqCommand,
-    epilog=epilog(EXAMPLES, (*SOURCE, MissingPackage, NonFiniteWeight, BadImportance, DiskFull)),
+    epilog=epilog(EXAMPLES, (*SOURCE, MissingPackage, NonFiniteWeight, BadImportance, BudgetTooSmall, DiskFull)),
 )
 @click.argument("source")
 @click.option(
@@ -47,6 +50,9 @@ EXAMPLES = (
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="float32", show_default=True,
     help="What is computed with; auto: the model's own.",
 )  # fmt: skip
+@click.option("--max-ram", metavar="SIZE", help="Of hidden states in memory, as 6G; beyond it they lie in a file.")
+@click.option("--max-disk", metavar="SIZE", help="Of that file, which lies beside the output and goes at the end.")
+@click.option("--spool", type=click.Choice(SPOOLS), default="auto", help=SPOOL_HELP)
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings along.")
 @click.option("--subfolder", metavar="PATH", help="Folder inside the source that holds the checkpoint.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: the source's name.")
@@ -54,7 +60,8 @@ EXAMPLES = (
 @click.pass_obj
 def stats(
     console: Console, source: str, data: str, tokens: int | None, seqlen: int | None, seed: int, form: str,
-    experts: "Experts", dtype: str, trust_remote_code: bool, subfolder: str | None, output: Path | None,
+    experts: "Experts", dtype: str, max_ram: str | None, max_disk: str | None, spool: "SpoolAs",
+    trust_remote_code: bool, subfolder: str | None, output: Path | None,
 ) -> None:  # fmt: skip
     """Run a few tokens through SOURCE, one block in memory, and write how much each input column counts.
 
@@ -63,13 +70,15 @@ def stats(
     """
     from shardq import api
 
+    suffix = IMATRIX_SUFFIX if form == "imatrix" else SUFFIX
+    path = output or Path(Path(source).name.partition("@")[0] + suffix)
     with block_progress(console, "statistics") as report:
         found = api.collect_statistics(
             source, data=data, tokens=tokens, seqlen=seqlen, seed=seed, experts=experts, dtype=dtype,
-            subfolder=subfolder, trust_remote_code=trust_remote_code, report=report,
+            subfolder=subfolder, folder=path.parent, max_ram_bytes=parse_size(max_ram, "--max-ram"),
+            max_disk_bytes=parse_size(max_disk, "--max-disk"), spool=spool, trust_remote_code=trust_remote_code,
+            report=report,
         )  # fmt: skip
-    suffix = IMATRIX_SUFFIX if form == "imatrix" else SUFFIX
-    path = output or Path(Path(source).name.partition("@")[0] + suffix)
     left = _write(found, path, form, seqlen)
     counts = {prefix: len(of) for prefix, of in found.routed.items()}
     never_hit = found.never_hit

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shardq.tune.inputs import Experts
     from shardq.tune.options import TuneOptions
     from shardq.tune.result import TuneResult
+    from shardq.tune.settings import SpoolAs
     from shardq.tune.stats import Statistics
     from shardq.verified import Verification
 
@@ -321,6 +322,10 @@ def collect_statistics(
     experts: "Experts" = "all",
     dtype: str = "float32",
     subfolder: str | None = None,
+    folder: str | Path = ".",
+    max_ram_bytes: int | None = None,
+    max_disk_bytes: int | None = None,
+    spool: "SpoolAs" = "auto",
     trust_remote_code: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> "Statistics":
@@ -329,18 +334,22 @@ def collect_statistics(
 
     `data`: "random", "self" for tokens that the model samples, or what AutoRound calls a dataset. `tokens` in all, by
     default 64 random ones, 2048 of its own, 8192 others, in samples of `seqlen`, by default 512, 64 of its own, or all.
-    `experts`: see `shardq.tune.stats.collect`. `dtype`: what is computed with, "auto" for the model's own. `report` is
-    called with blocks done, and all. Needs shardq[tune].
-    Raises MissingPackage, BadOption, UnsupportedSource for models that transformers does not know, and what reading
-    raises.
+    `experts`: see `shardq.tune.stats.collect`. `dtype`: what is computed with, "auto" for the model's own. Hidden
+    states beyond `max_ram_bytes` go into a file of `folder` without a name, of at most `max_disk_bytes`; `spool`:
+    "plain", "zstd", or "auto", compressed where the disk has no room else. `report` is called with blocks done, and
+    all. Needs shardq[tune]. Raises MissingPackage, BadOption, UnsupportedSource for models that transformers does not
+    know, BudgetTooSmall, DiskFull, and what reading raises.
     """
     from shardq.tune.library import check_packages
 
     check_packages()
     from shardq.tune.calls import collect_from
+    from shardq.tune.settings import check_spool
+    from shardq.tune.spool import Spooling
 
-    opened = open_source(str(source), subfolder)
-    return collect_from(opened, data, tokens, seqlen, seed, experts, dtype, trust_remote_code, report)
+    check_spool(spool)
+    opened, spooling = open_source(str(source), subfolder), Spooling(Path(folder), max_ram_bytes, max_disk_bytes, spool)
+    return collect_from(opened, data, tokens, seqlen, seed, experts, dtype, trust_remote_code, report, spooling)
 
 
 def tune_model(

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from shardq.errors import UnsupportedSource
+from shardq.tune.spool import CPU, Hidden
 
 HIDDEN: Final = "hidden_states"
-CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,17 @@ class Call:
 class Batch:
     """Samples on their way through a model."""
 
-    hidden: torch.Tensor  # [samples, tokens, width]
+    hidden: Hidden  # [samples, tokens, width]
     calls: tuple[Call, ...]  # of each block
     device: torch.device = CPU  # where blocks are computed; what lies elsewhere goes there when one is called
 
+    @property
+    def states(self) -> torch.Tensor:
+        """Hidden states in memory: themselves, or a copy of all that a file has."""
+        return self.hidden if isinstance(self.hidden, torch.Tensor) else self.hidden[:]
+
     def part(self, start: int, stop: int) -> "Batch":
-        """Some of the samples; their hidden states are a view."""
+        """Some of the samples in memory; their hidden states are a view, or a copy of what a file has."""
         calls = tuple(_map(c, lambda own: Own(own.values[start:stop])) for c in self.calls)
         return replace(self, hidden=self.hidden[start:stop], calls=calls)
 
@@ -64,9 +69,9 @@ class Batch:
             return _shortened(value, length, tokens)
 
         calls = tuple(_map(c, lambda own: Own(tuple(cut(v) for v in own.values)), cut) for c in self.calls)
-        return replace(self, hidden=self.hidden[:, :tokens], calls=calls)
+        return replace(self, hidden=self.states[:, :tokens], calls=calls)
 
-    def moved(self, hidden: torch.Tensor) -> "Batch":
+    def moved(self, hidden: Hidden) -> "Batch":
         """The same samples with other hidden states."""
         return replace(self, hidden=hidden)
 
@@ -74,7 +79,7 @@ class Batch:
         """The same samples, whose blocks are computed on a device: all that they are there, or only what all of them
         share, and of the others what a call needs."""
         calls = tuple(_map(c, lambda own: own.on(device) if whole else own, lambda t: t.to(device)) for c in self.calls)
-        return Batch(self.hidden.to(device) if whole else self.hidden, calls, device)
+        return Batch(self.states.to(device) if whole else self.hidden, calls, device)
 
     def split(self, samples: int) -> Iterator["Batch"]:
         """Parts of so many samples."""
@@ -85,7 +90,7 @@ class Batch:
 def call_block(module: Callable[..., Any], batch: Batch, index: int) -> torch.Tensor:
     """Hidden states behind a block, [samples, tokens, width]."""
     call = _map(batch.calls[index], lambda own: torch.cat(own.values).to(batch.device), lambda t: t.to(batch.device))
-    found = module(batch.hidden.to(batch.device), *call.args, **call.kwargs)
+    found = module(batch.states.to(batch.device), *call.args, **call.kwargs)
     made: torch.Tensor = found[0] if isinstance(found, tuple | list) else found
     return made
 

@@ -52,7 +52,10 @@ PARTS: Final[Mapping[str, tuple[Row, ...]]] = MappingProxyType({
             "default `cpu`",
         ),
         _row("--low_gpu_mem_usage", SAME, "hidden states stay in main memory"),
-        _row("--low_cpu_mem_usage", "the only way", "one block is in memory; --max-ram limits hidden states"),
+        _row(
+            "--low_cpu_mem_usage", "the only way",
+            "one block is in memory; --max-ram limits hidden states, and --spool says how more of them lie in files",
+        ),
         _row("--disable_low_cpu_mem_usage", "", "a model is never in memory as a whole"),
         _row("--disable_amp", SAME, "`--dtype float32`; without it blocks are computed in the model's own type"),
         _row("--enable_torch_compile", SAME, "what SignRound computes of rounding; off by default"),

@@ -29,10 +29,9 @@ class Seen:
 def record_inputs(work: Work, sites: Sequence[Site], options: AwqOptions) -> list[Seen]:
     """What comes into each site while all samples, cut to `awq_seqlen` tokens, go through the block."""
     seen = [Seen() for _ in sites]
-    batch = work.inputs.shortened(options.awq_seqlen) if options.awq_seqlen > 0 else work.inputs
     with _hooked(work.block, sites, seen, options):
-        for part in batch.split(1):
-            work.run(part)
+        for part in work.inputs.split(1):
+            work.run(part.shortened(options.awq_seqlen) if options.awq_seqlen > 0 else part)
     return seen
 
 

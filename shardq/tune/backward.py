@@ -3,15 +3,15 @@ back that runs block after block once more and hands on what a loss changes with
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from shardq.tune.activations import Batch
 from shardq.tune.blocks import BlockModel
-from shardq.tune.chain import spooled
 from shardq.tune.evaluation import HEAD_TOKENS
+from shardq.tune.spool import Hidden, Spooling
 
 Loss = Callable[[Tensor, int, int], Tensor]  # logits [tokens, vocabulary] in fp32, sample, first token -> a sum
 Told = Callable[[], None]
@@ -21,21 +21,17 @@ Told = Callable[[], None]
 class Passed:
     """A pass through a model."""
 
-    inputs: tuple[Tensor, ...]  # of each block, [samples, tokens, width]
+    inputs: tuple[Hidden, ...]  # of each block, [samples, tokens, width]
     batch: Batch  # behind the last one
 
 
-def pass_blocks(
-    model: BlockModel, ids: Tensor, max_ram_bytes: int | None, folder: Path, report: Told | None = None
-) -> Passed:
-    """Run samples of ids, [samples, tokens] int64, through all blocks. Hidden states that would take more than
-    `max_ram_bytes` together lie in files of `folder` without a name."""
-    batch = model.embed(ids)
-    size = batch.hidden.numel() * batch.hidden.element_size()
-    in_files = max_ram_bytes is not None and (len(model.block_names) + 2) * size > max_ram_bytes
+def pass_blocks(model: BlockModel, ids: Tensor, spooling: Spooling, report: Told | None = None) -> Passed:
+    """Run samples of ids, [samples, tokens] int64, through all blocks. Hidden states lie in files where they would take
+    too much memory, all of them and the gradients behind them together. Raises what `Spooling.make` does."""
+    batch = model.embed(ids, partial(spooling.make, copies=len(model.block_names) + 2))
     inputs = []
     for index in range(len(model.block_names)):
-        inputs.append(spooled(batch.hidden, folder) if in_files else batch.hidden.clone())
+        inputs.append(batch.hidden.clone())
         with model.block(index) as block:
             model.prefetch(index + 1)
             model.advance(block, batch, index)
@@ -44,13 +40,14 @@ def pass_blocks(
     return Passed(tuple(inputs), batch)
 
 
-def head_gradients(model: BlockModel, hidden: Tensor, loss: Loss) -> Tensor:
+def head_gradients(model: BlockModel, hidden: Hidden, loss: Loss) -> Tensor:
     """What a loss changes with hidden states behind the last block, [samples, tokens, width]: of each sample for
     itself. The loss is asked for HEAD_TOKENS tokens at a time."""
-    found = torch.empty_like(hidden)
+    found = torch.empty(hidden.shape, dtype=hidden.dtype)
     for sample in range(len(hidden)):
+        whole = hidden[sample : sample + 1]
         for begin in range(0, hidden.shape[1], HEAD_TOKENS):
-            part = hidden[sample : sample + 1, begin : begin + HEAD_TOKENS].detach().clone().requires_grad_()
+            part = whole[:, begin : begin + HEAD_TOKENS].detach().clone().requires_grad_()
             (found[sample : sample + 1, begin : begin + HEAD_TOKENS],) = torch.autograd.grad(
                 loss(model.logits(part)[0].float(), sample, begin), part
             )
@@ -65,7 +62,7 @@ def block_gradients(
     left out. `back` has what it changes with the block's output, and gets, where it lies, the same of its input."""
     own = {name: block.get_parameter(name).requires_grad_() for name in parameters}
     for sample, part in enumerate(inputs.split(1)):
-        hidden = part.hidden.detach().clone().requires_grad_()
+        hidden = part.states.detach().clone().requires_grad_()
         made = model.run(block, part.moved(hidden), index)
         first, *rest = torch.autograd.grad(
             made, [hidden, *own.values()], back[sample : sample + 1], allow_unused=True, materialize_grads=False

@@ -29,6 +29,7 @@ from shardq.tune.conversions import Conversion, Conversions, convert
 from shardq.tune.matching import Matched, match_model
 from shardq.tune.reading import BlockReader, Fetched
 from shardq.tune.skeleton import Skeleton, compute_buffers, make_skeleton, set_content
+from shardq.tune.spool import Hidden, in_memory
 
 SHOWN: Final = 4
 FEW: Final = 4  # an embedding is read whole for more than the 4th part of its rows
@@ -105,10 +106,10 @@ class BlockModel:
     # --- the parts of the model ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def embed(self, ids: torch.Tensor) -> Batch:
+    def embed(self, ids: torch.Tensor, make: Callable[[tuple[int, ...], torch.dtype], Hidden] = in_memory) -> Batch:
         """Samples of token ids [samples, tokens], int64, as they enter the first block, and what each block is called
-        with. The embedding is read for it, and freed."""
-        hidden: list[torch.Tensor] = []
+        with. The embedding is read for it, and freed. `make`: room for hidden states of a shape."""
+        hidden: Hidden | None = None
         calls: list[Call] = []
         with self.embedding(ids):
             for index in range(len(ids)):
@@ -119,9 +120,12 @@ class BlockModel:
                         f"{ids.shape[1]} tokens, expected [1, tokens, ...]: no block mode for this model"
                     )
                 calls = join_calls(calls, found.calls, index) if index else found.calls
-                hidden.append(found.hidden.clone())
+                if hidden is None:
+                    hidden = make((len(ids), *found.hidden.shape[1:]), found.hidden.dtype)
+                hidden[index : index + 1] = found.hidden
                 self._as_tuple = found.as_tuple
-        return Batch(torch.cat(hidden), tuple(calls))
+        assert hidden is not None
+        return Batch(hidden, tuple(calls))
 
     @contextmanager
     def embedding(self, ids: torch.Tensor | None = None) -> Iterator[None]:
@@ -198,8 +202,8 @@ class BlockModel:
     @torch.no_grad()
     def advance(self, module: nn.Module, batch: Batch, index: int) -> None:
         """`run` sample by sample, without gradients; the batch's hidden states are replaced, where they lie."""
-        for part in batch.split(1):
-            part.hidden[:] = self.run(module, part, index)
+        for sample, part in enumerate(batch.split(1)):
+            batch.hidden[sample : sample + 1] = self.run(module, part, index)
 
     @torch.no_grad()
     def before_head(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from shardq.tune.data_grammar import RANDOM, SELF
 from shardq.tune.data_self import sample_self
 from shardq.tune.evaluation import Evaluation, cut_windows, evaluate
 from shardq.tune.inputs import Experts
+from shardq.tune.spool import Spooling
 from shardq.tune.stats import Statistics, collect
 from shardq.tune.tokenizing import open_tokenizer
 
@@ -29,7 +30,7 @@ Told = Callable[[int, int], None]
 
 def collect_from(
     source: Source, data: str, tokens: int | None, seqlen: int | None, seed: int, experts: Experts, dtype: str,
-    trust_remote_code: bool, report: Told | None,
+    trust_remote_code: bool, report: Told | None, spooling: Spooling,
 ) -> Statistics:  # fmt: skip
     """See `shardq.api.collect_statistics`."""
     kept = _dtype(dtype)
@@ -43,7 +44,7 @@ def collect_from(
             data, tokenizer, count=max(1, wanted // each), seqlen=each, seed=seed,
             sampler=lambda count, seqlen, seed: sample_self(model, tokenizer, count, seqlen, seed),
         )  # fmt: skip
-        return collect(model, samples, report, experts)
+        return collect(model, samples, report, experts, spooling)
 
 
 def evaluate_on(

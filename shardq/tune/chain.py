@@ -1,18 +1,16 @@
 """Hidden states of all samples on their way through the blocks: with the checkpoint's weights, and with those that
 codes stand for."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import nn
 
-from shardq.errors import BudgetTooSmall
-from shardq.files.atomic import writing
-from shardq.tune.activations import CPU, Batch
+from shardq.tune.activations import Batch
 from shardq.tune.blocks import BlockModel
+from shardq.tune.spool import CPU, Hidden, Spooling
 
 
 @dataclass(slots=True)
@@ -24,12 +22,13 @@ class Chain:
     plain: Batch | None  # the way without codes; None if nobody asks for it
     quanted: bool  # what a block with codes gives is the next one's input
 
-    def enter(self, blocks: Sequence[nn.Module], first: int) -> torch.Tensor | None:
+    def enter(self, blocks: Sequence[nn.Module], first: int) -> Hidden | None:
         """Take the plain way through some blocks; returns what it gave behind the last."""
         if self.plain is None:
             return None
         if not self.quanted:
-            self.inputs.hidden[:] = self.plain.hidden
+            for sample, part in enumerate(self.plain.split(1)):
+                self.inputs.hidden[sample : sample + 1] = part.states
         for index, block in enumerate(blocks, first):
             self.model.advance(block, self.plain, index)
         return self.plain.hidden
@@ -49,40 +48,11 @@ class Chain:
 
 
 def begin_chain(
-    model: BlockModel, ids: torch.Tensor, *, plain: bool, quanted: bool, max_ram_bytes: int | None, folder: Path,
+    model: BlockModel, ids: torch.Tensor, *, plain: bool, quanted: bool, spooling: Spooling,
     device: torch.device = CPU, resident: bool = True,
 ) -> Chain:  # fmt: skip
     """Samples [n, tokens] before the first block, which is computed on a device; hidden states lie there, too, if
-    `resident`, else in main memory. Those beyond `max_ram_bytes` lie in files of `folder` that have no name, so that
-    nothing is left behind. Raises DiskFull, NotWritable, BudgetTooSmall."""
-    batch = model.embed(ids)
-    size = batch.hidden.numel() * batch.hidden.element_size()
-    in_files = is_spooled(size, 1 + plain, max_ram_bytes)
-    if in_files and max_ram_bytes is not None and size // len(ids) > max_ram_bytes:
-        raise BudgetTooSmall(
-            f"--max-ram of {max_ram_bytes} bytes: one sample's hidden states take {size // len(ids)}; ask for shorter "
-            "samples, or allow more"
-        )
-    batch = batch.on(device, whole=resident and not in_files)
-    inputs = batch.moved(spooled(batch.hidden, folder)) if in_files else batch
-    if not plain:
-        return Chain(model, inputs, None, quanted)
-    other = spooled(batch.hidden, folder) if in_files else batch.hidden.clone()
-    return Chain(model, inputs, batch.moved(other), quanted)
-
-
-def is_spooled(hidden_bytes: int, chains: int, max_ram_bytes: int | None) -> bool:
-    """True if hidden states that so many chains have each lie in files."""
-    return max_ram_bytes is not None and chains * hidden_bytes > max_ram_bytes
-
-
-def spooled(hidden: torch.Tensor, folder: Path) -> torch.Tensor:
-    """A copy in a file of `folder` without a name, which the system may write out whenever it needs the memory. Raises
-    DiskFull, NotWritable."""
-    size = hidden.numel() * hidden.element_size()
-    with writing(folder), tempfile.NamedTemporaryFile(dir=folder, prefix=".hidden.", suffix=".tmp") as file:
-        file.truncate(size)
-        made = torch.from_file(file.name, shared=True, size=hidden.numel(), dtype=hidden.dtype)
-    copied = made.view(hidden.shape)
-    copied.copy_(hidden)
-    return copied
+    `resident`, else in main memory, or in files where memory must not hold them. Raises what `Spooling.make` does."""
+    batch = model.embed(ids, partial(spooling.make, copies=1 + plain))
+    batch = batch.on(device, whole=resident and isinstance(batch.hidden, torch.Tensor))
+    return Chain(model, batch.moved(batch.hidden.clone()) if plain else batch, batch if plain else None, quanted)

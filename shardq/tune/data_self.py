@@ -75,7 +75,7 @@ def _pass(model: "BlockModel", kept: Sequence[nn.Module], ids: torch.Tensor, cac
         with model.block(index) as module:
             model.prefetch(index + 1)
             batch = batch.moved(model.run(module, batch, index))
-    return batch.hidden
+    return batch.states
 
 
 def _choose(logits: torch.Tensor, tokenizer: Tokenizer, chances: "NDArray[np.float64]") -> torch.Tensor:

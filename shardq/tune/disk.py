@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from shardq.errors import BudgetTooSmall
 from shardq.files.safetensors import TensorSpec, plan_file
 from shardq.tune.blocks import BlockModel
-from shardq.tune.chain import is_spooled
+from shardq.tune.spool import Spooling, in_pages, is_spooled, plan_spool
 from shardq.tune.subjects import Subject, Subjects
 from shardq.tuned import DTYPES, PARTS
 
@@ -18,24 +18,34 @@ LINE_BYTES: Final = 256  # of a file, in the manifest
 ID_BYTES: Final = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Of what --max-disk leaves beside codes; None without a limit."""
+
+    spool_bytes: int | None = None  # for hidden states
+    waiting_bytes: int | None = None  # for a block that waits
+
+
 def check_disk(
-    model: BlockModel, subjects: Subjects, samples: int, tokens: int, chains: int, max_ram_bytes: int | None,
-    max_disk_bytes: int | None,
-) -> int | None:  # fmt: skip
-    """Refuse what a folder will not hold. `samples` of `tokens` go through the model in so many `chains`. Returns the
-    bytes that are left, None without a limit. Raises BudgetTooSmall."""
-    if max_disk_bytes is None:
-        return None
+    model: BlockModel, subjects: Subjects, samples: int, tokens: int, chains: int, spooling: Spooling
+) -> Shares:
+    """Refuse what a folder will not hold, where `spooling` has the limit of all. `samples` of `tokens` go through the
+    model in so many `chains`. Raises BudgetTooSmall."""
+    most = spooling.max_disk_bytes
+    if most is None:
+        return Shares()
     codes = codes_bytes(subjects) + samples * tokens * ID_BYTES + OTHER_BYTES
-    hidden = hidden_bytes(model, samples, tokens)
-    spool = chains * hidden if is_spooled(hidden, chains, max_ram_bytes) else 0
-    if codes + spool > max_disk_bytes:
-        told = f", and {spool} of hidden states that --max-ram does not let stay in memory" if spool else ""
+    each, count = hidden_bytes(model, 1, tokens), chains * samples
+    in_files = is_spooled(samples * each, chains, spooling.max_ram_bytes)
+    spool, packed = plan_spool(count, each, model.dtype, spooling.how, most - codes) if in_files else (0, False)
+    if codes + spool > most:
+        how = f" (compressed, as is expected; {count * each} as they are)" if packed else ""
+        told = f", and {spool} of hidden states that --max-ram does not let stay in memory{how}" if spool else ""
         raise BudgetTooSmall(
-            f"--max-disk of {max_disk_bytes} bytes: tuning needs {codes} for codes{told}; allow more, or take fewer "
-            "--nsamples"
+            f"--max-disk of {most} bytes: tuning needs {codes} for codes{told}; allow more, or take fewer --nsamples"
         )
-    return max_disk_bytes - codes - spool
+    whole = count * (in_pages(each) if packed else each) if in_files else 0  # if nothing gives way
+    return Shares(min(whole, most - codes), max(0, most - codes - whole))
 
 
 def hidden_bytes(model: BlockModel, samples: int, tokens: int) -> int:

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,7 @@ from shardq.tune.passes import Run, find_borrowed
 from shardq.tune.result import TuneResult
 from shardq.tune.rounding import check_scheme
 from shardq.tune.settings import CPU
+from shardq.tune.spool import Spooling
 from shardq.tune.subjects import check_left, find_parameters, find_subjects
 from shardq.tune.tokenizing import Tokenizer, open_tokenizer
 from shardq.tuned import TunedWriter
@@ -81,17 +82,16 @@ def tune_blocks(
             check_scheme(s.scheme)
         sites = find_awq_sites(model, plan, subjects) if options.is_scaling else None
         data, chains = options.data, 2 if options.has_plain_chain else 1
-        left_bytes = check_disk(
-            model, subjects, data.nsamples, data.seqlen, chains, place.max_ram_bytes, place.max_disk_bytes
-        )
+        spooling = Spooling(place.folder, place.max_ram_bytes, place.max_disk_bytes, options.compute.spool)
+        shares = check_disk(model, subjects, data.nsamples, data.seqlen, chains, spooling)
         stack.enter_context(_lock(place.folder))
-        model.let_wait(place.folder, left_bytes)
+        model.let_wait(place.folder, shares.waiting_bytes)
         writer = TunedWriter(place.folder, {**plan.identity(), **options.as_dict()})
         names = model.block_names
         resumed = next((i for i, name in enumerate(names) if not writer.has(name)), len(names))
         ids, dropped = _samples(model, options, open_tokenizer(source, trust_remote_code), place)
         if resumed < len(names) or (subjects.head and not writer.has(subjects.head.module)):
-            chain = _begin(model, ids, options, place)
+            chain = _begin(model, ids, options, replace(spooling, max_disk_bytes=shares.spool_bytes))
             run = Run(
                 model, options, place.folder, writer, chain, _find_devices(options, chain), subjects,
                 find_parameters(model), sites, find_plain(model, plan),
@@ -120,17 +120,16 @@ def _refuse(recipe: Recipe) -> None:
         raise BadOption("only what is quantized can be tuned")
 
 
-def _begin(model: BlockModel, ids: torch.Tensor, options: TuneOptions, place: Place) -> Chain:
+def _begin(model: BlockModel, ids: torch.Tensor, options: TuneOptions, spooling: Spooling) -> Chain:
     return begin_chain(
-        model, ids, plain=options.has_plain_chain, quanted=options.enable_quanted_input,
-        max_ram_bytes=place.max_ram_bytes, folder=place.folder,
+        model, ids, plain=options.has_plain_chain, quanted=options.enable_quanted_input, spooling=spooling,
         device=options.compute.place(), resident=not options.compute.low_gpu_mem_usage,
     )  # fmt: skip
 
 
 def _find_devices(options: TuneOptions, chain: Chain) -> Devices:
     ways = [way.hidden for way in (chain.inputs, chain.plain) if way is not None]
-    taken = sum(hidden.numel() * hidden.element_size() for hidden in ways if hidden.device.type != CPU)
+    taken = sum(hidden.nbytes for hidden in ways if hidden.device.type != CPU)
     compute = options.compute
     return find_devices(
         compute.places(), named=not compute.is_auto, learned=options.codes == "signround", taken_bytes=taken

@@ -100,7 +100,7 @@ class _Kept:
 def _judge(models: list[BlockModel], batches: list[Batch], ids: torch.Tensor) -> Evaluation:
     kept = _Kept([], [], [], [])
     for window, begin, end in _pieces(ids):
-        hidden = [b.hidden[window : window + 1, begin:end] for b in batches]
+        hidden = [b.states[window : window + 1, begin:end] for b in batches]
         found = [m.logits(h)[0].float().log_softmax(-1) for m, h in zip(models, hidden, strict=True)]
         following = ids[window, begin + 1 : end + 1, None]
         kept.loss.append(-found[0][: len(following)].gather(1, following)[:, 0])

@@ -14,6 +14,7 @@ from shardq.errors import UnsupportedSource
 from shardq.tune.activations import Batch, Call
 from shardq.tune.blocks import BlockModel
 from shardq.tune.settings import SignRoundOptions
+from shardq.tune.spool import Hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Logits:
     """Of hidden states [samples, tokens, width] before a head, by its own weights, sample by sample."""
 
     head: nn.Module
-    hidden: torch.Tensor
+    hidden: Hidden
     device: torch.device  # of the head
 
     def __len__(self) -> int:
@@ -37,14 +38,14 @@ class Logits:
 def head_inputs(model: BlockModel, batch: Batch) -> Batch:
     """Samples behind the last block as they come into the head, which is called with nothing else. Hidden states are
     replaced where they lie. Raises UnsupportedSource for a head of another width."""
-    for part in batch.split(1):
-        made = model.before_head(part.hidden.cpu())
+    for sample, part in enumerate(batch.split(1)):
+        made = model.before_head(part.states.cpu())
         if made.shape != part.hidden.shape:
             raise UnsupportedSource(
                 f"{model.checkpoint.label}: its head gets {list(made.shape)} of {list(part.hidden.shape)}: expected "
                 "the width of its blocks; leave --quant-lm-head out"
             )
-        part.hidden[:] = made
+        batch.hidden[sample : sample + 1] = made
     return replace(batch, calls=(Call((), {}),))
 
 

@@ -41,6 +41,8 @@ from shardq.tune.driver import Told as Report
 from shardq.tune.driver import draw_samples
 from shardq.tune.inputs import Inputs, recording
 from shardq.tune.options import DataOptions, TuneOptions
+from shardq.tune.settings import SpoolAs
+from shardq.tune.spool import Spooling
 from shardq.tune.subjects import Subject, find_subjects
 from shardq.tune.tokenizing import open_tokenizer
 from shardq.tune.work import quantize_alone, rows_of
@@ -62,13 +64,14 @@ class Measuring:
     data: DataOptions
     searched: bool = True  # scales are, by the recipe's importance or else by what comes in; else round-to-nearest's
     dtype: str = "float32"  # what is computed with; auto: the model's own
+    spool: SpoolAs = "auto"  # how hidden states lie in files; changes no figure
 
     @classmethod
     def of(cls, options: str, tuning: TuneOptions) -> "Measuring":
         """For a tuning, and with its data, but no more of it than is needed here."""
         data = tuning.data
         less = replace(data, nsamples=min(data.nsamples, SAMPLES), seqlen=min(data.seqlen, TOKENS))
-        return cls(options, less, tuning.codes != "rtn", tuning.dtype or "float32")
+        return cls(options, less, tuning.codes != "rtn", tuning.dtype or "float32", tuning.compute.spool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,8 @@ def measure_damages(
         tokenizer = open_tokenizer(source, trust_remote_code)
         samples = draw_samples(model, tokenizer, measuring.data, max_ram_bytes)
         given = _find_given(plan, recipe, offered) if measuring.searched else Given({}, ())
-        passed, back, told = _begin(model, samples.ids, measuring, max_ram_bytes, path.parent, report)
+        spooling = Spooling(path.parent, max_ram_bytes, how=measuring.spool)
+        passed, back, told = _begin(model, samples.ids, measuring, spooling, report)
         damages: dict[str, tuple[float, ...]] = {}
         for index in reversed(range(len(model.block_names))):
             own = subjects.blocks[index]
@@ -129,12 +133,11 @@ def _find_given(plan: Plan, recipe: Recipe, offered: tuple[Option, ...]) -> Give
 
 
 def _begin(
-    model: BlockModel, ids: Tensor, measuring: Measuring, max_ram_bytes: int | None, folder: Path,
-    report: Report | None,
+    model: BlockModel, ids: Tensor, measuring: Measuring, spooling: Spooling, report: Report | None,
 ) -> tuple[Passed, Tensor, Told]:  # fmt: skip
     """A pass through the model, the gradients behind its last block, and what is told of each block."""
     told = _count_up(2 * len(model.block_names), report)
-    passed = pass_blocks(model, ids, max_ram_bytes, folder, told)
+    passed = pass_blocks(model, ids, spooling, told)
     loss = label_loss(tuple(ids.shape), measuring.data.seed + LABELS)
     return passed, head_gradients(model, passed.batch.hidden, loss), told
 

@@ -12,6 +12,8 @@ Order = Literal["static", "none"]  # columns by their diagonal of H, the largest
 Scales = Literal["search", "rtn"]
 Duo = Literal["true", "false", "both"]
 DUO: Final[tuple[Duo, ...]] = ("true", "false", "both")
+SpoolAs = Literal["auto", "plain", "zstd"]
+SPOOLS: Final[tuple[SpoolAs, ...]] = ("auto", "plain", "zstd")
 Loss = Literal["output", "inputs"]
 LOSSES: Final[tuple[Loss, ...]] = ("output", "inputs")
 AwqCodes = Literal["nearest", "searched"]
@@ -115,6 +117,11 @@ class ComputeOptions:
     device: str = "cpu"  # auto, cpu, cuda, cuda:N or N, or several with commas between them
     low_gpu_mem_usage: bool = False  # hidden states stay in main memory, and go to the device batch by batch
     enable_deterministic_algorithms: bool = False  # torch refuses what it cannot compute twice alike
+    spool: SpoolAs = "auto"  # how hidden states lie in files; auto: compressed where the disk has no room for them else
+
+    def __post_init__(self) -> None:
+        """Raises BadOption."""
+        check_spool(self.spool)
 
     @property
     def is_auto(self) -> bool:
@@ -147,3 +154,9 @@ class ComputeOptions:
                 "take --device cpu, or a torch that is built for CUDA"
             )
         return found
+
+
+def check_spool(how: str) -> None:
+    """Raises BadOption."""
+    if how not in SPOOLS:
+        raise BadOption(f"--spool {how!r}: expected one of {', '.join(SPOOLS)}")

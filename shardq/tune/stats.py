@@ -7,6 +7,7 @@ Source of the recipe: quality.md, section 6 D. Sums are in double precision; lla
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from shardq.tune.blocks import BlockModel
 from shardq.tune.inputs import SECOND, Experts, Sums, recording, squares
 from shardq.tune.joining import Joint
 from shardq.tune.matching import WEIGHT, head_tensor
+from shardq.tune.spool import Spooling, in_memory
 from shardq.weights import Weights, recorded_weights
 
 if TYPE_CHECKING:
@@ -57,18 +59,21 @@ class Statistics:
 
 
 @torch.no_grad()
-def collect(model: BlockModel, samples: "Samples", report: Told | None = None, experts: Experts = "all") -> Statistics:
+def collect(
+    model: BlockModel, samples: "Samples", report: Told | None = None, experts: Experts = "all",
+    spooling: Spooling | None = None,
+) -> Statistics:  # fmt: skip
     """Run samples through a model, one block in memory, and count what comes into each matrix.
 
     `experts`: `all` shows each token to every expert, so that none stays unseen; `routed` counts as the model's own
-    router has it, as llama-imatrix does. Raises UnsupportedSource for a form of experts that is not known, and what
-    reading raises.
+    router has it, as llama-imatrix does. `spooling`: where hidden states lie; None: in memory. Raises
+    UnsupportedSource for a form of experts that is not known, and what spooling and reading raise.
     """
     names = _Names(model)
     modules: dict[str, Moment] = {}
     routed: dict[str, tuple[int, ...]] = {}
     count = len(model.block_names)
-    batch = model.embed(samples.ids)
+    batch = model.embed(samples.ids, partial(spooling.make, copies=1) if spooling else in_memory)
     for index, name in enumerate(model.block_names):
         with model.block(index) as module:
             model.prefetch(index + 1)
@@ -81,7 +86,7 @@ def collect(model: BlockModel, samples: "Samples", report: Told | None = None, e
         if report:
             report(index + 1, count)
     if head := names.head():
-        total = sum(squares(model.before_head(part.hidden)) for part in batch.split(1))
+        total = sum(squares(model.before_head(part.states)) for part in batch.split(1))
         modules[head] = Moment(np.asarray(total), samples.ids.numel())
     provenance = Provenance(
         samples.kind,

@@ -13,7 +13,7 @@ from shardq.errors import BudgetTooSmall
 from shardq.plans import make_plan
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
-from shardq.tune import chain
+from shardq.tune import spool
 from shardq.tune.blocks import BlockModel
 from shardq.tune.disk import OTHER_BYTES, codes_bytes, hidden_bytes
 from shardq.tune.driver import Place, tune_blocks
@@ -80,14 +80,13 @@ def test_a_cap_counts_hidden_states_in_files(
 ) -> None:  # fmt: skip
     recipe, options = make_recipe("W4A16G32", layout="fake"), _options(algorithm, enable_quanted_input=quanted)
     spooled: list[int] = []
-    real = chain.spooled
+    real = spool.preallocate
 
-    def count(hidden: torch.Tensor, folder: Path) -> torch.Tensor:
-        made = real(hidden, folder)
-        spooled.append(made.untyped_storage().nbytes())
-        return made
+    def count(fd: int, size_bytes: int, what: str) -> None:
+        spooled.append(size_bytes)
+        real(fd, size_bytes, what)
 
-    monkeypatch.setattr(chain, "spooled", count)
+    monkeypatch.setattr(spool, "preallocate", count)
     with BlockModel.open(open_source(str(folders["llama"])), dtype=torch.float32) as model:
         codes = codes_bytes(find_subjects(model, make_plan(model.checkpoint, recipe)))
     base = codes + SAMPLES * TOKENS * 8 + OTHER_BYTES

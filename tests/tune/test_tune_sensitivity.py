@@ -34,6 +34,8 @@ from shardq.tune.backward import block_gradients, head_gradients, pass_blocks
 from shardq.tune.blocks import BlockModel
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.sensitivity import Measuring, damages_of, label_loss, measure_damages
+from shardq.tune.settings import SpoolAs
+from shardq.tune.spool import Spooling
 from shardq.tune.subjects import find_subjects
 
 with pytest.MonkeyPatch.context() as patch:
@@ -80,11 +82,11 @@ def _next_token(ids: Tensor) -> Any:
     return loss
 
 
-def _block_gradients(folder: Path, ids: Tensor, most: int | None) -> dict[str, list[Tensor]]:
+def _block_gradients(folder: Path, ids: Tensor, most: int | None, how: SpoolAs = "auto") -> dict[str, list[Tensor]]:
     """By parameter of the model, one for each sample."""
     found: dict[str, list[Tensor]] = {}
     with BlockModel.open(open_source(str(folder)), dtype=torch.float32, attention="eager") as model:
-        passed = pass_blocks(model, ids, most, folder)
+        passed = pass_blocks(model, ids, Spooling(folder, most, how=how))
         back = head_gradients(model, passed.batch.hidden, _next_token(ids))
         for index in reversed(range(len(model.block_names))):
             name = model.block_names[index]
@@ -117,8 +119,11 @@ def test_gradients_are_those_of_the_whole_model(name: str, folders: dict[str, Pa
 
 def test_inputs_in_files_give_the_same_gradients(folders: dict[str, Path]) -> None:
     ids = models.some_ids(2, 16)
-    plain, filed = (_block_gradients(folders["llama"], ids, most) for most in (None, 1))
-    assert all(torch.equal(a, b) for n in plain for a, b in zip(plain[n], filed[n], strict=True))
+    sample_bytes = 16 * 64 * 4
+    plain = _block_gradients(folders["llama"], ids, None)
+    for how in ("plain", "zstd"):
+        filed = _block_gradients(folders["llama"], ids, sample_bytes, how)
+        assert all(torch.equal(a, b) for n in plain for a, b in zip(plain[n], filed[n], strict=True))
 
 
 def test_labels_are_drawn_from_the_predictions() -> None:
