@@ -18,6 +18,7 @@ from shardq.schemes import Scheme
 from shardq.search import Search, kind_of
 
 if TYPE_CHECKING:
+    from shardq.importance_vectors import Means
     from shardq.kernels import KernelSet
 
 
@@ -33,6 +34,7 @@ def quantize_rows(
     search: Search | None = None,
     importance: NDArray[np.float32] | None = None,
     losses: NDArray[np.float64] | None = None,
+    means: "Means | None" = None,
 ) -> tuple[Quantized, int]:
     """Quantize [rows, columns] weights (uint16 bit views for BF16 and F16, float32 for F32) into `buffers`, and measure
     the result into `stats` [rows, 6]: the `figures.Figures` of each row.
@@ -40,7 +42,8 @@ def quantize_rows(
     `amax`: the largest |w| of all that the scheme's `reach` names; None where that is the group. `stored`: the type
     that the weight has in the result, for scales of that type, where it is not `dtype`. `search`: how better scales are
     found; `importance` [columns], fp32, finite and from 0 up: how much an error counts there then (None: 1), and
-    `losses` [rows, 3] get the `figures.Losses` of each row.
+    `losses` [rows, 3] get the `figures.Losses` of each row. `means`: those of the inputs, which a search that is
+    `centered` needs.
     `source` begins with a row that is a multiple of the scheme's `group_rows`. Returns the result, which lies in the
     buffers, and the number of groups that hold NaN or infinity or whose scale overflows the scale format; such groups
     have no meaning and must not be written.
@@ -51,7 +54,7 @@ def quantize_rows(
     group = scheme.group_columns(columns)
     b = buffers.first(rows)
     if search is not None:
-        job = SearchJob(source, dtype, stored or dtype, scheme, search, importance, b, np.empty((rows, 2)), kernels)
+        job = SearchJob(source, dtype, stored or dtype, scheme, search, importance, b, np.empty((rows, 2)), kernels, means)
         found = search_rows(job, stats, amax)
         if losses is not None:
             losses[:, :2], losses[:, 2] = job.losses, job.weigh()
