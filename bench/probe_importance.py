@@ -1,4 +1,5 @@
-"""Make a file of importance: mean x_j**2, and mean x_j, of the input of every Linear layer, by a forward pass of transformers.
+"""Make a file of importance: mean x_j**2 and mean x_j of the input of every Linear layer, by a forward pass of
+transformers.
 
     python bench/probe_importance.py MODEL OUT.safetensors [--tokens 64] [--seed 0] [--text FILE] [--dtype float32]
 

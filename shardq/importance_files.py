@@ -1,11 +1,11 @@
-"""Files of importance as shardq writes them: safetensors with the mean square of every input of Linear layers, and mostly
+"""Files of importance as shardq writes them: safetensors with the mean square of every input of Linear layers, and with
 its mean.
 
 Each tensor is F32 [columns], mean x_j**2 over the tokens that a layer saw. Its name is a module of the checkpoint
 (`model.layers.0.self_attn.q_proj`), or several that get the same input: `{a,b}` stands for either, `*` for any one
 dotted segment, each at most once, as in `model.layers.0.mlp.experts.*.{gate_proj,up_proj}`. A module has the vector of
-its own name, else the one that fits; two of the same name are refused. Beside a tensor there may be `mean ` and its name:
-as many numbers, mean x_j over the same tokens. What `__metadata__` says is in `Provenance`.
+its own name, else the one that fits; two of the same name are refused. Beside a tensor there may be one named `mean `
+and its name: as many numbers, mean x_j over the same tokens. What `__metadata__` says is in `Provenance`.
 """
 
 import os
@@ -93,7 +93,7 @@ def read_importance(path: str, label: str) -> tuple[Provenance, dict[str, Entry]
         if len(entries) > MAX_NAMES:
             raise BadImportance(f"importance {label} names more than {MAX_NAMES} modules")
     if means:
-        raise BadImportance(f"importance {label} has means of what it holds no vector of: {short(sorted(means)[0])}")
+        raise BadImportance(f"importance {label} has means of what it holds no vector of: {short(min(means))}")
     if not entries:
         raise BadImportance(f"importance {label} holds no vectors")
     return provenance, entries
@@ -200,7 +200,8 @@ def _provenance(metadata: Mapping[str, str], label: str) -> Provenance:
     version = metadata.get("format_version", "")
     if version not in (VERSION, WITH_MEANS):
         raise BadImportance(
-            f"importance {label} has format version {short(version)}, this version of shardq reads {VERSION} and {WITH_MEANS}"
+            f"importance {label} has format version {short(version)}, "
+            f"this version of shardq reads {VERSION} and {WITH_MEANS}"
         )
     data = metadata.get("data", "unknown")
     if data not in get_args(DataKind):

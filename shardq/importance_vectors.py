@@ -91,10 +91,11 @@ def read_means(ref: Ref) -> Means:
 
     data = ref.data if isinstance(ref, BothRef) else ref
     assert isinstance(data, VectorRef)
-    assert data.mean is not None
+    begin = data.mean
+    assert begin is not None
     data = replace(data, powers=ref.sizes.powers) if isinstance(ref, BothRef) else data
     powers = np.frombuffer(data.powers, np.int8).astype(np.int32) if data.powers else np.int32(0)
-    raw = np.ldexp(_stored(replace(data, begin=data.mean)).astype(np.float64), powers)
+    raw = np.ldexp(_stored(replace(data, begin=begin)).astype(np.float64), powers)
     means = data.order.apply(raw, 0) if data.order else raw
     squares = read_vector(data).astype(np.float64)
     mean = math.fsum(squares.tolist()) / len(squares)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from shardq.kernels.reference.arrays import grouped
-from shardq.kernels.reference.searches import Groups, level, stored
+from shardq.kernels.reference.searches import Groups, checked_importance, level, stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,22 +20,21 @@ class Centered:
     lost: torch.Tensor
 
 
-def checked_means(means: NDArray[Any], cols: int) -> torch.Tensor:
-    """Mean inputs [cols]; ValueError for another size, and numbers that are not finite."""
+def columns(spread: NDArray[Any], means: NDArray[Any], group: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as groups have them, [1, G, width]; ValueError for what is not one number for each of the columns, finite,
+    and of the spread from 0 up."""
     if means.dtype != np.float32 or means.shape != (cols,) or not np.isfinite(means).all():
         raise ValueError(f"means: expected {cols} finite float32 numbers, found {means.dtype} {means.shape}")
-    return torch.from_numpy(means.copy())
-
-
-def columns(values: torch.Tensor, group: int, cols: int) -> torch.Tensor:
-    """Numbers of columns [cols] as groups have them, [1, G, width]."""
-    return grouped(values.reshape(1, cols), group, 0.0)
+    both = checked_importance(spread, cols, "spread"), torch.from_numpy(means.copy())
+    first, second = (grouped(x.reshape(1, cols), group, 0.0) for x in both)
+    return first, second
 
 
 def center(
-    g: Groups, old: torch.Tensor, bits: int, spread: torch.Tensor, means: torch.Tensor, scale: str, least: float
+    g: Groups, old: torch.Tensor, bits: int, inputs: tuple[torch.Tensor, torch.Tensor], scale: str, least: float
 ) -> Centered:
-    """See KernelSet.center_scales."""
+    """See KernelSet.center_scales; `inputs` are the `columns`."""
+    spread, means = inputs
     half = float(1 << bits - 1)
     q = level(g.w / old[..., None], -half, half - 1)
     square, product = g.sum((spread * q) * q), g.sum((spread * q) * g.w)

@@ -359,16 +359,9 @@ class ReferenceSet:
     ) -> None:
         """See KernelSet.center_scales."""
         g = _weighed(src, dtype, group, importance, "none")
-        cols = src.shape[1]
-        found = centering.center(
-            g,
-            group_values("scales", scales, src, group),
-            checked_bits(bits),
-            centering.columns(checked_importance(spread, cols, "spread"), group, cols),
-            centering.columns(centering.checked_means(means, cols), group, cols),
-            checked("scale", scale, SCALE_FORMATS),
-            least,
-        )
+        old, kind = group_values("scales", scales, src, group), checked("scale", scale, SCALE_FORMATS)
+        inputs = centering.columns(spread, means, group, src.shape[1])
+        found = centering.center(g, old, checked_bits(bits), inputs, kind, least)
         shaped("out", out, np.float32, scales.shape)[...] = found.scales.numpy()
         lost = row_losses(found.lost, found.lost)[:, 1]
         after = shaped("losses", losses, np.float64, (src.shape[0], 2))[:, 1]

@@ -54,7 +54,9 @@ def quantize_rows(
     group = scheme.group_columns(columns)
     b = buffers.first(rows)
     if search is not None:
-        job = SearchJob(source, dtype, stored or dtype, scheme, search, importance, b, np.empty((rows, 2)), kernels, means)
+        job = SearchJob(
+            source, dtype, stored or dtype, scheme, search, importance, b, np.empty((rows, 2)), kernels, means
+        )
         found = search_rows(job, stats, amax)
         if losses is not None:
             losses[:, :2], losses[:, 2] = job.losses, job.weigh()

@@ -1,5 +1,5 @@
-"""Statistics of a model's inputs, block by block: mean x_j**2 and mean x_j of what comes into every Linear layer, by the names of
-the checkpoint's modules, for `quantize --importance` and for llama.cpp.
+"""Statistics of a model's inputs, block by block: mean x_j**2 and mean x_j of what comes into every Linear layer, by
+the names of the checkpoint's modules, for `quantize --importance` and for llama.cpp.
 
 Source of the recipe: quality.md, section 6 D. Sums are in double precision; llama-imatrix adds in fp32.
 """
@@ -108,8 +108,9 @@ class _Names:
         """Of each module that a parameter is made of. Raises UnsupportedSource for columns that are none of its."""
         if sums.squares.ndim == 1:
             for tensor in self._sources(parameter):
-                yield tensor.removesuffix(WEIGHT), Moment(
-                    self._checked(tensor, sums.squares), sums.values, int(sums.tokens)
+                yield (
+                    tensor.removesuffix(WEIGHT),
+                    Moment(self._checked(tensor, sums.squares), sums.values, int(sums.tokens)),
                 )
             return
         found = zip(sums.squares, sums.values, sums.tokens.tolist(), strict=True)
@@ -167,8 +168,8 @@ class _Names:
 def write_importance(statistics: Statistics, path: "str | os.PathLike[str]") -> tuple[str, ...]:
     """Write importance_files.py's form: a vector for each module, modules with the same input together.
 
-    Means of the inputs themselves come with it. An expert that no token has reached gets those of its layer's others. Returns the modules that no token came by,
-    which are left out. Raises BadImportance, DiskFull, NotWritable.
+    Means of the inputs themselves come with it. An expert that no token has reached gets those of its layer's others.
+    Returns the modules that no token came by, which are left out. Raises BadImportance, DiskFull, NotWritable.
     """
     found, absent = _means(statistics)
     groups: dict[tuple[str, bytes], list[str]] = defaultdict(list)

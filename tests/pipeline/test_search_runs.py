@@ -143,7 +143,9 @@ def test_means_of_text_move_scales_and_can_be_audited(
         shardq.quantize("demo", recipe, output_dir=tmp_path / name, limits=limits)
         made[name] = shards(tmp_path / name)
     assert made["old"] != made["new"] == made["two"]
-    found = [e["search"] for e in entries(tmp_path / "new").values() if e["outcome"] == "quantized" and e.get("weighed")]
+    found = [
+        e["search"] for e in entries(tmp_path / "new").values() if e["outcome"] == "quantized" and e.get("weighed")
+    ]
     assert len(found) >= 45
     assert all(s["centered"] for s in found)
     assert not any(e["search"]["centered"] for e in entries(tmp_path / "old").values() if "search" in e)
@@ -161,7 +163,11 @@ def test_means_of_random_ids_or_for_other_schemes_move_nothing(
     ids, bare = tmp_path / "ids", tmp_path / "bare"
     write_importance(ids, plain, Provenance("random ids", 64, 0, "demo", None, ""), means)
     write_importance(bare, plain, Provenance("random ids", 64, 0, "demo", None, ""))
-    for scheme, one, other in (("W4A16", ids, bare), ("W4A16_ASYM", centered, importance), ("NVFP4A16", centered, importance)):
+    for scheme, one, other in (
+        ("W4A16", ids, bare),
+        ("W4A16_ASYM", centered, importance),
+        ("NVFP4A16", centered, importance),
+    ):
         for name, path in (("one", one), ("other", other)):
             recipe = make_recipe(scheme, importance=path)
             shardq.quantize("demo", recipe, output_dir=tmp_path / (scheme + name), limits=ONE)

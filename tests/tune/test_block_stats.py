@@ -89,7 +89,9 @@ def test_linear_layers_have_the_sums_of_the_whole_model(name: str, tmp_path: Pat
         assert np.allclose(moment.values, values(met[module]), rtol=1e-9, atol=1e-9), module
 
 
-def expert_sums(folder: Path, layer: int, kind: Experts) -> Iterator[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any], int]]:
+def expert_sums(
+    folder: Path, layer: int, kind: Experts
+) -> Iterator[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any], int]]:
     """By hand, for a Qwen3-MoE: module, sums of squares and of values, tokens."""
     met = whole_inputs(folder, models.some_ids(SAMPLES, TOKENS))
     name = f"model.layers.{layer}.mlp.experts"

@@ -10,7 +10,16 @@ from importance_files_made import RANDOM
 from shardq.errors import BadImportance
 from shardq.importance import Importance, load_importance, match
 from shardq.importance_files import Provenance, write_importance
-from shardq.importance_vectors import FLOOR, BothRef, SizesRef, VectorCache, VectorRef, has_means, read_means, weights_of
+from shardq.importance_vectors import (
+    FLOOR,
+    BothRef,
+    SizesRef,
+    VectorCache,
+    VectorRef,
+    has_means,
+    read_means,
+    weights_of,
+)
 
 TEXT = Provenance("text", 8192, None, "model", None, "text")
 SQUARES = {"a.{b,c}": np.array([4.0, 9.0, 1e-9, 16.0]), "a.d": np.array([1.0, 2.0])}
