@@ -1,5 +1,5 @@
-// Scales of symmetric integers moved together, so that a row's mean output errs less. Part of bodies.inl; contract.py
-// has the formulas.
+// Scales of symmetric integers moved together, so that a row's mean output errs less. Part of bodies.inl;
+// contract_centering.py has the formulas.
 
 // Sums over a group with the codes that its scale gives.
 struct Pull {
