@@ -26,6 +26,8 @@ WITHOUT_IMPORTANCE: Final[Mapping[Kind, range]] = MappingProxyType(
 # Bits at which scales of both signs gain by few data once sizes of columns count as well: at 3 bits 0.54 of
 # round-to-nearest's KL instead of 0.56, where few data alone have 0.67 instead of 0.64 (bench/README.md).
 BOTH_SIGNS: Final = frozenset({3})
+# Bits of symmetric integers at which scales that follow means of inputs were measured, and gain (bench/README.md).
+FOLLOW_MEANS: Final = frozenset({2, 4})
 EVEN_STEPS: Final = frozenset({"e0m3"})  # symmetric integers by another name, which lose as these do
 
 
@@ -122,7 +124,8 @@ def _center(search: Search, scheme: "Scheme", ref: Ref | None, given: Importance
     """The search with scales that follow the means of inputs, where a file has these of text."""
     known = given is not None and ref is not None and knows_means(given.provenance) and has_means(ref)
     plain = search.rule == "least_squares" and search.objective == "none"
-    return replace(search, centered=True) if known and plain and kind_of(scheme) == "symmetric" else search
+    measured = kind_of(scheme) == "symmetric" and scheme.bits in FOLLOW_MEANS
+    return replace(search, centered=True) if known and plain and measured else search
 
 
 def _gains_alone(scheme: "Scheme", kind: Kind) -> bool:
