@@ -9,12 +9,13 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
 
 from shardq.figures import FIGURES
+from shardq.importance_vectors import Means
 from shardq.kernels import KernelSet, load, sets
 from shardq.layouts import find_layout
 from shardq.quantizers.buffers import Buffers, buffer_shapes
@@ -56,6 +57,7 @@ SEARCHED = (  # with importance, and the search that is best for each
     "NVFP4A16@mlx",
     "NVFP4_E5M3@auto_round",
 )
+CENTERED = ("W2A16G32", "W4A16")  # the same, with means of inputs
 CALLS_PER_TURN = 4  # the first brings the tile into the cache
 OUT_TILES = 24
 AMAX = 0.1  # of a matrix of which the tile is part
@@ -174,18 +176,29 @@ def search_case(kernels: KernelSet, src: np.ndarray, words: str, search: Search 
     importance = (np.random.default_rng(1).standard_normal(src.shape[1]) ** 2 + 1e-4).astype(np.float32)
     amax = None if scheme.reach == "group" else AMAX
     chosen = search or default_search(scheme, weighted=True)
-    label = f"{words} {search.rule if search else 'search'}"
+    means = Means(importance, np.sqrt(importance)) if search and search.centered else None
+    label = f"{words} {search.rule if search else 'search'}{' centered' if means else ''}"
     return Case(
         label,
         kernels.name,
-        lambda: quantize_rows(src, "BF16", scheme, buffers, stats, kernels, amax, search=chosen, importance=importance),
+        lambda: quantize_rows(
+            src, "BF16", scheme, buffers, stats, kernels, amax, search=chosen, importance=importance, means=means
+        ),
     )
 
 
 def search_cases(kernels: KernelSet, src: np.ndarray) -> list[Case]:
     """Schemes with searched scales."""
     grid = search_case(kernels, src, "W4A16@auto_round", AUTO_ROUND)
-    return [*(search_case(kernels, src, words) for words in SEARCHED), grid]
+    best = {
+        words: default_search(find_layout("auto_round").settle(parse_scheme(words).scheme), True) for words in CENTERED
+    }
+    centered = [
+        search_case(kernels, src, f"{words}@auto_round", replace(search, centered=True))
+        for words, search in best.items()
+        if search
+    ]
+    return [*(search_case(kernels, src, words) for words in SEARCHED), *centered, grid]
 
 
 def packing_cases(kernels: KernelSet, src: np.ndarray, bits: int) -> list[Case]:

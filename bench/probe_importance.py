@@ -1,4 +1,5 @@
-"""Make a file of importance: mean x_j**2 of the input of every Linear layer, by a forward pass of transformers.
+"""Make a file of importance: mean x_j**2 and mean x_j of the input of every Linear layer, by a forward pass of
+transformers.
 
     python bench/probe_importance.py MODEL OUT.safetensors [--tokens 64] [--seed 0] [--text FILE] [--dtype float32]
 
@@ -41,7 +42,7 @@ Vector = NDArray[np.float64]
 
 
 class Sums:
-    """Sums of squares of inputs, in double precision."""
+    """Sums of squares and of values of inputs, in double precision."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
@@ -50,11 +51,11 @@ class Sums:
     def add(self, name: str, inputs: torch.Tensor) -> None:
         """`inputs`: [..., columns]; each of the rows is a token."""
         rows = inputs.detach().reshape(-1, inputs.shape[-1]).double()
-        self._sums[name] = self._sums.get(name, 0) + (rows * rows).sum(0)
+        self._sums[name] = self._sums.get(name, 0) + torch.stack([(rows * rows).sum(0), rows.sum(0)])
         self.tokens[name] += len(rows)
 
     def mean(self, name: str) -> Vector | None:
-        """Mean squares; None where nothing came through."""
+        """Mean squares and means, [2, columns]; None where nothing came through."""
         if not self.tokens.get(name):
             return None
         return (self._sums[name] / self.tokens[name]).cpu().numpy()
@@ -200,7 +201,8 @@ def probe(folder: Path, out: Path, tokens: int, seed: int, text: Path | None, dt
         text.name if text else "",
     )
     vectors = share(gather(model, checkpoint, weights, sums))
-    write_importance(out, vectors, provenance)
+    squares, means = ({name: both[i] for name, both in vectors.items()} for i in (0, 1))
+    write_importance(out, squares, provenance, means)
     roles = assign_roles(weights.tensors.values(), checkpoint.config)
     linear = [t for t in weights.tensors.values() if roles[t.name].role is Role.LINEAR]
     wanted = {t.module: (t.shape[0], t.shape[1]) for t in linear if t.shape is not None and len(t.shape) == 2}

@@ -149,6 +149,21 @@ class NativeSet:
         scales: NDArray[np.float32],
         losses: NDArray[np.float64],
     ) -> None: ...
+    def center_scales(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        spread: NDArray[np.float32],
+        means: NDArray[np.float32],
+        scale: str,
+        least: float,
+        scales: NDArray[np.float32],
+        out: NDArray[np.float32],
+        losses: NDArray[np.float64],
+    ) -> None: ...
     def search_affine(
         self,
         src: RawWeights,

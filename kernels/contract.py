@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq.kernels.contract_blocks import BlockKernels
+from shardq.kernels.contract_centering import CenteringKernels
 from shardq.kernels.raw import Bytes, RawWeights
 
 Dtype = Literal["BF16", "F16", "F32"]
@@ -29,8 +30,9 @@ SCALE_FORMATS: Final[tuple[ScaleFormat, ...]] = get_args(ScaleFormat)
 FIGURES: Final = 6  # of each row: what error_int writes
 
 
-class KernelSet(BlockKernels, Protocol):
-    """The kernels of one instruction set; those of ggml's blocks are in contract_blocks.py.
+class KernelSet(BlockKernels, CenteringKernels, Protocol):
+    """The kernels of one instruction set; those of ggml's blocks are in contract_blocks.py, and one that
+    follows search_int in contract_centering.py.
 
     Arrays are C-contiguous and have the shape and dtype given; the caller allocates outputs, which must not overlap
     inputs. TypeError for what is no array; ValueError, naming the argument, for a wrong dtype, shape, layout or number,

@@ -13,7 +13,7 @@ from shardq.audit_magnitude import measure_rows, take
 from shardq.audit_plan import Check, Span, lines, span, split
 from shardq.audit_subjects import Derived
 from shardq.figures import COUNTS, FIGURES
-from shardq.importance_vectors import read_vector, weights_of
+from shardq.importance_vectors import read_means, read_vector, weights_of
 from shardq.kernels import KernelSet
 from shardq.layouts.base import Layout
 from shardq.making import TARGET_ARRAYS, write_values
@@ -205,8 +205,9 @@ def _derive(
         arena.reset(reserve(*buffer_shapes(rows, s.columns, s.scheme)))
         buffers = take_buffers(arena, rows, s.columns, s.scheme)
         importance = None if s.importance is None else weights_of(read_vector(s.importance))
+        means = read_means(s.importance) if s.importance and s.search and s.search.centered else None
         part, bad = quantize_rows(
-            weights, dtype, s.scheme, buffers, stats, kernels, amax, s.dtype, s.search, importance
+            weights, dtype, s.scheme, buffers, stats, kernels, amax, s.dtype, s.search, importance, None, means
         )
         if bad:
             return _unfit(s.name, s.shard)

@@ -92,6 +92,12 @@ def match(importance: Importance, modules: Mapping[str, tuple[int, int]]) -> Map
     return found
 
 
+def knows_means(provenance: Provenance) -> bool:
+    """True where the means of inputs are those of what the model will read: by few or random ids scales that follow
+    them lose (bench/README.md)."""
+    return provenance.data == "text"
+
+
 def stand_ins(vectors: Mapping[str, VectorRef]) -> tuple[str, ...]:
     """What the user should know of `match`'s result: modules whose own input was never seen. One sentence for each
     kind."""
@@ -130,7 +136,7 @@ def _own_vector(importance: Importance, module: str, columns: int) -> VectorRef 
         return None
     if entry.values != columns:
         raise _WrongLength(f"{columns} columns, {entry.values} values")
-    return VectorRef(importance.stamp, entry.begin, columns)
+    return VectorRef(importance.stamp, entry.begin, columns, mean=entry.mean)
 
 
 def _expert_counts(modules: Mapping[str, tuple[int, int]]) -> Mapping[str, int]:
@@ -225,6 +231,9 @@ def _check_values(fd: int, label: str, name: str, entry: Entry) -> None:
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise BadImportance(f"{where}: values are negative or not finite; make the file again")
         some = some or bool(values.any())
+    for offset, size in _pieces(entry.mean, entry.size_bytes) if entry.mean is not None else ():
+        if not np.isfinite(np.frombuffer(read_span(fd, offset, size, where), np.dtype("<f4"))).all():
+            raise BadImportance(f"{where}: means are not finite; make the file again")
     if not some and any(entry.counts):
         raise BadImportance(f"{where}: all values are zero; make the file again")
 

@@ -1,15 +1,18 @@
-"""Files of importance as shardq writes them: safetensors with the mean square of every input of Linear layers.
+"""Files of importance as shardq writes them: safetensors with the mean square of every input of Linear layers, and with
+its mean.
 
 Each tensor is F32 [columns], mean x_j**2 over the tokens that a layer saw. Its name is a module of the checkpoint
 (`model.layers.0.self_attn.q_proj`), or several that get the same input: `{a,b}` stands for either, `*` for any one
 dotted segment, each at most once, as in `model.layers.0.mlp.experts.*.{gate_proj,up_proj}`. A module has the vector of
-its own name, else the one that fits; two of the same name are refused. What `__metadata__` says is in `Provenance`.
+its own name, else the one that fits; two of the same name are refused. Beside a tensor there may be one named `mean `
+and its name: as many numbers, mean x_j over the same tokens. What `__metadata__` says is in `Provenance`.
 """
 
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 from shardq.errors import BadImportance, CorruptShard, UnknownDtype
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 DataKind = Literal["text", "self-generated", "random ids", "unknown"]
 
 FORMAT: Final = "shardq-importance"
-VERSION: Final = "1"
+VERSION: Final = "1"  # of files without means
+WITH_MEANS: Final = "2"
+MEAN: Final = "mean "  # before the name of a vector: the tensor of its means
 MAX_NAME: Final = 500  # characters
 MAX_NAMES: Final = 1_000_000  # modules that the names of a file stand for
 _BRACES: Final = re.compile(r"([^{}]*)\{([^{}]*)\}([^{}]*)")
@@ -49,6 +54,7 @@ class Entry:
     values: int  # F32, little-endian, of all slices
     counts: tuple[float, ...] = (1.0,)  # by what a slice is divided: one for each, or one for all; 0 is a slice that
     # no token has reached
+    mean: int | None = None  # offset of as many means, which may be negative; None where the file has none
 
     @property
     def size_bytes(self) -> int:
@@ -67,17 +73,27 @@ def read_importance(path: str, label: str) -> tuple[Provenance, dict[str, Entry]
         raise BadImportance(f"importance {error}") from error
     provenance = _provenance(header.metadata, label)
     entries: dict[str, Entry] = {}
+    means = {t.name.removeprefix(MEAN): t for t in header.tensors if t.name.startswith(MEAN)}
     for t in header.tensors:
+        if t.name.startswith(MEAN):
+            continue
         where = f"importance {label}, entry {short(t.name)}"
         if t.dtype != "F32" or len(t.shape) != 1 or t.shape[0] < 1:
             raise BadImportance(f"{where}: expected F32 and one dimension, found {t.dtype} {short(list(t.shape))}")
-        entry = Entry(t.begin, t.shape[0])
+        mean = means.pop(t.name, None)
+        if mean is not None and (mean.dtype, mean.shape) != (t.dtype, t.shape):
+            raise BadImportance(
+                f"{where}: expected means like it, F32 {list(t.shape)}, found {mean.dtype} {short(list(mean.shape))}"
+            )
+        entry = Entry(t.begin, t.shape[0], mean=mean.begin if mean else None)
         for name in expand_name(t.name, where):
             if name in entries:
                 raise BadImportance(f"{where}: {short(name)} has two vectors; refusing to pick one")
             entries[name] = entry
         if len(entries) > MAX_NAMES:
             raise BadImportance(f"importance {label} names more than {MAX_NAMES} modules")
+    if means:
+        raise BadImportance(f"importance {label} has means of what it holds no vector of: {short(min(means))}")
     if not entries:
         raise BadImportance(f"importance {label} holds no vectors")
     return provenance, entries
@@ -126,12 +142,16 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def write_importance(
-    path: str | os.PathLike[str], vectors: "Mapping[str, NDArray[np.floating[Any]]]", provenance: Provenance
+    path: str | os.PathLike[str],
+    vectors: "Mapping[str, NDArray[np.floating[Any]]]",
+    provenance: Provenance,
+    means: "Mapping[str, NDArray[np.floating[Any]]]" = MappingProxyType({}),
 ) -> None:
     """Write a file, whole or not at all; equal arguments give equal bytes, whatever their order.
 
-    Vectors are [columns] and are rounded to F32. Raises BadImportance for one that a reader would refuse (NaN,
-    infinite, negative, all zero, wrong shape or name), DiskFull, NotWritable.
+    Vectors are [columns], and so are `means`, of the inputs themselves, which some or all of them have; all are rounded
+    to F32. Raises BadImportance for what a reader would refuse (NaN, infinite, negative or all zero vectors, wrong
+    shape or name), DiskFull, NotWritable.
     """
     import numpy as np
 
@@ -146,15 +166,22 @@ def write_importance(
         if not names.isdisjoint(expanded):
             raise BadImportance(f"{where}: a module has two vectors")
         names.update(expanded)
+    for name, vector in means.items():
+        mean = np.asarray(vector, np.dtype("<f4"))
+        if name not in vectors or mean.shape != arrays[name].shape or not np.isfinite(mean).all():
+            raise BadImportance(
+                f"importance {label}, means of {short(name)}: expected finite numbers, as many as its vector has"
+            )
+        arrays[MEAN + name] = mean
     specs = [TensorSpec(name, "F32", array.shape) for name, array in arrays.items()]
-    plan = plan_file(specs, _metadata(provenance))
+    plan = plan_file(specs, _metadata(provenance, WITH_MEANS if means else VERSION))
     write_atomic(path, plan.header + b"".join(arrays[name].tobytes() for name in plan.offsets))
 
 
-def _metadata(p: Provenance) -> dict[str, str]:
+def _metadata(p: Provenance, version: str) -> dict[str, str]:
     known = {
         "format": FORMAT,
-        "format_version": VERSION,
+        "format_version": version,
         "data": p.data,
         "tokens": p.tokens,
         "seed": p.seed,
@@ -171,9 +198,10 @@ def _provenance(metadata: Mapping[str, str], label: str) -> Provenance:
             f"importance {label} is a safetensors file of something else: expected format {FORMAT!r} in its metadata"
         )
     version = metadata.get("format_version", "")
-    if version != VERSION:
+    if version not in (VERSION, WITH_MEANS):
         raise BadImportance(
-            f"importance {label} has format version {short(version)}, this version of shardq reads {VERSION}"
+            f"importance {label} has format version {short(version)}, "
+            f"this version of shardq reads {VERSION} and {WITH_MEANS}"
         )
     data = metadata.get("data", "unknown")
     if data not in get_args(DataKind):

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.errors import BadImportance, CorruptShard
@@ -44,6 +44,7 @@ class VectorRef:
     slices: int = 1  # vectors that follow each other and are summed first; 0: nothing is known, all columns are equal
     powers: bytes = b""  # int8 exponents of two that inputs were multiplied by since, one a column; empty: none
     order: "Regrouping | None" = None  # in which the columns are then
+    mean: int | None = None  # offset of the first mean of as many, of inputs themselves; None: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,44 @@ class BothRef:
 
 
 Ref = VectorRef | SizesRef | BothRef
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Means:
+    """The second moments of a matrix' inputs as a diagonal and one direction: diag(spread) + means means^T, both F32
+    [columns], read-only, times the power of two by which `weights_of` has the mean square in [1, 2)."""
+
+    spread: "NDArray[np.float32]"  # mean x_j**2 less the square of the mean; at least FLOOR of the mean of all x_j**2
+    means: "NDArray[np.float32]"
+
+
+def has_means(ref: Ref) -> bool:
+    """True if `read_means` has something to read."""
+    data = ref.data if isinstance(ref, BothRef) else ref
+    return isinstance(data, VectorRef) and data.mean is not None
+
+
+def read_means(ref: Ref) -> Means:
+    """Those of a vector that `has_means`, of inputs as they are after a fold. Raises as `read_vector`."""
+    import numpy as np
+
+    data = ref.data if isinstance(ref, BothRef) else ref
+    assert isinstance(data, VectorRef)
+    begin = data.mean
+    assert begin is not None
+    data = replace(data, powers=ref.sizes.powers) if isinstance(ref, BothRef) else data
+    powers = np.frombuffer(data.powers, np.int8).astype(np.int32) if data.powers else np.int32(0)
+    raw = np.ldexp(_stored(replace(data, begin=begin)).astype(np.float64), powers)
+    means = data.order.apply(raw, 0) if data.order else raw
+    squares = read_vector(data).astype(np.float64)
+    mean = math.fsum(squares.tolist()) / len(squares)
+    power = _power_of(mean)
+    spread = np.ldexp(np.maximum(squares - means * means, FLOOR * mean), power).astype(np.float32)
+    odd = power & 1
+    moved = np.ldexp(means * (math.sqrt(2) if odd else 1.0), (power - odd) // 2).astype(np.float32)
+    spread.setflags(write=False)
+    moved.setflags(write=False)
+    return Means(spread, moved)
 
 
 def read_vector(ref: Ref) -> "NDArray[np.float32]":
@@ -133,9 +172,12 @@ def weights_of(values: "NDArray[Any]") -> "NDArray[np.float32]":
     mean = math.fsum(wide.tolist()) / len(wide)
     if mean == 0:
         return np.ones(len(wide), np.float32)
-    power = -math.frexp(mean)[1] + 1
-    floored = np.maximum(wide, FLOOR * mean)
-    return np.ldexp(floored, power).astype(np.float32)
+    return np.ldexp(np.maximum(wide, FLOOR * mean), _power_of(mean)).astype(np.float32)
+
+
+def _power_of(mean: float) -> int:
+    """That of two which brings a number above 0 into [1, 2)."""
+    return 1 - math.frexp(mean)[1]
 
 
 def read_span(fd: int, offset: int, size_bytes: int, what: str) -> bytearray:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from shardq.errors import BadOption
 from shardq.fold_weights import weigh
-from shardq.importance import allows_both_signs, doubts, match, stand_ins
-from shardq.importance_vectors import BothRef
+from shardq.importance import allows_both_signs, doubts, knows_means, match, stand_ins
+from shardq.importance_vectors import BothRef, has_means
 from shardq.roles import Role
 from shardq.search import AUTO_ROUND, Kind, Search, Searches, default_search, kind_of
 
@@ -28,6 +28,8 @@ WITHOUT_IMPORTANCE: Final[Mapping[Kind, range]] = MappingProxyType(
 # Bits at which scales of both signs gain by few data once sizes of columns count as well: at 3 bits 0.54 of
 # round-to-nearest's KL instead of 0.56, where few data alone have 0.67 instead of 0.64 (bench/README.md).
 BOTH_SIGNS: Final = frozenset({3})
+# Bits of symmetric integers at which scales that follow means of inputs were measured, and gain (bench/README.md).
+FOLLOW_MEANS: Final = frozenset({2, 4})
 EVEN_STEPS: Final = frozenset({"e0m3"})  # symmetric integers by another name, which lose as these do
 
 
@@ -47,7 +49,7 @@ def find_searches(
         assert d.scheme is not None
         search = choose_search(d.scheme, recipe, given if name in vectors else None, name in vectors)
         if search is not None:
-            searches[name] = _widen(search, d.scheme, vectors.get(name))
+            searches[name] = _center(_widen(search, d.scheme, ref := vectors.get(name)), d.scheme, ref, given)
     if given:
         bits = {d.scheme.bits for n, d in wanted.items() if n in searches and d.scheme}
         notes += tuple(note for b in sorted(bits) for note in doubts(given.provenance, b))
@@ -98,6 +100,14 @@ def _widen(search: Search, scheme: "Scheme", ref: "Ref | None") -> Search:
     steadied = isinstance(ref, BothRef) and search.rule == "least_squares" and search.signs == "range"
     allowed = kind_of(scheme) == "symmetric" and scheme.bits in BOTH_SIGNS
     return replace(search, signs="both") if steadied and allowed else search
+
+
+def _center(search: Search, scheme: "Scheme", ref: "Ref | None", given: "Importance | None") -> Search:
+    """The search with scales that follow the means of inputs, where a file has these of text."""
+    known = given is not None and ref is not None and knows_means(given.provenance) and has_means(ref)
+    plain = search.rule == "least_squares" and search.objective == "none"
+    measured = kind_of(scheme) == "symmetric" and scheme.bits in FOLLOW_MEANS
+    return replace(search, centered=True) if known and plain and measured else search
 
 
 def _gains_alone(scheme: "Scheme", kind: Kind) -> bool:

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from shardq.importance_vectors import Ref
+    from shardq.importance_vectors import Means, Ref
 
 CACHED_VECTORS: Final = 8
 
@@ -18,6 +18,7 @@ class VectorCache:
     def __init__(self, limit: int = CACHED_VECTORS) -> None:
         self._limit = limit
         self._held: OrderedDict[tuple[Ref, bool], NDArray[np.float32]] = OrderedDict()
+        self._means: OrderedDict[Ref, Means] = OrderedDict()
 
     def get(self, ref: "Ref") -> "NDArray[np.float32]":
         """`weights_of` the vector, read-only. Raises as `read_vector`."""
@@ -27,10 +28,25 @@ class VectorCache:
         """The vector as it is, read-only. Raises as `read_vector`."""
         return self._find(ref, raw=True)
 
+    def get_means(self, ref: "Ref") -> "Means":
+        """`read_means`. Raises as it does."""
+        held = self._means.pop(ref, None)
+        if held is None:
+            from shardq.importance_vectors import read_means  # see _find
+
+            held = read_means(ref)
+        self._means[ref] = held
+        while len(self._means) > self._limit:
+            self._means.popitem(last=False)
+        return held
+
     def _find(self, ref: "Ref", raw: bool) -> "NDArray[np.float32]":
         held = self._held.pop((ref, raw), None)
         if held is None:
-            from shardq.importance_vectors import read_vector, weights_of  # what tasks weigh no errors need none of it
+            from shardq.importance_vectors import (  # where no errors are weighed none of it is needed
+                read_vector,
+                weights_of,
+            )
 
             held = read_vector(ref) if raw else weights_of(read_vector(ref))
             held.setflags(write=False)

@@ -192,6 +192,7 @@ class Worker:
             part, bad = quantize_rows(
                 tile.rows, dtype, scheme, room.buffers, room.stats[there], self._kernels, amax, task.dtype, search,
                 None if ref is None else self._vectors.get(ref), None if room.losses is None else room.losses[there],
+                self._vectors.get_means(ref) if ref and search and search.centered else None,
             )  # fmt: skip
             if bad:
                 raise self._non_finite(task, scheme, tile)

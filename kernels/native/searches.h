@@ -55,6 +55,34 @@ public:
         table_->search_int(a.w.weights(), search, steps.data<float>(), a.losses.data<double>());
     }
 
+    void center_scales(nb::handle src, const std::string& dtype, int bits, int64_t group, nb::handle importance,
+                       nb::handle spread, nb::handle means, const std::string& scale, float least, nb::handle scales,
+                       nb::handle out, nb::handle losses) const {
+        const int width = checked_bits(bits);
+        const Searched a(src, dtype, group, importance, "none", losses);
+        const Array spreads(spread, "spread", kF32, 1, kRead), middles(means, "means", kF32, 1, kRead);
+        if (spreads.size(0) != a.w.cols) spreads.fail("expected " + std::to_string(a.w.cols) + " numbers");
+        if (middles.size(0) != a.w.cols) middles.fail("expected " + std::to_string(a.w.cols) + " numbers");
+        for (int64_t i = 0; i < a.w.cols; i++) {
+            const float v = spreads.data<float>()[i], m = middles.data<float>()[i];
+            if (!(v >= 0.0f && v <= kMostReal)) spreads.fail("expected finite numbers from 0 up");
+            if (!(m >= -kMostReal && m <= kMostReal)) middles.fail("expected finite numbers");
+        }
+        const Array steps(scales, "scales", kF32, 2, kRead), moved(out, "out", kF32, 2, kWrite);
+        a.expect_groups(steps);
+        a.expect_groups(moved);
+        const shardq::Centering centering{width,
+                                          a.w.group,
+                                          a.importance.data(),
+                                          spreads.data<float>(),
+                                          middles.data<float>(),
+                                          parse_scale_format(scale),
+                                          least};
+        const nb::gil_scoped_release unlocked;
+        table_->center_scales(a.w.weights(), centering, steps.data<float>(), moved.data<float>(),
+                              a.losses.data<double>());
+    }
+
     void search_affine(nb::handle src, const std::string& dtype, int bits, int64_t group, nb::handle importance,
                        const std::string& objective, nb::handle factors, const std::string& rule, int sweeps,
                        const std::string& scale, float least, nb::handle scales, nb::handle offsets,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from shardq.kernels.contract import DECODING_RULES, FIGURES, OBJECTIVES, SCALE_FORMATS, SIGNS
 from shardq.kernels.contract_blocks import BLOCK_FORMATS
 from shardq.kernels.raw import Bytes, RawWeights
-from shardq.kernels.reference import search_affine, search_grids, search_integers, search_ladders
+from shardq.kernels.reference import centering, search_affine, search_grids, search_integers, search_ladders
 from shardq.kernels.reference.arrays import checked_bits, filled, group_count, group_values, shaped, whole_blocks
 from shardq.kernels.reference.blocks import dequantized as dequantized_blocks
 from shardq.kernels.reference.blocks import quantized
@@ -341,6 +341,31 @@ class ReferenceSet:
         )
         scales[...] = found.scales.numpy()
         shaped("losses", losses, np.float64, (src.shape[0], 2))[...] = row_losses(found.before, found.after)
+
+    def center_scales(
+        self,
+        src: RawWeights,
+        dtype: str,
+        bits: int,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        spread: NDArray[np.float32],
+        means: NDArray[np.float32],
+        scale: str,
+        least: float,
+        scales: NDArray[np.float32],
+        out: NDArray[np.float32],
+        losses: NDArray[np.float64],
+    ) -> None:
+        """See KernelSet.center_scales."""
+        g = _weighed(src, dtype, group, importance, "none")
+        old, kind = group_values("scales", scales, src, group), checked("scale", scale, SCALE_FORMATS)
+        inputs = centering.columns(spread, means, group, src.shape[1])
+        found = centering.center(g, old, checked_bits(bits), inputs, kind, least)
+        shaped("out", out, np.float32, scales.shape)[...] = found.scales.numpy()
+        lost = row_losses(found.lost, found.lost)[:, 1]
+        after = shaped("losses", losses, np.float64, (src.shape[0], 2))[:, 1]
+        after[...] = np.where(found.moved.numpy(), lost, after)
 
     def search_affine(
         self,

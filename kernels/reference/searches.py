@@ -55,14 +55,14 @@ def checked_factors(factors: NDArray[Any]) -> list[torch.Tensor]:
     return list(torch.from_numpy(factors.copy()).unbind())
 
 
-def checked_importance(importance: NDArray[Any] | None, cols: int) -> torch.Tensor:
+def checked_importance(importance: NDArray[Any] | None, cols: int, name: str = "importance") -> torch.Tensor:
     """What an error in a column counts [cols], 1 for None; ValueError for another size, or numbers below 0."""
     if importance is None:
         return torch.ones(cols)
     if importance.dtype != np.float32 or importance.shape != (cols,):
-        raise ValueError(f"importance: expected {cols} float32 numbers, found {importance.dtype} {importance.shape}")
+        raise ValueError(f"{name}: expected {cols} float32 numbers, found {importance.dtype} {importance.shape}")
     if not (np.isfinite(importance).all() and (importance >= 0).all()):
-        raise ValueError("importance: expected finite numbers from 0 up")
+        raise ValueError(f"{name}: expected finite numbers from 0 up")
     return torch.from_numpy(importance.copy())
 
 

@@ -14,6 +14,7 @@ from shardq.schemes import Scheme
 from shardq.search import Search
 
 if TYPE_CHECKING:
+    from shardq.importance_vectors import Means
     from shardq.kernels import KernelSet
 
 
@@ -29,6 +30,7 @@ def quantize_rows(
     search: Search | None = None,
     importance: NDArray[np.float32] | None = None,
     losses: NDArray[np.float64] | None = None,
+    means: "Means | None" = None,
 ) -> tuple[Quantized, int]:
     """Quantize [rows, columns] weights (uint16 bit views for BF16 and F16, float32 for F32) into `buffers`, and measure
     the result into `stats` [rows, 6]: the `figures.Figures` of each row.
@@ -36,7 +38,8 @@ def quantize_rows(
     `amax`: the largest |w| of all that the scheme's `reach` names; None where that is the group. `stored`: the type
     that the weight has in the result, for scales of that type, where it is not `dtype`. `search`: how better scales are
     found; `importance` [columns], fp32, finite and from 0 up: how much an error counts there then (None: 1), and
-    `losses` [rows, 3] get the `figures.Losses` of each row.
+    `losses` [rows, 3] get the `figures.Losses` of each row. `means`: those of the inputs, which a search that is
+    `centered` needs.
     `source` begins with a row that is a multiple of the scheme's `group_rows`. Returns the result, which lies in the
     buffers, and the number of groups that hold NaN or infinity or whose scale overflows the scale format; such groups
     have no meaning and must not be written.
@@ -50,7 +53,9 @@ def quantize_rows(
         from shardq.quantizers.search_job import SearchJob  # most runs search nothing
         from shardq.quantizers.search_rows import search_rows
 
-        job = SearchJob(source, dtype, stored or dtype, scheme, search, importance, b, np.empty((rows, 2)), kernels)
+        job = SearchJob(
+            source, dtype, stored or dtype, scheme, search, importance, b, np.empty((rows, 2)), kernels, means
+        )
         found = search_rows(job, stats, amax)
         if losses is not None:
             losses[:, :2], losses[:, 2] = job.losses, job.weigh()

@@ -47,6 +47,7 @@ def search_symmetric(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quanti
         return search_like_auto_round(job, stats)
     b, scheme, kernels = job.buffers, job.scheme, job.kernels
     of_auto_round = scheme.numbers == "auto_round"
+    least = LEAST if of_auto_round else TINY
     if of_auto_round:
         bad = kernels.rtn_int(job.source, job.dtype, scheme.bits, job.group, True, b.codes, b.scales, b.zeros)
     else:
@@ -63,13 +64,38 @@ def search_symmetric(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quanti
         job.search.signs,
         job.search.sweeps,
         job.scale_format,
-        LEAST if of_auto_round else TINY,
+        least,
         b.scales,
         job.losses,
     )
     kernels.encode_scaled(job.source, job.dtype, scheme.element, job.group, b.scales, b.codes)
+    if job.search.centered:
+        _center_scales(job, least)
     kernels.error_scaled(job.source, job.dtype, scheme.element, b.codes, b.scales, job.group, stats)
     return Quantized(b.codes, b.scales, b.zeros if of_auto_round else None), bad
+
+
+def _center_scales(job: SearchJob, least: float) -> None:
+    """Scales under which the codes that are there have a smaller mean error of each row's output."""
+    if job.means is None:
+        raise ValueError("a search that is centered needs the means of the inputs")
+    b = job.buffers
+    moved = np.empty_like(b.scales)
+    job.kernels.center_scales(
+        job.source,
+        job.dtype,
+        job.scheme.bits,
+        job.group,
+        job.importance,
+        job.means.spread,
+        job.means.means,
+        job.scale_format,
+        least,
+        b.scales,
+        moved,
+        job.losses,
+    )
+    b.scales[:] = moved
 
 
 def search_asymmetric(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized, int]:

@@ -12,6 +12,7 @@ from shardq.schemes import WEIGHT_TYPE, Scheme
 from shardq.search import Search
 
 if TYPE_CHECKING:
+    from shardq.importance_vectors import Means
     from shardq.kernels import KernelSet
 
 
@@ -28,6 +29,7 @@ class SearchJob:
     buffers: Buffers
     losses: NDArray[np.float64]  # [rows, 2]: weighted errors under round-to-nearest's scales, and under those chosen
     kernels: "KernelSet"
+    means: "Means | None" = None  # of a search that is `centered`
 
     @property
     def group(self) -> int:

@@ -23,9 +23,10 @@ SORTED: Final = ("Llama4TextExperts",)  # each expert gets a row of every token,
 
 @dataclass(slots=True)
 class Sums:
-    """Sums of squares, in double precision; of a stack each row is an expert's."""
+    """Sums of squares and of values, in double precision; of a stack each row is an expert's."""
 
     squares: NDArray[np.float64]  # [columns] or [experts, columns]
+    values: NDArray[np.float64]  # of the inputs themselves
     tokens: NDArray[np.int64]  # [] or [experts]
 
 
@@ -41,6 +42,12 @@ def squares(rows: torch.Tensor) -> NDArray[np.float64]:
     """Sums of squares of the columns of [..., columns], in double precision."""
     wide = rows.detach().reshape(-1, rows.shape[-1]).double()
     found: NDArray[np.float64] = (wide * wide).sum(0).cpu().numpy()
+    return found
+
+
+def column_sums(rows: torch.Tensor) -> NDArray[np.float64]:
+    """Sums of the columns of [..., columns], in double precision."""
+    found: NDArray[np.float64] = rows.detach().reshape(-1, rows.shape[-1]).double().sum(0).cpu().numpy()
     return found
 
 
@@ -93,8 +100,9 @@ def _linear_hook(inputs: Inputs, name: str) -> Callable[[nn.Module, tuple[torch.
 def add(inputs: Inputs, name: str, rows: torch.Tensor) -> None:
     """Count the input of a matrix, [..., columns]."""
     found = squares(rows)
-    own = inputs.sums.setdefault(name, Sums(np.zeros_like(found), np.zeros((), np.int64)))
+    own = inputs.sums.setdefault(name, Sums(np.zeros_like(found), np.zeros_like(found), np.zeros((), np.int64)))
     own.squares += found
+    own.values += column_sums(rows)
     own.tokens += rows.numel() // rows.shape[-1]
 
 
@@ -110,7 +118,7 @@ def _stack_hook(inputs: Inputs, name: str, experts: Experts) -> Callable[..., No
         gate = inputs.sums.setdefault(f"{name}.{first}", _empty(count, x.shape[-1]))
         down = inputs.sums.setdefault(f"{name}.{SECOND}", _empty(count, width))
         routed = inputs.routed.setdefault(name, np.zeros(count, np.int64))
-        everything = squares(x) if experts == "all" else None
+        everything, sums = (squares(x), column_sums(x)) if experts == "all" else (None, None)
         for index in range(count):
             hit = (chosen == index).any(-1)
             tokens = int(hit.sum())
@@ -118,8 +126,11 @@ def _stack_hook(inputs: Inputs, name: str, experts: Experts) -> Callable[..., No
             rows = x if experts == "all" else x[hit]
             if not len(rows):
                 continue
+            second = between(module, rows, first, index)
             gate.squares[index] += squares(rows) if everything is None else everything
-            down.squares[index] += squares(between(module, rows, first, index))
+            gate.values[index] += column_sums(rows) if sums is None else sums
+            down.squares[index] += squares(second)
+            down.values[index] += column_sums(second)
             gate.tokens[index] += len(rows)
             down.tokens[index] += len(rows)
 
@@ -174,4 +185,4 @@ def _is_turned(module: Any) -> bool:
 
 
 def _empty(experts: int, columns: int) -> Sums:
-    return Sums(np.zeros((experts, columns)), np.zeros(experts, np.int64))
+    return Sums(np.zeros((experts, columns)), np.zeros((experts, columns)), np.zeros(experts, np.int64))

@@ -1,5 +1,5 @@
-"""Statistics of a model's inputs, block by block: mean x_j**2 of what comes into every Linear layer, by the names of
-the checkpoint's modules, for `quantize --importance` and for llama.cpp.
+"""Statistics of a model's inputs, block by block: mean x_j**2 and mean x_j of what comes into every Linear layer, by
+the names of the checkpoint's modules, for `quantize --importance` and for llama.cpp.
 
 Source of the recipe: quality.md, section 6 D. Sums are in double precision; llama-imatrix adds in fp32.
 """
@@ -18,7 +18,7 @@ from shardq.errors import UnsupportedSource
 from shardq.importance_files import Provenance, join_names
 from shardq.importance_files import write_importance as write_vectors
 from shardq.tune.blocks import BlockModel
-from shardq.tune.inputs import SECOND, Experts, Sums, recording, squares
+from shardq.tune.inputs import SECOND, Experts, Sums, column_sums, recording, squares
 from shardq.tune.joining import Joint
 from shardq.tune.matching import WEIGHT, head_tensor
 from shardq.tune.spool import Spooling, in_memory
@@ -34,9 +34,10 @@ Told = Callable[[int, int], None]  # blocks done, and all
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Sums of squares of one module's input."""
+    """Sums of squares and of values of one module's input."""
 
     squares: NDArray[np.float64]  # [columns]
+    values: NDArray[np.float64]  # [columns]
     tokens: int  # that it saw; 0: none, and the sums are 0
 
 
@@ -86,8 +87,11 @@ def collect(
         if report:
             report(index + 1, count)
     if head := names.head():
-        total = sum(squares(model.before_head(part.states)) for part in batch.split(1))
-        modules[head] = Moment(np.asarray(total), samples.ids.numel())
+        total = middle = np.float64(0)
+        for part in batch.split(1):
+            last = model.before_head(part.states)
+            total, middle = total + squares(last), middle + column_sums(last)
+        modules[head] = Moment(np.asarray(total), np.asarray(middle), samples.ids.numel())
     provenance = Provenance(
         samples.kind,
         samples.ids.numel(),
@@ -111,11 +115,15 @@ class _Names:
         """Of each module that a parameter is made of. Raises UnsupportedSource for columns that are none of its."""
         if sums.squares.ndim == 1:
             for tensor in self._sources(parameter):
-                yield tensor.removesuffix(WEIGHT), Moment(self._checked(tensor, sums.squares), int(sums.tokens))
+                yield (
+                    tensor.removesuffix(WEIGHT),
+                    Moment(self._checked(tensor, sums.squares), sums.values, int(sums.tokens)),
+                )
             return
-        for expert, (own, tokens) in enumerate(zip(sums.squares, sums.tokens.tolist(), strict=True)):
+        found = zip(sums.squares, sums.values, sums.tokens.tolist(), strict=True)
+        for expert, (own, middle, tokens) in enumerate(found):
             for module in self._experts(parameter)[expert]:
-                yield module, Moment(own, tokens)
+                yield module, Moment(own, middle, tokens)
 
     def prefix(self, stacks: str) -> str:
         """What the experts of a module are called: `a.mlp.experts`."""
@@ -167,40 +175,46 @@ class _Names:
 def write_importance(statistics: Statistics, path: "str | os.PathLike[str]") -> tuple[str, ...]:
     """Write importance_files.py's form: a vector for each module, modules with the same input together.
 
-    An expert that no token has reached gets the mean of its layer's others. Returns the modules that no token came by,
-    which are left out. Raises BadImportance, DiskFull, NotWritable.
+    Means of the inputs themselves come with it. An expert that no token has reached gets those of its layer's others.
+    Returns the modules that no token came by, which are left out. Raises BadImportance, DiskFull, NotWritable.
     """
-    means, absent = _means(statistics)
+    found, absent = _means(statistics)
     groups: dict[tuple[str, bytes], list[str]] = defaultdict(list)
-    for name, vector in means.items():
-        groups[name.rpartition(".")[0], vector.tobytes()].append(name)
-    vectors = {join_names(names): means[names[0]] for names in groups.values()}
-    write_vectors(path, vectors, statistics.provenance)
+    for name, both in found.items():
+        groups[name.rpartition(".")[0], both.tobytes()].append(name)
+    shared = {join_names(names): found[names[0]] for names in groups.values()}
+    vectors, means = ({name: both[i] for name, both in shared.items()} for i in (0, 1))
+    write_vectors(path, vectors, statistics.provenance, means)
     return absent
 
 
+def _mean(*members: Moment) -> NDArray[np.float64]:
+    """[2, columns]: mean squares, and means, over all tokens of some."""
+    total = sum(m.tokens for m in members)
+    return np.stack([np.sum([m.squares for m in members], axis=0), np.sum([m.values for m in members], axis=0)]) / total
+
+
 def _means(statistics: Statistics) -> tuple[dict[str, NDArray[np.float64]], tuple[str, ...]]:
-    """Mean squares by name, the same vector of all experts under one with `*`."""
+    """`_mean` by name, the same vector of all experts under one with `*`."""
     found: dict[str, NDArray[np.float64]] = {}
     absent = []
     experts = _by_layer(statistics)
     for (prefix, leaf), names in experts.items():
         members = [statistics.modules[n] for n in names]
-        seen = [m.squares / m.tokens for m in members if m.tokens]
+        seen = [_mean(m) for m in members if m.tokens]
         if not seen:
             absent += names
         elif all(m is seen[0] or np.array_equal(m, seen[0]) for m in seen) and len(seen) == len(names):
             found[f"{prefix}.*.{leaf}"] = seen[0]
         else:
-            total = sum(m.tokens for m in members)
-            mean = np.sum([m.squares for m in members], axis=0) / total
-            found |= {n: m.squares / m.tokens if m.tokens else mean for n, m in zip(names, members, strict=True)}
+            all_of_them = _mean(*members)
+            found |= {n: _mean(m) if m.tokens else all_of_them for n, m in zip(names, members, strict=True)}
     inside = {n for names in experts.values() for n in names}
     for name, moment in statistics.modules.items():
         if name in inside:
             continue
         if moment.tokens and moment.squares.any():
-            found[name] = moment.squares / moment.tokens
+            found[name] = _mean(moment)
         else:
             absent.append(name)
     return found, tuple(absent)

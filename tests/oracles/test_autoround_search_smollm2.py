@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from shardq import Limits, make_recipe, quantize
-from shardq.importance_files import expand_name
+from shardq.importance_files import MEAN, expand_name
 from shardq.importance_vectors import FLOOR
 from shardq.schemes import parse_scheme
 
@@ -58,6 +58,8 @@ def importance(probed: Probed) -> dict[str, torch.Tensor]:
     """Module -> the file's values, with the floor."""
     found: dict[str, torch.Tensor] = {}
     for names, values in load_file(probed.importance).items():
+        if names.startswith(MEAN):
+            continue
         floored = torch.clamp(values.double(), min=FLOOR * float(values.double().mean())).float()
         found |= dict.fromkeys(expand_name(names, "importance"), floored)
     return found

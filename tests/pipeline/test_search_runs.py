@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import shardq
 from shardq import Limits, make_recipe
@@ -117,3 +118,58 @@ def test_missing_modules_are_named_before_a_weight_is_read(importance: Path, tmp
         make_recipe("W4A16", importance=importance, search="none")
     with pytest.raises(BadOption, match="symmetric integers"):
         shardq.plan("demo", make_recipe("MXFP4", search="auto-round"))
+
+
+@pytest.fixture(scope="module")
+def centered(importance: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same importance, with means of inputs."""
+    rng, vectors = np.random.default_rng(4), load_file(importance)
+    means = {m: np.sqrt(v) * rng.uniform(-1, 1, len(v)) for m, v in vectors.items()}
+    path = tmp_path_factory.mktemp("centered") / "demo.importance"
+    write_importance(path, vectors, Provenance("text", 8192, None, "demo", None, None), means)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("scheme", "folded"),
+    [("W2A16G64", False), ("W4A16@gptq", False), ("W4A16@compressed-tensors", False), ("W4A16", True)],
+)
+def test_means_of_text_move_scales_and_can_be_audited(
+    scheme: str, folded: bool, importance: Path, centered: Path, tmp_path: Path
+) -> None:
+    fold, made = shardq.find_fold("demo").fold if folded else None, {}
+    for name, path, limits in (("old", importance, ONE), ("new", centered, ONE), ("two", centered, Limits(parallel=2))):
+        recipe = make_recipe(scheme, importance=path, fold=fold)
+        shardq.quantize("demo", recipe, output_dir=tmp_path / name, limits=limits)
+        made[name] = shards(tmp_path / name)
+    assert made["old"] != made["new"] == made["two"]
+    found = [
+        e["search"] for e in entries(tmp_path / "new").values() if e["outcome"] == "quantized" and e.get("weighed")
+    ]
+    assert len(found) >= 45
+    assert all(s["centered"] for s in found)
+    assert not any(e["search"]["centered"] for e in entries(tmp_path / "old").values() if "search" in e)
+    assert shardq.verify(tmp_path / "new", deep=True, source="demo").problems == ()
+    assert shardq.audit(tmp_path / "new", source="demo", importance=centered).problems == ()
+
+
+def test_means_of_random_ids_or_for_other_schemes_move_nothing(
+    importance: Path, centered: Path, tmp_path: Path
+) -> None:
+    """By few ids they lose, and other scales were not measured."""
+    vectors = load_file(centered)
+    plain = {n: v for n, v in vectors.items() if not n.startswith("mean ")}
+    means = {n.removeprefix("mean "): v for n, v in vectors.items() if n.startswith("mean ")}
+    ids, bare = tmp_path / "ids", tmp_path / "bare"
+    write_importance(ids, plain, Provenance("random ids", 64, 0, "demo", None, ""), means)
+    write_importance(bare, plain, Provenance("random ids", 64, 0, "demo", None, ""))
+    for scheme, one, other in (
+        ("W4A16", ids, bare),
+        ("W4A16_ASYM", centered, importance),
+        ("W3A16", centered, importance),
+        ("NVFP4A16", centered, importance),
+    ):
+        for name, path in (("one", one), ("other", other)):
+            recipe = make_recipe(scheme, importance=path)
+            shardq.quantize("demo", recipe, output_dir=tmp_path / (scheme + name), limits=ONE)
+        assert shards(tmp_path / f"{scheme}one") == shards(tmp_path / f"{scheme}other")

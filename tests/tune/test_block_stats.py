@@ -18,7 +18,7 @@ from shardq.gguf.origins import Origins
 from shardq.gguf.weighing import find_weighing
 from shardq.headers import read_checkpoint
 from shardq.importance import load_importance, match
-from shardq.importance_vectors import read_vector
+from shardq.importance_vectors import has_means, read_vector
 from shardq.limits import Limits
 from shardq.recipe import make_recipe
 from shardq.roles import Role, assign_roles
@@ -72,6 +72,11 @@ def squares(rows: list[torch.Tensor]) -> np.ndarray[Any, Any]:
     return found
 
 
+def values(rows: list[torch.Tensor]) -> np.ndarray[Any, Any]:
+    found: np.ndarray[Any, Any] = sum(r.reshape(-1, r.shape[-1]).double().sum(0) for r in rows).numpy()
+    return found
+
+
 @pytest.mark.parametrize("name", ["llama", "tied", "phi3", "qwen3_vl", "deepseek_v3"])
 def test_linear_layers_have_the_sums_of_the_whole_model(name: str, tmp_path: Path) -> None:
     folder = models.make_model(name, tmp_path / "model")
@@ -81,10 +86,13 @@ def test_linear_layers_have_the_sums_of_the_whole_model(name: str, tmp_path: Pat
     for module, moment in dense.items():
         assert moment.tokens == SAMPLES * TOKENS
         assert np.allclose(moment.squares, squares(met[module]), rtol=1e-9), module
+        assert np.allclose(moment.values, values(met[module]), rtol=1e-9, atol=1e-9), module
 
 
-def expert_sums(folder: Path, layer: int, kind: Experts) -> Iterator[tuple[str, np.ndarray[Any, Any], int]]:
-    """By hand, for a Qwen3-MoE: module, sums of squares, tokens."""
+def expert_sums(
+    folder: Path, layer: int, kind: Experts
+) -> Iterator[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any], int]]:
+    """By hand, for a Qwen3-MoE: module, sums of squares and of values, tokens."""
     met = whole_inputs(folder, models.some_ids(SAMPLES, TOKENS))
     name = f"model.layers.{layer}.mlp.experts"
     module = models.load_whole(folder).get_submodule(name)
@@ -93,8 +101,8 @@ def expert_sums(folder: Path, layer: int, kind: Experts) -> Iterator[tuple[str, 
         rows = x if kind == "all" else x[(chosen == expert).any(-1)]
         gate, up = (rows @ module.gate_up_proj[expert].T).chunk(2, -1)
         between = torch.nn.functional.silu(gate) * up
-        for leaf, values in (("gate_proj", rows), ("up_proj", rows), ("down_proj", between)):
-            yield f"{name}.{expert}.{leaf}", squares([values]), len(rows)
+        for leaf, inputs in (("gate_proj", rows), ("up_proj", rows), ("down_proj", between)):
+            yield f"{name}.{expert}.{leaf}", squares([inputs]), values([inputs]), len(rows)
 
 
 @pytest.mark.parametrize("kind", ["all", "routed"])
@@ -102,9 +110,10 @@ def test_experts_have_sums_of_their_own(kind: Experts, tmp_path: Path) -> None:
     folder = models.make_model("qwen3_moe", tmp_path / "model")
     found = gather(folder, kind)
     with torch.no_grad():
-        for name, expected, tokens in expert_sums(folder, 2, kind):
+        for name, expected, expected_values, tokens in expert_sums(folder, 2, kind):
             assert found.modules[name].tokens == tokens
             assert np.allclose(found.modules[name].squares, expected, rtol=1e-5), name
+            assert np.allclose(found.modules[name].values, expected_values, rtol=1e-4, atol=1e-5), name
     routed = found.routed["model.layers.2.mlp.experts"]
     assert sum(routed) == SAMPLES * TOKENS * 2
     assert found.never_hit["model.layers.2.mlp.experts"] == tuple(i for i, n in enumerate(routed) if n == 0) != ()
@@ -137,6 +146,8 @@ def test_both_files_have_what_quantize_asks_for(name: str, kind: Experts, tmp_pa
         if moment.tokens:
             expected = moment.squares / moment.tokens
             assert np.allclose(read_vector(ours[module]), expected, rtol=1e-6), module
+            assert has_means(ours[module])
+            assert not has_means(theirs[module])
             assert np.allclose(read_vector(theirs[module]), expected, rtol=1e-5), module
 
 
