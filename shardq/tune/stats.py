@@ -87,11 +87,12 @@ def collect(
         if report:
             report(index + 1, count)
     if head := names.head():
-        total = middle = np.float64(0)
+        total, middle = (np.zeros(batch.hidden.shape[-1]) for _ in range(2))
         for part in batch.split(1):
             last = model.before_head(part.states)
-            total, middle = total + squares(last), middle + column_sums(last)
-        modules[head] = Moment(np.asarray(total), np.asarray(middle), samples.ids.numel())
+            total += squares(last)
+            middle += column_sums(last)
+        modules[head] = Moment(total, middle, samples.ids.numel())
     provenance = Provenance(
         samples.kind,
         samples.ids.numel(),

@@ -14,12 +14,12 @@ from shardq.importance_vectors import (
     FLOOR,
     BothRef,
     SizesRef,
-    VectorCache,
     VectorRef,
     has_means,
     read_means,
     weights_of,
 )
+from shardq.vector_cache import VectorCache
 
 TEXT = Provenance("text", 8192, None, "model", None, "text")
 SQUARES = {"a.{b,c}": np.array([4.0, 9.0, 1e-9, 16.0]), "a.d": np.array([1.0, 2.0])}
