@@ -2,8 +2,9 @@
 
 A page of the cache has to be found, filled and written back: 0.35 to 0.45 CPU-s/GB, and three times that on a virtual
 machine whose host has taken free memory back. A disk that is given whole blocks takes 0.03 from memory that is used
-again, and drives out nothing that others have in the cache. But who writes so waits for the disk, so only fast ones
-are given them; others are better written behind our back.
+again, and drives out nothing that others have in the cache. But who writes so waits for the disk, and what is hashed or
+quantized afterwards has to be read from it. So only disks are given them that take or give a gigabyte in the time that
+the cache costs; others are better written behind our back.
 """
 
 import errno
@@ -21,8 +22,8 @@ from shardq.files.atomic import pwrite_all
 BLOCK_BYTES: Final = 4096  # memory, offsets and sizes are multiples of it: what any disk takes
 LEAST_BYTES: Final = 256 << 10  # of a piece: calls for smaller ones take as long as pages of the cache
 ROOM_BYTES: Final = 2 << 20  # of aligned memory: a tile, and what lies beside it in its blocks
-TRIAL_BYTES: Final = 32 << 20  # of which one call at least is fast: others may have waited for a core
-FAST_BYTES_PER_S: Final = 1e9
+TRIAL_BYTES: Final = 32 << 20  # after which the disk is judged, again and again
+FAST_BYTES_PER_S: Final = 2e9
 _FLAG: Final = getattr(os, "O_DIRECT", 0)  # Linux
 _REFUSED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})  # by file systems that have no such way
 
@@ -32,8 +33,8 @@ class DirectDisk:
 
     def __init__(self) -> None:
         self._is_open = _FLAG != 0
-        self._moved_bytes = 0  # since a disk was last found fast or slow
-        self._is_fast = False
+        self._moved_bytes = 0  # since the disk was last judged
+        self._spent_s = 0.0
         self._copies: NDArray[np.uint8] | None = None  # of what is not aligned
 
     def write(self, fd: int, data: NDArray[np.uint8], offset: int) -> None:
@@ -95,11 +96,12 @@ class DirectDisk:
         return part
 
     def _judge(self, moved_bytes: int, spent_s: float) -> None:
-        """A disk that is slow for long is not asked again."""
+        """A disk that is slow on the average is not asked again, be it that others keep it busy."""
         self._moved_bytes += moved_bytes
-        self._is_fast |= moved_bytes >= FAST_BYTES_PER_S * spent_s
+        self._spent_s += spent_s
         if self._moved_bytes >= TRIAL_BYTES:
-            self._is_open, self._moved_bytes, self._is_fast = self._is_fast, 0, False
+            self._is_open = self._moved_bytes >= FAST_BYTES_PER_S * self._spent_s
+            self._moved_bytes, self._spent_s = 0, 0.0
 
     def _begin(self, fd: int) -> bool:
         """From here on a descriptor, which has no other flags, goes past the cache; False where that cannot be."""
