@@ -29,7 +29,7 @@ WITHOUT_IMPORTANCE: Final[Mapping[Kind, range]] = MappingProxyType(
 # round-to-nearest's KL instead of 0.56, where few data alone have 0.67 instead of 0.64 (bench/README.md).
 BOTH_SIGNS: Final = frozenset({3})
 # Bits of symmetric integers at which scales that follow means of inputs were measured, and gain (bench/README.md).
-FOLLOW_MEANS: Final = frozenset({2, 4})
+FOLLOW_MEANS: Final = frozenset({2, 3, 4})
 EVEN_STEPS: Final = frozenset({"e0m3"})  # symmetric integers by another name, which lose as these do
 
 

@@ -132,7 +132,7 @@ def centered(importance: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.parametrize(
     ("scheme", "folded"),
-    [("W2A16G64", False), ("W4A16@gptq", False), ("W4A16@compressed-tensors", False), ("W4A16", True)],
+    [("W2A16G64", False), ("W3A16", False), ("W4A16@gptq", False), ("W4A16@compressed-tensors", False), ("W4A16", True)],
 )
 def test_means_of_text_move_scales_and_can_be_audited(
     scheme: str, folded: bool, importance: Path, centered: Path, tmp_path: Path
@@ -166,7 +166,7 @@ def test_means_of_random_ids_or_for_other_schemes_move_nothing(
     for scheme, one, other in (
         ("W4A16", ids, bare),
         ("W4A16_ASYM", centered, importance),
-        ("W3A16", centered, importance),
+        ("W5A16", centered, importance),
         ("NVFP4A16", centered, importance),
     ):
         for name, path in (("one", one), ("other", other)):
