@@ -149,7 +149,7 @@ class NativeSet:
         scales: NDArray[np.float32],
         losses: NDArray[np.float64],
     ) -> None: ...
-    def center_scales(
+    def center_groups(
         self,
         src: RawWeights,
         dtype: str,
@@ -158,10 +158,28 @@ class NativeSet:
         importance: NDArray[np.float32] | None,
         spread: NDArray[np.float32],
         means: NDArray[np.float32],
+        rule: str,
         scale: str,
         least: float,
         scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
         out: NDArray[np.float32],
+        losses: NDArray[np.float64],
+    ) -> None: ...
+    def center_ladder(
+        self,
+        src: RawWeights,
+        dtype: str,
+        element: str,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        spread: NDArray[np.float32],
+        means: NDArray[np.float32],
+        ladder: NDArray[np.float32],
+        first: NDArray[np.uint8],
+        last: NDArray[np.uint8],
+        chosen: NDArray[np.uint8],
+        out: NDArray[np.uint8],
         losses: NDArray[np.float64],
     ) -> None: ...
     def search_affine(

@@ -1,4 +1,4 @@
-"""What the kernel does that moves scales by the means of inputs, to the bit."""
+"""What the kernels do that move scales or biases by the means of inputs, to the bit."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from shardq.kernels.raw import RawWeights
 class CenteringKernels(Protocol):
     """Part of KernelSet, whose words and rules for arrays these are."""
 
-    def center_scales(
+    def center_groups(
         self,
         src: RawWeights,
         dtype: str,
@@ -20,28 +20,68 @@ class CenteringKernels(Protocol):
         importance: NDArray[np.float32] | None,
         spread: NDArray[np.float32],
         means: NDArray[np.float32],
+        rule: str,
         scale: str,
         least: float,
         scales: NDArray[np.float32],
+        offsets: NDArray[np.float32],
         out: NDArray[np.float32],
         losses: NDArray[np.float64],
     ) -> None:
-        """Scales of symmetric integers of src [rows, cols], moved together so that each row's mean output errs less:
-        `out` [rows, G] from `scales` [rows, G].
+        """One number of each group of affine codes, moved together so that each row's mean output errs less: `out`
+        [rows, G] from `scales` (rule zero) or `offsets` (bias), both [rows, G] as in search_affine. Symmetric integers
+        are those with the zero point 2^(bits-1).
 
         Inputs x have the mean m (`means` [cols], finite) and, each column for itself, the variance v (`spread` [cols],
-        finite, from 0 up). A row's expected squared error is then sum v * (w - s * q)^2 + (sum m * (s * q - w))^2, with
-        one s for each group. Codes q = level(w / s), as in search_int, stay; scales that make this least:
+        finite, from 0 up). A row's expected squared error is then sum v * e^2 + (sum m * e)^2. Codes stay, and the
+        error of a weight is e = n * p - t, n the number that moves, o the one it was:
 
-            A = sum v*q*q; B = sum v*q*w; M = sum m*q; P = sum m*w, each over a group
-            error = sum (s*M - P); stiffness = sum M*(M/A); drift = sum M*(B/A - s), over the groups with A > 0 (the
+            zero: p = level(w / s, -z, top - z); t = w; n for the scale s, z the zero point
+            bias: p = 1; t = w - s * level((w - b) / s, 0, top); n for the bias b
+
+        The numbers that make this least:
+
+            A = sum (v*p)*p; B = sum (v*p)*t; M = sum m*p; P = sum m*t, each over a group
+            error = sum (o*M - P); stiffness = sum M*(M/A); drift = sum M*(B/A - o), over the groups with A > 0 (the
                 first over all), in order; force = (error + drift) / (1 + stiffness)
-            n = (B - force*M) / A, rounded to the format `scale`, half to even; s where that is below `least`, not
-                finite, or of the other sign
+            n = (B - force*M) / A, rounded to the format `scale`, half to even; o where that is not finite, and as a
+                scale where it is below `least`, or of the other sign
 
-        All arithmetic is fp32, each operation rounded once; sums over groups as in search_int. A row's scales are n if
-        (sum v*(w - n*q)^2) + (sum (n*M - P))^2 is below the same under s, else s, as where anything is NaN. losses
-        [rows, 2] of search_int: the second of a row that moved becomes sum importance*(w - n*q)^2 (None: 1).
-        Source: the normal equations of one scale a group, whose matrix is a diagonal and M M^T (Sherman-Morrison).
+        All arithmetic is fp32, each operation rounded once; sums over groups as in search_int. A row's numbers are n if
+        (sum v*(t - n*p)^2) + (sum (n*M - P))^2 is below the same under o, else o, as where anything is NaN. losses
+        [rows, 2] of search_affine: the second of a row that moved becomes sum importance*(t - n*p)^2 (None: 1).
+        Source: the normal equations of one number a group, whose matrix is a diagonal and M M^T (Sherman-Morrison).
+        """
+        ...
+
+    def center_ladder(
+        self,
+        src: RawWeights,
+        dtype: str,
+        element: str,
+        group: int,
+        importance: NDArray[np.float32] | None,
+        spread: NDArray[np.float32],
+        means: NDArray[np.float32],
+        ladder: NDArray[np.float32],
+        first: NDArray[np.uint8],
+        last: NDArray[np.uint8],
+        chosen: NDArray[np.uint8],
+        out: NDArray[np.uint8],
+        losses: NDArray[np.float64],
+    ) -> None:
+        """Scales of a float element, among those of a format, so that each row's mean output errs less: `out` [rows, G]
+        from `chosen` [rows, G], codes of `ladder` as in search_ladder, `spread` and `means` as in center_groups. Here
+        codes of weights are always those of the scale.
+
+            under a scale s: d = |w| - s * q, q = the element nearest to |w| / s, half to even, at most the largest (a
+                NaN too); V = sum (d*d)*v; F = sum d*m, d with its sign turned where w is negative
+            R = sum F over all groups in order, under `chosen`
+            for each group in order: r = R - F under `chosen`; the codes from `first` to `last` in order, each where
+                V + (r + F)*(r + F) is below that of all before, `chosen` first of all; R = r + F under the best
+
+        A row's codes are these if (sum V) + R*R is below the same under `chosen`, else `chosen`. losses [rows, 2] of
+        search_ladder: the second of a row that moved becomes sum (d*d)*importance (None: 1). Arithmetic, sums and
+        errors as in search_ladder.
         """
         ...

@@ -41,7 +41,7 @@ class Search:
     signs: Signs = "range"  # the extreme weight on the larger side of the range, or both ways, or scales above 0 only
     objective: Objective = "none"  # an error counts importance times 1, w^2, or sqrt(mean w^2 of the group + w^2)
     rule: Rule = "least_squares"  # auto_round: its own grid of 201 (2 bits: 181) scales, whatever the rest says
-    centered: bool = False  # then scales of symmetric integers move, row by row, for a smaller mean error of the output
+    centered: bool = False  # then scales, or biases of MLX, move, row by row, for a smaller mean error of the output
 
     def __post_init__(self) -> None:
         """Refuse what no kernel can do. Raises BadOption."""

@@ -28,8 +28,10 @@ WITHOUT_IMPORTANCE: Final[Mapping[Kind, range]] = MappingProxyType(
 # Bits at which scales of both signs gain by few data once sizes of columns count as well: at 3 bits 0.54 of
 # round-to-nearest's KL instead of 0.56, where few data alone have 0.67 instead of 0.64 (bench/README.md).
 BOTH_SIGNS: Final = frozenset({3})
-# Bits of symmetric integers at which scales that follow means of inputs were measured, and gain (bench/README.md).
-FOLLOW_MEANS: Final = frozenset({2, 3, 4})
+# Bits of a code at which scales, or biases of MLX, that follow means of inputs gain (bench/README.md).
+FOLLOW_MEANS: Final[Mapping[Kind, range]] = MappingProxyType(
+    {"symmetric": range(2, 5), "asymmetric": range(2, 5), "small_floats": range(4, 5)}
+)
 EVEN_STEPS: Final = frozenset({"e0m3"})  # symmetric integers by another name, which lose as these do
 
 
@@ -103,10 +105,11 @@ def _widen(search: Search, scheme: "Scheme", ref: "Ref | None") -> Search:
 
 
 def _center(search: Search, scheme: "Scheme", ref: "Ref | None", given: "Importance | None") -> Search:
-    """The search with scales that follow the means of inputs, where a file has these of text."""
+    """The search with scales or biases that follow the means of inputs, where a file has these of text."""
     known = given is not None and ref is not None and knows_means(given.provenance) and has_means(ref)
     plain = search.rule == "least_squares" and search.objective == "none"
-    measured = kind_of(scheme) == "symmetric" and scheme.bits in FOLLOW_MEANS
+    kind = kind_of(scheme)
+    measured = kind in FOLLOW_MEANS and scheme.bits in FOLLOW_MEANS[kind]
     return replace(search, centered=True) if known and plain and measured else search
 
 

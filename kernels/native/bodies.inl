@@ -44,11 +44,12 @@ using namespace shardq;
 #include "lanes.inl"
 #include "strip.inl"
 
-#include "center_scales.inl"
+#include "center_groups.inl"
 #include "search_affine.inl"
 #include "search_grid.inl"
 #include "search_int.inl"
 #include "search_ladder.inl"
+#include "center_ladder.inl"
 
 #include "blocks/tile.inl"
 
@@ -80,7 +81,7 @@ const Table SHARDQ_SET_TABLE = {
     SHARDQ_SET_NAME, widen,          group_minmax,  rtn_int,       rtn_error_int, pack_bits,     unpack_bits,
     transpose_u32,   pack_columns,   split_words,   dequantize_int, error_int,    group_absmax,  group_range,   encode_scaled,
     encode_affine,   decode_scaled,  decode_affine, error_scaled,  error_affine,  narrow_columns, sum_errors,
-    weigh_squares,   search_int,      center_scales,  search_affine, search_ladder, search_grid,   quantize_blocks, dequantize_blocks,
+    weigh_squares,   search_int,      center_groups, center_ladder,  search_affine, search_ladder, search_grid,   quantize_blocks, dequantize_blocks,
     error_values,   checksum,
 };
 

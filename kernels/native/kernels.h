@@ -116,14 +116,21 @@ struct GridSearch {
     int64_t factor_count;
 };
 
-// Scales of symmetric integers that move together, for a smaller mean error of each row's output.
+// Scales or biases of affine codes that move together, for a smaller mean error of each row's output.
 struct Centering {
     int bits;  // 2..8
     int64_t group;
     const float* importance;  // [cols], or null: 1
     const float *spread, *means;  // [cols]
+    DecodingRule rule;            // zero: scales move; bias: biases
     ScaleFormat format;
     float least;
+};
+
+// A search among the scales of a format, one group after the other, for a smaller mean error of each row's output.
+struct LadderCentering {
+    LadderSearch search;
+    const float *spread, *means;  // [cols]
 };
 
 struct Table {
@@ -156,8 +163,10 @@ struct Table {
     void (*sum_errors)(const double* stats, int64_t rows, double* out);
     void (*weigh_squares)(const Weights& src, int64_t group, const Weighing& weighing, double* out);
     void (*search_int)(const Weights& src, const IntSearch& search, float* scales, double* losses);
-    void (*center_scales)(const Weights& src, const Centering& centering, const float* scales, float* out,
-                          double* losses);
+    void (*center_groups)(const Weights& src, const Centering& centering, const float* scales, const float* offsets,
+                          float* out, double* losses);
+    void (*center_ladder)(const Weights& src, const Element& element, const LadderCentering& centering,
+                          const uint8_t* chosen, uint8_t* out, double* losses);
     void (*search_affine)(const Weights& src, const AffineSearch& search, float* scales, float* offsets,
                           double* losses);
     void (*search_ladder)(const Weights& src, const Element& element, const LadderSearch& search, uint8_t* chosen,

@@ -414,9 +414,13 @@ NB_MODULE(_native, m) {
         .def("search_int", &NativeSet::search_int, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"), nb::arg("group"),
              nb::arg("importance").none(), nb::arg("objective"), nb::arg("factors"), nb::arg("signs"),
              nb::arg("sweeps"), nb::arg("scale"), nb::arg("least"), nb::arg("scales"), nb::arg("losses"))
-        .def("center_scales", &NativeSet::center_scales, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"),
-             nb::arg("group"), nb::arg("importance").none(), nb::arg("spread"), nb::arg("means"), nb::arg("scale"),
-             nb::arg("least"), nb::arg("scales"), nb::arg("out"), nb::arg("losses"))
+        .def("center_groups", &NativeSet::center_groups, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"),
+             nb::arg("group"), nb::arg("importance").none(), nb::arg("spread"), nb::arg("means"), nb::arg("rule"),
+             nb::arg("scale"), nb::arg("least"), nb::arg("scales"), nb::arg("offsets"), nb::arg("out"),
+             nb::arg("losses"))
+        .def("center_ladder", &NativeSet::center_ladder, nb::arg("src"), nb::arg("dtype"), nb::arg("element"),
+             nb::arg("group"), nb::arg("importance").none(), nb::arg("spread"), nb::arg("means"), nb::arg("ladder"),
+             nb::arg("first"), nb::arg("last"), nb::arg("chosen"), nb::arg("out"), nb::arg("losses"))
         .def("search_affine", &NativeSet::search_affine, nb::arg("src"), nb::arg("dtype"), nb::arg("bits"),
              nb::arg("group"), nb::arg("importance").none(), nb::arg("objective"), nb::arg("factors"), nb::arg("rule"),
              nb::arg("sweeps"), nb::arg("scale"), nb::arg("least"), nb::arg("scales"), nb::arg("offsets"),

@@ -24,6 +24,50 @@ struct Searched {
     void expect_groups(const Array& values) const { values.expect(w.rows, w.groups); }
 };
 
+// What is known of inputs, column by column.
+class Inputs {
+public:
+    Inputs(nb::handle spread, nb::handle means, int64_t cols)
+        : spread_(spread, "spread", kF32, 1, kRead), means_(means, "means", kF32, 1, kRead) {
+        if (spread_.size(0) != cols) spread_.fail("expected " + std::to_string(cols) + " numbers");
+        if (means_.size(0) != cols) means_.fail("expected " + std::to_string(cols) + " numbers");
+        for (int64_t i = 0; i < cols; i++) {
+            const float v = this->spread()[i], m = this->means()[i];
+            if (!(v >= 0.0f && v <= kMostReal)) spread_.fail("expected finite numbers from 0 up");
+            if (!(m >= -kMostReal && m <= kMostReal)) means_.fail("expected finite numbers");
+        }
+    }
+
+    const float* spread() const { return spread_.data<float>(); }
+    const float* means() const { return means_.data<float>(); }
+
+private:
+    const Array spread_, means_;
+};
+
+// A float element, and the scales that a search may choose.
+class Ladder {
+public:
+    Ladder(const std::string& element, nb::handle ladder)
+        : element_(parse_element(element)), rungs_(ladder, "ladder", kF32, 1, kRead) {
+        if (element_.kind == ElementKind::Int) {
+            throw nb::value_error(("element: expected a float, found " + element).c_str());
+        }
+        if (rungs_.size(0) != 256) rungs_.fail("expected 256 numbers, found " + std::to_string(rungs_.size(0)));
+        for (int i = 0; i < 256; i++) {
+            const float each = scales()[i];
+            if (!(each >= 0.0f && each <= kMostReal)) rungs_.fail("expected finite numbers from 0 up");
+        }
+    }
+
+    const Element& element() const { return element_; }
+    const float* scales() const { return rungs_.data<float>(); }
+
+private:
+    const Element& element_;
+    const Array rungs_;
+};
+
 // The searches of one instruction set.
 class SearchSet {
 public:
@@ -55,32 +99,28 @@ public:
         table_->search_int(a.w.weights(), search, steps.data<float>(), a.losses.data<double>());
     }
 
-    void center_scales(nb::handle src, const std::string& dtype, int bits, int64_t group, nb::handle importance,
-                       nb::handle spread, nb::handle means, const std::string& scale, float least, nb::handle scales,
-                       nb::handle out, nb::handle losses) const {
+    void center_groups(nb::handle src, const std::string& dtype, int bits, int64_t group, nb::handle importance,
+                       nb::handle spread, nb::handle means, const std::string& rule, const std::string& scale,
+                       float least, nb::handle scales, nb::handle offsets, nb::handle out, nb::handle losses) const {
         const int width = checked_bits(bits);
         const Searched a(src, dtype, group, importance, "none", losses);
-        const Array spreads(spread, "spread", kF32, 1, kRead), middles(means, "means", kF32, 1, kRead);
-        if (spreads.size(0) != a.w.cols) spreads.fail("expected " + std::to_string(a.w.cols) + " numbers");
-        if (middles.size(0) != a.w.cols) middles.fail("expected " + std::to_string(a.w.cols) + " numbers");
-        for (int64_t i = 0; i < a.w.cols; i++) {
-            const float v = spreads.data<float>()[i], m = middles.data<float>()[i];
-            if (!(v >= 0.0f && v <= kMostReal)) spreads.fail("expected finite numbers from 0 up");
-            if (!(m >= -kMostReal && m <= kMostReal)) middles.fail("expected finite numbers");
-        }
-        const Array steps(scales, "scales", kF32, 2, kRead), moved(out, "out", kF32, 2, kWrite);
+        const Inputs inputs(spread, means, a.w.cols);
+        const Array steps(scales, "scales", kF32, 2, kRead), places(offsets, "offsets", kF32, 2, kRead);
+        const Array moved(out, "out", kF32, 2, kWrite);
         a.expect_groups(steps);
+        a.expect_groups(places);
         a.expect_groups(moved);
         const shardq::Centering centering{width,
                                           a.w.group,
                                           a.importance.data(),
-                                          spreads.data<float>(),
-                                          middles.data<float>(),
+                                          inputs.spread(),
+                                          inputs.means(),
+                                          parse_decoding_rule(rule),
                                           parse_scale_format(scale),
                                           least};
         const nb::gil_scoped_release unlocked;
-        table_->center_scales(a.w.weights(), centering, steps.data<float>(), moved.data<float>(),
-                              a.losses.data<double>());
+        table_->center_groups(a.w.weights(), centering, steps.data<float>(), places.data<float>(),
+                              moved.data<float>(), a.losses.data<double>());
     }
 
     void search_affine(nb::handle src, const std::string& dtype, int bits, int64_t group, nb::handle importance,
@@ -104,26 +144,35 @@ public:
     void search_ladder(nb::handle src, const std::string& dtype, const std::string& element, int64_t group,
                        nb::handle importance, const std::string& objective, nb::handle ladder, nb::handle first,
                        nb::handle last, nb::handle chosen, nb::handle losses) const {
-        const Element& type = parse_element(element);
-        if (type.kind == ElementKind::Int) {
-            throw nb::value_error(("element: expected a float, found " + element).c_str());
-        }
+        const Ladder rungs(element, ladder);
         const Searched a(src, dtype, group, importance, objective, losses);
-        const Array rungs(ladder, "ladder", kF32, 1, kRead);
         const Array low(first, "first", kU8, 2, kRead), high(last, "last", kU8, 2, kRead);
         const Array best(chosen, "chosen", kU8, 2, kWrite);
-        if (rungs.size(0) != 256) rungs.fail("expected 256 numbers, found " + std::to_string(rungs.size(0)));
-        for (int i = 0; i < 256; i++) {
-            const float each = rungs.data<float>()[i];
-            if (!(each >= 0.0f && each <= kMostReal)) rungs.fail("expected finite numbers from 0 up");
-        }
         a.expect_groups(low);
         a.expect_groups(high);
         a.expect_groups(best);
-        const shardq::LadderSearch search{a.w.group, a.weighing, rungs.data<float>(), low.data<uint8_t>(),
+        const shardq::LadderSearch search{a.w.group, a.weighing, rungs.scales(), low.data<uint8_t>(),
                                           high.data<uint8_t>()};
         const nb::gil_scoped_release unlocked;
-        table_->search_ladder(a.w.weights(), type, search, best.data<uint8_t>(), a.losses.data<double>());
+        table_->search_ladder(a.w.weights(), rungs.element(), search, best.data<uint8_t>(), a.losses.data<double>());
+    }
+
+    void center_ladder(nb::handle src, const std::string& dtype, const std::string& element, int64_t group,
+                       nb::handle importance, nb::handle spread, nb::handle means, nb::handle ladder, nb::handle first,
+                       nb::handle last, nb::handle chosen, nb::handle out, nb::handle losses) const {
+        const Ladder rungs(element, ladder);
+        const Searched a(src, dtype, group, importance, "none", losses);
+        const Inputs inputs(spread, means, a.w.cols);
+        const Array low(first, "first", kU8, 2, kRead), high(last, "last", kU8, 2, kRead);
+        const Array old(chosen, "chosen", kU8, 2, kRead), best(out, "out", kU8, 2, kWrite);
+        for (const Array* each : {&low, &high, &old, &best}) a.expect_groups(*each);
+        const shardq::LadderCentering centering{
+            {a.w.group, a.weighing, rungs.scales(), low.data<uint8_t>(), high.data<uint8_t>()},
+            inputs.spread(),
+            inputs.means()};
+        const nb::gil_scoped_release unlocked;
+        table_->center_ladder(a.w.weights(), rungs.element(), centering, old.data<uint8_t>(), best.data<uint8_t>(),
+                              a.losses.data<double>());
     }
 
     int64_t search_grid(nb::handle src, const std::string& dtype, int bits, int64_t group, nb::handle importance,

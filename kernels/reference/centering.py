@@ -1,4 +1,4 @@
-"""Scales of symmetric integers that move together for a smaller mean error, as formulas."""
+"""Scales or biases that move for a smaller mean error, as formulas."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +8,17 @@ import torch
 from numpy.typing import NDArray
 
 from shardq.kernels.reference.arrays import grouped
+from shardq.kernels.reference.elements import FLOATS, float_codes, float_values
+from shardq.kernels.reference.search_affine import Line
 from shardq.kernels.reference.searches import Groups, checked_importance, level, stored
 
 
 @dataclass(frozen=True, slots=True)
 class Centered:
-    """Scales [rows, G], which rows moved [rows], and the weighted errors of groups under what moved [rows, G]."""
+    """Numbers, or codes of scales, [rows, G], which rows moved [rows], and the weighted errors of groups under what
+    moved [rows, G]."""
 
-    scales: torch.Tensor
+    numbers: torch.Tensor
     moved: torch.Tensor
     lost: torch.Tensor
 
@@ -31,28 +34,75 @@ def columns(spread: NDArray[Any], means: NDArray[Any], group: int, cols: int) ->
 
 
 def center(
-    g: Groups, old: torch.Tensor, bits: int, inputs: tuple[torch.Tensor, torch.Tensor], scale: str, least: float
+    g: Groups, line: Line, bits: int, inputs: tuple[torch.Tensor, torch.Tensor], rule: str, scale: str, least: float
 ) -> Centered:
-    """See KernelSet.center_scales; `inputs` are the `columns`."""
+    """See KernelSet.center_groups; `inputs` are the `columns`."""
     spread, means = inputs
-    half = float(1 << bits - 1)
-    q = level(g.w / old[..., None], -half, half - 1)
-    square, product = g.sum((spread * q) * q), g.sum((spread * q) * g.w)
-    shift, aim = g.sum(means * q), g.sum(means * g.w)
+    old = line.scale if rule == "zero" else line.low
+    p, t = _targets(g, line, float((1 << bits) - 1), rule)
+    square, product = g.sum((spread * p) * p), g.sum((spread * p) * t)
+    shift, aim = g.sum(means * p), g.sum(means * t)
     any_code, zero = square > 0, torch.zeros_like(square)
     error = _added(old * shift - aim)
     stiffness = _added(torch.where(any_code, shift * (shift / square), zero))
     drift = _added(torch.where(any_code, shift * (product / square - old), zero))
     force = (error + drift) / (1.0 + stiffness)
     new = stored((product - force[:, None] * shift) / square, scale)
-    allowed = (new.abs() >= least) & new.isfinite() & (new.signbit() == old.signbit())
+    allowed = new.isfinite()
+    if rule == "zero":
+        allowed &= (new.abs() >= least) & (new.signbit() == old.signbit())
     new = torch.where(allowed, new, old)
-    one, other = g.w - old[..., None] * q, g.w - new[..., None] * q
+    one, other = t - old[..., None] * p, t - new[..., None] * p
     left = _added(new * shift - aim)
     before = _added(g.sum((one * one) * spread)) + error * error
     after = _added(g.sum((other * other) * spread)) + left * left
     moved = after < before
     return Centered(torch.where(moved[:, None], new, old), moved, g.sum((other * other) * g.e))
+
+
+def center_ladder(
+    g: Groups, element: str, ladder: torch.Tensor, inputs: tuple[torch.Tensor, torch.Tensor], first: torch.Tensor,
+    last: torch.Tensor, chosen: torch.Tensor,
+) -> Centered:  # fmt: skip
+    """See KernelSet.center_ladder; `inputs` are the `columns`, all behind them int64 [rows, G]."""
+    spread, means = inputs
+    span = range(max(1, int((last - first).max()) + 1))
+    tried = torch.stack([chosen, *((first + i).minimum(last).clamp(min=0) for i in span)])
+    there = torch.stack([torch.ones_like(chosen) == 1, *(first + i <= last for i in span)])
+    squares, parts = torch.empty(tried.shape), torch.empty(tried.shape)
+    for i, codes in enumerate(tried):
+        d = _excess(g, element, ladder[codes])
+        squares[i] = g.sum((d * d) * spread)
+        parts[i] = g.sum(torch.where(g.w.signbit(), -d, d) * means)
+    start = mean = _added(parts[0])
+    best = torch.zeros_like(chosen)
+    for k in range(chosen.shape[1]):
+        rest = mean - parts[0, :, k]
+        wholes = rest + parts[:, :, k]
+        costs = squares[:, :, k] + wholes * wholes
+        others = torch.where(there[1:, :, k] & (costs[1:] < costs[0]), costs[1:], torch.inf)
+        best[:, k] = torch.where((others < torch.inf).any(0), others.argmin(0) + 1, 0)
+        mean = rest + parts[:, :, k].gather(0, best[None, :, k])[0]
+    out, kept = (x.gather(0, best[None])[0] for x in (tried, squares))
+    moved = _added(kept) + mean * mean < _added(squares[0]) + start * start
+    d = _excess(g, element, ladder[out])
+    return Centered(torch.where(moved[:, None], out, chosen), moved, g.sum((d * d) * g.e))
+
+
+def _excess(g: Groups, element: str, scales: torch.Tensor) -> torch.Tensor:
+    """What weights [rows, G, width] are more than their codes under scales [rows, G] say, away from zero."""
+    form, size, steps = FLOATS[element], g.w.abs(), scales[..., None]
+    quotient = size / steps
+    quotient = torch.where(quotient < form.largest, quotient, form.largest)
+    return size - steps * float_values(float_codes(quotient, form), form)
+
+
+def _targets(g: Groups, line: Line, top: float, rule: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the number that moves is multiplied by [rows, G, width], and what that should come to."""
+    steps, low = line.scale[..., None], line.low[..., None]
+    if rule == "zero":
+        return level(g.w / steps, -low, top - low), g.w
+    return torch.ones_like(g.w), g.w - steps * level((g.w - low) / steps, 0.0, top)
 
 
 def _added(x: torch.Tensor) -> torch.Tensor:

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardq.kernels.contract import DECODING_RULES, FIGURES, OBJECTIVES, SCALE_FORMATS, SIGNS
+from shardq.kernels.contract import DECODING_RULES, FIGURES, SCALE_FORMATS, SIGNS
 from shardq.kernels.contract_blocks import BLOCK_FORMATS
 from shardq.kernels.raw import Bytes, RawWeights
-from shardq.kernels.reference import centering, search_affine, search_grids, search_integers, search_ladders
+from shardq.kernels.reference import search_affine, search_grids, search_integers, search_ladders
 from shardq.kernels.reference.arrays import checked_bits, filled, group_count, group_values, shaped, whole_blocks
 from shardq.kernels.reference.blocks import dequantized as dequantized_blocks
 from shardq.kernels.reference.blocks import quantized
+from shardq.kernels.reference.centering_set import CenteringSet
 from shardq.kernels.reference.elements import (
-    FLOATS,
     checked_element,
     decoded,
     decoded_affine,
@@ -27,20 +27,18 @@ from shardq.kernels.reference.elements import (
 from shardq.kernels.reference.floats import group_extremes, narrowed, widened
 from shardq.kernels.reference.integers import dequantized, error_figures, number_ends, round_to_nearest
 from shardq.kernels.reference.searches import (
-    LADDER_RUNGS,
-    Groups,
     checked,
     checked_factors,
     checked_importance,
     checked_sweeps,
+    read_groups,
     row_losses,
-    weighed,
 )
 from shardq.kernels.reference.streams import WORD_BITS, digest, packed, unpacked
 
 
 @dataclass(frozen=True, slots=True)
-class ReferenceSet:
+class ReferenceSet(CenteringSet):
     """Slow, plain, and right by inspection."""
 
     name: str = "reference"
@@ -305,7 +303,7 @@ class ReferenceSet:
         out: NDArray[np.float64],
     ) -> None:
         """See KernelSet.weigh_squares."""
-        g = _weighed(src, dtype, group, importance, objective)
+        g = read_groups(src, dtype, group, importance, objective)
         if out.dtype != np.float64 or out.shape != (src.shape[0],):
             raise ValueError(f"out: expected {src.shape[0]} float64 numbers, found {out.dtype} {out.shape}")
         squares = g.sum(g.e * g.w * g.w)
@@ -328,7 +326,7 @@ class ReferenceSet:
         losses: NDArray[np.float64],
     ) -> None:
         """See KernelSet.search_int."""
-        g = _weighed(src, dtype, group, importance, objective)
+        g = read_groups(src, dtype, group, importance, objective)
         found = search_integers.search(
             g,
             group_values("scales", scales, src, group),
@@ -341,31 +339,6 @@ class ReferenceSet:
         )
         scales[...] = found.scales.numpy()
         shaped("losses", losses, np.float64, (src.shape[0], 2))[...] = row_losses(found.before, found.after)
-
-    def center_scales(
-        self,
-        src: RawWeights,
-        dtype: str,
-        bits: int,
-        group: int,
-        importance: NDArray[np.float32] | None,
-        spread: NDArray[np.float32],
-        means: NDArray[np.float32],
-        scale: str,
-        least: float,
-        scales: NDArray[np.float32],
-        out: NDArray[np.float32],
-        losses: NDArray[np.float64],
-    ) -> None:
-        """See KernelSet.center_scales."""
-        g = _weighed(src, dtype, group, importance, "none")
-        old, kind = group_values("scales", scales, src, group), checked("scale", scale, SCALE_FORMATS)
-        inputs = centering.columns(spread, means, group, src.shape[1])
-        found = centering.center(g, old, checked_bits(bits), inputs, kind, least)
-        shaped("out", out, np.float32, scales.shape)[...] = found.scales.numpy()
-        lost = row_losses(found.lost, found.lost)[:, 1]
-        after = shaped("losses", losses, np.float64, (src.shape[0], 2))[:, 1]
-        after[...] = np.where(found.moved.numpy(), lost, after)
 
     def search_affine(
         self,
@@ -385,7 +358,7 @@ class ReferenceSet:
         losses: NDArray[np.float64],
     ) -> None:
         """See KernelSet.search_affine."""
-        g = _weighed(src, dtype, group, importance, objective)
+        g = read_groups(src, dtype, group, importance, objective)
         steps, places = group_values("scales", scales, src, group), group_values("offsets", offsets, src, group)
         found = search_affine.search(
             g,
@@ -415,17 +388,12 @@ class ReferenceSet:
         losses: NDArray[np.float64],
     ) -> None:
         """See KernelSet.search_ladder."""
-        g = _weighed(src, dtype, group, importance, objective)
-        if element not in FLOATS:
-            raise ValueError(f"element: expected one of {', '.join(FLOATS)}, found {element}")
-        if ladder.dtype != np.float32 or ladder.shape != (LADDER_RUNGS,):
-            raise ValueError(f"ladder: expected {LADDER_RUNGS} float32 numbers, found {ladder.dtype} {ladder.shape}")
-        if not (np.isfinite(ladder).all() and (ladder >= 0).all()):
-            raise ValueError("ladder: expected finite numbers from 0 up")
+        g = read_groups(src, dtype, group, importance, objective)
+        rungs = search_ladders.checked_ladder(element, ladder)
         shape = (src.shape[0], group_count(src.shape[1], group))
         named = {"first": first, "last": last, "chosen": chosen}
         codes = (torch.from_numpy(shaped(n, x, np.uint8, shape).astype(np.int64)) for n, x in named.items())
-        found = search_ladders.search(g, element, torch.from_numpy(ladder.copy()), *codes)
+        found = search_ladders.search(g, element, rungs, *codes)
         chosen[...] = found.chosen.numpy()
         shaped("losses", losses, np.float64, (src.shape[0], 2))[...] = row_losses(found.before, found.after)
 
@@ -442,7 +410,7 @@ class ReferenceSet:
         losses: NDArray[np.float64],
     ) -> int:
         """See KernelSet.search_grid."""
-        g = _weighed(src, dtype, group, importance, "none")
+        g = read_groups(src, dtype, group, importance, "none")
         rows, cols = src.shape
         found = search_grids.search(g, dtype, checked_bits(bits), checked_factors(factors))
         shaped("scales", scales, np.float32, (rows, group_count(cols, group)))[...] = found.scales.numpy()
@@ -486,10 +454,3 @@ class ReferenceSet:
     def checksum(self, data: Bytes) -> int:
         """See KernelSet.checksum."""
         return digest(np.frombuffer(data, np.uint8))
-
-
-def _weighed(src: RawWeights, dtype: str, group: int, importance: NDArray[np.float32] | None, objective: str) -> Groups:
-    """Groups of raw weights under an objective."""
-    w = widened(src, dtype)
-    weights = checked_importance(importance, w.shape[1])
-    return weighed(w, group, weights, checked("objective", objective, OBJECTIVES))

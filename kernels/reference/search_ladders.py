@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shardq.kernels.reference.elements import FLOATS, float_codes, float_values
-from shardq.kernels.reference.searches import Groups
+from shardq.kernels.reference.searches import LADDER_RUNGS, Groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +17,17 @@ class Found:
     chosen: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
+
+
+def checked_ladder(element: str, ladder: NDArray[np.float32]) -> torch.Tensor:
+    """The scales [256] by code; ValueError for what is none, and for an element that is no float."""
+    if element not in FLOATS:
+        raise ValueError(f"element: expected one of {', '.join(FLOATS)}, found {element}")
+    if ladder.dtype != np.float32 or ladder.shape != (LADDER_RUNGS,):
+        raise ValueError(f"ladder: expected {LADDER_RUNGS} float32 numbers, found {ladder.dtype} {ladder.shape}")
+    if not (np.isfinite(ladder).all() and (ladder >= 0).all()):
+        raise ValueError("ladder: expected finite numbers from 0 up")
+    return torch.from_numpy(ladder.copy())
 
 
 def loss(g: Groups, element: str, scales: torch.Tensor, divide: bool) -> torch.Tensor:

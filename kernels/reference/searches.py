@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shardq.kernels.contract import OBJECTIVES
+from shardq.kernels.raw import RawWeights
 from shardq.kernels.reference.arrays import group_count, grouped
 from shardq.kernels.reference.elements import ROUND
+from shardq.kernels.reference.floats import widened
 
 CHUNK: Final = 128  # columns summed before their sum is added
 LARGEST_HALF: Final = 65504.0
@@ -89,6 +92,15 @@ def weighed(w: torch.Tensor, group: int, importance: torch.Tensor, objective: st
         e = e * roots(mean[..., None] + groups * groups)
     there = grouped(torch.ones(rows, cols), group, 0.0) == 1
     return Groups(groups, torch.where(there, e, 0.0), there)
+
+
+def read_groups(
+    src: RawWeights, dtype: str, group: int, importance: NDArray[np.float32] | None, objective: str
+) -> Groups:
+    """Groups of raw weights under an objective."""
+    w = widened(src, dtype)
+    weights = checked_importance(importance, w.shape[1])
+    return weighed(w, group, weights, checked("objective", objective, OBJECTIVES))
 
 
 def roots(x: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ POWERS: Final = np.ldexp(np.float32(1), np.minimum(np.arange(256) - 127, 127)).a
 LAST_POWER: Final = 254  # 255 is NaN
 LAST_E4M3: Final = 0x7E
 LAST_E5M3: Final = 0xFE
+CENTERING_REACH: Final = 2  # codes that a scale may move for the means of inputs
 
 
 def search_powers(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized, int]:
@@ -75,6 +76,8 @@ def search_small_floats(job: SearchJob, stats: NDArray[np.float64], amax: float 
         with np.errstate(over="ignore"):
             _codes_of(ratios * np.float32(factor), end, job)
     _search_ladder(job, ladder, np.maximum(ends[0], np.uint8(1)), ends[1])
+    if job.search.centered:
+        _center(job, ladder, last_code)
     np.take(values[0], b.zeros, out=b.scales)
     steps = b.scales if whole is None else np.take(ladder, b.zeros, out=b.low)
     _encode(job, steps)
@@ -108,6 +111,31 @@ def _search_ladder(
         b.zeros,
         job.losses,
     )
+
+
+def _center(job: SearchJob, ladder: NDArray[np.float32], last_code: int) -> None:
+    """Codes of scales in `zeros` under which each row's output has a smaller mean error."""
+    if job.means is None:
+        raise ValueError("a search that is centered needs the means of the inputs")
+    b = job.buffers
+    chosen = b.zeros.astype(np.int16)
+    moved = np.empty_like(b.zeros)
+    job.kernels.center_ladder(
+        job.source,
+        job.dtype,
+        job.scheme.element,
+        job.group,
+        job.importance,
+        job.means.spread,
+        job.means.means,
+        np.ascontiguousarray(ladder),
+        np.maximum(chosen - CENTERING_REACH, 1).astype(np.uint8),
+        np.minimum(chosen + CENTERING_REACH, last_code).astype(np.uint8),
+        b.zeros,
+        moved,
+        job.losses,
+    )
+    b.zeros[:] = moved
 
 
 def _encode(job: SearchJob, steps: NDArray[np.float32]) -> None:

@@ -70,18 +70,20 @@ def search_symmetric(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quanti
     )
     kernels.encode_scaled(job.source, job.dtype, scheme.element, job.group, b.scales, b.codes)
     if job.search.centered:
-        _center_scales(job, least)
+        b.low.fill(1 << (scheme.bits - 1))
+        _center(job, "zero", least)
     kernels.error_scaled(job.source, job.dtype, scheme.element, b.codes, b.scales, job.group, stats)
     return Quantized(b.codes, b.scales, b.zeros if of_auto_round else None), bad
 
 
-def _center_scales(job: SearchJob, least: float) -> None:
-    """Scales under which the codes that are there have a smaller mean error of each row's output."""
+def _center(job: SearchJob, rule: str, least: float) -> None:
+    """Scales, or by the rule "bias" biases, under which the codes that are there have a smaller mean error of each
+    row's output; zero points, or biases, in `low`."""
     if job.means is None:
         raise ValueError("a search that is centered needs the means of the inputs")
     b = job.buffers
     moved = np.empty_like(b.scales)
-    job.kernels.center_scales(
+    job.kernels.center_groups(
         job.source,
         job.dtype,
         job.scheme.bits,
@@ -89,13 +91,15 @@ def _center_scales(job: SearchJob, least: float) -> None:
         job.importance,
         job.means.spread,
         job.means.means,
+        rule,
         job.scale_format,
         least,
         b.scales,
+        b.low,
         moved,
         job.losses,
     )
-    b.scales[:] = moved
+    (b.scales if rule == "zero" else b.low)[:] = moved
 
 
 def search_asymmetric(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized, int]:
@@ -112,6 +116,8 @@ def search_asymmetric(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quant
     np.copyto(b.zeros, b.low, casting="unsafe")
     rule = "round_add" if of_auto_round else "add_round"
     kernels.encode_affine(job.source, job.dtype, scheme.bits, job.group, b.scales, b.low, rule, b.codes)
+    if job.search.centered:
+        _center(job, "zero", LEAST if of_auto_round else TINY)
     kernels.error_affine(job.source, job.dtype, scheme.bits, b.codes, b.scales, b.low, job.group, "zero", stats)
     return Quantized(b.codes, b.scales, b.zeros), bad
 
@@ -126,6 +132,8 @@ def search_biases(job: SearchJob, stats: NDArray[np.float64]) -> tuple[Quantized
     _search_lines(job, "bias", TINY)
     bad += int((finite & ~(np.isfinite(b.scales) & np.isfinite(b.low))).sum())
     kernels.encode_affine(job.source, job.dtype, scheme.bits, job.group, b.scales, b.low, "subtract", b.codes)
+    if job.search.centered:
+        _center(job, "bias", TINY)
     kernels.error_affine(job.source, job.dtype, scheme.bits, b.codes, b.scales, b.low, job.group, "bias", stats)
     return Quantized(b.codes, b.scales, None, biases=b.low), bad
 

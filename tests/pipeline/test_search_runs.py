@@ -132,14 +132,24 @@ def centered(importance: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.parametrize(
     ("scheme", "folded"),
-    [("W2A16G64", False), ("W3A16", False), ("W4A16@gptq", False), ("W4A16@compressed-tensors", False), ("W4A16", True)],
+    [
+        ("W2A16G64", False),
+        ("W3A16", False),
+        ("W4A16@gptq", False),
+        ("W4A16@compressed-tensors", False),
+        ("W4A16", True),
+        ("W4A16_ASYM", False),
+        ("W4A16G64@mlx", False),
+        ("NVFP4A16", False),
+    ],
 )
 def test_means_of_text_move_scales_and_can_be_audited(
     scheme: str, folded: bool, importance: Path, centered: Path, tmp_path: Path
 ) -> None:
     fold, made = shardq.find_fold("demo").fold if folded else None, {}
     for name, path, limits in (("old", importance, ONE), ("new", centered, ONE), ("two", centered, Limits(parallel=2))):
-        recipe = make_recipe(scheme, importance=path, fold=fold)
+        ignore = ["lm_head"] if "mlx" in scheme else []  # which MLX quantizes, and the file does not know
+        recipe = make_recipe(scheme, importance=path, fold=fold, ignore=ignore)
         shardq.quantize("demo", recipe, output_dir=tmp_path / name, limits=limits)
         made[name] = shards(tmp_path / name)
     assert made["old"] != made["new"] == made["two"]
@@ -165,9 +175,8 @@ def test_means_of_random_ids_or_for_other_schemes_move_nothing(
     write_importance(bare, plain, Provenance("random ids", 64, 0, "demo", None, ""))
     for scheme, one, other in (
         ("W4A16", ids, bare),
-        ("W4A16_ASYM", centered, importance),
         ("W5A16", centered, importance),
-        ("NVFP4A16", centered, importance),
+        ("MXFP4", centered, importance),
     ):
         for name, path in (("one", one), ("other", other)):
             recipe = make_recipe(scheme, importance=path)
