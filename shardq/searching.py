@@ -109,7 +109,7 @@ def _center(search: Search, scheme: "Scheme", ref: "Ref | None", given: "Importa
     known = given is not None and ref is not None and knows_means(given.provenance) and has_means(ref)
     plain = search.rule == "least_squares" and search.objective == "none"
     kind = kind_of(scheme)
-    measured = kind in FOLLOW_MEANS and scheme.bits in FOLLOW_MEANS[kind]
+    measured = kind is not None and scheme.bits in FOLLOW_MEANS.get(kind, range(0))
     return replace(search, centered=True) if known and plain and measured else search
 
 
