@@ -57,7 +57,12 @@ SEARCHED = (  # with importance, and the search that is best for each
     "NVFP4A16@mlx",
     "NVFP4_E5M3@auto_round",
 )
-CENTERED = ("W2A16G32", "W4A16")  # the same, with means of inputs
+CENTERED = (
+    "W2A16G32@auto_round",
+    "W4A16@auto_round",
+    "4BIT@mlx",
+    "NVFP4A16@compressed-tensors",
+)  # with means of inputs
 CALLS_PER_TURN = 4  # the first brings the tile into the cache
 OUT_TILES = 24
 AMAX = 0.1  # of a matrix of which the tile is part
@@ -167,16 +172,20 @@ def scheme_case(kernels: KernelSet, src: np.ndarray, words: str) -> Case:
     return Case(words, kernels.name, lambda: quantize_rows(src, "BF16", scheme, buffers, stats, kernels, amax))
 
 
-def search_case(kernels: KernelSet, src: np.ndarray, words: str, search: Search | None = None) -> Case:
-    """Everything that quantizing a tile with searched scales needs; the scheme's best search unless told."""
+def search_case(
+    kernels: KernelSet, src: np.ndarray, words: str, search: Search | None = None, centered: bool = False
+) -> Case:
+    """Everything that quantizing a tile with searched scales needs; the scheme's best search unless told, and with
+    means of inputs where it is `centered`."""
     name, _, layout = words.partition("@")
     scheme = find_layout(layout).settle(parse_scheme(name).scheme)
     buffers = Buffers(*(np.zeros(shape, kind) for shape, kind in buffer_shapes(*src.shape, scheme)))
     stats = np.zeros((src.shape[0], FIGURES))
     importance = (np.random.default_rng(1).standard_normal(src.shape[1]) ** 2 + 1e-4).astype(np.float32)
     amax = None if scheme.reach == "group" else AMAX
-    chosen = search or default_search(scheme, weighted=True)
-    means = Means(importance, np.sqrt(importance)) if search and search.centered else None
+    best = search or default_search(scheme, weighted=True)
+    chosen = replace(best, centered=True) if best and centered else best
+    means = Means(importance, np.sqrt(importance)) if centered else None
     label = f"{words} {search.rule if search else 'search'}{' centered' if means else ''}"
     return Case(
         label,
@@ -190,14 +199,7 @@ def search_case(kernels: KernelSet, src: np.ndarray, words: str, search: Search 
 def search_cases(kernels: KernelSet, src: np.ndarray) -> list[Case]:
     """Schemes with searched scales."""
     grid = search_case(kernels, src, "W4A16@auto_round", AUTO_ROUND)
-    best = {
-        words: default_search(find_layout("auto_round").settle(parse_scheme(words).scheme), True) for words in CENTERED
-    }
-    centered = [
-        search_case(kernels, src, f"{words}@auto_round", replace(search, centered=True))
-        for words, search in best.items()
-        if search
-    ]
+    centered = [search_case(kernels, src, words, centered=True) for words in CENTERED]
     return [*(search_case(kernels, src, words) for words in SEARCHED), *centered, grid]
 
 
