@@ -1,5 +1,5 @@
-// Scales of small floats, chosen among the numbers of their format one after the other, so that a row's mean output errs
-// less. Part of bodies.inl; contract_centering.py has the formulas.
+// Scales of small floats, chosen among the numbers of their format one after the other, so that a row's mean output
+// errs less. Part of bodies.inl, after search_ladder.inl; contract_centering.py has the formulas.
 
 // Errors of a group under one scale: squares weighed by v, and the error of its part of the mean output.
 struct Share {
