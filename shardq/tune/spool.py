@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from shardq.errors import BudgetTooSmall, DiskFull
 from shardq.files.atomic import pread_exact, preallocate, pwrite_all, writing
+from shardq.files.direct import whole_blocks
 from shardq.tune.settings import SpoolAs
 
 LEVEL: Final = 1  # negative ones leave single bytes as they are, and others find no more
-PAGE_BYTES: Final = 4096  # that a file system gives out at once
 # What is expected to be left of last bytes, by type; measured: at most 0.39, and 0.74 of F16 (bench/README.md).
 SHARES: Final = {torch.float16: 0.8}
 SHARE: Final = 0.45
@@ -102,7 +102,7 @@ class Spool:
         return made
 
     def _at(self, sample: int) -> int:
-        return sample * (in_pages(self._sample_bytes) if self.packed else self._sample_bytes)
+        return sample * (whole_blocks(self._sample_bytes) if self.packed else self._sample_bytes)
 
     def _read(self, sample: int, out: NDArray[np.uint8]) -> None:
         fd, at, size = self._file.fileno(), self._at(sample), self._sizes[sample]
@@ -124,7 +124,7 @@ class Spool:
             frame = zstandard.ZstdCompressor(level=LEVEL).compress(last.data)
             if len(frame) < len(last):
                 parts = [np.ascontiguousarray(numbers[:, :-1]), np.frombuffer(frame, np.uint8)]
-            held = in_pages(sum(p.nbytes for p in parts))
+            held = whole_blocks(sum(p.nbytes for p in parts))
             if held > self._held[sample]:
                 self._taken.add(held - self._held[sample])
                 self._held[sample] = held
@@ -196,12 +196,7 @@ def plan_spool(
     if how == "plain" or (how == "auto" and (room_bytes is None or plain <= room_bytes)):
         return plain, False
     share = 1 - (1 - SHARES.get(dtype, SHARE)) / dtype.itemsize
-    return samples * in_pages(math.ceil(sample_bytes * share)), True
-
-
-def in_pages(size_bytes: int) -> int:
-    """What a file takes for so many bytes."""
-    return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+    return samples * whole_blocks(math.ceil(sample_bytes * share)), True
 
 
 def _bytes_of(values: torch.Tensor) -> NDArray[np.uint8]:

@@ -19,6 +19,7 @@ pytest.importorskip("transformers", reason="block mode needs transformers")
 from shardq.api import collect_statistics
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BudgetTooSmall, DiskFull
+from shardq.files.direct import BLOCK_BYTES
 from shardq.plans import make_plan
 from shardq.recipe import make_recipe
 from shardq.sources import open_source
@@ -28,7 +29,7 @@ from shardq.tune.disk import OTHER_BYTES, codes_bytes
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.settings import AwqOptions, ComputeOptions, SignRoundOptions, SpoolAs
-from shardq.tune.spool import PAGE_BYTES, Spool, Spooling, Taken, plan_spool
+from shardq.tune.spool import Spool, Spooling, Taken, plan_spool
 from shardq.tune.subjects import find_subjects
 
 with pytest.MonkeyPatch.context() as patch:
@@ -94,7 +95,7 @@ def test_compressed_ones_take_less_of_the_disk(dtype: torch.dtype, most: float, 
     made = Spool(tmp_path, tuple(kept.shape), dtype, packed=True, taken=taken)
     made[:] = kept
     os.fsync(made._file.fileno())
-    assert _allocated(made) <= taken.bytes + PAGE_BYTES <= most * kept.nbytes
+    assert _allocated(made) <= taken.bytes + BLOCK_BYTES <= most * kept.nbytes
     expected, packed = plan_spool(4, kept.nbytes // 4, dtype, "zstd", None)
     assert packed
     assert taken.bytes <= expected < kept.nbytes

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shardq.arena import PAGE_BYTES, Arena, reserve
+from shardq.arena import Arena, reserve
 from shardq.files import direct
 from shardq.files.direct import (
     BLOCK_BYTES,
@@ -262,10 +262,10 @@ def test_tiles_from_the_disk_are_those_of_the_file(fd: int, begin: int, alignmen
 def test_arrays_lie_in_memory_as_in_their_file(offset: int) -> None:
     """Where their elements do; what is taken behind them is aligned as ever."""
     arena = Arena()
-    arena.reset(reserve(((1,), np.uint8), ((77,), np.float16), ((10,), np.float64)) + PAGE_BYTES)
+    arena.reset(reserve(((1,), np.uint8), ((77,), np.float16), ((10,), np.float64)) + BLOCK_BYTES)
     arena.take((1,), np.uint8)
     array, behind = arena.take((77,), np.float16, offset), arena.take((10,), np.float64)
-    assert (array.ctypes.data - offset) % PAGE_BYTES == 0
+    assert (array.ctypes.data - offset) % BLOCK_BYTES == 0
     assert behind.ctypes.data % 64 == 0
     assert behind.ctypes.data >= array.ctypes.data + array.nbytes
     assert arena.take((0,), np.float64, offset + 1).flags.aligned
