@@ -7,7 +7,6 @@ lie in a zstd frame behind the others, which hardly give way; what is left of th
 
 import math
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from shardq.errors import BudgetTooSmall, DiskFull
 from shardq.files.atomic import pread_exact, preallocate, pwrite_all, writing
 from shardq.files.direct import whole_blocks
+from shardq.files.nameless import open_nameless
 from shardq.tune.settings import SpoolAs
 
 LEVEL: Final = 1  # negative ones leave single bytes as they are, and others find no more
@@ -62,8 +62,7 @@ class Spool:
         self._what = f"{folder.name}: hidden states"
         self._sizes = [0] * len(self)  # of samples, as they are stored
         self._held = [0] * len(self)  # of the disk, which a smaller one does not give back
-        with writing(folder):  # the file is open for as long as this is held, which no `with` can say
-            self._file = tempfile.TemporaryFile(dir=folder, prefix=".hidden.", suffix=".tmp")  # noqa: SIM115
+        self._file = open_nameless(folder, "hidden")
         if not packed:
             self._taken.add(self.nbytes)
             preallocate(self._file.fileno(), self.nbytes, self._what)
