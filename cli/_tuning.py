@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 import click
 
@@ -12,9 +12,9 @@ from shardq.cli._console import Console
 from shardq.cli._kept import add_options, dashed_option, kept_option, take_kept
 from shardq.cli._progress import block_progress, tenths_progress
 from shardq.errors import TaskFailed
+from shardq.limits import Limits, SpoolAs
 
 if TYPE_CHECKING:
-    from shardq.limits import Limits
     from shardq.measured import Measured
     from shardq.recipe import Recipe
     from shardq.tune.options import TuneOptions
@@ -25,7 +25,6 @@ T = TypeVar("T")
 SUFFIX: Final = ".tuned"  # of the folder beside an output folder
 DAMAGES: Final = ".damages.json"  # of the file beside it
 CALIBRATION_SEED: Final = 0  # of `quantize --calibrate`
-SPOOLS: Final = ("auto", "plain", "zstd")
 SPOOL_HELP: Final = (
     "How hidden states that --max-ram does not let stay in memory lie in files; auto: compressed where the disk, or "
     "--max-disk, has no room for them else. Default: auto."
@@ -139,7 +138,7 @@ def tuning_options(function: F) -> F:
             "--low-gpu-mem-usage", is_flag=True, default=None,
             help="Hidden states stay in main memory, and go to the device batch by batch.",
         ),
-        _option("--spool", type=click.Choice(SPOOLS), help=SPOOL_HELP),
+        _option("--spool", type=click.Choice(get_args(SpoolAs)), help=SPOOL_HELP),
         _option("--disable-amp", is_flag=True, default=None, help="The same as --dtype float32."),
         _option(
             "--enable-deterministic-algorithms", is_flag=True, default=None,
@@ -161,7 +160,7 @@ def take_options() -> "tuple[TuneOptions, bool]":
 
 def run_tuning(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: Path, subfolder: str | None,
-    limits: "Limits", trust_remote_code: bool,
+    limits: Limits, trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
     """Tune, in a process of its own."""
     return run_apart(_tune, console, source, recipe, options, str(folder), subfolder, limits, trust_remote_code)
@@ -227,7 +226,7 @@ def _end_with_parent() -> None:
 
 def _tune(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: str, subfolder: str | None,
-    limits: "Limits", trust_remote_code: bool,
+    limits: Limits, trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
     from shardq import api
 

@@ -1,7 +1,7 @@
 """`shardq stats`"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -10,13 +10,13 @@ from shardq.cli._console import Console, print_json, print_pairs
 from shardq.cli._exit_codes import SOURCE, epilog
 from shardq.cli._progress import block_progress
 from shardq.cli._statistics import IMATRIX_SUFFIX, SUFFIX, tell_unseen
-from shardq.cli._tuning import SPOOL_HELP, SPOOLS
+from shardq.cli._tuning import SPOOL_HELP
 from shardq.errors import BadImportance, BudgetTooSmall, DiskFull, MissingPackage, NonFiniteWeight
+from shardq.limits import SpoolAs
 from shardq.sizes import parse_size
 
 if TYPE_CHECKING:
     from shardq.tune.inputs import Experts
-    from shardq.tune.settings import SpoolAs
     from shardq.tune.stats import Statistics
 
 EXAMPLES = (
@@ -52,7 +52,7 @@ EXAMPLES = (
 )  # fmt: skip
 @click.option("--max-ram", metavar="SIZE", help="Of hidden states in memory, as 6G; beyond it they lie in a file.")
 @click.option("--max-disk", metavar="SIZE", help="Of that file, which lies beside the output and goes at the end.")
-@click.option("--spool", type=click.Choice(SPOOLS), default="auto", help=SPOOL_HELP)
+@click.option("--spool", type=click.Choice(get_args(SpoolAs)), default="auto", help=SPOOL_HELP)
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings along.")
 @click.option("--subfolder", metavar="PATH", help="Folder inside the source that holds the checkpoint.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: the source's name.")
@@ -60,7 +60,7 @@ EXAMPLES = (
 @click.pass_obj
 def stats(
     console: Console, source: str, data: str, tokens: int | None, seqlen: int | None, seed: int, form: str,
-    experts: "Experts", dtype: str, max_ram: str | None, max_disk: str | None, spool: "SpoolAs",
+    experts: "Experts", dtype: str, max_ram: str | None, max_disk: str | None, spool: SpoolAs,
     trust_remote_code: bool, subfolder: str | None, output: Path | None,
 ) -> None:  # fmt: skip
     """Run a few tokens through SOURCE, one block in memory, and write how much each input column counts.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shardq.checkpoint import Checkpoint
 from shardq.errors import BadOption
 from shardq.headers import read_checkpoint, read_dump
-from shardq.limits import Limits
+from shardq.limits import Limits, SpoolAs
 from shardq.opening import check_engines, make_orders, open_destinations, open_within
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from shardq.tune.inputs import Experts
     from shardq.tune.options import TuneOptions
     from shardq.tune.result import TuneResult
-    from shardq.tune.settings import SpoolAs
     from shardq.tune.stats import Statistics
     from shardq.verified import Verification
 
@@ -325,7 +324,7 @@ def collect_statistics(
     folder: str | Path = ".",
     max_ram_bytes: int | None = None,
     max_disk_bytes: int | None = None,
-    spool: "SpoolAs" = "auto",
+    spool: SpoolAs = "auto",
     trust_remote_code: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> "Statistics":

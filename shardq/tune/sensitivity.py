@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from shardq.importance_vectors import Ref, read_vector, weights_of
 from shardq.kernels import load
+from shardq.limits import SpoolAs
 from shardq.measured import Measured, check_modules, read_measured, write_measured
 from shardq.mixing import open_choice
 from shardq.mixture import Option
@@ -41,7 +42,6 @@ from shardq.tune.driver import Told as Report
 from shardq.tune.driver import draw_samples
 from shardq.tune.inputs import Inputs, recording
 from shardq.tune.options import DataOptions, TuneOptions
-from shardq.tune.settings import SpoolAs
 from shardq.tune.spool import Spooling
 from shardq.tune.subjects import Subject, find_subjects
 from shardq.tune.tokenizing import open_tokenizer

@@ -21,7 +21,7 @@ from shardq.errors import BudgetTooSmall, DiskFull
 from shardq.files.atomic import pread_exact, preallocate, pwrite_all, writing
 from shardq.files.direct import whole_blocks
 from shardq.files.nameless import open_nameless
-from shardq.tune.settings import SpoolAs
+from shardq.limits import SpoolAs
 
 LEVEL: Final = 1  # negative ones leave single bytes as they are, and others find no more
 # What is expected to be left of last bytes, by type; measured: at most 0.39, and 0.74 of F16 (bench/README.md).

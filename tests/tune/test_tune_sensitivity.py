@@ -23,6 +23,7 @@ from shardq.headers import read_checkpoint
 from shardq.importance_files import DataKind, Provenance, write_importance
 from shardq.kernels import load
 from shardq.layouts import find_layout
+from shardq.limits import SpoolAs
 from shardq.measured import Measured, read_measured, write_measured
 from shardq.mixing import mix
 from shardq.mixture_file import parse_options
@@ -34,7 +35,6 @@ from shardq.tune.backward import block_gradients, head_gradients, pass_blocks
 from shardq.tune.blocks import BlockModel
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.sensitivity import Measuring, damages_of, label_loss, measure_damages
-from shardq.tune.settings import SpoolAs
 from shardq.tune.spool import Spooling
 from shardq.tune.subjects import find_subjects
 

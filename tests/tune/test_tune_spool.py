@@ -20,6 +20,7 @@ from shardq.api import collect_statistics
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BudgetTooSmall, DiskFull
 from shardq.files.direct import BLOCK_BYTES
+from shardq.limits import SpoolAs
 from shardq.plans import make_plan
 from shardq.recipe import make_recipe
 from shardq.sources import open_source
@@ -28,7 +29,7 @@ from shardq.tune.blocks import BlockModel
 from shardq.tune.disk import OTHER_BYTES, codes_bytes
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
-from shardq.tune.settings import AwqOptions, ComputeOptions, SignRoundOptions, SpoolAs
+from shardq.tune.settings import AwqOptions, ComputeOptions, SignRoundOptions
 from shardq.tune.spool import Spool, Spooling, Taken, plan_spool
 from shardq.tune.subjects import find_subjects
 
