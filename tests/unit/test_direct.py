@@ -23,7 +23,9 @@ from shardq.files.direct import (
     aligned_bytes,
     whole_blocks,
 )
-from shardq.slabs import open_slab
+from shardq.slabs import DiskSlab, open_slab
+from shardq.source_bytes import SourceBytes
+from shardq.tasks import Workplace
 
 SIZE = 6 << 20
 FLAG = getattr(os, "O_DIRECT", 0)
@@ -256,6 +258,25 @@ def test_tiles_from_the_disk_are_those_of_the_file(fd: int, begin: int, alignmen
             tile = slab.tile(at, min(buffer.size, size - at))
             assert np.array_equal(tile, data[begin + at :][: tile.size])
             assert tile.ctypes.data % alignment == 0
+
+
+def test_only_what_was_fetched_is_read_past_the_cache(tmp_path: Path) -> None:
+    """A folder beside that of downloads is another one, even if its name begins as that one's does."""
+    paths = {name: tmp_path / name for name in ("src/a", "src/deep/a", "src2/a", "src.old/a", "a")}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(8))
+
+    def fetched(folder: str) -> list[str]:
+        place = Workplace({name: str(path) for name, path in paths.items()}, (), True, None, folder)
+        source, found = SourceBytes(place, DirectDisk()), []
+        for name in paths:
+            with source.open(name, 0, 8, np.empty(8, np.uint8), 1, "x") as slab:
+                found += [name] if isinstance(slab, DiskSlab) else []
+        return found
+
+    assert fetched(f"{tmp_path}/src") == fetched(f"{tmp_path}/src/") == ["src/a", "src/deep/a"]
+    assert fetched("") == []
 
 
 @pytest.mark.parametrize("offset", [0, 8, 100, 4092, 12_345_678])
