@@ -39,6 +39,7 @@ with pytest.MonkeyPatch.context() as patch:
 
 SAMPLES, TOKENS, WIDTH = 6, 128, 64
 ONE_SAMPLE = TOKENS * WIDTH * 4
+FILES: tuple[SpoolAs, ...] = ("plain", "zstd")
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -156,11 +157,12 @@ def test_auto_compresses_where_there_is_no_room_else(
 
     assert make(None) == make(whole) == [False] * 2
     assert make(whole - 1) == make(None, free=whole - 1) == make(None, "zstd") == [True] * 2
-    for how, most in (("auto", whole // 2), ("zstd", whole // 2), ("plain", whole - 1)):
+    too_small: dict[SpoolAs, int] = {"auto": whole // 2, "zstd": whole // 2, "plain": whole - 1}
+    for how, most in too_small.items():
         with pytest.raises(BudgetTooSmall, match=f"--max-disk leaves {most} bytes"):
-            make(most, how)  # type: ignore[arg-type]
+            make(most, how)
         with pytest.raises(DiskFull, match=f"has {most} free"):
-            make(None, how, most)  # type: ignore[arg-type]
+            make(None, how, most)
     with pytest.raises(BudgetTooSmall, match="one sample's hidden states take"):
         Spooling(tmp_path, sample - 1).make(shape, dtype, 2)
     assert isinstance(Spooling(tmp_path, whole).make(shape, dtype, 2), torch.Tensor)
@@ -197,9 +199,9 @@ def test_codes_are_the_same_wherever_hidden_states_lie(
 ) -> None:
     in_memory = _tune(folder, tmp_path / "memory", _options(algorithm, enable_quanted_input=quanted))
     assert not kinds
-    for how in ("plain", "zstd"):
+    for how in FILES:
         kinds.clear()
-        options = _options(algorithm, how, enable_quanted_input=quanted)  # type: ignore[arg-type]
+        options = _options(algorithm, how, enable_quanted_input=quanted)
         assert _tune(folder, tmp_path / how, options, ONE_SAMPLE) == in_memory
         assert kinds == [how == "zstd"] * chains
 
@@ -256,9 +258,11 @@ def test_statistics_are_the_same(folder: Path, tmp_path: Path, kinds: list[bool]
         ).modules  # fmt: skip
 
     in_memory = collect("auto", None, None)
-    for how, disk, packed in (("plain", None, False), ("zstd", None, True), ("auto", SAMPLES * ONE_SAMPLE - 1, True)):
+    cases: dict[SpoolAs, tuple[int | None, bool]]
+    cases = {"plain": (None, False), "zstd": (None, True), "auto": (SAMPLES * ONE_SAMPLE - 1, True)}
+    for how, (disk, packed) in cases.items():
         kinds.clear()
-        found = collect(how, ONE_SAMPLE, disk)  # type: ignore[arg-type]
+        found = collect(how, ONE_SAMPLE, disk)
         assert kinds == [packed]
         assert all(np.array_equal(found[n].squares, own.squares) for n, own in in_memory.items())
     with pytest.raises(BudgetTooSmall, match="--max-disk leaves 1000 bytes"):
