@@ -168,23 +168,23 @@ def run_tuning(
 
 def run_measuring(
     console: Console, source: str, recipe: "Recipe", path: Path, schemes: str, options: "TuneOptions",
-    subfolder: str | None, max_ram_bytes: int | None, trust_remote_code: bool,
+    subfolder: str | None, limits: Limits, trust_remote_code: bool,
 ) -> "Measured":  # fmt: skip
     """Measure the damage of schemes, in a process of its own."""
     return run_apart(
-        _measure, console, source, recipe, str(path), schemes, options, subfolder, max_ram_bytes, trust_remote_code
+        _measure, console, source, recipe, str(path), schemes, options, subfolder, limits, trust_remote_code
     )
 
 
 def run_measuring_for_scales(
     console: Console, source: str, recipe: "Recipe", path: Path, schemes: str, data: str, subfolder: str | None,
-    max_ram_bytes: int | None,
+    limits: Limits,
 ) -> "Measured":  # fmt: skip
     """Measure for `quantize`: the damage of the scales that it finds, with `data` of --calibrate."""
     from shardq.tune.options import DataOptions, TuneOptions
 
     options = TuneOptions("opt-rtn", DataOptions(data, seed=CALIBRATION_SEED))
-    return run_measuring(console, source, recipe, path, schemes, options, subfolder, max_ram_bytes, False)
+    return run_measuring(console, source, recipe, path, schemes, options, subfolder, limits, False)
 
 
 def run_apart(work: Callable[..., T], *words: Any) -> T:
@@ -239,12 +239,13 @@ def _tune(
 
 def _measure(
     console: Console, source: str, recipe: "Recipe", path: str, schemes: str, options: "TuneOptions",
-    subfolder: str | None, max_ram_bytes: int | None, trust_remote_code: bool,
+    subfolder: str | None, limits: Limits, trust_remote_code: bool,
 ) -> "Measured":  # fmt: skip
     from shardq import api
 
     with tenths_progress(console, lambda done, steps: f"measuring: step {done} of {steps}") as report:
         return api.measure_damages(
-            source, recipe, path, options=schemes, tuning=options, subfolder=subfolder, max_ram_bytes=max_ram_bytes,
+            source, recipe, path, options=schemes, tuning=options, subfolder=subfolder,
+            max_ram_bytes=limits.max_ram_bytes, max_disk_bytes=limits.max_disk_bytes,
             trust_remote_code=trust_remote_code, report=report,
         )  # fmt: skip

@@ -99,7 +99,7 @@ def quantize(
         measure = None
         if calibrate is not None and fold is None:
             damages, limits = path_beside(source, base, DAMAGES), take_run_words().limits(console)
-            words = console, source, base, damages, options, calibrate, subfolder, limits.max_ram_bytes
+            words = console, source, base, damages, options, calibrate, subfolder, limits
             measure = partial(run_measuring_for_scales, *words)
         write_mixture(console, source, subfolder, base, options, target_bits, ignore_scale_bits, path, measure)
         layer_config = str(path)

@@ -268,6 +268,7 @@ def measure_damages(
     tuning: "TuneOptions | None" = None,
     subfolder: str | None = None,
     max_ram_bytes: int | None = None,
+    max_disk_bytes: int | None = None,
     trust_remote_code: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> "Measured":
@@ -276,9 +277,9 @@ def measure_damages(
 
     Figures are written to `path`; a file that has them already answers. Codes are the nearest ones, with scales
     searched by the recipe's importance, or else by what comes in, unless the algorithm of `tuning` is rtn. Of its data
-    at most 16 samples of 256 tokens are used, and its `dtype`, else fp32. `report` is called with steps done, and all:
-    two for each block. Needs shardq[tune]. Raises RecipeChanged for a file of other figures, and what `tune_model`
-    does.
+    at most 16 samples of 256 tokens are used, and its `dtype`, else fp32. Hidden states beyond `max_ram_bytes` go into
+    files beside `path`, of at most `max_disk_bytes`. `report` is called with steps done, and all: two for each block.
+    Needs shardq[tune]. Raises RecipeChanged for a file of other figures, and what `tune_model` does.
     """
     from shardq.tune.library import check_packages
 
@@ -288,7 +289,7 @@ def measure_damages(
 
     opened, measuring = open_source(str(source), subfolder), Measuring.of(options, tuning or TuneOptions())
     return measure_damages(
-        opened, _recipe(recipe), measuring, Path(path), max_ram_bytes=max_ram_bytes,
+        opened, _recipe(recipe), measuring, Path(path), max_ram_bytes=max_ram_bytes, max_disk_bytes=max_disk_bytes,
         trust_remote_code=trust_remote_code, report=report,
     )  # fmt: skip
 
