@@ -4,17 +4,18 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from shardq.cli._console import Console
 from shardq.cli._kept import add_options, dashed_option, kept_option, take_kept
 from shardq.cli._progress import block_progress, tenths_progress
+from shardq.cli._spool import SPOOL, SPOOL_HELP
 from shardq.errors import TaskFailed
-from shardq.limits import Limits, SpoolAs
 
 if TYPE_CHECKING:
+    from shardq.limits import Limits, SpoolAs
     from shardq.measured import Measured
     from shardq.recipe import Recipe
     from shardq.tune.options import TuneOptions
@@ -25,10 +26,6 @@ T = TypeVar("T")
 SUFFIX: Final = ".tuned"  # of the folder beside an output folder
 DAMAGES: Final = ".damages.json"  # of the file beside it
 CALIBRATION_SEED: Final = 0  # of `quantize --calibrate`
-SPOOL_HELP: Final = (
-    "How hidden states that --max-ram does not let stay in memory lie in files; auto: compressed where the disk, or "
-    "--max-disk, has no room for them else. Default: auto."
-)
 _KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
 
 
@@ -138,7 +135,7 @@ def tuning_options(function: F) -> F:
             "--low-gpu-mem-usage", is_flag=True, default=None,
             help="Hidden states stay in main memory, and go to the device batch by batch.",
         ),
-        _option("--spool", type=click.Choice(get_args(SpoolAs)), help=SPOOL_HELP),
+        _option("--spool", type=SPOOL, help=SPOOL_HELP),
         _option("--disable-amp", is_flag=True, default=None, help="The same as --dtype float32."),
         _option(
             "--enable-deterministic-algorithms", is_flag=True, default=None,
@@ -160,7 +157,7 @@ def take_options() -> "tuple[TuneOptions, bool]":
 
 def run_tuning(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: Path, subfolder: str | None,
-    limits: Limits, trust_remote_code: bool,
+    limits: "Limits", trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
     """Tune, in a process of its own."""
     return run_apart(_tune, console, source, recipe, options, str(folder), subfolder, limits, trust_remote_code)
@@ -168,7 +165,7 @@ def run_tuning(
 
 def run_measuring(
     console: Console, source: str, recipe: "Recipe", path: Path, schemes: str, options: "TuneOptions",
-    subfolder: str | None, limits: Limits, trust_remote_code: bool,
+    subfolder: str | None, limits: "Limits", trust_remote_code: bool,
 ) -> "Measured":  # fmt: skip
     """Measure the damage of schemes, in a process of its own."""
     return run_apart(
@@ -178,12 +175,14 @@ def run_measuring(
 
 def run_measuring_for_scales(
     console: Console, source: str, recipe: "Recipe", path: Path, schemes: str, data: str, subfolder: str | None,
-    limits: Limits,
+    limits: "Limits", spool: "SpoolAs",
 ) -> "Measured":  # fmt: skip
     """Measure for `quantize`: the damage of the scales that it finds, with `data` of --calibrate."""
     from shardq.tune.options import DataOptions, TuneOptions
+    from shardq.tune.settings import ComputeOptions
 
-    options = TuneOptions("opt-rtn", DataOptions(data, seed=CALIBRATION_SEED))
+    data_options, compute = DataOptions(data, seed=CALIBRATION_SEED), ComputeOptions(spool=spool)
+    options = TuneOptions("opt-rtn", data_options, compute=compute)
     return run_measuring(console, source, recipe, path, schemes, options, subfolder, limits, False)
 
 
@@ -226,7 +225,7 @@ def _end_with_parent() -> None:
 
 def _tune(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: str, subfolder: str | None,
-    limits: Limits, trust_remote_code: bool,
+    limits: "Limits", trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
     from shardq import api
 
@@ -239,7 +238,7 @@ def _tune(
 
 def _measure(
     console: Console, source: str, recipe: "Recipe", path: str, schemes: str, options: "TuneOptions",
-    subfolder: str | None, limits: Limits, trust_remote_code: bool,
+    subfolder: str | None, limits: "Limits", trust_remote_code: bool,
 ) -> "Measured":  # fmt: skip
     from shardq import api
 

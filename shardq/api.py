@@ -344,10 +344,8 @@ def collect_statistics(
 
     check_packages()
     from shardq.tune.calls import collect_from
-    from shardq.tune.settings import check_spool
     from shardq.tune.spool import Spooling
 
-    check_spool(spool)
     opened, spooling = open_source(str(source), subfolder), Spooling(Path(folder), max_ram_bytes, max_disk_bytes, spool)
     return collect_from(opened, data, tokens, seqlen, seed, experts, dtype, trust_remote_code, report, spooling)
 
@@ -393,6 +391,10 @@ def evaluate(
     seqlen: int = 512,
     dtype: str = "auto",
     subfolder: str | None = None,
+    folder: str | Path = ".",
+    max_ram_bytes: int | None = None,
+    max_disk_bytes: int | None = None,
+    spool: SpoolAs = "auto",
     trust_remote_code: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> "Evaluation":
@@ -401,15 +403,18 @@ def evaluate(
     than memory can be judged. Weights are decoded as the checkpoint has them; activations are not quantized.
 
     `dtype`: what both are computed with, "auto" for the type of `result`'s configuration. `subfolder` is the
-    reference's. Needs shardq[tune]. Raises as `collect_statistics`; BadOption for a text with too few tokens.
+    reference's; `folder`, `max_ram_bytes`, `max_disk_bytes` and `spool` as of `collect_statistics`, for both models
+    together. Needs shardq[tune]. Raises as `collect_statistics`; BadOption for a text with too few tokens.
     """
     from shardq.tune.library import check_packages
 
     check_packages()
     from shardq.tune.calls import evaluate_on
+    from shardq.tune.spool import Spooling
 
+    opened, spooling = open_source(str(result)), Spooling(Path(folder), max_ram_bytes, max_disk_bytes, spool)
     other = None if reference is None else open_source(str(reference), subfolder)
-    return evaluate_on(open_source(str(result)), other, text, windows, seqlen, dtype, trust_remote_code, report)
+    return evaluate_on(opened, other, text, windows, seqlen, dtype, trust_remote_code, report, spooling)
 
 
 def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection | GgufInspection":

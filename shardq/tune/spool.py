@@ -22,6 +22,7 @@ from shardq.files.atomic import pread_exact, preallocate, pwrite_all, writing
 from shardq.files.direct import whole_blocks
 from shardq.files.nameless import open_nameless
 from shardq.limits import SpoolAs
+from shardq.tune.settings import check_spool
 
 LEVEL: Final = 1  # negative ones leave single bytes as they are, and others find no more
 # What is expected to be left of last bytes, by type; measured: at most 0.39, and 0.74 of F16 (bench/README.md).
@@ -93,9 +94,13 @@ class Spool:
         for sample, value in zip(chosen, values.detach().expand(len(chosen), *self.shape[1:]), strict=True):
             self._write(sample, _bytes_of(value.to(CPU, self.dtype).contiguous()))
 
+    def beside(self, shape: tuple[int, ...], dtype: torch.dtype) -> "Spool":
+        """Room for others, which lie as these do and take of the same disk. Raises as a new one."""
+        return Spool(self._folder, shape, dtype, packed=self.packed, taken=self._taken)
+
     def clone(self) -> "Spool":
         """The same in a file of its own, sample by sample. Raises as `__setitem__`."""
-        made = Spool(self._folder, self.shape, self.dtype, packed=self.packed, taken=self._taken)
+        made = self.beside(self.shape, self.dtype)
         for sample in range(len(self)):
             made[sample : sample + 1] = self[sample : sample + 1]
         return made
@@ -147,9 +152,14 @@ class Spooling:
     max_disk_bytes: int | None = None  # which all these files together may take
     how: SpoolAs = "auto"
 
+    def __post_init__(self) -> None:
+        """Raises BadOption."""
+        check_spool(self.how)
+
     def make(self, shape: tuple[int, ...], dtype: torch.dtype, copies: int) -> Hidden:
-        """Room for hidden states of a `shape` of which there will be so many copies, the others by `clone`. Compressed
-        if the disk has no room for them else. Raises BudgetTooSmall, DiskFull, NotWritable."""
+        """Room for hidden states of a `shape` of which there will be so many copies, the others by `clone`, or by
+        `make_beside`. Compressed if the disk has no room for them else. Raises BudgetTooSmall, DiskFull,
+        NotWritable."""
         sample = math.prod(shape[1:]) * dtype.itemsize
         if self.max_ram_bytes is None or not is_spooled(shape[0] * sample, copies, self.max_ram_bytes):
             return torch.empty(shape, dtype=dtype)
@@ -179,6 +189,11 @@ class Spooling:
 def in_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Hidden:
     """Room for hidden states."""
     return torch.empty(shape, dtype=dtype)
+
+
+def make_beside(hidden: Hidden, shape: tuple[int, ...], dtype: torch.dtype) -> Hidden:
+    """Room for more hidden states where some are. Raises as a new `Spool`."""
+    return in_memory(shape, dtype) if isinstance(hidden, torch.Tensor) else hidden.beside(shape, dtype)
 
 
 def is_spooled(hidden_bytes: int, copies: int, max_ram_bytes: int | None) -> bool:
