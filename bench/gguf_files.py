@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from checkpoints import write_llama
-from process_tree import Measured, measure, touch_free_memory
+from process_tree import Measured, measure_again
 
 from shardq.gguf.file_types import find_file_type
 
@@ -60,17 +60,15 @@ class Bench:
     """What all runs have in common."""
 
     source: Path
-    source_bytes: int
     work: Path
     peer: Path
     llama_cpp: Path
     parallel: int
 
     def run(self, command: Sequence[str], out: Path) -> Measured:
-        """With the source in the page cache, and free memory of the machine's own; see README.md here."""
+        """With the source in the page cache."""
         _warm(self.source)
-        touch_free_memory(2 * self.source_bytes)
-        measured = measure((*command, str(out)), ENV, self.work / "log")
+        measured = measure_again((*command, str(out)), out, ENV, self.work / "log")
         os.sync()
         return measured
 
@@ -99,7 +97,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         source = args.checkpoint or write_llama(work / f"llama-{args.gb:g}gb", args.gb, args.tokenizer)
         size = sum(p.stat().st_size for p in source.glob("*.safetensors"))
-        bench = Bench(source, size, work, args.peer, args.llama_cpp, args.parallel)
+        bench = Bench(source, work, args.peer, args.llama_cpp, args.parallel)
         print(f"{size / 1e9:.3f} GB in {len(list(source.glob('*.safetensors')))} shards, {os.cpu_count()} cores")
         print("| " + " | ".join(HEADINGS) + " |\n| " + " | ".join("---" for _ in HEADINGS) + " |")
         found = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from checkpoints import write_qwen3
-from process_tree import measure, touch_free_memory
+from process_tree import measure_again
 
 from kernels import FP4
 
@@ -97,10 +97,10 @@ def _contenders(
 def _run(contender: Contender, source_bytes: int, work: Path) -> float:
     """Median CPU-seconds per GB of source."""
     seconds: list[float] = []
+    out = work / "out"
     for _ in range(contender.reps):
-        touch_free_memory(2 * source_bytes)
-        seconds.append(measure((*contender.command, str(work / "out")), PEER_ENV, work / "log").cpu_s)
-        shutil.rmtree(work / "out")
+        seconds.append(measure_again((*contender.command, str(out)), out, PEER_ENV, work / "log").cpu_s)
+        shutil.rmtree(out)
     return statistics.median(seconds) / source_bytes * 1e9
 
 

@@ -1,12 +1,10 @@
 """Run a command and measure its whole process tree: wall clock, CPU time, peak memory. Linux."""
 
 import ctypes
-import mmap
 import os
 import resource
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ SAMPLE_S: Final = 0.05
 PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 FIELDS: Final = ("Rss", "Pss", "Pss_Anon", "Pss_Shmem")
 LEAVE_S: Final = 10.0  # for helpers of a command that has ended
-KEEP_FREE_BYTES: Final = 2 << 30  # of memory that `touch_free_memory` leaves alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,32 +78,18 @@ def measure(
 def measure_again(
     command: Sequence[str], out: Path, env: Mapping[str, str], log: Path, others: Sequence[int] = ()
 ) -> Measured:
-    """`measure` of the second of two runs; `out`, which the command makes, goes in between, and stays at the end.
+    """`measure` of the second of two runs; `out`, a file or folder that the command makes, goes in between, and stays
+    at the end.
 
     The second writes into memory that the first has just left, as one of many runs does. A virtual machine hands free
     memory back to its host within seconds, and to bring it again costs ten times the CPU time of the write.
     """
     measure(command, env, log, others)
-    shutil.rmtree(out)
+    if out.is_dir():
+        shutil.rmtree(out)
+    else:
+        out.unlink()
     return measure(command, env, log, others)
-
-
-def touch_free_memory(size_bytes: int) -> None:
-    """Make `size_bytes` of free memory, or what there is of it, the machine's own again; call it before each run.
-
-    A virtual machine may hand free memory back to its host. The next file that is written there then costs ten times
-    its CPU time (1.2 in place of 0.1 CPU-s/GB, measured), whoever writes it.
-    """
-    size_bytes = min(size_bytes, psutil.virtual_memory().free - KEEP_FREE_BYTES)
-    if size_bytes > 0:  # in a process of its own, so that all of it is free again at once
-        subprocess.run([sys.executable, __file__, str(size_bytes)], check=True)
-
-
-def _touch(size_bytes: int) -> None:
-    with mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
-        pages.madvise(mmap.MADV_HUGEPAGE)
-        for at in range(0, size_bytes, mmap.PAGESIZE):
-            pages[at] = 1
 
 
 def tree_memory(pid: int) -> Memory:
@@ -153,7 +136,3 @@ def _adopt_the_rest(others: Sequence[int]) -> None:
         for pid in rest:
             os.waitpid(pid, os.WNOHANG)
         time.sleep(0.005)
-
-
-if __name__ == "__main__":
-    _touch(int(sys.argv[1]))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -10,13 +10,20 @@ from shardq.cli._console import Console
 from shardq.cli._progress import block_progress
 from shardq.errors import TaskFailed
 
+if TYPE_CHECKING:
+    from shardq.limits import Limits, SpoolAs
+
 SUFFIX: Final = ".importance.safetensors"  # of the file beside an output folder
 IMATRIX_SUFFIX: Final = ".imatrix.gguf"
 SHOWN: Final = 3  # layers told before "and N more"
 
 
-def write_calibration(console: Console, source: str, subfolder: str | None, data: str, bits: int, path: Path) -> None:
-    """Make the file of importance for a scheme of `bits`; one that is there already is used as it is.
+def write_calibration(
+    console: Console, source: str, subfolder: str | None, data: str, bits: int, path: Path, limits: "Limits",
+    spool: "SpoolAs",
+) -> None:  # fmt: skip
+    """Make the file of importance for a scheme of `bits`; one that is there already is used as it is. Hidden states
+    beyond the memory of `limits` lie beside it.
 
     In a process of its own: what torch takes of memory ends with it, and is none of the run's.
     """
@@ -33,7 +40,7 @@ def write_calibration(console: Console, source: str, subfolder: str | None, data
     tokens = LOW_BITS_TOKENS if bits < LOW_BITS and data == "random" else None
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            told = pool.submit(_write, console, source, subfolder, data, tokens, str(path)).result()
+            told = pool.submit(_write, console, source, subfolder, data, tokens, path, limits, spool).result()
         except BrokenProcessPool as error:
             raise TaskFailed(
                 "the process that makes the statistics was killed: expected it to end by itself; is there memory for "
@@ -43,14 +50,20 @@ def write_calibration(console: Console, source: str, subfolder: str | None, data
         click.echo(told, err=True)
 
 
-def _write(console: Console, source: str, subfolder: str | None, data: str, tokens: int | None, path: str) -> str:
+def _write(
+    console: Console, source: str, subfolder: str | None, data: str, tokens: int | None, path: Path, limits: "Limits",
+    spool: "SpoolAs",
+) -> str:  # fmt: skip
     """Make the file, and say what is in it."""
     from shardq import api
     from shardq.tune.library import check_packages
 
     check_packages()
     with block_progress(console, "statistics") as report:
-        found = api.collect_statistics(source, data=data, tokens=tokens, subfolder=subfolder, report=report)
+        found = api.collect_statistics(
+            source, data=data, tokens=tokens, subfolder=subfolder, folder=path.parent,
+            max_ram_bytes=limits.max_ram_bytes, max_disk_bytes=limits.max_disk_bytes, spool=spool, report=report,
+        )  # fmt: skip
     from shardq.tune.stats import write_importance
 
     write_importance(found, path)

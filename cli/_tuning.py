@@ -11,10 +11,11 @@ import click
 from shardq.cli._console import Console
 from shardq.cli._kept import add_options, dashed_option, kept_option, take_kept
 from shardq.cli._progress import block_progress, tenths_progress
+from shardq.cli._spool import SPOOL, SPOOL_HELP
 from shardq.errors import TaskFailed
 
 if TYPE_CHECKING:
-    from shardq.limits import Limits
+    from shardq.limits import Limits, SpoolAs
     from shardq.measured import Measured
     from shardq.recipe import Recipe
     from shardq.tune.options import TuneOptions
@@ -25,11 +26,6 @@ T = TypeVar("T")
 SUFFIX: Final = ".tuned"  # of the folder beside an output folder
 DAMAGES: Final = ".damages.json"  # of the file beside it
 CALIBRATION_SEED: Final = 0  # of `quantize --calibrate`
-SPOOLS: Final = ("auto", "plain", "zstd")
-SPOOL_HELP: Final = (
-    "How hidden states that --max-ram does not let stay in memory lie in files; auto: compressed where the disk, or "
-    "--max-disk, has no room for them else. Default: auto."
-)
 _KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
 
 
@@ -139,7 +135,7 @@ def tuning_options(function: F) -> F:
             "--low-gpu-mem-usage", is_flag=True, default=None,
             help="Hidden states stay in main memory, and go to the device batch by batch.",
         ),
-        _option("--spool", type=click.Choice(SPOOLS), help=SPOOL_HELP),
+        _option("--spool", type=SPOOL, help=SPOOL_HELP),
         _option("--disable-amp", is_flag=True, default=None, help="The same as --dtype float32."),
         _option(
             "--enable-deterministic-algorithms", is_flag=True, default=None,
@@ -169,23 +165,25 @@ def run_tuning(
 
 def run_measuring(
     console: Console, source: str, recipe: "Recipe", path: Path, schemes: str, options: "TuneOptions",
-    subfolder: str | None, max_ram_bytes: int | None, trust_remote_code: bool,
+    subfolder: str | None, limits: "Limits", trust_remote_code: bool,
 ) -> "Measured":  # fmt: skip
     """Measure the damage of schemes, in a process of its own."""
     return run_apart(
-        _measure, console, source, recipe, str(path), schemes, options, subfolder, max_ram_bytes, trust_remote_code
+        _measure, console, source, recipe, str(path), schemes, options, subfolder, limits, trust_remote_code
     )
 
 
 def run_measuring_for_scales(
     console: Console, source: str, recipe: "Recipe", path: Path, schemes: str, data: str, subfolder: str | None,
-    max_ram_bytes: int | None,
+    limits: "Limits", spool: "SpoolAs",
 ) -> "Measured":  # fmt: skip
     """Measure for `quantize`: the damage of the scales that it finds, with `data` of --calibrate."""
     from shardq.tune.options import DataOptions, TuneOptions
+    from shardq.tune.settings import ComputeOptions
 
-    options = TuneOptions("opt-rtn", DataOptions(data, seed=CALIBRATION_SEED))
-    return run_measuring(console, source, recipe, path, schemes, options, subfolder, max_ram_bytes, False)
+    data_options, compute = DataOptions(data, seed=CALIBRATION_SEED), ComputeOptions(spool=spool)
+    options = TuneOptions("opt-rtn", data_options, compute=compute)
+    return run_measuring(console, source, recipe, path, schemes, options, subfolder, limits, False)
 
 
 def run_apart(work: Callable[..., T], *words: Any) -> T:
@@ -240,12 +238,13 @@ def _tune(
 
 def _measure(
     console: Console, source: str, recipe: "Recipe", path: str, schemes: str, options: "TuneOptions",
-    subfolder: str | None, max_ram_bytes: int | None, trust_remote_code: bool,
+    subfolder: str | None, limits: "Limits", trust_remote_code: bool,
 ) -> "Measured":  # fmt: skip
     from shardq import api
 
     with tenths_progress(console, lambda done, steps: f"measuring: step {done} of {steps}") as report:
         return api.measure_damages(
-            source, recipe, path, options=schemes, tuning=options, subfolder=subfolder, max_ram_bytes=max_ram_bytes,
+            source, recipe, path, options=schemes, tuning=options, subfolder=subfolder,
+            max_ram_bytes=limits.max_ram_bytes, max_disk_bytes=limits.max_disk_bytes,
             trust_remote_code=trust_remote_code, report=report,
         )  # fmt: skip

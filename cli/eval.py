@@ -16,12 +16,23 @@ from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, print_json, print_pairs
 from shardq.cli._exit_codes import SOURCE, epilog
 from shardq.cli._progress import block_progress
-from shardq.errors import BadOption, MissingPackage, NonFiniteWeight, TargetRefuses, TaskFailed
+from shardq.cli._spool import spool_options
+from shardq.errors import (
+    BadOption,
+    BudgetTooSmall,
+    DiskFull,
+    MissingPackage,
+    NonFiniteWeight,
+    TargetRefuses,
+    TaskFailed,
+)
+from shardq.sizes import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shardq.benchmarks import Benchmark
+    from shardq.limits import SpoolAs
     from shardq.tune.evaluation import Evaluation
 
 EXAMPLES = (
@@ -34,7 +45,9 @@ EXAMPLES = (
 @click.command(
     "eval",
     cls=ShardqCommand,
-    epilog=epilog(EXAMPLES, (*SOURCE, MissingPackage, NonFiniteWeight, TargetRefuses, TaskFailed)),
+    epilog=epilog(
+        EXAMPLES, (*SOURCE, MissingPackage, NonFiniteWeight, BudgetTooSmall, DiskFull, TargetRefuses, TaskFailed)
+    ),
 )
 @click.argument("result", metavar="OUT_OR_REPO")
 @click.option("--text", type=click.Path(dir_okay=False, path_type=Path), help="A text file in UTF-8.")
@@ -45,6 +58,7 @@ EXAMPLES = (
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True,
     help="What is computed with; auto: the result's own.",
 )  # fmt: skip
+@spool_options("in the current folder")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoints bring along.")
 @click.option("--subfolder", metavar="PATH", help="Folder inside --ref that holds the checkpoint.")
 @benchmark_options
@@ -52,7 +66,7 @@ EXAMPLES = (
 @click.pass_obj
 def evaluate(
     console: Console, result: str, text: Path | None, reference: str | None, windows: int, seqlen: int, dtype: str,
-    trust_remote_code: bool, subfolder: str | None,
+    max_ram: str | None, max_disk: str | None, spool: "SpoolAs", trust_remote_code: bool, subfolder: str | None,
 ) -> None:  # fmt: skip
     """Perplexity of a model on a text, and with --ref how far its predictions are from its source's (KL divergence);
     with --tasks what lm-evaluation-harness says of it.
@@ -65,6 +79,7 @@ def evaluate(
     tasks = take_benchmarks(dtype, trust_remote_code)
     if text is None and (reference or tasks is None):
         raise BadOption("--ref compares on a text: add --text" if reference else "eval needs --text or --tasks")
+    limits = parse_size(max_ram, "--max-ram"), parse_size(max_disk, "--max-disk"), spool
     document: dict[str, Any] = {"result": result, "reference": reference}
     found: Sequence[Benchmark] = ()
     if tasks is not None:  # first: what the backend will not load is refused before the text takes its time
@@ -74,7 +89,7 @@ def evaluate(
             found = run_benchmarks(result, tasks)
     figures: dict[str, Any] = {}
     if text is not None:
-        figures = _judge(console, result, text, reference, windows, seqlen, dtype, trust_remote_code, subfolder)
+        figures = _judge(console, result, text, reference, windows, seqlen, dtype, limits, trust_remote_code, subfolder)
     if console.as_json:
         print_json({**document, **figures, **({"tasks": describe_benchmarks(found)} if tasks else {})})
         return
@@ -87,16 +102,18 @@ def evaluate(
 
 def _judge(
     console: Console, result: str, text: Path, reference: str | None, windows: int, seqlen: int, dtype: str,
-    trust_remote_code: bool, subfolder: str | None,
+    limits: "tuple[int | None, int | None, SpoolAs]", trust_remote_code: bool, subfolder: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     from shardq import api
     from shardq.files.atomic import reading
 
     with reading(text):
         content = text.read_text(encoding="utf-8")
+    max_ram_bytes, max_disk_bytes, spool = limits
     with block_progress(console, "evaluation") as report:
         found = api.evaluate(
             result, content, reference=reference, windows=windows, seqlen=seqlen, dtype=dtype, subfolder=subfolder,
+            max_ram_bytes=max_ram_bytes, max_disk_bytes=max_disk_bytes, spool=spool,
             trust_remote_code=trust_remote_code, report=report,
         )  # fmt: skip
     return describe(found)

@@ -16,12 +16,14 @@ from shardq.cli._mixture import check_mixture, mixture_options, write_mixture
 from shardq.cli._options import build_recipes, recipe_options
 from shardq.cli._recipe_file import run_recipe_file
 from shardq.cli._run import RUN, path_beside, run_options, run_recipes, take_run_words
+from shardq.cli._spool import SPOOL, SPOOL_HELP
 from shardq.cli._statistics import SUFFIX as STATISTICS
 from shardq.cli._statistics import write_calibration
 from shardq.cli._tuning import DAMAGES, run_measuring_for_scales
 from shardq.errors import BadOption, MissingPackage, NotExact
 
 if TYPE_CHECKING:
+    from shardq.limits import SpoolAs
     from shardq.recipe import Recipe
 
 EXAMPLES = (
@@ -46,6 +48,7 @@ EXAMPLES = (
     "texts through SOURCE, one block in memory. With --target-bits, but not with --fold, at most 16 samples of 256 "
     "tokens of the same also measure the damage to predictions, by gradients. Needs shardq[tune].",
 )  # fmt: skip
+@click.option("--spool", type=SPOOL, help=f"Of --calibrate. {SPOOL_HELP}")
 @click.option(
     "--recipe-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="Take what to make from a TOML file, as `plan --fit --write-recipe` writes it, instead of options.",
@@ -59,7 +62,8 @@ def quantize(
     include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
     policy: str, mtp: str, quant_nontext: bool, decode: str, requantize: bool, search: str | None,
     importance: str | None, fold: str | None, tuned: str | None, rtn: bool, target_bits: float | None,
-    options: str | None, ignore_scale_bits: bool, calibrate: str | None, recipe_file: Path | None,
+    options: str | None, ignore_scale_bits: bool, calibrate: str | None, spool: "SpoolAs | None",
+    recipe_file: Path | None,
 ) -> None:  # fmt: skip
     """Quantize SOURCE into a folder, or with several schemes or layouts into several, from one read.
 
@@ -71,7 +75,11 @@ def quantize(
         run_recipe_file(console, source, recipe_file)
         return
     schemes = check_mixture(target_bits, options, ignore_scale_bits, schemes, layout)
-    subfolder = take_run_words().subfolder
+    words = take_run_words()
+    subfolder, limits = words.subfolder, words.limits(console)
+    if spool and calibrate is None:
+        raise BadOption("--spool says how --calibrate keeps hidden states: leave it out, or give both")
+    how = spool or "auto"
 
     def build(rules: str | None, moved: str | None) -> "list[Recipe]":
         return build_recipes(
@@ -84,7 +92,8 @@ def quantize(
             raise BadOption("--calibrate makes what --importance names, and --rtn has no use for it: give one of them")
         bases = build(layer_config, None)
         path = path_beside(source, bases[0], STATISTICS)
-        write_calibration(console, source, subfolder, calibrate, min(r.scheme.bits for r in bases), path)
+        least_bits = min(r.scheme.bits for r in bases)
+        write_calibration(console, source, subfolder, calibrate, least_bits, path, limits, how)
         importance = str(path)
     if fold == AUTO:
         base = build(layer_config, None)[0]
@@ -98,9 +107,9 @@ def quantize(
         path = path_beside(source, base, LAYERS)
         measure = None
         if calibrate is not None and fold is None:
-            damages, limits = path_beside(source, base, DAMAGES), take_run_words().limits(console)
-            words = console, source, base, damages, options, calibrate, subfolder, limits.max_ram_bytes
-            measure = partial(run_measuring_for_scales, *words)
+            damages = path_beside(source, base, DAMAGES)
+            given = console, source, base, damages, options, calibrate, subfolder, limits, how
+            measure = partial(run_measuring_for_scales, *given)
         write_mixture(console, source, subfolder, base, options, target_bits, ignore_scale_bits, path, measure)
         layer_config = str(path)
     run_recipes(console, source, build(layer_config, fold), targets)

@@ -9,14 +9,14 @@ from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console, print_json, print_pairs
 from shardq.cli._exit_codes import SOURCE, epilog
 from shardq.cli._progress import block_progress
+from shardq.cli._spool import spool_options
 from shardq.cli._statistics import IMATRIX_SUFFIX, SUFFIX, tell_unseen
-from shardq.cli._tuning import SPOOL_HELP, SPOOLS
 from shardq.errors import BadImportance, BudgetTooSmall, DiskFull, MissingPackage, NonFiniteWeight
 from shardq.sizes import parse_size
 
 if TYPE_CHECKING:
+    from shardq.limits import SpoolAs
     from shardq.tune.inputs import Experts
-    from shardq.tune.settings import SpoolAs
     from shardq.tune.stats import Statistics
 
 EXAMPLES = (
@@ -50,9 +50,7 @@ EXAMPLES = (
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="float32", show_default=True,
     help="What is computed with; auto: the model's own.",
 )  # fmt: skip
-@click.option("--max-ram", metavar="SIZE", help="Of hidden states in memory, as 6G; beyond it they lie in a file.")
-@click.option("--max-disk", metavar="SIZE", help="Of that file, which lies beside the output and goes at the end.")
-@click.option("--spool", type=click.Choice(SPOOLS), default="auto", help=SPOOL_HELP)
+@spool_options("beside the output")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings along.")
 @click.option("--subfolder", metavar="PATH", help="Folder inside the source that holds the checkpoint.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: the source's name.")

@@ -93,9 +93,7 @@ def tune(
 
         def measure() -> "Measured":
             damages = path_beside(source, base, DAMAGES)
-            return run_measuring(
-                console, source, base, damages, options or "", tuning, words.subfolder, limits.max_ram_bytes, trust
-            )
+            return run_measuring(console, source, base, damages, options or "", tuning, words.subfolder, limits, trust)
 
         write_mixture(console, source, words.subfolder, base, options, target_bits, ignore_scale_bits, path, measure)
         layer_config = str(path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shardq.checkpoint import Checkpoint
 from shardq.errors import BadOption
 from shardq.headers import read_checkpoint, read_dump
-from shardq.limits import Limits
+from shardq.limits import Limits, SpoolAs
 from shardq.opening import check_engines, make_orders, open_destinations, open_within
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from shardq.tune.inputs import Experts
     from shardq.tune.options import TuneOptions
     from shardq.tune.result import TuneResult
-    from shardq.tune.settings import SpoolAs
     from shardq.tune.stats import Statistics
     from shardq.verified import Verification
 
@@ -269,6 +268,7 @@ def measure_damages(
     tuning: "TuneOptions | None" = None,
     subfolder: str | None = None,
     max_ram_bytes: int | None = None,
+    max_disk_bytes: int | None = None,
     trust_remote_code: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> "Measured":
@@ -277,9 +277,9 @@ def measure_damages(
 
     Figures are written to `path`; a file that has them already answers. Codes are the nearest ones, with scales
     searched by the recipe's importance, or else by what comes in, unless the algorithm of `tuning` is rtn. Of its data
-    at most 16 samples of 256 tokens are used, and its `dtype`, else fp32. `report` is called with steps done, and all:
-    two for each block. Needs shardq[tune]. Raises RecipeChanged for a file of other figures, and what `tune_model`
-    does.
+    at most 16 samples of 256 tokens are used, and its `dtype`, else fp32. Hidden states beyond `max_ram_bytes` go into
+    files beside `path`, of at most `max_disk_bytes`. `report` is called with steps done, and all: two for each block.
+    Needs shardq[tune]. Raises RecipeChanged for a file of other figures, and what `tune_model` does.
     """
     from shardq.tune.library import check_packages
 
@@ -289,7 +289,7 @@ def measure_damages(
 
     opened, measuring = open_source(str(source), subfolder), Measuring.of(options, tuning or TuneOptions())
     return measure_damages(
-        opened, _recipe(recipe), measuring, Path(path), max_ram_bytes=max_ram_bytes,
+        opened, _recipe(recipe), measuring, Path(path), max_ram_bytes=max_ram_bytes, max_disk_bytes=max_disk_bytes,
         trust_remote_code=trust_remote_code, report=report,
     )  # fmt: skip
 
@@ -325,7 +325,7 @@ def collect_statistics(
     folder: str | Path = ".",
     max_ram_bytes: int | None = None,
     max_disk_bytes: int | None = None,
-    spool: "SpoolAs" = "auto",
+    spool: SpoolAs = "auto",
     trust_remote_code: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> "Statistics":
@@ -344,10 +344,8 @@ def collect_statistics(
 
     check_packages()
     from shardq.tune.calls import collect_from
-    from shardq.tune.settings import check_spool
     from shardq.tune.spool import Spooling
 
-    check_spool(spool)
     opened, spooling = open_source(str(source), subfolder), Spooling(Path(folder), max_ram_bytes, max_disk_bytes, spool)
     return collect_from(opened, data, tokens, seqlen, seed, experts, dtype, trust_remote_code, report, spooling)
 
@@ -393,6 +391,10 @@ def evaluate(
     seqlen: int = 512,
     dtype: str = "auto",
     subfolder: str | None = None,
+    folder: str | Path = ".",
+    max_ram_bytes: int | None = None,
+    max_disk_bytes: int | None = None,
+    spool: SpoolAs = "auto",
     trust_remote_code: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> "Evaluation":
@@ -401,15 +403,18 @@ def evaluate(
     than memory can be judged. Weights are decoded as the checkpoint has them; activations are not quantized.
 
     `dtype`: what both are computed with, "auto" for the type of `result`'s configuration. `subfolder` is the
-    reference's. Needs shardq[tune]. Raises as `collect_statistics`; BadOption for a text with too few tokens.
+    reference's; `folder`, `max_ram_bytes`, `max_disk_bytes` and `spool` as of `collect_statistics`, for both models
+    together. Needs shardq[tune]. Raises as `collect_statistics`; BadOption for a text with too few tokens.
     """
     from shardq.tune.library import check_packages
 
     check_packages()
     from shardq.tune.calls import evaluate_on
+    from shardq.tune.spool import Spooling
 
+    opened, spooling = open_source(str(result)), Spooling(Path(folder), max_ram_bytes, max_disk_bytes, spool)
     other = None if reference is None else open_source(str(reference), subfolder)
-    return evaluate_on(open_source(str(result)), other, text, windows, seqlen, dtype, trust_remote_code, report)
+    return evaluate_on(opened, other, text, windows, seqlen, dtype, trust_remote_code, report, spooling)
 
 
 def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection | GgufInspection":

@@ -8,8 +8,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from shardq.files.direct import BLOCK_BYTES
+
 ALIGN: Final = 64
-PAGE_BYTES: Final = 4096  # the block begins with one
 GROWTH: Final = 4 << 20  # the block grows in steps, so that slightly larger tasks do not map it anew each time
 
 
@@ -37,12 +38,12 @@ class Arena:
 
     def take(self, shape: tuple[int, ...], dtype: DTypeLike, offset: int | None = None) -> NDArray[Any]:
         """An uninitialised array, aligned to a cache line; with `offset`, where it will lie in a file, as far behind
-        the beginning of a page as it is there, which takes up to PAGE_BYTES more."""
+        the beginning of a disk's block as it is there, which takes up to BLOCK_BYTES more."""
         kind = np.dtype(dtype)
         size = kind.itemsize * math.prod(shape)
         begin = self._used
         if offset is not None and offset % kind.itemsize == 0:  # numpy wants elements to lie at multiples of their size
-            begin += (offset - begin) % PAGE_BYTES
+            begin += (offset - begin) % BLOCK_BYTES
         self._used = -(-(begin + size) // ALIGN) * ALIGN
         assert self._used <= self._block.size, "a task took more than it reserved"
         return self._block[begin : begin + size].view(kind).reshape(shape)

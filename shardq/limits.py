@@ -2,13 +2,15 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from shardq.errors import BadOption, BudgetTooSmall
 from shardq.logs import LogConfig
 
 if TYPE_CHECKING:
     from shardq.onepass import OnePass
+
+SpoolAs = Literal["auto", "plain", "zstd"]  # hidden states in files; auto: zstd where plain ones find no room
 
 BASE_BYTES = 64 << 20  # the supervisor, and the fork server where there is one, measured: 48 MB
 TENSOR_BYTES = 4 << 10  # the supervisor's records of one tensor, measured: 2.9 kB

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from shardq.files.direct import BLOCK_BYTES
 from shardq.spans import Span
 from shardq.tasks import TILE_BYTES, Bundle
 
 GAP_BYTES: Final = 1 << 20  # read and thrown away between two ranges: costs less than one more request
 WINDOW_BYTES: Final = 8 * TILE_BYTES  # read at once
-BLOCK_BYTES: Final = 4096  # of a disk
 EXTENTS_PER_BLOCK: Final = 300  # pieces of a file with holes whose places a block of the disk holds; ext4: 340
 
 Pair = tuple[str, str]  # the shard that borrows, and the one that it borrows from; they may be the same

@@ -24,6 +24,7 @@ class SourceBytes:
 
     def __init__(self, place: Workplace, disk: DirectDisk) -> None:
         self._place = place
+        self._fetched = os.path.join(place.fetched, "") if place.fetched else None  # what all paths below it begin with
         self._disk = disk
         self._files = Descriptors(os.O_RDONLY)
         self._lent = Descriptors(os.O_RDONLY)
@@ -50,7 +51,7 @@ class SourceBytes:
             pages = self._mappings.get(memory.path)
             return open_slab(pages, begin - memory.origin, size_bytes, room, alignment, what)
         path = self._place.sources[shard]
-        is_fetched = self._place.fetched and path.startswith(self._place.fetched)  # past the cache, so it is not there
+        is_fetched = self._fetched is not None and path.startswith(self._fetched)  # past the cache, so it is not there
         direct = (self._disk, self._disk_room()) if is_fetched else None
         return open_slab(self._files.get(path), begin, size_bytes, room, alignment, what, direct)
 

@@ -1,7 +1,9 @@
 """Vectors of importance that a worker keeps for its next task."""
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -9,6 +11,8 @@ if TYPE_CHECKING:
 
     from shardq.importance_vectors import Means, Ref
 
+K = TypeVar("K")
+V = TypeVar("V")
 CACHED_VECTORS: Final = 8
 
 
@@ -22,35 +26,36 @@ class VectorCache:
 
     def get(self, ref: "Ref") -> "NDArray[np.float32]":
         """`weights_of` the vector, read-only. Raises as `read_vector`."""
-        return self._find(ref, raw=False)
+        return self._keep(self._held, (ref, False), partial(_read, ref, raw=False))
 
     def get_raw(self, ref: "Ref") -> "NDArray[np.float32]":
         """The vector as it is, read-only. Raises as `read_vector`."""
-        return self._find(ref, raw=True)
+        return self._keep(self._held, (ref, True), partial(_read, ref, raw=True))
 
     def get_means(self, ref: "Ref") -> "Means":
         """`read_means`. Raises as it does."""
-        held = self._means.pop(ref, None)
-        if held is None:
-            from shardq.importance_vectors import read_means  # see _find
+        return self._keep(self._means, ref, partial(_read_means, ref))
 
-            held = read_means(ref)
-        self._means[ref] = held
-        while len(self._means) > self._limit:
-            self._means.popitem(last=False)
-        return held
+    def _keep(self, kept: OrderedDict[K, V], key: K, read: Callable[[], V]) -> V:
+        """What was read before, or is now; those that were used last stay."""
+        found = kept.pop(key, None)
+        if found is None:
+            found = read()
+        kept[key] = found
+        while len(kept) > self._limit:
+            kept.popitem(last=False)
+        return found
 
-    def _find(self, ref: "Ref", raw: bool) -> "NDArray[np.float32]":
-        held = self._held.pop((ref, raw), None)
-        if held is None:
-            from shardq.importance_vectors import (  # where no errors are weighed none of it is needed
-                read_vector,
-                weights_of,
-            )
 
-            held = read_vector(ref) if raw else weights_of(read_vector(ref))
-            held.setflags(write=False)
-        self._held[ref, raw] = held
-        while len(self._held) > self._limit:
-            self._held.popitem(last=False)
-        return held
+def _read(ref: "Ref", raw: bool) -> "NDArray[np.float32]":
+    from shardq.importance_vectors import read_vector, weights_of  # where no errors are weighed none of it is needed
+
+    found = read_vector(ref) if raw else weights_of(read_vector(ref))
+    found.setflags(write=False)
+    return found
+
+
+def _read_means(ref: "Ref") -> "Means":
+    from shardq.importance_vectors import read_means  # see _read
+
+    return read_means(ref)

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardq import seldom
-from shardq.arena import PAGE_BYTES, Arena, reserve
+from shardq.arena import Arena, reserve
 from shardq.block_tasks import BlocksTask, VectorsTask
 from shardq.descriptors import Descriptors
 from shardq.errors import CorruptShard, KernelUnavailable, NonFiniteWeight, NotExact
 from shardq.figures import COUNTS, FIGURES, WEIGHED, Figures, sum_figures
 from shardq.files.atomic import pread_exact, writing
-from shardq.files.direct import DirectDisk
+from shardq.files.direct import BLOCK_BYTES, DirectDisk
 from shardq.kernels import KernelChoiceError, KernelSet, load
 from shardq.layouts import find_layout
 from shardq.making import (
@@ -269,7 +269,7 @@ class Worker:
         wanted = [(room_shape, np.uint8), *figures, *(shape for work in works.values() for shape in work)]
         wanted += [shape for slab in slabs for shape in slab.values()]
         wanted += [shape for t in bundle.block_tasks for shape in seldom.shapes(t)]
-        self._arena.reset(reserve(*wanted) + PAGE_BYTES * sum(map(len, slabs)))
+        self._arena.reset(reserve(*wanted) + BLOCK_BYTES * sum(map(len, slabs)))
         take = self._arena.take
         room = take(room_shape, np.uint8)
         ways = {
@@ -368,7 +368,7 @@ class Worker:
 
     def _strips(self, piece: Piece, offset: int | None = None) -> NDArray[np.uint8]:
         """Room for what of a piece is read and written at once; `offset` as of Arena."""
-        self._arena.reset(piece.step_bytes + PAGE_BYTES)
+        self._arena.reset(piece.step_bytes + BLOCK_BYTES)
         return self._arena.take((piece.step_bytes,), np.uint8, offset)
 
     def _put(self, lane: int, file: str, part: NDArray[np.uint8], offset: int) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shardq.files.atomic import pwrite_all
 
-BLOCK_BYTES: Final = 4096  # memory, offsets and sizes are multiples of it: what any disk takes
+BLOCK_BYTES: Final = 4096  # of a disk: files take whole ones; past the cache, memory, offsets and sizes are multiples
 LEAST_BYTES: Final = 256 << 10  # of a piece: calls for smaller ones take as long as pages of the cache
 ROOM_BYTES: Final = 2 << 20  # of aligned memory: a tile, and what lies beside it in its blocks
 TRIAL_BYTES: Final = 32 << 20  # after which the disk is judged, again and again

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     LAYOUTS: tuple[Layout, ...]
     LISTED: tuple[Layout, ...]  # what a user may ask for
 
-GGUF_LAYOUT: Final = "gguf"  # of file types of GGUF; what is in one is planned apart
-PLAIN_LAYOUT: Final = "plain"  # of `shardq dequantize`; nothing can be quantized into it
+# Of file types of GGUF, which are planned apart, and of `shardq dequantize`, into which nothing can be quantized; also
+# the names of their files here.
+GGUF_LAYOUT: Final = "gguf"
+PLAIN_LAYOUT: Final = "plain"
 FILES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(  # file -> names and aliases of its own LAYOUTS
     {
         "auto_round": (
@@ -30,8 +32,8 @@ FILES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(  # file -> names
         "fp8": ("fp8", "mxfp8", "finegrained_fp8"),
         "mlx": ("mlx", "mlx-lm", "mlx_lm"),
         "fake": ("fake", "qdq"),
-        "gguf": (GGUF_LAYOUT, "llama.cpp"),
-        "plain": (PLAIN_LAYOUT,),
+        GGUF_LAYOUT: (GGUF_LAYOUT, "llama.cpp"),
+        PLAIN_LAYOUT: (PLAIN_LAYOUT,),
     }
 )  # fmt: skip
 _HOMES: Final = {word: file for file, words in FILES.items() for word in words}

@@ -2,13 +2,14 @@
 
 from typing import Final
 
+from shardq.layouts import GGUF_LAYOUT
 from shardq.layouts.plain import Plain
 
 
 class Gguf(Plain):
     """Only a name among layouts. Members as in Layout."""
 
-    name = "gguf"
+    name = GGUF_LAYOUT
     reason = "holds ggml's blocks: name a file type, as in --scheme gguf:q4_k_m"
     aliases = ("llama.cpp",)
     summary = "all tensors and the tokenizer in one .gguf file, or in parts: --scheme gguf:q4_k_m"

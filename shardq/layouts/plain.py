@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from shardq.errors import LayoutRefuses
+from shardq.layouts import PLAIN_LAYOUT
 from shardq.layouts.base import LayoutDefaults, ModuleChoice, OutSpec, Refusal
 from shardq.schemes import Scheme
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class Plain(LayoutDefaults):
     """Nothing is quantized. Members as in Layout."""
 
-    name = "plain"
+    name = PLAIN_LAYOUT
     reason = "holds no quantized weights: it is what `shardq dequantize` writes"
     aliases: tuple[str, ...] = ()
     summary = "weights as they are, none of them quantized"

@@ -49,15 +49,15 @@ def collect_from(
 
 def evaluate_on(
     result: Source, reference: Source | None, text: str, windows: int, seqlen: int, dtype: str,
-    trust_remote_code: bool, report: Told | None,
+    trust_remote_code: bool, report: Told | None, spooling: Spooling,
 ) -> Evaluation:  # fmt: skip
     """See `shardq.api.evaluate`."""
     with BlockModel.open(result, dtype=_dtype(dtype), trust_remote_code=trust_remote_code) as model:
         ids = cut_windows(open_tokenizer(reference or result, trust_remote_code), text, windows, seqlen)
         if reference is None:
-            return evaluate(model, ids, None, report)
+            return evaluate(model, ids, None, report, spooling)
         with BlockModel.open(reference, dtype=model.dtype, trust_remote_code=trust_remote_code) as other:
-            return evaluate(model, ids, other, report)
+            return evaluate(model, ids, other, report, spooling)
 
 
 def _dtype(name: str) -> torch.dtype | None:

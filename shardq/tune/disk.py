@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from shardq.errors import BudgetTooSmall
+from shardq.files.direct import whole_blocks
 from shardq.files.safetensors import TensorSpec, plan_file
 from shardq.tune.blocks import BlockModel
-from shardq.tune.spool import Spooling, in_pages, is_spooled, plan_spool
+from shardq.tune.spool import Spooling, is_spooled, plan_spool
 from shardq.tune.subjects import Subject, Subjects
 from shardq.tuned import DTYPES, PARTS
 
@@ -44,7 +45,7 @@ def check_disk(
         raise BudgetTooSmall(
             f"--max-disk of {most} bytes: tuning needs {codes} for codes{told}; allow more, or take fewer --nsamples"
         )
-    whole = count * (in_pages(each) if packed else each) if in_files else 0  # if nothing gives way
+    whole = count * (whole_blocks(each) if packed else each) if in_files else 0  # if nothing gives way
     return Shares(min(whole, most - codes), max(0, most - codes - whole))
 
 

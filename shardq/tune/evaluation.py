@@ -8,6 +8,7 @@ over tokens in nats; agreement of the likeliest token.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from shardq.errors import BadOption
 from shardq.tune.activations import Batch
 from shardq.tune.blocks import BlockModel
+from shardq.tune.spool import Spooling, in_memory, make_beside
 
 if TYPE_CHECKING:
     from shardq.tune.tokenizing import Tokenizer
@@ -63,17 +65,20 @@ def cut_windows(tokenizer: "Tokenizer", text: str, windows: int, seqlen: int) ->
 
 @torch.no_grad()
 def evaluate(
-    model: BlockModel, ids: torch.Tensor, reference: BlockModel | None = None, report: Told | None = None
-) -> Evaluation:
+    model: BlockModel, ids: torch.Tensor, reference: BlockModel | None = None, report: Told | None = None,
+    spooling: Spooling | None = None,
+) -> Evaluation:  # fmt: skip
     """Run windows of ids, [windows, tokens] int64, through a model, and through its reference if there is one.
 
     In memory: one block of either, hidden states of all windows for both, and for the end both heads and the logits of
-    HEAD_TOKENS tokens. Raises BadOption for models with another vocabulary, and what reading raises.
+    HEAD_TOKENS tokens. `spooling`: where hidden states lie; None: in memory. Raises BadOption for models with another
+    vocabulary, and what spooling and reading raise.
     """
     models = [m for m in (model, reference) if m is not None]
     if len({m.config.get_text_config().vocab_size for m in models}) > 1:
         raise BadOption(f"{model.source.label} and its reference have vocabularies of other sizes: not the same model")
-    batches = [m.embed(ids) for m in models]
+    first = model.embed(ids, partial(spooling.make, copies=len(models)) if spooling else in_memory)
+    batches = [first, *(m.embed(ids, partial(make_beside, first.hidden)) for m in models[1:])]
     total, done = sum(len(m.block_names) for m in models), 0
     for index in range(max(len(m.block_names) for m in models)):
         for m, batch in zip(models, batches, strict=True):
@@ -99,10 +104,9 @@ class _Kept:
 
 def _judge(models: list[BlockModel], batches: list[Batch], ids: torch.Tensor) -> Evaluation:
     kept = _Kept([], [], [], [])
-    for window, begin, end in _pieces(ids):
-        hidden = [b.states[window : window + 1, begin:end] for b in batches]
+    for window, begin, hidden in _pieces(batches):
         found = [m.logits(h)[0].float().log_softmax(-1) for m, h in zip(models, hidden, strict=True)]
-        following = ids[window, begin + 1 : end + 1, None]
+        following = ids[window, begin + 1 : begin + 1 + HEAD_TOKENS, None]
         kept.loss.append(-found[0][: len(following)].gather(1, following)[:, 0])
         if len(found) > 1:
             kept.reference_loss.append(-found[1][: len(following)].gather(1, following)[:, 0])
@@ -114,11 +118,13 @@ def _judge(models: list[BlockModel], batches: list[Batch], ids: torch.Tensor) ->
     return Evaluation(len(ids), loss.numel(), math.exp(loss.mean()), _error_of_mean(loss), _distance(kept))
 
 
-def _pieces(ids: torch.Tensor) -> Iterator[tuple[int, int, int]]:
-    windows, tokens = ids.shape
+def _pieces(batches: list[Batch]) -> Iterator[tuple[int, int, list[torch.Tensor]]]:
+    """A window, a token of it, and from there on hidden states of HEAD_TOKENS tokens, [1, tokens, width] of each."""
+    windows, tokens = batches[0].hidden.shape[:2]
     for window in range(windows):
+        whole = [b.hidden[window : window + 1] for b in batches]
         for begin in range(0, tokens, HEAD_TOKENS):
-            yield window, begin, min(tokens, begin + HEAD_TOKENS)
+            yield window, begin, [h[:, begin : begin + HEAD_TOKENS] for h in whole]
 
 
 def _distance(kept: _Kept) -> Distance | None:

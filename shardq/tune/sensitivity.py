@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from shardq.importance_vectors import Ref, read_vector, weights_of
 from shardq.kernels import load
+from shardq.limits import SpoolAs
 from shardq.measured import Measured, check_modules, read_measured, write_measured
 from shardq.mixing import open_choice
 from shardq.mixture import Option
@@ -41,7 +42,6 @@ from shardq.tune.driver import Told as Report
 from shardq.tune.driver import draw_samples
 from shardq.tune.inputs import Inputs, recording
 from shardq.tune.options import DataOptions, TuneOptions
-from shardq.tune.settings import SpoolAs
 from shardq.tune.spool import Spooling
 from shardq.tune.subjects import Subject, find_subjects
 from shardq.tune.tokenizing import open_tokenizer
@@ -84,14 +84,14 @@ class Given:
 
 def measure_damages(
     source: Source, recipe: Recipe, measuring: Measuring, path: Path, *, max_ram_bytes: int | None = None,
-    trust_remote_code: bool = False, report: Report | None = None,
+    max_disk_bytes: int | None = None, trust_remote_code: bool = False, report: Report | None = None,
 ) -> Measured:  # fmt: skip
     """The damage that each of the options does in each matrix that `recipe` quantizes in a block, in nats for a token;
     from the file `path` if that has the same figures, else measured and written there.
 
     In memory: a block, its gradients for one sample and the sums of their squares, and what goes into every block,
-    which beyond `max_ram_bytes` lies in files beside `path`. Raises RecipeChanged for a file of other figures,
-    BadOption, NonFiniteWeight, and what planning and reading raise.
+    which beyond `max_ram_bytes` lies in files beside `path`, of at most `max_disk_bytes`. Raises RecipeChanged for a
+    file of other figures, BadOption, NonFiniteWeight, BudgetTooSmall, and what planning and reading raise.
     """
     dtype = None if measuring.dtype == "auto" else getattr(torch, measuring.dtype)
     with BlockModel.open(source, dtype=dtype, trust_remote_code=trust_remote_code) as model:
@@ -105,7 +105,7 @@ def measure_damages(
         tokenizer = open_tokenizer(source, trust_remote_code)
         samples = draw_samples(model, tokenizer, measuring.data, max_ram_bytes)
         given = _find_given(plan, recipe, offered) if measuring.searched else Given({}, ())
-        spooling = Spooling(path.parent, max_ram_bytes, how=measuring.spool)
+        spooling = Spooling(path.parent, max_ram_bytes, max_disk_bytes, measuring.spool)
         passed, back, told = _begin(model, samples.ids, measuring, spooling, report)
         damages: dict[str, tuple[float, ...]] = {}
         for index in reversed(range(len(model.block_names))):

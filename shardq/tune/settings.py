@@ -1,9 +1,10 @@
 """What single algorithms and the machine are told: plain values, as the process that asks for a tuning has no torch."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from shardq.errors import BadOption
+from shardq.limits import SpoolAs
 
 if TYPE_CHECKING:
     import torch
@@ -12,8 +13,6 @@ Order = Literal["static", "none"]  # columns by their diagonal of H, the largest
 Scales = Literal["search", "rtn"]
 Duo = Literal["true", "false", "both"]
 DUO: Final[tuple[Duo, ...]] = ("true", "false", "both")
-SpoolAs = Literal["auto", "plain", "zstd"]
-SPOOLS: Final[tuple[SpoolAs, ...]] = ("auto", "plain", "zstd")
 Loss = Literal["output", "inputs"]
 LOSSES: Final[tuple[Loss, ...]] = ("output", "inputs")
 AwqCodes = Literal["nearest", "searched"]
@@ -117,7 +116,7 @@ class ComputeOptions:
     device: str = "cpu"  # auto, cpu, cuda, cuda:N or N, or several with commas between them
     low_gpu_mem_usage: bool = False  # hidden states stay in main memory, and go to the device batch by batch
     enable_deterministic_algorithms: bool = False  # torch refuses what it cannot compute twice alike
-    spool: SpoolAs = "auto"  # how hidden states lie in files; auto: compressed where the disk has no room for them else
+    spool: SpoolAs = "auto"
 
     def __post_init__(self) -> None:
         """Raises BadOption."""
@@ -158,5 +157,5 @@ class ComputeOptions:
 
 def check_spool(how: str) -> None:
     """Raises BadOption."""
-    if how not in SPOOLS:
-        raise BadOption(f"--spool {how!r}: expected one of {', '.join(SPOOLS)}")
+    if how not in get_args(SpoolAs):
+        raise BadOption(f"--spool {how!r}: expected one of {', '.join(get_args(SpoolAs))}")

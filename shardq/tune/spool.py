@@ -7,7 +7,6 @@ lie in a zstd frame behind the others, which hardly give way; what is left of th
 
 import math
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,12 @@ from numpy.typing import NDArray
 
 from shardq.errors import BudgetTooSmall, DiskFull
 from shardq.files.atomic import pread_exact, preallocate, pwrite_all, writing
-from shardq.tune.settings import SpoolAs
+from shardq.files.direct import whole_blocks
+from shardq.files.nameless import open_nameless
+from shardq.limits import SpoolAs
+from shardq.tune.settings import check_spool
 
 LEVEL: Final = 1  # negative ones leave single bytes as they are, and others find no more
-PAGE_BYTES: Final = 4096  # that a file system gives out at once
 # What is expected to be left of last bytes, by type; measured: at most 0.39, and 0.74 of F16 (bench/README.md).
 SHARES: Final = {torch.float16: 0.8}
 SHARE: Final = 0.45
@@ -62,8 +63,7 @@ class Spool:
         self._what = f"{folder.name}: hidden states"
         self._sizes = [0] * len(self)  # of samples, as they are stored
         self._held = [0] * len(self)  # of the disk, which a smaller one does not give back
-        with writing(folder):  # the file is open for as long as this is held, which no `with` can say
-            self._file = tempfile.TemporaryFile(dir=folder, prefix=".hidden.", suffix=".tmp")  # noqa: SIM115
+        self._file = open_nameless(folder, "hidden")
         if not packed:
             self._taken.add(self.nbytes)
             preallocate(self._file.fileno(), self.nbytes, self._what)
@@ -94,15 +94,19 @@ class Spool:
         for sample, value in zip(chosen, values.detach().expand(len(chosen), *self.shape[1:]), strict=True):
             self._write(sample, _bytes_of(value.to(CPU, self.dtype).contiguous()))
 
+    def beside(self, shape: tuple[int, ...], dtype: torch.dtype) -> "Spool":
+        """Room for others, which lie as these do and take of the same disk. Raises as a new one."""
+        return Spool(self._folder, shape, dtype, packed=self.packed, taken=self._taken)
+
     def clone(self) -> "Spool":
         """The same in a file of its own, sample by sample. Raises as `__setitem__`."""
-        made = Spool(self._folder, self.shape, self.dtype, packed=self.packed, taken=self._taken)
+        made = self.beside(self.shape, self.dtype)
         for sample in range(len(self)):
             made[sample : sample + 1] = self[sample : sample + 1]
         return made
 
     def _at(self, sample: int) -> int:
-        return sample * (in_pages(self._sample_bytes) if self.packed else self._sample_bytes)
+        return sample * (whole_blocks(self._sample_bytes) if self.packed else self._sample_bytes)
 
     def _read(self, sample: int, out: NDArray[np.uint8]) -> None:
         fd, at, size = self._file.fileno(), self._at(sample), self._sizes[sample]
@@ -124,7 +128,7 @@ class Spool:
             frame = zstandard.ZstdCompressor(level=LEVEL).compress(last.data)
             if len(frame) < len(last):
                 parts = [np.ascontiguousarray(numbers[:, :-1]), np.frombuffer(frame, np.uint8)]
-            held = in_pages(sum(p.nbytes for p in parts))
+            held = whole_blocks(sum(p.nbytes for p in parts))
             if held > self._held[sample]:
                 self._taken.add(held - self._held[sample])
                 self._held[sample] = held
@@ -148,9 +152,14 @@ class Spooling:
     max_disk_bytes: int | None = None  # which all these files together may take
     how: SpoolAs = "auto"
 
+    def __post_init__(self) -> None:
+        """Raises BadOption."""
+        check_spool(self.how)
+
     def make(self, shape: tuple[int, ...], dtype: torch.dtype, copies: int) -> Hidden:
-        """Room for hidden states of a `shape` of which there will be so many copies, the others by `clone`. Compressed
-        if the disk has no room for them else. Raises BudgetTooSmall, DiskFull, NotWritable."""
+        """Room for hidden states of a `shape` of which there will be so many copies, the others by `clone`, or by
+        `make_beside`. Compressed if the disk has no room for them else. Raises BudgetTooSmall, DiskFull,
+        NotWritable."""
         sample = math.prod(shape[1:]) * dtype.itemsize
         if self.max_ram_bytes is None or not is_spooled(shape[0] * sample, copies, self.max_ram_bytes):
             return torch.empty(shape, dtype=dtype)
@@ -182,6 +191,11 @@ def in_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Hidden:
     return torch.empty(shape, dtype=dtype)
 
 
+def make_beside(hidden: Hidden, shape: tuple[int, ...], dtype: torch.dtype) -> Hidden:
+    """Room for more hidden states where some are. Raises as a new `Spool`."""
+    return in_memory(shape, dtype) if isinstance(hidden, torch.Tensor) else hidden.beside(shape, dtype)
+
+
 def is_spooled(hidden_bytes: int, copies: int, max_ram_bytes: int | None) -> bool:
     """True if hidden states of which there are so many copies lie in files."""
     return max_ram_bytes is not None and copies * hidden_bytes > max_ram_bytes
@@ -196,12 +210,7 @@ def plan_spool(
     if how == "plain" or (how == "auto" and (room_bytes is None or plain <= room_bytes)):
         return plain, False
     share = 1 - (1 - SHARES.get(dtype, SHARE)) / dtype.itemsize
-    return samples * in_pages(math.ceil(sample_bytes * share)), True
-
-
-def in_pages(size_bytes: int) -> int:
-    """What a file takes for so many bytes."""
-    return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+    return samples * whole_blocks(math.ceil(sample_bytes * share)), True
 
 
 def _bytes_of(values: torch.Tensor) -> NDArray[np.uint8]:

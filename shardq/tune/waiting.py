@@ -1,12 +1,12 @@
 """Bytes that are here before there is room for them in memory: a file without a name."""
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardq.files.atomic import pread_exact, preallocate, pwrite_all, writing
+from shardq.files.nameless import open_nameless
 
 
 class WaitingRoom:
@@ -15,8 +15,7 @@ class WaitingRoom:
     def __init__(self, folder: Path, size_bytes: int) -> None:
         """Raises DiskFull, NotWritable."""
         self._what = f"{folder.name}: pieces of the next block"
-        with writing(folder):  # the file is open for as long as the room is held, which no `with` can say
-            self._file = tempfile.TemporaryFile(dir=folder, prefix=".block.", suffix=".tmp")  # noqa: SIM115
+        self._file = open_nameless(folder, "block")
         preallocate(self._file.fileno(), size_bytes, self._what)
 
     def put(self, data: NDArray[np.uint8], offset: int) -> None:

@@ -18,11 +18,12 @@ pytest.importorskip("transformers", reason="block mode needs transformers")
 from shardq import quantize
 from shardq.cli import _tuning
 from shardq.cli.group import commands
-from shardq.errors import BadOption, BadTuned, RecipeChanged
+from shardq.errors import BadOption, BadTuned, BudgetTooSmall, RecipeChanged
 from shardq.headers import read_checkpoint
 from shardq.importance_files import DataKind, Provenance, write_importance
 from shardq.kernels import load
 from shardq.layouts import find_layout
+from shardq.limits import SpoolAs
 from shardq.measured import Measured, read_measured, write_measured
 from shardq.mixing import mix
 from shardq.mixture_file import parse_options
@@ -34,8 +35,7 @@ from shardq.tune.backward import block_gradients, head_gradients, pass_blocks
 from shardq.tune.blocks import BlockModel
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.sensitivity import Measuring, damages_of, label_loss, measure_damages
-from shardq.tune.settings import SpoolAs
-from shardq.tune.spool import Spooling
+from shardq.tune.spool import Spooling, Taken, plan_spool
 from shardq.tune.subjects import find_subjects
 
 with pytest.MonkeyPatch.context() as patch:
@@ -173,6 +173,35 @@ def test_figures_come_back_from_their_file(name: str, folders: dict[str, Path], 
     nearest = measure_damages(source, _recipe(), replace(MEASURING, searched=False), tmp_path / "nearest.json")
     assert (found.data, found.searched, nearest.searched) == ("random ids", True, False)
     assert sum(d[0] for d in found.damages.values()) < 0.95 * sum(d[0] for d in nearest.damages.values())
+
+
+def test_inputs_in_files_take_no_more_disk_than_is_allowed(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the disk has free: compressed where that is needed, or refused before a block is read."""
+    source, measuring = open_source(str(folders["llama"])), replace(MEASURING, data=replace(DATA, seqlen=128))
+    plain = measure_damages(source, _recipe(), measuring, tmp_path / "memory.json")
+    sample_bytes, samples = 128 * 64 * 4, (3 + 2) * DATA.nsamples  # before three blocks, behind them, and gradients
+    least, _ = plan_spool(samples, sample_bytes, torch.float32, "zstd", None)
+    taken: list[int] = []
+    real = Taken.add
+
+    def note(own: Taken, more_bytes: int) -> None:
+        real(own, more_bytes)
+        taken.append(own.bytes)
+
+    monkeypatch.setattr(Taken, "add", note)
+
+    def measure(most: int) -> Measured:
+        path = tmp_path / f"{most}.json"
+        return measure_damages(source, _recipe(), measuring, path, max_ram_bytes=sample_bytes, max_disk_bytes=most)
+
+    assert least < samples * sample_bytes
+    assert measure(least) == plain
+    assert 0 < max(taken) <= least
+    with pytest.raises(BudgetTooSmall, match=f"--max-disk leaves {least - 1} bytes"):
+        measure(least - 1)
+    assert {p.name for p in tmp_path.iterdir()} == {"memory.json", f"{least}.json"}
 
 
 def test_figures_are_for_the_algorithm_and_its_data() -> None:
@@ -331,6 +360,19 @@ def test_quantize_measures_its_own_scales(folders: dict[str, Path], tmp_path: Pa
     mixed = mix(open_source(str(folders["llama"])), recipe, OPTIONS, 4.5, measured=measured)
     assert mixed.text == (tmp_path / "out.layers.toml").read_text()
     assert "geometric mean with scores" in mixed.text
+
+
+@pytest.mark.usefixtures("in_one_process")
+@pytest.mark.parametrize("words", [("tune", *WORDS), ("quantize", *CALIBRATED)], ids=["tune", "quantize"])
+def test_measuring_keeps_to_the_disk_of_the_command(
+    words: tuple[str, ...], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    _flat_importance(folders["llama"], tmp_path / "out.importance.safetensors")
+    limits = ("--max-ram", "66k", "--max-disk", "1000")
+    made = _run(words[0], folders["llama"], *words[1:], *limits, "-o", tmp_path / "out")
+    assert made.exit_code == BudgetTooSmall.exit_code
+    assert "--max-disk leaves 1000 bytes" in made.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"out.importance.safetensors"}
 
 
 @pytest.mark.usefixtures("in_one_process")

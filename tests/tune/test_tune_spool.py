@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import json
 import os
 import shutil
 from collections import namedtuple
@@ -16,9 +17,14 @@ from click.testing import CliRunner
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
-from shardq.api import collect_statistics
+from shardq.api import collect_statistics, evaluate, quantize
+from shardq.cli import _statistics
+from shardq.cli._console import Console
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BudgetTooSmall, DiskFull
+from shardq.files.direct import BLOCK_BYTES
+from shardq.limits import Limits, SpoolAs
+from shardq.logs import LogConfig
 from shardq.plans import make_plan
 from shardq.recipe import make_recipe
 from shardq.sources import open_source
@@ -27,8 +33,8 @@ from shardq.tune.blocks import BlockModel
 from shardq.tune.disk import OTHER_BYTES, codes_bytes
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
-from shardq.tune.settings import AwqOptions, ComputeOptions, SignRoundOptions, SpoolAs
-from shardq.tune.spool import PAGE_BYTES, Spool, Spooling, Taken, plan_spool
+from shardq.tune.settings import AwqOptions, ComputeOptions, SignRoundOptions
+from shardq.tune.spool import Spool, Spooling, Taken, plan_spool
 from shardq.tune.subjects import find_subjects
 
 with pytest.MonkeyPatch.context() as patch:
@@ -37,6 +43,7 @@ with pytest.MonkeyPatch.context() as patch:
 
 SAMPLES, TOKENS, WIDTH = 6, 128, 64
 ONE_SAMPLE = TOKENS * WIDTH * 4
+FILES: tuple[SpoolAs, ...] = ("plain", "zstd")
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -94,7 +101,7 @@ def test_compressed_ones_take_less_of_the_disk(dtype: torch.dtype, most: float, 
     made = Spool(tmp_path, tuple(kept.shape), dtype, packed=True, taken=taken)
     made[:] = kept
     os.fsync(made._file.fileno())
-    assert _allocated(made) <= taken.bytes + PAGE_BYTES <= most * kept.nbytes
+    assert _allocated(made) <= taken.bytes + BLOCK_BYTES <= most * kept.nbytes
     expected, packed = plan_spool(4, kept.nbytes // 4, dtype, "zstd", None)
     assert packed
     assert taken.bytes <= expected < kept.nbytes
@@ -154,11 +161,12 @@ def test_auto_compresses_where_there_is_no_room_else(
 
     assert make(None) == make(whole) == [False] * 2
     assert make(whole - 1) == make(None, free=whole - 1) == make(None, "zstd") == [True] * 2
-    for how, most in (("auto", whole // 2), ("zstd", whole // 2), ("plain", whole - 1)):
+    too_small: dict[SpoolAs, int] = {"auto": whole // 2, "zstd": whole // 2, "plain": whole - 1}
+    for how, most in too_small.items():
         with pytest.raises(BudgetTooSmall, match=f"--max-disk leaves {most} bytes"):
-            make(most, how)  # type: ignore[arg-type]
+            make(most, how)
         with pytest.raises(DiskFull, match=f"has {most} free"):
-            make(None, how, most)  # type: ignore[arg-type]
+            make(None, how, most)
     with pytest.raises(BudgetTooSmall, match="one sample's hidden states take"):
         Spooling(tmp_path, sample - 1).make(shape, dtype, 2)
     assert isinstance(Spooling(tmp_path, whole).make(shape, dtype, 2), torch.Tensor)
@@ -195,9 +203,9 @@ def test_codes_are_the_same_wherever_hidden_states_lie(
 ) -> None:
     in_memory = _tune(folder, tmp_path / "memory", _options(algorithm, enable_quanted_input=quanted))
     assert not kinds
-    for how in ("plain", "zstd"):
+    for how in FILES:
         kinds.clear()
-        options = _options(algorithm, how, enable_quanted_input=quanted)  # type: ignore[arg-type]
+        options = _options(algorithm, how, enable_quanted_input=quanted)
         assert _tune(folder, tmp_path / how, options, ONE_SAMPLE) == in_memory
         assert kinds == [how == "zstd"] * chains
 
@@ -254,9 +262,11 @@ def test_statistics_are_the_same(folder: Path, tmp_path: Path, kinds: list[bool]
         ).modules  # fmt: skip
 
     in_memory = collect("auto", None, None)
-    for how, disk, packed in (("plain", None, False), ("zstd", None, True), ("auto", SAMPLES * ONE_SAMPLE - 1, True)):
+    cases: dict[SpoolAs, tuple[int | None, bool]]
+    cases = {"plain": (None, False), "zstd": (None, True), "auto": (SAMPLES * ONE_SAMPLE - 1, True)}
+    for how, (disk, packed) in cases.items():
         kinds.clear()
-        found = collect(how, ONE_SAMPLE, disk)  # type: ignore[arg-type]
+        found = collect(how, ONE_SAMPLE, disk)
         assert kinds == [packed]
         assert all(np.array_equal(found[n].squares, own.squares) for n, own in in_memory.items())
     with pytest.raises(BudgetTooSmall, match="--max-disk leaves 1000 bytes"):
@@ -265,6 +275,52 @@ def test_statistics_are_the_same(folder: Path, tmp_path: Path, kinds: list[bool]
         collect("best", None, None)  # type: ignore[arg-type]
     with pytest.raises(BadOption, match="--spool"):
         ComputeOptions(spool="best")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Something to judge, made of the model."""
+    out = tmp_path_factory.mktemp("results") / "out"
+    quantize(folder, make_recipe("W3A16G32", layout="fake"), output_dir=out, limits=Limits(parallel=1))
+    return out
+
+
+TEXT = " ".join(str(i * i % 89) for i in range(SAMPLES * TOKENS))
+
+
+def test_evaluations_are_the_same(
+    folder: Path, result: Path, tmp_path: Path, kinds: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models share the limits, and a window of each is in memory."""
+    whole = 2 * SAMPLES * ONE_SAMPLE
+
+    def judge(how: SpoolAs, *limits: int | None, reference: Path | None = folder) -> Any:
+        ram, disk = limits
+        return evaluate(
+            result, TEXT, reference=reference, windows=SAMPLES, seqlen=TOKENS, dtype="float32", folder=tmp_path,
+            max_ram_bytes=ram, max_disk_bytes=disk, spool=how,
+        )  # fmt: skip
+
+    in_memory, alone = judge("auto", whole, None), judge("auto", None, None, reference=None)
+    assert not kinds
+    assert in_memory.distance.kl > 0
+    read: list[int] = []
+    _read_once(read, monkeypatch)
+    cases: tuple[tuple[SpoolAs, int | None, bool], ...]
+    cases = ("plain", whole, False), ("zstd", None, True), ("auto", whole, False), ("auto", whole - 1, True)
+    for how, disk, packed in cases:
+        kinds.clear()
+        assert judge(how, whole - 1, disk) == in_memory
+        assert kinds == [packed] * 2
+    kinds.clear()
+    assert judge("auto", ONE_SAMPLE, whole // 2, reference=None) == alone
+    assert kinds == [False]
+    assert max(read) == 1
+    with pytest.raises(BudgetTooSmall, match=f"--max-disk leaves {whole - 1} bytes"):
+        judge("plain", ONE_SAMPLE, whole - 1)
+    with pytest.raises(BadOption, match="--spool 'best'"):
+        judge("best", None, None)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -287,3 +343,42 @@ def test_command_of_statistics(folder: Path, tmp_path: Path, runner: CliRunner, 
     result = runner.invoke(commands, [*words, "c.safetensors", *limits[:2], "--max-disk", "1000"])
     assert result.exit_code == BudgetTooSmall.exit_code
     assert {p.name for p in tmp_path.iterdir()} == {f"{name}.importance.safetensors" for name in "ab"}
+
+
+def test_command_of_evaluation(
+    folder: Path, result: Path, tmp_path: Path, runner: CliRunner, kinds: list[bool]
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    words = ["eval", str(result), "--ref", str(folder), "--text", "text.txt", "--windows", str(SAMPLES), "--seqlen"]
+    words += [str(TOKENS), "--dtype", "float32", "--json", "-q"]
+    limits = ["--max-ram", str(ONE_SAMPLE), "--spool", "zstd", "--max-disk"]
+    in_memory, filed = runner.invoke(commands, words), runner.invoke(commands, [*words, *limits, "1M"])
+    assert (in_memory.exit_code, filed.exit_code) == (0, 0), filed.output
+    assert kinds == [True] * 2
+    assert in_memory.stdout == filed.stdout
+    refused = runner.invoke(commands, [*words, *limits, "1000"])
+    assert refused.exit_code == BudgetTooSmall.exit_code
+    assert {p.name for p in tmp_path.iterdir()} == {"text.txt"}
+
+
+def test_calibration_keeps_to_the_limits_of_the_run(
+    folder: Path, tmp_path: Path, runner: CliRunner, kinds: list[bool]
+) -> None:
+    """16 samples of 512 tokens, with their statistics made here and by the command, which has a process for them."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(
+        "\n".join(json.dumps({"text": " ".join(str(i * j % 89) for i in range(512))}) for j in range(1, 17))
+    )
+    made = [tmp_path / name for name in ("a.importance.safetensors", "b.importance.safetensors")]
+    console = Console(as_json=False, verbose=False, quiet=True, log=LogConfig("WARNING", None))
+    for path, limits in zip(made, (Limits(), Limits(max_ram_bytes=512 * WIDTH * 4)), strict=True):
+        told = _statistics._write(console, str(folder), None, str(texts), None, path, limits, "zstd")
+        assert "from 8192 tokens" in told
+    assert kinds == [True]
+    assert made[0].read_bytes() == made[1].read_bytes()
+    words = ["quantize", str(folder), "--group-size", "32", "-o", "c", "--max-ram", "150k", "--max-disk", "1000"]
+    refused = runner.invoke(commands, [*words, "--calibrate", str(texts), "--spool", "zstd"])
+    assert refused.exit_code == BudgetTooSmall.exit_code
+    assert "--max-disk leaves 1000 bytes" in refused.stderr
+    assert runner.invoke(commands, [*words, "--spool", "zstd"]).exit_code == BadOption.exit_code
+    assert {p.name for p in tmp_path.iterdir()} == {"texts.jsonl", *(path.name for path in made)}

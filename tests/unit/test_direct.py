@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shardq.arena import PAGE_BYTES, Arena, reserve
+from shardq.arena import Arena, reserve
 from shardq.files import direct
 from shardq.files.direct import (
     BLOCK_BYTES,
@@ -23,7 +23,9 @@ from shardq.files.direct import (
     aligned_bytes,
     whole_blocks,
 )
-from shardq.slabs import open_slab
+from shardq.slabs import DiskSlab, open_slab
+from shardq.source_bytes import SourceBytes
+from shardq.tasks import Workplace
 
 SIZE = 6 << 20
 FLAG = getattr(os, "O_DIRECT", 0)
@@ -258,14 +260,33 @@ def test_tiles_from_the_disk_are_those_of_the_file(fd: int, begin: int, alignmen
             assert tile.ctypes.data % alignment == 0
 
 
+def test_only_what_was_fetched_is_read_past_the_cache(tmp_path: Path) -> None:
+    """A folder beside that of downloads is another one, even if its name begins as that one's does."""
+    paths = {name: tmp_path / name for name in ("src/a", "src/deep/a", "src2/a", "src.old/a", "a")}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(8))
+
+    def fetched(folder: str) -> list[str]:
+        place = Workplace({name: str(path) for name, path in paths.items()}, (), True, None, folder)
+        source, found = SourceBytes(place, DirectDisk()), []
+        for name in paths:
+            with source.open(name, 0, 8, np.empty(8, np.uint8), 1, "x") as slab:
+                found += [name] if isinstance(slab, DiskSlab) else []
+        return found
+
+    assert fetched(f"{tmp_path}/src") == fetched(f"{tmp_path}/src/") == ["src/a", "src/deep/a"]
+    assert fetched("") == []
+
+
 @pytest.mark.parametrize("offset", [0, 8, 100, 4092, 12_345_678])
 def test_arrays_lie_in_memory_as_in_their_file(offset: int) -> None:
     """Where their elements do; what is taken behind them is aligned as ever."""
     arena = Arena()
-    arena.reset(reserve(((1,), np.uint8), ((77,), np.float16), ((10,), np.float64)) + PAGE_BYTES)
+    arena.reset(reserve(((1,), np.uint8), ((77,), np.float16), ((10,), np.float64)) + BLOCK_BYTES)
     arena.take((1,), np.uint8)
     array, behind = arena.take((77,), np.float16, offset), arena.take((10,), np.float64)
-    assert (array.ctypes.data - offset) % PAGE_BYTES == 0
+    assert (array.ctypes.data - offset) % BLOCK_BYTES == 0
     assert behind.ctypes.data % 64 == 0
     assert behind.ctypes.data >= array.ctypes.data + array.nbytes
     assert arena.take((0,), np.float64, offset + 1).flags.aligned
