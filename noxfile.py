@@ -8,6 +8,7 @@ import nox
 
 nox.options.sessions = ["lint", "type", "test"]
 TORCH = "torch==2.13.0"
+ON_ALL_CORES = ("-n", "logical", "--dist", "loadfile")  # one file of tests at a time on each
 
 
 @nox.session(venv_backend="none")
@@ -45,7 +46,7 @@ def test(session: nox.Session) -> None:
     """The whole test suite against an ordinary install."""
     session.install(TORCH)
     session.install(".[test]")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *ON_ALL_CORES, *session.posargs)
 
 
 @nox.session
