@@ -20,6 +20,8 @@ inline Target find_target(Reals w, const Coding& c, Reals top) {
     }
 }
 
+constexpr int64_t kPullsKept = 256;  // groups of a row whose sums wait on the stack, 64 kB, and are not made again
+
 // Sums over a group, of its pattern p and target t.
 struct Pull {
     Reals square, product;  // of v * p * p and v * p * t
@@ -104,10 +106,12 @@ inline void center_strip(const Weights& w, const Centering& c, int64_t row, cons
         return Coding{load_groups(scales, row, k, groups, lanes), load_groups(offsets, row, k, groups, lanes)};
     };
     Reals error = {}, stiffness = {}, drift = {};
+    Pull kept[kPullsKept];
     for (int64_t k = 0; k < groups; k++) {
         GroupRows<T> g = group_at(k);
         const Reals old = load_groups(numbers, row, k, groups, lanes);
         const Pull p = find_pull<T, kRule>(g, c, k * c.group, coding_at(k), top, s);
+        if (k < kPullsKept) kept[k] = p;
         error += old * p.shift - p.aim;
         stiffness += p.square > 0.0f ? p.shift * (p.shift / p.square) : Reals{};
         drift += p.square > 0.0f ? p.shift * (p.product / p.square - old) : Reals{};
@@ -119,7 +123,7 @@ inline void center_strip(const Weights& w, const Centering& c, int64_t row, cons
         GroupRows<T> g = group_at(k);
         const Coding coding = coding_at(k);
         const Reals old = load_groups(numbers, row, k, groups, lanes);
-        const Pull p = find_pull<T, kRule>(g, c, k * c.group, coding, top, s);
+        const Pull p = k < kPullsKept ? kept[k] : find_pull<T, kRule>(g, c, k * c.group, coding, top, s);
         const Reals moved = stored_lanes((p.product - force * p.shift) / p.square, c.format);
         const Reals chosen = allowed_move<kRule>(moved, old, c.least);
         const Moved m = compare_moved<T, kRule>(g, c, k * c.group, coding, old, chosen, top, s);

@@ -162,7 +162,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(plain: Path, tmp_path: 
     more: list[Progress] = []
     again = shardq.quantize("demo", recipe, output_dir=tmp_path / "again", limits=INLINE, report=more.append).output
     replacing = [t for t in plan.tasks if any(p.replaced for p in getattr(t, "pieces", ()))]
-    assert more[-1].resumed_bytes >= sum(t.source_bytes for t in plan.tasks[:-1])
+    left_bytes = sum(t.source_bytes for t in plan.tasks) - more[-1].resumed_bytes
+    assert left_bytes in {t.source_bytes for t in plan.tasks}  # of any shard: they come as they are ready
     assert replacing
     for path in whole.glob("*.safetensors"):
         assert (again / path.name).read_bytes() == path.read_bytes()
