@@ -35,10 +35,10 @@ INTEGERS: Final = ("W2A16G64", "W3A16G64", "W4A16G64", "W8A16G64")
 AUTO_ROUND: Final = ("--format", "auto_round")
 SINGLE: Final = ("--target", "transformers")  # no server that runs q, k and v as one, so that they may differ
 MLX: Final = ("--format", "mlx", "--target", "mlx", "--ignore", "model.embed_tokens")
-# In MLX a uniform scheme has just the size of the target; elsewhere one lies on either side.
+# In MLX a uniform scheme has just the size of the target; elsewhere the nearest ones lie on either side.
 CASES: Final[Mapping[str, Case]] = {
-    "fused 3.5": Case(3.5, AUTO_ROUND, INTEGERS, ("W3A16G64", "W4A16G64"), 0.8),
-    "single 3.5": Case(3.5, (*AUTO_ROUND, *SINGLE), INTEGERS, ("W3A16G64", "W4A16G64"), 0.8),
+    "fused 3.5": Case(3.5, AUTO_ROUND, INTEGERS, ("W3A16G64", "W3A16G32"), 0.8),
+    "single 3.5": Case(3.5, (*AUTO_ROUND, *SINGLE), INTEGERS, ("W3A16G64", "W3A16G32"), 0.8),
     "MLX 3.5": Case(3.5, MLX, INTEGERS, ("W3A16G64",), 0.8),
     "fused 4.5": Case(4.5, AUTO_ROUND, INTEGERS, ("W4A16G64", "W4A16G32")),
     "MLX 4.5": Case(4.5, MLX, INTEGERS, ("W4A16G64",)),
