@@ -60,6 +60,7 @@ SEARCHED = (  # with importance, and the search that is best for each
 CENTERED = (
     "W2A16G32@auto_round",
     "W4A16@auto_round",
+    "W4A16_ASYM@auto_round",
     "4BIT@mlx",
     "NVFP4A16@compressed-tensors",
 )  # with means of inputs
