@@ -33,23 +33,25 @@ class CenteringKernels(Protocol):
         are those with the zero point 2^(bits-1).
 
         Inputs x have the mean m (`means` [cols], finite) and, each column for itself, the variance v (`spread` [cols],
-        finite, from 0 up). A row's expected squared error is then sum v * e^2 + (sum m * e)^2. Codes stay, and the
-        error of a weight is e = n * p - t, n the number that moves, o the one it was:
+        finite, from 0 up). A row's expected squared error is then sum v * e^2 + (sum m * e)^2. Codes stay. Of a weight
+        w, the number that moves is multiplied by p, and r is left under the one that it was, o:
 
-            zero: p = level(w / s, -z, top - z); t = w; n for the scale s, z the zero point
-            bias: p = 1; t = w - s * level((w - b) / s, 0, top); n for the bias b
+            zero: p = level(w / s, -z, top - z); r = w - s*p; o is the scale s, z the zero point
+            bias: p = 1; r = (w - s * level((w - b) / s, 0, top)) - b; o is the bias b
 
-        The numbers that make this least:
+        The numbers n that make this least:
 
-            A = sum (v*p)*p; B = sum (v*p)*t; M = sum m*p; P = sum m*t, each over a group
-            error = sum (o*M - P); stiffness = sum M*(M/A); drift = sum M*(B/A - o), over the groups with A > 0 (the
-                first over all), in order; force = (error + drift) / (1 + stiffness)
-            n = (B - force*M) / A, rounded to the format `scale`, half to even; o where that is not finite, and as a
+            A = sum (v*p)*p; B = sum (v*p)*r; C = sum (v*r)*r; M = sum m*p; R = sum m*r, each over a group
+            error = sum R; stiffness = sum M*(M/A); drift = sum M*(B/A), over the groups with A > 0 (the first over
+                all), in order; force = (error - drift) / (1 + stiffness)
+            n = o + (B + force*M) / A, rounded to the format `scale`, half to even; o where that is not finite, and as a
                 scale where it is below `least`, or of the other sign
 
-        All arithmetic is fp32, each operation rounded once; sums over groups as in search_int. A row's numbers are n if
-        (sum v*(t - n*p)^2) + (sum (n*M - P))^2 is below the same under o, else o, as where anything is NaN. losses
-        [rows, 2] of search_affine: the second of a row that moved becomes sum importance*(t - n*p)^2 (None: 1).
+        All arithmetic is fp32, each operation rounded once; sums over groups as in search_int. With d = n - o, a row's
+        numbers are n if sum (C + d*(d*A - (B+B))) + (error - sum d*M)^2 is below sum C + error^2, sums of groups in
+        order, else o, as where anything is NaN. losses [rows, 2] of search_affine: the second of a row that moved
+        becomes the sum of G + d*(d*E - (F+F)), or of 0 where that is not above 0: E, F and G are A, B and C with the
+        importance (None: 1) in place of v.
         Source: the normal equations of one number a group, whose matrix is a diagonal and M M^T (Sherman-Morrison).
         """
         ...

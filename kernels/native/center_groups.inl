@@ -6,76 +6,65 @@ struct Coding {
     Reals scale, offset;
 };
 
-// What moves is the factor of `pattern`, which comes to `target` as near as it may.
-struct Target {
-    Reals pattern, target;
+// What the number that moves is multiplied by, and what is left of a weight as it is.
+struct Pattern {
+    Reals factor, rest;
 };
 
 template <DecodingRule kRule>
-inline Target find_target(Reals w, const Coding& c, Reals top) {
+inline Pattern find_pattern(Reals w, const Coding& c, Reals top) {
     if constexpr (kRule == DecodingRule::Zero) {
-        return {level_of(w / c.scale, -c.offset, top - c.offset), w};
+        const Reals p = level_of(w / c.scale, -c.offset, top - c.offset);
+        return {p, w - c.scale * p};
     } else {
-        return {all_lanes(1.0f), w - c.scale * level_of((w - c.offset) / c.scale, Reals{}, top)};
+        return {all_lanes(1.0f), (w - c.scale * level_of((w - c.offset) / c.scale, Reals{}, top)) - c.offset};
     }
 }
 
-constexpr int64_t kPullsKept = 256;  // groups of a row whose sums wait on the stack, 64 kB, and are not made again
+// Sums over a group of which its squared error is made under a number that moved.
+struct Parts {
+    Reals squares, products, errors;
 
-// Sums over a group, of its pattern p and target t.
-struct Pull {
-    Reals square, product;  // of v * p * p and v * p * t
-    Reals shift, aim;       // of m * p and m * t
+    void add(Reals weight, const Pattern& x) {
+        const Reals p = weight * x.factor;
+        squares += p * x.factor;
+        products += p * x.rest;
+        errors += (weight * x.rest) * x.rest;
+    }
+    void add(const Parts& other) {
+        squares += other.squares;
+        products += other.products;
+        errors += other.errors;
+    }
+    Reals after(Reals step) const { return errors + step * (step * squares - (products + products)); }
 };
+
+struct Pull {
+    Parts by_spread, by_importance;
+    Reals shift, rest;  // of m * p and m * r
+};
+
+constexpr int64_t kPullsKept = 256;  // groups of a row whose sums wait on the stack, 128 kB, and are not made again
 
 template <class T, DecodingRule kRule>
 inline Pull find_pull(GroupRows<T>& g, const Centering& c, int64_t at, const Coding& coding, Reals top, Strip& s) {
     Pull all = {};
     for (int64_t chunk = 0; chunk < g.chunks(); chunk++) {
         const int64_t cols = take_chunk<T>(g, chunk, s);
-        const float *spread = c.spread + at + chunk * kChunk, *means = c.means + at + chunk * kChunk;
+        const int64_t begin = at + chunk * kChunk;
         Pull sum = {};
         for (int64_t j = 0; j < cols; j++) {
-            const Target x = find_target<kRule>(load_lanes(s.w + j * kStrip), coding, top);
-            const Reals vp = all_lanes(spread[j]) * x.pattern, m = all_lanes(means[j]);
-            sum.square += vp * x.pattern;
-            sum.product += vp * x.target;
-            sum.shift += m * x.pattern;
-            sum.aim += m * x.target;
+            const Pattern x = find_pattern<kRule>(load_lanes(s.w + j * kStrip), coding, top);
+            const Reals m = all_lanes(c.means[begin + j]);
+            sum.by_spread.add(all_lanes(c.spread[begin + j]), x);
+            sum.by_importance.add(all_lanes(c.importance == nullptr ? 1.0f : c.importance[begin + j]), x);
+            sum.shift += m * x.factor;
+            sum.rest += m * x.rest;
         }
-        all.square += sum.square;
-        all.product += sum.product;
+        all.by_spread.add(sum.by_spread);
+        all.by_importance.add(sum.by_importance);
         all.shift += sum.shift;
-        all.aim += sum.aim;
-    }
-    return all;
-}
-
-// Errors of a group with the codes that it has: weighed by v under both numbers, by the importance under the second.
-struct Moved {
-    Reals before, after, lost;
-};
-
-template <class T, DecodingRule kRule>
-inline Moved compare_moved(GroupRows<T>& g, const Centering& c, int64_t at, const Coding& coding, Reals first,
-                           Reals second, Reals top, Strip& s) {
-    Moved all = {};
-    for (int64_t chunk = 0; chunk < g.chunks(); chunk++) {
-        const int64_t cols = take_chunk<T>(g, chunk, s);
-        const int64_t begin = at + chunk * kChunk;
-        Moved sum = {};
-        for (int64_t j = 0; j < cols; j++) {
-            const Target x = find_target<kRule>(load_lanes(s.w + j * kStrip), coding, top);
-            const Reals one = x.target - first * x.pattern, other = x.target - second * x.pattern;
-            const Reals v = all_lanes(c.spread[begin + j]);
-            const Reals e = all_lanes(c.importance == nullptr ? 1.0f : c.importance[begin + j]);
-            sum.before += (one * one) * v;
-            sum.after += (other * other) * v;
-            sum.lost += (other * other) * e;
-        }
-        all.before += sum.before;
-        all.after += sum.after;
-        all.lost += sum.lost;
+        all.rest += sum.rest;
     }
     return all;
 }
@@ -105,36 +94,38 @@ inline void center_strip(const Weights& w, const Centering& c, int64_t row, cons
     const auto coding_at = [&](int64_t k) {
         return Coding{load_groups(scales, row, k, groups, lanes), load_groups(offsets, row, k, groups, lanes)};
     };
+    const auto pull_at = [&](int64_t k) {
+        GroupRows<T> g = group_at(k);
+        return find_pull<T, kRule>(g, c, k * c.group, coding_at(k), top, s);
+    };
     Reals error = {}, stiffness = {}, drift = {};
     Pull kept[kPullsKept];
     for (int64_t k = 0; k < groups; k++) {
-        GroupRows<T> g = group_at(k);
-        const Reals old = load_groups(numbers, row, k, groups, lanes);
-        const Pull p = find_pull<T, kRule>(g, c, k * c.group, coding_at(k), top, s);
+        const Pull p = pull_at(k);
+        const Reals square = p.by_spread.squares;
         if (k < kPullsKept) kept[k] = p;
-        error += old * p.shift - p.aim;
-        stiffness += p.square > 0.0f ? p.shift * (p.shift / p.square) : Reals{};
-        drift += p.square > 0.0f ? p.shift * (p.product / p.square - old) : Reals{};
+        error += p.rest;
+        stiffness += square > 0.0f ? p.shift * (p.shift / square) : Reals{};
+        drift += square > 0.0f ? p.shift * (p.by_spread.products / square) : Reals{};
     }
-    const Reals force = (error + drift) / (1.0f + stiffness);
-    Reals before = {}, after = {}, left = {};
+    const Reals force = (error - drift) / (1.0f + stiffness);
+    Reals before = {}, after = {}, way = {};
     double lost[kStrip] = {};
     for (int64_t k = 0; k < groups; k++) {
-        GroupRows<T> g = group_at(k);
-        const Coding coding = coding_at(k);
+        const Pull p = k < kPullsKept ? kept[k] : pull_at(k);
         const Reals old = load_groups(numbers, row, k, groups, lanes);
-        const Pull p = k < kPullsKept ? kept[k] : find_pull<T, kRule>(g, c, k * c.group, coding, top, s);
-        const Reals moved = stored_lanes((p.product - force * p.shift) / p.square, c.format);
-        const Reals chosen = allowed_move<kRule>(moved, old, c.least);
-        const Moved m = compare_moved<T, kRule>(g, c, k * c.group, coding, old, chosen, top, s);
-        before += m.before;
-        after += m.after;
-        left += chosen * p.shift - p.aim;
+        const Reals moved = old + (p.by_spread.products + force * p.shift) / p.by_spread.squares;
+        const Reals chosen = allowed_move<kRule>(stored_lanes(moved, c.format), old, c.least);
+        const Reals step = chosen - old, loss = p.by_importance.after(step);
+        before += p.by_spread.errors;
+        after += p.by_spread.after(step);
+        way += step * p.shift;
         store_groups(out, row, k, groups, lanes, chosen);
         alignas(64) float each[kStrip];
-        store_lanes(each, m.lost);
+        store_lanes(each, loss > 0.0f ? loss : Reals{});
         for (int i = 0; i < lanes; i++) lost[i] += static_cast<double>(each[i]);
     }
+    const Reals left = error - way;
     alignas(64) float old_sum[kStrip], new_sum[kStrip];
     store_lanes(old_sum, before + error * error);
     store_lanes(new_sum, after + left * left);

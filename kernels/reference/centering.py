@@ -39,25 +39,41 @@ def center(
     """See KernelSet.center_groups; `inputs` are the `columns`."""
     spread, means = inputs
     old = line.scale if rule == "zero" else line.low
-    p, t = _targets(g, line, float((1 << bits) - 1), rule)
-    square, product = g.sum((spread * p) * p), g.sum((spread * p) * t)
-    shift, aim = g.sum(means * p), g.sum(means * t)
-    any_code, zero = square > 0, torch.zeros_like(square)
-    error = _added(old * shift - aim)
-    stiffness = _added(torch.where(any_code, shift * (shift / square), zero))
-    drift = _added(torch.where(any_code, shift * (product / square - old), zero))
-    force = (error + drift) / (1.0 + stiffness)
-    new = stored((product - force[:, None] * shift) / square, scale)
+    p, r = _patterns(g, line, float((1 << bits) - 1), rule)
+    shift, rest = g.sum(means * p), g.sum(means * r)
+    by_spread = _parts(g, spread, p, r)
+    a, b = by_spread.squares, by_spread.products
+    any_code, zero = a > 0, torch.zeros_like(a)
+    error = _added(rest)
+    stiffness = _added(torch.where(any_code, shift * (shift / a), zero))
+    drift = _added(torch.where(any_code, shift * (b / a), zero))
+    force = (error - drift) / (1.0 + stiffness)
+    new = stored(old + (b + force[:, None] * shift) / a, scale)
     allowed = new.isfinite()
     if rule == "zero":
         allowed &= (new.abs() >= least) & (new.signbit() == old.signbit())
     new = torch.where(allowed, new, old)
-    one, other = t - old[..., None] * p, t - new[..., None] * p
-    left = _added(new * shift - aim)
-    before = _added(g.sum((one * one) * spread)) + error * error
-    after = _added(g.sum((other * other) * spread)) + left * left
-    moved = after < before
-    return Centered(torch.where(moved[:, None], new, old), moved, g.sum((other * other) * g.e))
+    left = error - _added((new - old) * shift)
+    moved = _added(by_spread.after(new - old)) + left * left < _added(by_spread.errors) + error * error
+    lost = _parts(g, g.e, p, r).after(new - old)
+    return Centered(torch.where(moved[:, None], new, old), moved, torch.where(lost > 0, lost, zero))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Sums over groups [rows, G], of which the squared error is made under a number that moved."""
+
+    squares: torch.Tensor  # of patterns
+    products: torch.Tensor  # of patterns and what is left of weights
+    errors: torch.Tensor  # of what is left: the squared error before
+
+    def after(self, step: torch.Tensor) -> torch.Tensor:
+        """The squared error once numbers moved by `step` [rows, G]."""
+        return self.errors + step * (step * self.squares - (self.products + self.products))
+
+
+def _parts(g: Groups, weights: torch.Tensor, p: torch.Tensor, r: torch.Tensor) -> _Parts:
+    return _Parts(g.sum((weights * p) * p), g.sum((weights * p) * r), g.sum((weights * r) * r))
 
 
 def center_ladder(
@@ -97,12 +113,13 @@ def _excess(g: Groups, element: str, scales: torch.Tensor) -> torch.Tensor:
     return size - steps * float_values(float_codes(quotient, form), form)
 
 
-def _targets(g: Groups, line: Line, top: float, rule: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the number that moves is multiplied by [rows, G, width], and what that should come to."""
+def _patterns(g: Groups, line: Line, top: float, rule: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the number that moves is multiplied by [rows, G, width], and what is left of weights as it is."""
     steps, low = line.scale[..., None], line.low[..., None]
     if rule == "zero":
-        return level(g.w / steps, -low, top - low), g.w
-    return torch.ones_like(g.w), g.w - steps * level((g.w - low) / steps, 0.0, top)
+        p = level(g.w / steps, -low, top - low)
+        return p, g.w - steps * p
+    return torch.ones_like(g.w), (g.w - steps * level((g.w - low) / steps, 0.0, top)) - low
 
 
 def _added(x: torch.Tensor) -> torch.Tensor:
