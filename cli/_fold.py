@@ -18,7 +18,7 @@ SHOWN: Final = 3  # reasons told before "and N more"
 
 def write_fold(console: Console, source: str, subfolder: str | None, recipe: "Recipe", path: Path) -> None:
     """Find the fold, and write it; a file that is there already is used as it is."""
-    from shardq import api
+    from shardq import quality
     from shardq.fold import write_fold as write
 
     if path.exists():
@@ -26,7 +26,7 @@ def write_fold(console: Console, source: str, subfolder: str | None, recipe: "Re
             click.echo(f"using the fold in {path}; delete it to find it again", err=True)
         return
     with tenths_progress(console, lambda done, of: f"looking for a fold: {show_share(done, of)}") as report:
-        found = api.find_fold(source, recipe, subfolder=subfolder, report=report)
+        found = quality.find_fold(source, recipe, subfolder=subfolder, report=report)
     write(path, found.fold)
     if console.quiet:
         return

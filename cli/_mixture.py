@@ -53,7 +53,7 @@ def write_mixture(
 ) -> None:  # fmt: skip
     """Choose, by what `measure` finds if that is given, and write the layer config; a file that is there already is
     used as it is."""
-    from shardq import api
+    from shardq import quality
     from shardq.files.atomic import write_atomic
     from shardq.headers import read_checkpoint
     from shardq.mixing import open_choice
@@ -66,7 +66,7 @@ def write_mixture(
     if measure:
         choice = open_choice(read_checkpoint(open_source(source, subfolder)), recipe, options)
         choice.check(target_bits, ignore_scale_bits)  # before the model is run
-    mixed = api.mix(
+    mixed = quality.mix(
         source, recipe, options=options, target_bits=target_bits, ignore_scale_bits=ignore_scale_bits,
         subfolder=subfolder, measured=measure() if measure else None,
     )  # fmt: skip

@@ -55,12 +55,12 @@ def _write(
     spool: "SpoolAs",
 ) -> str:  # fmt: skip
     """Make the file, and say what is in it."""
-    from shardq import api
+    from shardq import quality
     from shardq.tune.library import check_packages
 
     check_packages()
     with block_progress(console, "statistics") as report:
-        found = api.collect_statistics(
+        found = quality.collect_statistics(
             source, data=data, tokens=tokens, subfolder=subfolder, folder=path.parent,
             max_ram_bytes=limits.max_ram_bytes, max_disk_bytes=limits.max_disk_bytes, spool=spool, report=report,
         )  # fmt: skip

@@ -227,10 +227,10 @@ def _tune(
     console: Console, source: str, recipe: "Recipe", options: "TuneOptions", folder: str, subfolder: str | None,
     limits: "Limits", trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
-    from shardq import api
+    from shardq import quality
 
     with block_progress(console, "tuning") as report:
-        return api.tune_model(
+        return quality.tune_model(
             source, recipe, folder, options=options, subfolder=subfolder, max_ram_bytes=limits.max_ram_bytes,
             max_disk_bytes=limits.max_disk_bytes, trust_remote_code=trust_remote_code, report=report,
         )  # fmt: skip
@@ -240,10 +240,10 @@ def _measure(
     console: Console, source: str, recipe: "Recipe", path: str, schemes: str, options: "TuneOptions",
     subfolder: str | None, limits: "Limits", trust_remote_code: bool,
 ) -> "Measured":  # fmt: skip
-    from shardq import api
+    from shardq import quality
 
     with tenths_progress(console, lambda done, steps: f"measuring: step {done} of {steps}") as report:
-        return api.measure_damages(
+        return quality.measure_damages(
             source, recipe, path, options=schemes, tuning=options, subfolder=subfolder,
             max_ram_bytes=limits.max_ram_bytes, max_disk_bytes=limits.max_disk_bytes,
             trust_remote_code=trust_remote_code, report=report,

@@ -104,14 +104,14 @@ def _judge(
     console: Console, result: str, text: Path, reference: str | None, windows: int, seqlen: int, dtype: str,
     limits: "tuple[int | None, int | None, SpoolAs]", trust_remote_code: bool, subfolder: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    from shardq import api
+    from shardq import quality
     from shardq.files.atomic import reading
 
     with reading(text):
         content = text.read_text(encoding="utf-8")
     max_ram_bytes, max_disk_bytes, spool = limits
     with block_progress(console, "evaluation") as report:
-        found = api.evaluate(
+        found = quality.evaluate(
             result, content, reference=reference, windows=windows, seqlen=seqlen, dtype=dtype, subfolder=subfolder,
             max_ram_bytes=max_ram_bytes, max_disk_bytes=max_disk_bytes, spool=spool,
             trust_remote_code=trust_remote_code, report=report,

@@ -52,10 +52,10 @@ def score(
     GGUF files are compared under their own names of tensors, with a checkpoint of an architecture that shardq writes as
     GGUF, whose rows are brought into their order, or with another GGUF file of the model, as one in BF16.
     """
-    from shardq import api
+    from shardq import quality
 
     with tenths_progress(console, lambda done, count: f"compared {done} of {count} tensors") as report:
-        found = api.score(
+        found = quality.score(
             result,
             source,
             subfolder=subfolder,

@@ -66,12 +66,12 @@ def stats(
     The file is for `quantize --importance`, or with --format imatrix for llama.cpp, too. SOURCE may be quantized
     already. Needs shardq[tune].
     """
-    from shardq import api
+    from shardq import quality
 
     suffix = IMATRIX_SUFFIX if form == "imatrix" else SUFFIX
     path = output or Path(Path(source).name.partition("@")[0] + suffix)
     with block_progress(console, "statistics") as report:
-        found = api.collect_statistics(
+        found = quality.collect_statistics(
             source, data=data, tokens=tokens, seqlen=seqlen, seed=seed, experts=experts, dtype=dtype,
             subfolder=subfolder, folder=path.parent, max_ram_bytes=parse_size(max_ram, "--max-ram"),
             max_disk_bytes=parse_size(max_disk, "--max-disk"), spool=spool, trust_remote_code=trust_remote_code,

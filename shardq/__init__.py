@@ -15,12 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from shardq.api import (
         audit,
-        collect_statistics,
-        evaluate,
-        find_fold,
         inspect,
-        measure_damages,
-        mix,
         plan,
         plan_headers,
         propose,
@@ -28,8 +23,6 @@ if TYPE_CHECKING:
         quantize_many,
         report,
         run_manifest,
-        score,
-        tune_model,
         verify,
     )
     from shardq.audit_statement import Audit
@@ -41,6 +34,15 @@ if TYPE_CHECKING:
     from shardq.nodes.calls import begin_job, finalize, work
     from shardq.plans import Plan
     from shardq.progress import Progress
+    from shardq.quality import (
+        collect_statistics,
+        evaluate,
+        find_fold,
+        measure_damages,
+        mix,
+        score,
+        tune_model,
+    )
     from shardq.recipe import Recipe, convert_recipe, dequantize_recipe, make_recipe
     from shardq.run import Result
     from shardq.verified import Verification
@@ -60,15 +62,15 @@ _HOMES: Final = {
     "Verification": "shardq.verified",
     "audit": "shardq.api",
     "begin_job": "shardq.nodes.calls",
-    "collect_statistics": "shardq.api",
+    "collect_statistics": "shardq.quality",
     "convert_recipe": "shardq.recipe",
     "dequantize_recipe": "shardq.recipe",
-    "evaluate": "shardq.api",
+    "evaluate": "shardq.quality",
     "finalize": "shardq.nodes.calls",
-    "find_fold": "shardq.api",
+    "find_fold": "shardq.quality",
     "inspect": "shardq.api",
-    "measure_damages": "shardq.api",
-    "mix": "shardq.api",
+    "measure_damages": "shardq.quality",
+    "mix": "shardq.quality",
     "make_recipe": "shardq.recipe",
     "plan": "shardq.api",
     "plan_headers": "shardq.api",
@@ -78,8 +80,8 @@ _HOMES: Final = {
     "report": "shardq.api",
     "run_benchmarks": "shardq.benchmarks",
     "run_manifest": "shardq.api",
-    "score": "shardq.api",
-    "tune_model": "shardq.api",
+    "score": "shardq.quality",
+    "tune_model": "shardq.quality",
     "verify": "shardq.api",
     "work": "shardq.nodes.calls",
 }

@@ -8,6 +8,7 @@ from shardq.lane import Lane
 from shardq.limits import Limits
 from shardq.needs import record_bytes, shard_costs
 from shardq.onepass import OnePass
+from shardq.plans import OutputFile
 from shardq.space import check_space
 
 
@@ -17,6 +18,15 @@ class Account:
 
     admission: Admission
     owners: Mapping[tuple[int, str], str]  # number of a lane, file -> the shard that it begins with
+
+    def begun_files(self, lane: int) -> list[str]:
+        """Files of a lane that are counted, as the shards that they begin with are begun."""
+        begun = set(self.admission.begun)
+        return [name for (number, name), owner in self.owners.items() if number == lane and owner in begun]
+
+    def release(self, lane: int, file: OutputFile) -> None:
+        """A file of a lane is off the disk."""
+        self.admission.release(self.owners[lane, file.name], file.size_bytes)
 
 
 def open_account(

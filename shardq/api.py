@@ -1,6 +1,6 @@
 """The functions that scripts call. They return typed values, print nothing, and raise ShardqError."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from shardq.checkpoint import Checkpoint
 from shardq.errors import BadOption
 from shardq.headers import read_checkpoint, read_dump
-from shardq.limits import Limits, SpoolAs
+from shardq.limits import Limits
 from shardq.opening import check_engines, make_orders, open_destinations, open_within
 from shardq.plans import Plan, make_plan
 from shardq.progress import Progress, Report
-from shardq.recipe import Recipe, make_recipe
+from shardq.recipe import Recipe, as_recipe
 from shardq.run import Result, quantize_all
 from shardq.sources import Source, open_source
 
@@ -20,17 +20,8 @@ if TYPE_CHECKING:
     from shardq.audit_statement import Audit
     from shardq.batch.driver import Row
     from shardq.fit import Fit
-    from shardq.folding import Found
     from shardq.gguf_inspection import GgufInspection
     from shardq.inspection import Inspection
-    from shardq.measured import Measured
-    from shardq.mixing import Mixed
-    from shardq.scored import Score
-    from shardq.tune.evaluation import Evaluation
-    from shardq.tune.inputs import Experts
-    from shardq.tune.options import TuneOptions
-    from shardq.tune.result import TuneResult
-    from shardq.tune.stats import Statistics
     from shardq.verified import Verification
 
 
@@ -85,7 +76,7 @@ def quantize_many(
     then holds `{scheme}` and perhaps `{layout}`, as in "me/name-{scheme}-{layout}".
     """
     limits = limits or Limits()
-    wanted = [_recipe(r) for r in recipes]
+    wanted = [as_recipe(r) for r in recipes]
     opened = open_within(str(source), subfolder, limits)
     orders = make_orders(wanted, opened.label, output_dir)
     places = open_destinations(push_to, wanted, private, branch, limits)
@@ -113,7 +104,7 @@ def plan_many(
     before_tuning: bool = False,
 ) -> tuple[Plan, ...]:
     """The plans of what `quantize_many` would make; `before_tuning`: once its codes and scales were tuned."""
-    wanted = [_recipe(r) for r in recipes]
+    wanted = [as_recipe(r) for r in recipes]
     make_orders(wanted, "", None)  # refuses what has no names
     opened = open_source(str(source), subfolder)
     checkpoint = _read(opened, wanted)
@@ -137,7 +128,7 @@ def propose(
     """
     from shardq.fit import find_fit, parse_space
 
-    wanted = [_recipe(r) for r in recipes]
+    wanted = [as_recipe(r) for r in recipes]
     room = parse_space(space, reserve)
     if recorded:
         checkpoint = read_dump(Path(source))
@@ -150,7 +141,7 @@ def propose(
 def plan_headers(folder: str | Path, recipe: str | Recipe = "W4A16", *, targets: Sequence[str] = ()) -> Plan:
     """The plan of a checkpoint of which only a folder with config.json and headers.json.gz ({shard: {tensor: [dtype,
     shape]}}) or an index is at hand. With an index alone, shapes and bytes are unknown."""
-    return check_engines(make_plan(read_dump(Path(folder)), _recipe(recipe)), targets)
+    return check_engines(make_plan(read_dump(Path(folder)), as_recipe(recipe)), targets)
 
 
 def verify(
@@ -234,189 +225,6 @@ def run_manifest(manifest: str | Path, *, once: bool = False) -> "list[Row]":
     return run_batch(read_manifest(Path(manifest)), once, Silence())
 
 
-def mix(
-    source: str | Path,
-    recipe: str | Recipe = "W4A16",
-    *,
-    options: str,
-    target_bits: float,
-    ignore_scale_bits: bool = False,
-    measured: "Measured | None" = None,
-    subfolder: str | None = None,
-) -> "Mixed":
-    """The mixture of `options` ("W2A16G64,W4A16,W8A16") that does the least harm with `target_bits` for each weight.
-
-    Each group of modules that a server runs as one, and all experts of a layer, get one of them; scores are taken from
-    sampled rows of the source, with the recipe's importance. What `measure_damages` found for all of `options` goes
-    into `measured`: by text it replaces scores, to the power of 1.5 unless scales are round-to-nearest's; by random ids
-    or the model's own tokens the geometric mean of both decides. Where one option for all has that size, a mixture has
-    to promise 5 % less harm. The result's `text` is a layer config for `make_recipe`. Raises BadOption for a target
-    that the options cannot reach, and what planning raises.
-    """
-    from shardq.mixing import mix as mix_source
-
-    opened = open_source(str(source), subfolder)
-    return mix_source(opened, _recipe(recipe), options, target_bits, ignore_scale_bits, measured=measured)
-
-
-def measure_damages(
-    source: str | Path,
-    recipe: str | Recipe,
-    path: str | Path,
-    *,
-    options: str,
-    tuning: "TuneOptions | None" = None,
-    subfolder: str | None = None,
-    max_ram_bytes: int | None = None,
-    max_disk_bytes: int | None = None,
-    trust_remote_code: bool = False,
-    report: Callable[[int, int], None] | None = None,
-) -> "Measured":
-    """How much each of `options` ("W2A16G64,W4A16") would change the predictions, for every matrix that `recipe`
-    quantizes in a block, by gradients of the whole model with one block in memory: for the `measured` of `mix`.
-
-    Figures are written to `path`; a file that has them already answers. Codes are the nearest ones, with scales
-    searched by the recipe's importance, or else by what comes in, unless the algorithm of `tuning` is rtn. Of its data
-    at most 16 samples of 256 tokens are used, and its `dtype`, else fp32. Hidden states beyond `max_ram_bytes` go into
-    files beside `path`, of at most `max_disk_bytes`. `report` is called with steps done, and all: two for each block.
-    Needs shardq[tune]. Raises RecipeChanged for a file of other figures, and what `tune_model` does.
-    """
-    from shardq.tune.library import check_packages
-
-    check_packages()
-    from shardq.tune.options import TuneOptions
-    from shardq.tune.sensitivity import Measuring, measure_damages
-
-    opened, measuring = open_source(str(source), subfolder), Measuring.of(options, tuning or TuneOptions())
-    return measure_damages(
-        opened, _recipe(recipe), measuring, Path(path), max_ram_bytes=max_ram_bytes, max_disk_bytes=max_disk_bytes,
-        trust_remote_code=trust_remote_code, report=report,
-    )  # fmt: skip
-
-
-def find_fold(
-    source: str | Path,
-    recipe: str | Recipe = "W4A16",
-    *,
-    subfolder: str | None = None,
-    report: Callable[[int, int], None] | None = None,
-) -> "Found":
-    """Scales that are better moved between neighbours before quantizing, so that the model computes the same with
-    weights of more equal sizes: for the `fold` of `make_recipe`. Reads rows of some weights; `report` is called with
-    bytes done, and all.
-
-    Raises BadOption for a model whose layers are not known, and what planning raises.
-    """
-    from shardq.folding import find_fold as find
-
-    return find(open_source(str(source), subfolder), _recipe(recipe), report=report)
-
-
-def collect_statistics(
-    source: str | Path,
-    *,
-    data: str = "random",
-    tokens: int | None = None,
-    seqlen: int | None = None,
-    seed: int = 0,
-    experts: "Experts" = "all",
-    dtype: str = "float32",
-    subfolder: str | None = None,
-    folder: str | Path = ".",
-    max_ram_bytes: int | None = None,
-    max_disk_bytes: int | None = None,
-    spool: SpoolAs = "auto",
-    trust_remote_code: bool = False,
-    report: Callable[[int, int], None] | None = None,
-) -> "Statistics":
-    """Run `data` through a model, one block in memory, and count how large the inputs of its matrices are: for the
-    `importance` of `make_recipe`, once `shardq.tune.stats.write_importance` has written it to a file.
-
-    `data`: "random", "self" for tokens that the model samples, or what AutoRound calls a dataset. `tokens` in all, by
-    default 64 random ones, 2048 of its own, 8192 others, in samples of `seqlen`, by default 512, 64 of its own, or all.
-    `experts`: see `shardq.tune.stats.collect`. `dtype`: what is computed with, "auto" for the model's own. Hidden
-    states beyond `max_ram_bytes` go into a file of `folder` without a name, of at most `max_disk_bytes`; `spool`:
-    "plain", "zstd", or "auto", compressed where the disk has no room else. `report` is called with blocks done, and
-    all. Needs shardq[tune]. Raises MissingPackage, BadOption, UnsupportedSource for models that transformers does not
-    know, BudgetTooSmall, DiskFull, and what reading raises.
-    """
-    from shardq.tune.library import check_packages
-
-    check_packages()
-    from shardq.tune.calls import collect_from
-    from shardq.tune.spool import Spooling
-
-    opened, spooling = open_source(str(source), subfolder), Spooling(Path(folder), max_ram_bytes, max_disk_bytes, spool)
-    return collect_from(opened, data, tokens, seqlen, seed, experts, dtype, trust_remote_code, report, spooling)
-
-
-def tune_model(
-    source: str | Path,
-    recipe: str | Recipe,
-    folder: str | Path,
-    *,
-    options: "TuneOptions | None" = None,
-    subfolder: str | None = None,
-    max_ram_bytes: int | None = None,
-    max_disk_bytes: int | None = None,
-    trust_remote_code: bool = False,
-    report: Callable[[int, int], None] | None = None,
-) -> "TuneResult":
-    """Tune the codes of what `recipe` quantizes, one block in memory, into `folder`, for the `tuned` of `make_recipe`.
-
-    What a stopped call has finished stays, and the same call goes on. `options`: how and with which data, by default
-    SignRound as AutoRound does it. Hidden states beyond `max_ram_bytes` go into files of the folder; with codes, these
-    must not need more than `max_disk_bytes`. `report` is called with blocks done, and all. Needs shardq[tune].
-    Raises MissingPackage, BadOption for what cannot be tuned, RecipeChanged for a folder that was begun otherwise,
-    UnsupportedSource for models that transformers does not know, and what planning and reading raise.
-    """
-    from shardq.tune.library import check_packages
-
-    check_packages()
-    from shardq.tune.driver import Place, tune_blocks
-    from shardq.tune.options import TuneOptions
-
-    opened, place = open_source(str(source), subfolder), Place(Path(folder), max_ram_bytes, max_disk_bytes)
-    return tune_blocks(
-        opened, _recipe(recipe), options or TuneOptions(), place, trust_remote_code=trust_remote_code, report=report
-    )
-
-
-def evaluate(
-    result: str | Path,
-    text: str,
-    *,
-    reference: str | Path | None = None,
-    windows: int = 8,
-    seqlen: int = 512,
-    dtype: str = "auto",
-    subfolder: str | None = None,
-    folder: str | Path = ".",
-    max_ram_bytes: int | None = None,
-    max_disk_bytes: int | None = None,
-    spool: SpoolAs = "auto",
-    trust_remote_code: bool = False,
-    report: Callable[[int, int], None] | None = None,
-) -> "Evaluation":
-    """Perplexity of a model, quantized or not, on `windows` evenly spaced windows of a text; with a `reference`, its
-    source, also how far predictions are from its own. Both go through their blocks one by one, so that models larger
-    than memory can be judged. Weights are decoded as the checkpoint has them; activations are not quantized.
-
-    `dtype`: what both are computed with, "auto" for the type of `result`'s configuration. `subfolder` is the
-    reference's; `folder`, `max_ram_bytes`, `max_disk_bytes` and `spool` as of `collect_statistics`, for both models
-    together. Needs shardq[tune]. Raises as `collect_statistics`; BadOption for a text with too few tokens.
-    """
-    from shardq.tune.library import check_packages
-
-    check_packages()
-    from shardq.tune.calls import evaluate_on
-    from shardq.tune.spool import Spooling
-
-    opened, spooling = open_source(str(result)), Spooling(Path(folder), max_ram_bytes, max_disk_bytes, spool)
-    other = None if reference is None else open_source(str(reference), subfolder)
-    return evaluate_on(opened, other, text, windows, seqlen, dtype, trust_remote_code, report, spooling)
-
-
 def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection | GgufInspection":
     """Roles, schemes, layout and bits per weight of a repo or folder, from headers alone; of GGUF files, or a folder
     without other weights that holds them, each model's architecture, file type, types of tensors and bits per weight.
@@ -427,24 +235,6 @@ def inspect(source: str | Path, *, subfolder: str | None = None) -> "Inspection 
 
     opened = open_source(str(source), subfolder)
     return inspect_gguf(opened) if holds_gguf(opened.files()) else inspect_source(opened)
-
-
-def _read(source: Source, recipes: Sequence[Recipe]) -> Checkpoint:
-    """The headers of a source, and for a GGUF file the texts that go into it."""
-    checkpoint = read_checkpoint(source)
-    if not any(r.gguf for r in recipes):
-        return checkpoint
-    from shardq.gguf.model_files import needed_texts
-
-    return needed_texts(checkpoint, source, recipes)
-
-
-def _recipe(recipe: str | Recipe) -> Recipe:
-    return make_recipe(recipe) if isinstance(recipe, str) else recipe
-
-
-def _silent(step: Progress) -> None:
-    """Report nothing."""
 
 
 def report(result: str | Path, other: str | Path | None = None, *, seconds: float | None = None) -> str:
@@ -462,35 +252,15 @@ def report(result: str | Path, other: str | Path | None = None, *, seconds: floa
     return draw_report(first, seconds) if other is None else draw_comparison(first, read_facts(str(other)))
 
 
-def score(
-    result: str | Path,
-    source: str | Path,
-    *,
-    subfolder: str | None = None,
-    file: str | None = None,
-    source_file: str | None = None,
-    sample: int | None = None,
-    full: bool = False,
-    report: Callable[[int, int], None] | None = None,
-) -> "Score":
-    """How far anyone's quantized checkpoint, or GGUF file, is from its source, tensor by tensor; both are folders,
-    GGUF files or "org/name[@revision]", read by ranges. A GGUF file is compared with a checkpoint, brought into its
-    order, or with another GGUF file of the model.
+def _read(source: Source, recipes: Sequence[Recipe]) -> Checkpoint:
+    """The headers of a source, and for a GGUF file the texts that go into it."""
+    checkpoint = read_checkpoint(source)
+    if not any(r.gguf for r in recipes):
+        return checkpoint
+    from shardq.gguf.model_files import needed_texts
 
-    `file` and `source_file`: which of several GGUF models of a side, by a part of its name. `sample`: so many matrices,
-    evenly spread, instead of all; `full`: all rows of each, instead of some 2 million weights. `report`: called with
-    the tensors that are done, and all. Raises BadOption, UnsupportedSource for a folded output, for codes without a
-    reader and for GGUF of an architecture that is not known, MissingPackage for GGUF without the package gguf, and
-    what reading headers and rows raises.
-    """
-    from shardq.quant_score import score_result
+    return needed_texts(checkpoint, source, recipes)
 
-    return score_result(
-        open_source(str(result)),
-        open_source(str(source), subfolder),
-        file=file,
-        source_file=source_file,
-        sample=sample,
-        full=full,
-        report=report,
-    )
+
+def _silent(step: Progress) -> None:
+    """Report nothing."""

@@ -1,7 +1,7 @@
 """One output of a run: its plan, its folder, its journal, and how far it is. Knows nothing of workers and transfers."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +9,10 @@ from shardq.block_tasks import BlocksTask, VectorsTask
 from shardq.destinations.base import StoredFile
 from shardq.figures import write_figures
 from shardq.journal import Journal
+from shardq.onepass import OnePass
 from shardq.plans import OutputFile, Plan
 from shardq.staging import Progressed, Staging
-from shardq.tasks import Done, Member, Sealed, Task
+from shardq.tasks import Bundle, Done, Member, Sealed, Task
 
 if TYPE_CHECKING:
     from shardq.loans import Digest, Pair
@@ -250,6 +251,16 @@ class Lane:
     def _journal_task(self, done: Done) -> None:
         if self.is_trusted:
             self._journal.append(task_event(done), durable=False)
+
+
+def find_left(work: OnePass, lanes: Sequence[Lane]) -> Mapping[str, Sequence[Bundle]]:
+    """By source shard the bundles with something left to do, of each lane what is left of its own."""
+    left: dict[str, list[Bundle]] = {s.name: [] for s in work.checkpoint.shards}
+    for bundle in work.bundles:
+        members = tuple(m for lane, own in zip(lanes, bundle.members, strict=True) if (m := lane.member(own.task)))
+        if members:
+            left[bundle.shard].append(replace(bundle, members=members))
+    return left
 
 
 def task_event(done: Done) -> dict[str, Any]:

@@ -51,6 +51,10 @@ class OnePass:
         """The weights that all plans are of."""
         return self.plans[0].weights.tensors
 
+    def shards_of(self, tensor: str) -> frozenset[str]:
+        """The source shards that a weight is made of."""
+        return frozenset(self.plans[0].weights.shards_of(tensor))
+
     @property
     def rounds(self) -> bool:
         """True if decoded rows are rounded to the type of their weight."""

@@ -220,6 +220,11 @@ def make_recipe(
     )
 
 
+def as_recipe(recipe: str | Recipe) -> Recipe:
+    """What functions that take either work with: of a scheme's name what `make_recipe` makes, and raises."""
+    return make_recipe(recipe) if isinstance(recipe, str) else recipe
+
+
 def _gguf_recipe(
     file_type: FileType,
     layout: str,

@@ -13,18 +13,19 @@ from shardq.files.atomic import writing
 from shardq.onepass import OnePass
 from shardq.sources.base import FileReader, Source
 from shardq.sources.local import open_local
-from shardq.spans import Span, keep_bundles
+from shardq.spans import cut_all, keep_bundles
 from shardq.staging import Staging
 from shardq.tasks import Bundle
 
 if TYPE_CHECKING:
+    from shardq.ahead import AheadReader, Seen
     from shardq.lender import Lender, Lent
     from shardq.loans import Loan
     from shardq.streamer import Passed, Piece, Streamer
 
 logger = logging.getLogger(__name__)
 STREAMS_PER_SHARD = 2  # that many wrong hashes in a row are an error
-News: TypeAlias = "Fetched | Piece | Passed | Lent"
+News: TypeAlias = "Fetched | Piece | Passed | Lent | Seen"
 
 
 class Supply:
@@ -32,28 +33,29 @@ class Supply:
 
     def __init__(
         self,
+        work: OnePass,
         source: Source,
         staging: Staging,
         slots: int,
-        spans: Mapping[str, tuple[Span, ...]],
         loans: "Mapping[str, tuple[Loan, ...]]",
-        sizes: Mapping[str, int],
     ) -> None:
-        """`slots`: pieces of memory for range mode, which brings the `spans` of each shard, and before them the `loans`
-        of those that borrow; 0 stages shards on disk. `sizes`: bytes of shards."""
-        self._source, self._staging = source, staging
+        """`slots`: pieces of memory for range mode, which brings the spans of each shard, and before them the `loans`
+        of those that borrow; 0 stages shards on disk."""
+        self._work, self._source, self._staging = work, source, staging
         self._at_hand: deque[Fetched] = deque()
         self._held: dict[int, Piece] = {}  # by bundle
         self._left: dict[int, int] = {}  # bundles by slot, of the piece in it
         self._tries: dict[str, int] = {}  # streams of a shard begun
         self._from_files: set[str] = set()  # shards begun that were at hand
-        self._spans, self._loans = spans, loans
+        self._spans = cut_all(work) if slots else {}
+        self._loans = loans
         self._waiting: dict[str, list[Piece]] = {}  # pieces of shards whose loans are on their way
-        slot_bytes = max((s.size_bytes for own in spans.values() for s in own), default=0)
+        slot_bytes = max((s.size_bytes for own in self._spans.values() for s in own), default=0)
         streams: tuple[Streamer | None, Lender | None] = (None, None)
         if source.remote and slots:
-            streams = self._make_streams(slots, slot_bytes, sizes)
+            streams = self._make_streams(slots, slot_bytes)
         self._streamer, self._lender = streams
+        self._ahead: AheadReader | None = None
         self._fetcher = Fetcher(source, staging.src) if source.remote and not slots else None
 
     @property
@@ -66,13 +68,13 @@ class Supply:
         """Moved over the network so far."""
         return sum(x.moved_bytes for x in self._transfers)
 
-    def is_streamed(self, shard: Shard) -> bool:
+    def is_streamed(self, shard: str) -> bool:
         """True if this shard's tasks are only known to have read the right bytes once it has passed."""
-        return shard.name in self._tries
+        return shard in self._tries
 
-    def may_stream(self, shard: Shard) -> bool:
+    def may_stream(self, shard: str) -> bool:
         """`is_streamed`, also before the shard is begun."""
-        return self._streamer is not None and shard.name not in self._from_files
+        return self._streamer is not None and shard not in self._from_files
 
     def staged_bytes(self, shard: Shard) -> int:
         """Disk that a shard and what it borrows take in the staging folder."""
@@ -83,9 +85,9 @@ class Supply:
         on_disk = self._streamer is None or (self._staging.src / shard.name).exists()
         return lent + (shard.size_bytes if on_disk else 0)
 
-    def is_at_hand(self, shard: Shard) -> bool:
+    def is_at_hand(self, shard: str) -> bool:
         """True if workers can read this shard from a file."""
-        return self._file(shard.name) is not None
+        return self._file(shard) is not None
 
     def begin(self, shard: Shard, bundles: Sequence[Bundle]) -> None:
         """Start bringing a shard. One that is at hand is streamed all the same if what it borrows is not, as workers
@@ -109,6 +111,14 @@ class Supply:
                 f"shard {shard.name} of {self._source.label} is gone since its header was read: put it back and "
                 "run the same command again"
             )
+
+    def read_ahead(self, tensor: str) -> None:
+        """Begin to read a tensor for its largest magnitude alone, before its shard comes."""
+        if self._ahead is None:
+            from shardq.ahead import AheadReader
+
+            self._ahead = AheadReader(self._source, self._work.rounds, self._work.goals)
+        self._ahead.start(self._work.tensors[tensor])
 
     def take(self) -> list[News]:
         """What has arrived since the last call; the pieces of a shard only behind its loans."""
@@ -180,16 +190,17 @@ class Supply:
         for x in self._transfers:
             x.close()
 
-    def _make_streams(self, slots: int, slot_bytes: int, sizes: Mapping[str, int]) -> "tuple[Streamer, Lender | None]":
+    def _make_streams(self, slots: int, slot_bytes: int) -> "tuple[Streamer, Lender | None]":
         from shardq.lender import Lender  # range mode alone needs them
         from shardq.streamer import Streamer
 
+        sizes = {s.name: s.size_bytes for s in self._work.checkpoint.shards}
         lender = Lender(self._open, self._staging.lent, sizes) if self._loans else None
         return Streamer(self._open, slots, slot_bytes), lender
 
     @property
-    def _transfers(self) -> "list[Fetcher | Lender | Streamer]":
-        return [x for x in (self._fetcher, self._lender, self._streamer) if x]
+    def _transfers(self) -> "list[Fetcher | Lender | Streamer | AheadReader]":
+        return [x for x in (self._fetcher, self._lender, self._streamer, self._ahead) if x]
 
     def _lent_by(self, donor: str) -> "tuple[Loan, ...]":
         return tuple(loan for loans in self._loans.values() for loan in loans if loan.donor == donor)

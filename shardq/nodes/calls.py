@@ -13,7 +13,7 @@ from shardq.nodes.job import STALE_S, Ends, Job, open_job
 from shardq.nodes.working import Worked, work_on
 from shardq.opening import check_engines, open_destinations, open_within
 from shardq.progress import Progress, Report
-from shardq.recipe import Recipe, make_recipe
+from shardq.recipe import Recipe, as_recipe
 from shardq.run import Result
 from shardq.sources import open_source
 
@@ -38,7 +38,7 @@ def begin_job(
     A worker that was not heard of for `stale_s` is believed dead. `words` are kept for who joins by the command line.
     Raises what `quantize` refuses before a weight is read, and RecipeChanged where the folder holds another job.
     """
-    wanted = make_recipe(recipe) if isinstance(recipe, str) else recipe
+    wanted = as_recipe(recipe)
     ends = partial(
         _open_ends,
         _pin(str(source), subfolder, JobFolder(Path(folder)).read()),

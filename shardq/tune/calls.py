@@ -1,4 +1,4 @@
-"""What the functions of `shardq.api` do in block mode, once its packages are known to be there."""
+"""What the functions of `shardq.quality` do in block mode, once its packages are known to be there."""
 
 from collections.abc import Callable
 from typing import Final
@@ -32,7 +32,7 @@ def collect_from(
     source: Source, data: str, tokens: int | None, seqlen: int | None, seed: int, experts: Experts, dtype: str,
     trust_remote_code: bool, report: Told | None, spooling: Spooling,
 ) -> Statistics:  # fmt: skip
-    """See `shardq.api.collect_statistics`."""
+    """See `shardq.quality.collect_statistics`."""
     kept = _dtype(dtype)
     wanted = {RANDOM: RANDOM_TOKENS, SELF: SELF_TOKENS}.get(data, OTHER_TOKENS) if tokens is None else tokens
     each = min(wanted, SELF_SAMPLE_TOKENS if data == SELF else SAMPLE_TOKENS) if seqlen is None else seqlen
@@ -51,7 +51,7 @@ def evaluate_on(
     result: Source, reference: Source | None, text: str, windows: int, seqlen: int, dtype: str,
     trust_remote_code: bool, report: Told | None, spooling: Spooling,
 ) -> Evaluation:  # fmt: skip
-    """See `shardq.api.evaluate`."""
+    """See `shardq.quality.evaluate`."""
     with BlockModel.open(result, dtype=_dtype(dtype), trust_remote_code=trust_remote_code) as model:
         ids = cut_windows(open_tokenizer(reference or result, trust_remote_code), text, windows, seqlen)
         if reference is None:

@@ -72,9 +72,9 @@ def test_wrong_loan_is_named_even_if_its_donor_passes_last(
 
     def note(pipeline: Pipeline, shard: Shard) -> bool:
         is_right = believe(pipeline, shard)
-        if shard.name == loan.home and not seen:
-            seen.extend(pipeline._survey.contradicted(shard.name))
-            for passed in held if seen else ():
+        if shard.name == loan.home and not seen and pipeline._doubts.is_contradicted(shard.name):
+            seen.append(shard.name)
+            for passed in held:
                 on_passed(pipeline, passed)
         return is_right
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from shardq.api import evaluate, quantize
+from shardq.api import quantize
 from shardq.errors import BadOption, UnsupportedSource
 from shardq.limits import Limits
+from shardq.quality import evaluate
 from shardq.recipe import dequantize_recipe, make_recipe
 from shardq.sources import open_source
 

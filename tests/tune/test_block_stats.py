@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shardq.api import collect_statistics, quantize
+from shardq.api import quantize
 from shardq.errors import BadImportance, BadOption, UnsupportedSource
 from shardq.gguf.metadata import find_tensors
 from shardq.gguf.model_files import model_files
@@ -20,6 +20,7 @@ from shardq.headers import read_checkpoint
 from shardq.importance import load_importance, match
 from shardq.importance_vectors import has_means, read_vector
 from shardq.limits import Limits
+from shardq.quality import collect_statistics
 from shardq.recipe import make_recipe
 from shardq.roles import Role, assign_roles
 from shardq.sources import open_source

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
-from shardq.api import collect_statistics, evaluate, quantize
+from shardq.api import quantize
 from shardq.cli import _statistics
 from shardq.cli._console import Console
 from shardq.cli.group import commands
@@ -26,6 +26,7 @@ from shardq.files.direct import BLOCK_BYTES
 from shardq.limits import Limits, SpoolAs
 from shardq.logs import LogConfig
 from shardq.plans import make_plan
+from shardq.quality import collect_statistics, evaluate
 from shardq.recipe import make_recipe
 from shardq.sources import open_source
 from shardq.tune import spool

@@ -24,6 +24,7 @@ ORDER = [
     "pipeline",
     "publish",
     "run",
+    "quality",
     "api",
 ]
 
