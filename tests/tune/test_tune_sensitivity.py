@@ -322,7 +322,7 @@ def _run(*words: str | Path) -> Any:
 @pytest.fixture
 def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process would import torch and transformers once more, which takes seconds; test_tune_command has one."""
-    monkeypatch.setattr(_tuning, "run_apart", lambda work, *words: work(*words))
+    monkeypatch.setattr(_tuning, "run_apart", lambda console, what, less, work, *words: work(console, *words))
 
 
 @pytest.mark.usefixtures("in_one_process")
