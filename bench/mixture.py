@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from shardq.layouts import find_layout
-from shardq.mixture import Item, Option, choose
+from shardq.mixture import Item, Option
+from shardq.mixture_choice import choose
 from shardq.mixture_file import Matrix, group_matrices, layer_config_text, make_items, parse_options
 from shardq.schemes import parse_scheme
 

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from shardq.cli._apart import run_apart
 from shardq.cli._console import Console
 from shardq.cli._progress import block_progress
-from shardq.errors import TaskFailed
 
 if TYPE_CHECKING:
     from shardq.limits import Limits, SpoolAs
 
 SUFFIX: Final = ".importance.safetensors"  # of the file beside an output folder
 IMATRIX_SUFFIX: Final = ".imatrix.gguf"
+LESS: Final = "torch and four blocks of the model need room, and hidden states as much as --max-ram allows"
 SHOWN: Final = 3  # layers told before "and N more"
 
 
@@ -25,12 +26,8 @@ def write_calibration(
     """Make the file of importance for a scheme of `bits`; one that is there already is used as it is. Hidden states
     beyond the memory of `limits` lie beside it.
 
-    In a process of its own: what torch takes of memory ends with it, and is none of the run's.
+    In a process of its own; raises as `run_apart` does, and what making and writing them raises.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
     from shardq.importance import LOW_BITS, LOW_BITS_TOKENS
 
     if path.exists():
@@ -38,14 +35,8 @@ def write_calibration(
             click.echo(f"using the statistics in {path}; delete it to make them again", err=True)
         return
     tokens = LOW_BITS_TOKENS if bits < LOW_BITS and data == "random" else None
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        try:
-            told = pool.submit(_write, console, source, subfolder, data, tokens, path, limits, spool).result()
-        except BrokenProcessPool as error:
-            raise TaskFailed(
-                "the process that makes the statistics was killed: expected it to end by itself; is there memory for "
-                "torch and four blocks of the model?"
-            ) from error
+    given = source, subfolder, data, tokens, path, limits, spool
+    told = run_apart(console, "making statistics", LESS, _write, *given)
     if not console.quiet:
         click.echo(told, err=True)
 

@@ -1,18 +1,16 @@
-"""Words of `shardq tune` that decide codes, what they stand for, and the process that tunes."""
+"""Words of `shardq tune` that decide codes, what they stand for, and what is done with them in a process apart."""
 
-import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from shardq.cli._apart import run_apart
 from shardq.cli._console import Console
 from shardq.cli._kept import add_options, dashed_option, kept_option, take_kept
 from shardq.cli._progress import block_progress, tenths_progress
 from shardq.cli._spool import SPOOL, SPOOL_HELP
-from shardq.errors import TaskFailed
 
 if TYPE_CHECKING:
     from shardq.limits import Limits, SpoolAs
@@ -22,9 +20,10 @@ if TYPE_CHECKING:
     from shardq.tune.result import TuneResult
 
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
 SUFFIX: Final = ".tuned"  # of the folder beside an output folder
 DAMAGES: Final = ".damages.json"  # of the file beside it
+LESS_TUNING: Final = "a lower --max-ram, fewer --nsamples and --batch-size 1 take less"
+LESS_MEASURING: Final = "torch, a block and its gradients need room, and hidden states as much as --max-ram allows"
 CALIBRATION_SEED: Final = 0  # of `quantize --calibrate`
 _KEY: Final = "shardq.tune"  # in the context: values of `tuning_options`
 
@@ -160,7 +159,8 @@ def run_tuning(
     limits: "Limits", trust_remote_code: bool,
 ) -> "TuneResult":  # fmt: skip
     """Tune, in a process of its own."""
-    return run_apart(_tune, console, source, recipe, options, str(folder), subfolder, limits, trust_remote_code)
+    given = source, recipe, options, str(folder), subfolder, limits, trust_remote_code
+    return run_apart(console, "tuning", LESS_TUNING, _tune, *given)
 
 
 def run_measuring(
@@ -168,9 +168,8 @@ def run_measuring(
     subfolder: str | None, limits: "Limits", trust_remote_code: bool,
 ) -> "Measured":  # fmt: skip
     """Measure the damage of schemes, in a process of its own."""
-    return run_apart(
-        _measure, console, source, recipe, str(path), schemes, options, subfolder, limits, trust_remote_code
-    )
+    given = source, recipe, str(path), schemes, options, subfolder, limits, trust_remote_code
+    return run_apart(console, "measuring damage", LESS_MEASURING, _measure, *given)
 
 
 def run_measuring_for_scales(
@@ -184,43 +183,6 @@ def run_measuring_for_scales(
     data_options, compute = DataOptions(data, seed=CALIBRATION_SEED), ComputeOptions(spool=spool)
     options = TuneOptions("opt-rtn", data_options, compute=compute)
     return run_measuring(console, source, recipe, path, schemes, options, subfolder, limits, False)
-
-
-def run_apart(work: Callable[..., T], *words: Any) -> T:
-    """Work in a process of its own: what torch takes of memory ends with it. Raises TaskFailed when it is killed."""
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(1, get_context("spawn"), _begin) as pool:
-        try:
-            return pool.submit(work, *words).result()
-        except BrokenProcessPool as error:
-            raise TaskFailed(
-                "the tuning was killed, perhaps for want of memory (--max-ram, fewer --nsamples, --batch-size 1 take "
-                "less): run the same command again to go on"
-            ) from error
-
-
-def _begin() -> None:
-    """What the process does first."""
-    from shardq.tune.freeing import return_freed_memory
-
-    return_freed_memory()
-    _end_with_parent()
-
-
-def _end_with_parent() -> None:
-    """Nobody would wait for the result."""
-    import multiprocessing
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _tune(

@@ -13,7 +13,8 @@ from shardq.headers import read_checkpoint
 from shardq.layouts import find_layout
 from shardq.layouts.base import Layout
 from shardq.measured import Exponents, Measured
-from shardq.mixture import Item, Mixture, Option, choose, find_budget
+from shardq.mixture import Item, Mixture, Option
+from shardq.mixture_choice import choose, find_budget
 from shardq.mixture_file import (
     Group,
     find_kept,
@@ -57,7 +58,7 @@ class Open:
     free: frozenset[str]  # modules that a choice is about
 
     def items(self, damages: "Mapping[str, Sequence[float]]", ignore_scale_bits: bool) -> tuple[Item, ...]:
-        """For `mixture.choose`."""
+        """For `choose`."""
         return make_items(self.groups, self.offered, damages, self.layout, self.recipe.scheme, ignore_scale_bits)
 
     def check(self, target_bits: float, ignore_scale_bits: bool) -> None:

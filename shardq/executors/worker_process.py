@@ -123,10 +123,10 @@ def end_worker(worker: WorkerProcess) -> int:
     return exit_code
 
 
-def cause_of_death(exit_code: int) -> str:
-    """What an exit code says, as the end of a sentence; negative means a signal."""
+def cause_of_death(exit_code: int, less: str = "lower --parallel or --max-ram") -> str:
+    """What an exit code says, as the end of a sentence; negative means a signal. `less`: what takes less memory."""
     if exit_code == -signal.SIGKILL:
-        return "was killed (signal 9), likely out of memory: lower --parallel or --max-ram"
+        return f"was killed (signal 9), likely out of memory: {less}"
     if exit_code >= 0:
         return f"left with exit code {exit_code}"
     text = f"died of signal {-exit_code} ({signal.strsignal(-exit_code)})"

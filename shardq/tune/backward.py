@@ -28,7 +28,8 @@ class Passed:
 def pass_blocks(model: BlockModel, ids: Tensor, spooling: Spooling, report: Told | None = None) -> Passed:
     """Run samples of ids, [samples, tokens] int64, through all blocks. Hidden states lie in files where they would take
     too much memory, all of them and the gradients behind them together. Raises what `Spooling.make` does."""
-    batch = model.embed(ids, partial(spooling.make, copies=len(model.block_names) + 2))
+    # What goes into each block is kept, and what comes out of the last; the gradients of that are a tensor.
+    batch = model.embed(ids, partial(spooling.make, copies=len(model.block_names) + 1, in_ram=1))
     inputs = []
     for index in range(len(model.block_names)):
         inputs.append(batch.hidden.clone())

@@ -156,12 +156,12 @@ class Spooling:
         """Raises BadOption."""
         check_spool(self.how)
 
-    def make(self, shape: tuple[int, ...], dtype: torch.dtype, copies: int) -> Hidden:
+    def make(self, shape: tuple[int, ...], dtype: torch.dtype, copies: int, in_ram: int = 0) -> Hidden:
         """Room for hidden states of a `shape` of which there will be so many copies, the others by `clone`, or by
-        `make_beside`. Compressed if the disk has no room for them else. Raises BudgetTooSmall, DiskFull,
-        NotWritable."""
+        `make_beside`, and some more `in_ram` wherever these lie, which take none of the disk. Compressed if the disk
+        has no room for them else. Raises BudgetTooSmall, DiskFull, NotWritable."""
         sample = math.prod(shape[1:]) * dtype.itemsize
-        if self.max_ram_bytes is None or not is_spooled(shape[0] * sample, copies, self.max_ram_bytes):
+        if self.max_ram_bytes is None or not is_spooled(shape[0] * sample, copies + in_ram, self.max_ram_bytes):
             return torch.empty(shape, dtype=dtype)
         if sample > self.max_ram_bytes:
             raise BudgetTooSmall(

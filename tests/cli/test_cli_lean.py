@@ -21,7 +21,7 @@ RARE: Final = {
     "importance": ("shardq.importance", "shardq.importance_files", "shardq.importance_vectors", "shardq.imatrix"),
     "searches": ("shardq.searching", "shardq.quantizers.search_rows", "shardq.quantizers.search_job"),
     "tuned folders": ("shardq.tuned", "shardq.tuned_rows", "shardq.replaced", "shardq.tune"),
-    "mixtures": ("shardq.mixing", "shardq.mixture", "shardq.recipe_file", "shardq.tables"),
+    "mixtures": ("shardq.mixing", "shardq.mixture", "shardq.mixture_choice", "shardq.recipe_file", "shardq.tables"),
     "quantized sources": (
         "shardq.dequantize.base", "shardq.dequantize.kinds", "shardq.decoded", "shardq.carry", "shardq.carry_codes",
         "shardq.conversion",

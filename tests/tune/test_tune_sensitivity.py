@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from shardq.tune.backward import block_gradients, head_gradients, pass_blocks
 from shardq.tune.blocks import BlockModel
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.sensitivity import Measuring, damages_of, label_loss, measure_damages
-from shardq.tune.spool import Spooling, Taken, plan_spool
+from shardq.tune.spool import Spool, Spooling, Taken, plan_spool
 from shardq.tune.subjects import find_subjects
 
 with pytest.MonkeyPatch.context() as patch:
@@ -181,7 +183,7 @@ def test_inputs_in_files_take_no_more_disk_than_is_allowed(
     """Whatever the disk has free: compressed where that is needed, or refused before a block is read."""
     source, measuring = open_source(str(folders["llama"])), replace(MEASURING, data=replace(DATA, seqlen=128))
     plain = measure_damages(source, _recipe(), measuring, tmp_path / "memory.json")
-    sample_bytes, samples = 128 * 64 * 4, (3 + 2) * DATA.nsamples  # before three blocks, behind them, and gradients
+    sample_bytes, samples = 128 * 64 * 4, (3 + 1) * DATA.nsamples  # before three blocks, and behind them
     least, _ = plan_spool(samples, sample_bytes, torch.float32, "zstd", None)
     taken: list[int] = []
     real = Taken.add
@@ -202,6 +204,73 @@ def test_inputs_in_files_take_no_more_disk_than_is_allowed(
     with pytest.raises(BudgetTooSmall, match=f"--max-disk leaves {least - 1} bytes"):
         measure(least - 1)
     assert {p.name for p in tmp_path.iterdir()} == {"memory.json", f"{least}.json"}
+
+
+class HeldFiles:
+    """What files of hidden states hold together, and what that was at most."""
+
+    def __init__(self) -> None:
+        self._files: weakref.WeakSet[Spool] = weakref.WeakSet()
+        self.most_files = self.most_bytes = self.most_disk_bytes = 0
+
+    def look(self, file: Spool) -> None:
+        self._files.add(file)
+        found = []
+        for f in self._files:
+            os.fsync(f._file.fileno())  # blocks count once they have a place
+            found.append(os.fstat(f._file.fileno()))
+        self.most_files = max(self.most_files, len(found))
+        self.most_bytes = max(self.most_bytes, sum(s.st_size for s in found))
+        self.most_disk_bytes = max(self.most_disk_bytes, sum(s.st_blocks * 512 for s in found))
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> HeldFiles:
+    """Looked at when a file is made, and whenever one is written."""
+    made = HeldFiles()
+
+    def looking(real: Any) -> Any:
+        def look(self: Spool, *words: Any, **more: Any) -> None:
+            real(self, *words, **more)
+            made.look(self)
+
+        return look
+
+    for name in ("__init__", "__setitem__"):
+        monkeypatch.setattr(Spool, name, looking(getattr(Spool, name)))
+    return made
+
+
+@pytest.mark.parametrize("how", ["plain", "zstd"])
+def test_the_least_disk_that_is_allowed_is_what_files_hold_at_most(
+    how: SpoolAs, held: HeldFiles, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """No copy of hidden states is counted that no file ever has: gradients are a tensor."""
+    measuring = replace(MEASURING, data=replace(DATA, seqlen=128), spool=how)
+    sample_bytes, samples = 128 * 64 * 4, (3 + 1) * DATA.nsamples
+    least, _ = plan_spool(samples, sample_bytes, torch.float32, how, None)
+
+    def measure(most: int) -> None:
+        source, path = open_source(str(folders["llama"])), tmp_path / "damages.json"
+        measure_damages(source, _recipe(), measuring, path, max_ram_bytes=sample_bytes, max_disk_bytes=most)
+
+    with pytest.raises(BudgetTooSmall, match=f"--max-disk leaves {least - 1} bytes"):
+        measure(least - 1)
+    measure(least)
+    assert held.most_files == 3 + 1
+    if how == "plain":
+        assert held.most_bytes == held.most_disk_bytes == least
+    else:
+        assert least - DATA.nsamples * sample_bytes < held.most_disk_bytes <= least
+
+
+def test_memory_counts_the_gradients_too(held: HeldFiles, folders: dict[str, Path], tmp_path: Path) -> None:
+    source, hidden_bytes = open_source(str(folders["llama"])), DATA.nsamples * DATA.seqlen * 64 * 4
+    whole = (3 + 1 + 1) * hidden_bytes
+    measure_damages(source, _recipe(), MEASURING, tmp_path / "a.json", max_ram_bytes=whole)
+    assert held.most_files == 0
+    measure_damages(source, _recipe(), MEASURING, tmp_path / "b.json", max_ram_bytes=whole - 1)
+    assert held.most_files == 3 + 1
 
 
 def test_figures_are_for_the_algorithm_and_its_data() -> None:
@@ -322,7 +391,7 @@ def _run(*words: str | Path) -> Any:
 @pytest.fixture
 def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process would import torch and transformers once more, which takes seconds; test_tune_command has one."""
-    monkeypatch.setattr(_tuning, "run_apart", lambda work, *words: work(*words))
+    monkeypatch.setattr(_tuning, "run_apart", lambda console, what, less, work, *words: work(console, *words))
 
 
 @pytest.mark.usefixtures("in_one_process")

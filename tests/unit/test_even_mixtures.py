@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from shardq.even import prefer_even
-from shardq.mixture import Item, Mixture, Option, choose
+from shardq.mixture import Item, Mixture, Option
+from shardq.mixture_choice import choose
 
 TWO, THREE, FOUR = (Option(f"W{bits}", None) for bits in (2, 3, 4))
 

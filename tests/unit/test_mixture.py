@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import shardq.mixture
+import shardq.mixture_proof
 from shardq.errors import BadOption
-from shardq.mixture import Item, Option, choose, find_budget, optimize
+from shardq.mixture import Item, Option
+from shardq.mixture_choice import choose, find_budget, optimize
 
 BF16 = "BF16"
 
@@ -102,8 +103,8 @@ def test_where_work_ends_early_the_bound_still_holds(problem: tuple[list[Item], 
     best = least_damage(items, budget)
     assert best is not None
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(shardq.mixture, "MAX_STATES", 1)
-        m.setattr(shardq.mixture, "MAX_STAGES", 2)
+        m.setattr(shardq.mixture_proof, "MAX_STATES", 1)
+        m.setattr(shardq.mixture_proof, "MAX_STAGES", 2)
         found = optimize(items, budget)
     assert found.bits <= budget
     assert found.bound <= best * (1 + 1e-12) <= found.damage * (1 + 2e-12)
@@ -222,9 +223,10 @@ def test_values_that_cannot_be_weighed_are_refused(bad: tuple[tuple[int, ...], t
 
 SCRIPT = """
 import sys
-import shardq.mixture, shardq.mixture_file
+import shardq.mixture_choice, shardq.mixture_file
 assert "numpy" not in sys.modules
-from shardq.mixture import Item, Option, choose
+from shardq.mixture import Item, Option
+from shardq.mixture_choice import choose
 items = [Item(f"m.{k}.w", "w", (f"m.{k}.w",), 10, tuple(Option(f"o{i}", None) for i in range(3)), (20, 40, 80),
               (9.0 * (1 + k % 5), 3.0, 1.0)) for k in {*range(50)}]
 print(shardq.mixture_file.layer_config_text(items, choose(items, 4.5)))

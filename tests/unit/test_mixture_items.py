@@ -14,7 +14,8 @@ import shardq.mixture
 from shardq.decide import Decision, decide
 from shardq.errors import BadOption, FusedGroupSplit, LayoutRefuses
 from shardq.layouts import LAYOUTS, find_layout
-from shardq.mixture import Item, Option, choose
+from shardq.mixture import Item, Option
+from shardq.mixture_choice import choose
 from shardq.mixture_file import (
     KEPT,
     compress,
