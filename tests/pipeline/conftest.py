@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fake_hub
+import fake_hub_write
 import numpy as np
 import pytest
 
@@ -258,14 +260,7 @@ def journal_lines() -> Callable[[Path, str], int]:
 @pytest.fixture(scope="session")
 def fake_hub_module() -> ModuleType:
     """tests/sources/fake_hub.py."""
-    path = Path(__file__).parents[1] / "sources" / "fake_hub.py"
-    spec = importlib.util.spec_from_file_location("shardq_fake_hub_of_runs", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return fake_hub
 
 
 @pytest.fixture
@@ -422,14 +417,7 @@ def measures() -> ModuleType:
 @pytest.fixture(scope="session")
 def writable_hub_module() -> ModuleType:
     """tests/sources/fake_hub_write.py."""
-    for name in ("fake_hub", "fake_hub_write"):
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "sources" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # where dataclasses, and the module that builds on it, look it up
-        spec.loader.exec_module(module)
-    return module
+    return fake_hub_write
 
 
 @pytest.fixture

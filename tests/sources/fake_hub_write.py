@@ -1,7 +1,4 @@
-"""The fake Hub with the routes that write: repos, branches, storage of large files, commits, and scripted faults.
-
-A conftest loads this file by path, after it has put fake_hub.py into sys.modules as "fake_hub".
-"""
+"""The fake Hub with the routes that write: repos, branches, storage of large files, commits, and scripted faults."""
 
 import base64
 import hashlib

@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import importlib.util
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fake_hub
 import pytest
 import torch
 
@@ -45,14 +45,7 @@ with pytest.MonkeyPatch.context() as patch:
 @pytest.fixture
 def fake() -> ModuleType:
     """The fake Hub of the tests of sources."""
-    path = TESTS / "sources" / "fake_hub.py"
-    spec = importlib.util.spec_from_file_location("shardq_fake_hub", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return fake_hub
 
 
 @pytest.fixture
