@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch_threads import one_thread as one_thread
 
 from shardq import Limits, quantize
 from shardq.sources.demo import open_demo

@@ -18,14 +18,6 @@ TUNE = Path(__file__).parents[1] / "tune"
 GROUP = 32
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _theirs(model: Any, ids: torch.Tensor, symmetric: bool, duo: Any) -> Iterator[tuple[str, torch.Tensor, Any]]:
     """Of each mapping of the first block: its first balanced layer, the scales that are applied in the end, and the
     layers with their clipped ranges."""

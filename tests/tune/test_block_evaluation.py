@@ -1,7 +1,6 @@
 """Perplexity and divergence of models that go through their blocks one by one, in every layout that is decoded."""
 
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     models: Any = importlib.import_module("tuned_models")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOWS, SEQLEN = 3, 20
 TEXT = " ".join(str(i * i % 89) for i in range(200))
 LAYOUTS = {
@@ -33,15 +34,6 @@ LAYOUTS = {
     "mlx": "W4A16",
     "fp8": "FP8_BLOCK",
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums run in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @torch.no_grad()

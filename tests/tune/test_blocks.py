@@ -3,7 +3,6 @@
 import importlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,12 @@ with pytest.MonkeyPatch.context() as patch:
     models: Any = importlib.import_module("tuned_models")
     sources: Any = importlib.import_module("encoded_sources")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COMPUTED = [name for name in models.MODELS if name != "gemma3n"]
 DENSE = sorted(
     {min(case.kinds): case.id for case in sources.CASES.values() if case.config["model_type"] == "llama"}.values()
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums run in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", COMPUTED)

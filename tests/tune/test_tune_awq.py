@@ -39,16 +39,13 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     models: Any = importlib.import_module("tuned_models")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DATA = DataOptions("random", nsamples=4, seqlen=16, seed=1)
 LEARNING = SignRoundOptions(iters=4, batch_size=2)
 NAMES = ("llama", "qwen3_moe", "gemma3", "deepseek_v3")
 SHORT = AwqOptions(awq_n_grid=6)
 NORM_OF_MLP = {"llama": "post_attention_layernorm", "qwen3_moe": "", "gemma3": "pre_feedforward_layernorm"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -26,16 +26,13 @@ with pytest.MonkeyPatch.context() as patch:
     models: Any = importlib.import_module("tuned_models")
     pretended: Any = importlib.import_module("pretended_device")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SAMPLES, TOKENS, WIDTH = 4, 12, 64
 META = torch.device("meta")
 FEW, SCALES = SignRoundOptions(iters=3, batch_size=2), AwqOptions()
 EXPERTS = {"qwen3_moe": 8, "gpt_oss": 4}
 CUT = {"qwen3_moe": (64, 32), "gpt_oss": (96, 64)}  # their second matrices
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

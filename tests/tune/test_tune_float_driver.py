@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
@@ -21,12 +20,9 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     models: Any = importlib.import_module("tuned_models")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DATA = DataOptions("random", nsamples=6, seqlen=16, seed=1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -26,13 +26,10 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     models: Any = importlib.import_module("tuned_models")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SAMPLES, TOKENS = 6, 16
 ONE_SAMPLE = TOKENS * 64 * 4
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

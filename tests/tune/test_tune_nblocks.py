@@ -33,6 +33,8 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     models: Any = importlib.import_module("tuned_models")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DATA = DataOptions("random", nsamples=6, seqlen=12, seed=1)
 KILLED_AT = """
 import os, signal, sys
@@ -50,11 +52,6 @@ def dying(work, *more):
 passes.tune_block = dying
 tune(sys.argv[1], sys.argv[2], int(sys.argv[3]))
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

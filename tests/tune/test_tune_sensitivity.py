@@ -42,15 +42,12 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     models: Any = importlib.import_module("tuned_models")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPTIONS = "W2A16G32,W4A16G32,W8A16G32"
 DATA = DataOptions("random", nsamples=4, seqlen=16, seed=1)
 MEASURING = Measuring(OPTIONS, DATA)
 NAMES = {"llama": 3 * 7, "qwen3_moe": 3 * (4 + 8 * 3), "gpt_oss": 3 * (4 + 4 * 3)}  # and matrices that get codes
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

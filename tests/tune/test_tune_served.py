@@ -1,7 +1,6 @@
 """Inputs of matrices as servers quantize them: the numbers of round-to-nearest, for the modules that a scheme names."""
 
 import importlib
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,16 +20,10 @@ from shardq.schemes import ACTIVATIONS, ALL_TOKENS, Activation, Exponent, Scheme
 from shardq.tune.served import fake_quantize, serving
 from shardq.tune.subjects import Place, Subject
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENS, COLUMNS = 12, 256
 GROUPS = "group_size", "calibrated"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _inputs() -> Tensor:

@@ -41,15 +41,12 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     models: Any = importlib.import_module("tuned_models")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SAMPLES, TOKENS, WIDTH = 6, 128, 64
 ONE_SAMPLE = TOKENS * WIDTH * 4
 FILES: tuple[SpoolAs, ...] = ("plain", "zstd")
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -36,14 +36,11 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parents[1] / "pipeline")
     sources: Any = importlib.import_module("encoded_sources")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DATA = DataOptions("random", nsamples=8, seqlen=16, seed=1)
 LEARNING = SignRoundOptions(iters=20, batch_size=8)
 EXPERTS = {"gpt_oss": 3 * 4 * 3, "llama4": 2 * 4 * 3, "qwen3_vl_moe": 3 * 4 * 3}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

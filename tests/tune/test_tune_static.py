@@ -44,16 +44,13 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     models: Any = importlib.import_module("tuned_models")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DATA = DataOptions("random", nsamples=4, seqlen=16, seed=1)
 FEW = DataOptions("random", nsamples=1, seqlen=2, seed=1)
 NAMES = ("llama", "qwen3_moe")
 LAST = 2
 Kept = dict[str, float]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
