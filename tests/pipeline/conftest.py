@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 
 import fake_hub
 import fake_hub_write
+import measures as measures_of_runs
 import numpy as np
 import pytest
 
@@ -405,13 +405,8 @@ def known() -> list[Usual]:
 
 @pytest.fixture(scope="session")
 def measures() -> ModuleType:
-    """The module measures, which lies beside this file and not on any path."""
-    spec = importlib.util.spec_from_file_location("measures", Path(__file__).with_name("measures.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """measures.py."""
+    return measures_of_runs
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Audits of outputs whose source has its weights encoded, or in stacks: they are decoded again."""
 
-import importlib
 import json
 import random
 import re
@@ -8,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import encoded_sources as sources
 import pytest
 
 import shardq
@@ -17,10 +17,6 @@ from shardq.audit_statement import make_statement
 from shardq.errors import BadOption, VerifyFailed
 from shardq.files.safetensors import HeaderTensor, read_header
 from shardq.ledger import LEDGER, decode_ledger, encode_ledger
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    sources: Any = importlib.import_module("encoded_sources")
 
 CASES: Mapping[str, Any] = sources.CASES
 KEPT = r"re:.*layers\.1\.mlp.*"

@@ -1,7 +1,6 @@
 """Range mode with quantized sources: codes come in pieces of memory, and what stands beside them in another place is
 borrowed. The output is that of a local run, however often it is stopped on the way."""
 
-import importlib
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import encoded_streams as streams
 import pytest
 from stopped_runs import stop_after
 
@@ -19,11 +19,6 @@ from shardq.checkpoint import TensorRef
 from shardq.errors import ChecksumMismatch
 from shardq.run import Order, quantize_all
 from shardq.traffic import count_requests, lent_bytes
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    streams: Any = importlib.import_module("encoded_streams")
-    sources: Any = importlib.import_module("encoded_sources")
 
 HERE = Path(__file__).parent
 KINDS = (*streams.FLOATS, *streams.INTEGERS, *streams.EXPERTS)

@@ -1,12 +1,12 @@
 """`verify` of outputs whose source has its weights encoded, or in stacks."""
 
-import importlib
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import encoded_sources as sources
 import pytest
 
 import shardq
@@ -14,10 +14,6 @@ from shardq import Limits, make_recipe
 from shardq.files.safetensors import HeaderTensor, read_header
 from shardq.ledger import LEDGER, decode_ledger, encode_ledger
 from shardq.recipe import convert_recipe, dequantize_recipe
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    sources: Any = importlib.import_module("encoded_sources")
 
 CASES: Mapping[str, Any] = sources.CASES
 MODES = ("exact", "rounded")

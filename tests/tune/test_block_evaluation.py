@@ -1,6 +1,5 @@
 """Perplexity and divergence of models that go through their blocks one by one, in every layout that is decoded."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ from shardq.sources import open_source
 
 pytest.importorskip("transformers", reason="transformers builds the models: pip install shardq[tune]")
 
+import tuned_models as models
+
 from shardq.tune.evaluation import cut_windows
 from shardq.tune.tokenizing import open_tokenizer
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

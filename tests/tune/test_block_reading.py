@@ -1,8 +1,6 @@
 """What is read of shards for a block: every byte once, in few ranges, also from the Hub."""
 
 import hashlib
-import importlib
-import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +26,8 @@ from shardq.sources.hub_errors import RetryPolicy
 
 pytest.importorskip("transformers", reason="transformers builds the models: pip install shardq[tune]")
 
+import tuned_models as models
+
 from shardq.tune import passes, reading, waiting
 from shardq.tune.blocks import BlockModel
 from shardq.tune.disk import ID_BYTES, OTHER_BYTES, codes_bytes
@@ -35,11 +35,6 @@ from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import build_options
 from shardq.tune.reading import BlockReader
 from shardq.tune.subjects import find_subjects
-
-TESTS = Path(__file__).parents[1]
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(TESTS / "tune")
-    models: Any = importlib.import_module("tuned_models")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Models that are made block by block compute what transformers computes with the whole of them, to the bit."""
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -18,15 +17,11 @@ from shardq.sources import open_source
 
 pytest.importorskip("transformers", reason="transformers builds the models: pip install shardq[tune]")
 
+import encoded_sources as sources
+import tuned_models as models
+
 from shardq.tune.activations import Batch, Call, Own, join_calls
 from shardq.tune.blocks import BlockModel
-
-TESTS = Path(__file__).parents[1]
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(TESTS / "tune")
-    patch.syspath_prepend(TESTS / "pipeline")
-    models: Any = importlib.import_module("tuned_models")
-    sources: Any = importlib.import_module("encoded_sources")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

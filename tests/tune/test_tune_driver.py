@@ -1,6 +1,5 @@
 """Models tuned block by block: nearer to themselves than the nearest codes, and the same files after a stop."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 import shardq
 from shardq.errors import BadOption, RecipeChanged
@@ -21,10 +22,6 @@ from shardq.tune.result import TuneResult
 from shardq.tune.settings import SignRoundOptions
 from shardq.tune.work import Work
 from shardq.tuned import load_tuned
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

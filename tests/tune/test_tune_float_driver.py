@@ -1,6 +1,5 @@
 """Whole models whose small floats are learned: nearer to themselves as they are served, and packed to the end."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,14 @@ from click.testing import CliRunner
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
+import tuned_models as models
+
 from shardq.cli.group import commands
 from shardq.recipe import Recipe, make_recipe
 from shardq.sources import open_source
 from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.settings import SignRoundOptions
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

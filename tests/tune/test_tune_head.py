@@ -1,6 +1,5 @@
 """The head, tuned with what comes into it: nearer to its logits than the nearest codes, tied or not; and stops."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ import pytest
 import torch
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq.kernels import load
 from shardq.plans import make_plan
@@ -26,10 +27,6 @@ from shardq.tune.settings import SignRoundOptions
 from shardq.tune.subjects import find_subjects
 from shardq.tune.work import Work
 from shardq.tuned import load_tuned
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

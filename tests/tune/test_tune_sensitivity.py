@@ -1,6 +1,5 @@
 """Damage by gradients, block by block: the gradients of the whole model, figures in a file, and mixtures by them."""
 
-import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq import quantize
 from shardq.cli import _tuning
@@ -37,10 +38,6 @@ from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.sensitivity import Measuring, damages_of, label_loss, measure_damages
 from shardq.tune.spool import Spooling, Taken, plan_spool
 from shardq.tune.subjects import find_subjects
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,7 +1,6 @@
 """Hidden states in files, as they are and compressed: the same codes, bit for bit, and no more disk than was said."""
 
 import errno
-import importlib
 import json
 import os
 import shutil
@@ -16,6 +15,8 @@ import torch
 from click.testing import CliRunner
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq.api import collect_statistics, evaluate, quantize
 from shardq.cli import _statistics
@@ -36,10 +37,6 @@ from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.settings import AwqOptions, ComputeOptions, SignRoundOptions
 from shardq.tune.spool import Spool, Spooling, Taken, plan_spool
 from shardq.tune.subjects import find_subjects
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,7 +1,6 @@
 """Experts that a checkpoint stores as stacks, turned or with gate and up in alternate rows: tuned codes reach the main
 job in the form of each of its matrices."""
 
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import encoded_sources as sources
+import tuned_models as models
 
 import shardq
 from shardq.kernels import load
@@ -29,12 +31,6 @@ from shardq.tune.reading import BlockReader
 from shardq.tune.result import TuneResult
 from shardq.tune.settings import SignRoundOptions
 from shardq.tune.subjects import find_subjects
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
-    patch.syspath_prepend(Path(__file__).parents[1] / "pipeline")
-    sources: Any = importlib.import_module("encoded_sources")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

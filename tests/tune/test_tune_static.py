@@ -1,7 +1,6 @@
 """Scales of activations that a checkpoint has: those of a whole model in torch, equal where servers fuse, the same
 after a stop, and in the output under the names that readers know."""
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BadTuned, UnsupportedSource
@@ -39,10 +40,6 @@ from shardq.tune.stored import put_replaced
 from shardq.tune.subjects import check_left, find_subjects
 from shardq.tune.work import Work
 from shardq.tuned import TunedRef, load_tuned, read_tuned
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
