@@ -454,3 +454,18 @@ def host_model(push_hub: Any, writable_hub_module: ModuleType) -> Callable[[Path
         return "org/model"
 
     return host
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """written(case): its checkpoint, not to be changed."""
+    import encoded_sources  # many tests have no use for it
+
+    folder = tmp_path_factory.mktemp("encoded")
+
+    def get(case: str) -> Path:
+        if not (folder / case).exists():
+            encoded_sources.write_source(encoded_sources.CASES[case], folder / case)
+        return folder / case
+
+    return get
