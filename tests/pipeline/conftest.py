@@ -306,6 +306,22 @@ class HubModel:
         library = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(home / "home"), "NO_PROXY": "127.0.0.1"}
         return {**os.environ, **library, name: str(value)}
 
+    def kill_when(self, condition: Callable[[], bool], words: Sequence[str], home: Path, span_bytes: int) -> None:
+        """Run `shardq` with `words` and spans of so many bytes, and kill -9 it once the condition holds."""
+        process = Run(
+            [sys.executable, "-P", str(HERE / "short_span_cli.py"), *words],
+            env=self.environment(home, "SPAN_BYTES", span_bytes),
+            cwd=home,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert process.wait_for(condition)
+        finally:
+            process.kill()
+            process.wait()
+
     def add_fault(self, kind: str, path: str, **settings: Any) -> Any:
         """As the fake Hub's Fault."""
         self.hub.faults.append(self._fake.Fault(kind, path, **settings))
