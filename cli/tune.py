@@ -1,5 +1,6 @@
 """`shardq tune`"""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -8,14 +9,13 @@ from shardq.cli._command import ShardqCommand, output_options
 from shardq.cli._console import Console
 from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
 from shardq.cli._mixture import check_mixture, mixture_options, write_mixture
-from shardq.cli._options import build_recipes, recipe_options
+from shardq.cli._options import recipe_options, take_recipe_words
 from shardq.cli._run import RUN, path_beside, run_options, run_recipes, take_run_words
 from shardq.cli._tuning import DAMAGES, SUFFIX, run_measuring, run_tuning, take_options, tuning_options
 from shardq.errors import BadOption, BadTuned, MissingPackage
 
 if TYPE_CHECKING:
     from shardq.measured import Measured
-    from shardq.recipe import Recipe
 
 EXAMPLES = (
     "shardq tune org/name --scheme W4A16 --dataset texts.jsonl -o name-W4A16",
@@ -45,13 +45,8 @@ class TuneCommand(ShardqCommand):
 @output_options
 @click.pass_obj
 def tune(
-    console: Console, source: str, schemes: tuple[str, ...], layout: str | None, bits: int | None,
-    group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
-    include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
-    policy: str, mtp: str, quant_nontext: bool, decode: str, requantize: bool, search: str | None,
-    importance: str | None, fold: str | None, tuned: str | None, rtn: bool, target_bits: float | None,
-    options: str | None, ignore_scale_bits: bool,
-) -> None:  # fmt: skip
+    console: Console, source: str, target_bits: float | None, options: str | None, ignore_scale_bits: bool
+) -> None:
     """Quantize SOURCE with codes that are tuned with data, one transformer block in memory at a time.
 
     Codes go into a folder beside the output, with `.tuned` behind its name, block by block; then they are packed as
@@ -64,21 +59,15 @@ def tune(
     gradients with at most 16 samples of 256 tokens of the data, and goes into a file beside the output, with
     `.damages.json` behind its name; the mixture that is chosen by it goes into another one, as with `quantize`.
     """
-    if search or importance or fold or tuned or rtn:
+    asked = take_recipe_words()
+    if asked.search or asked.importance or asked.fold or asked.tuned or asked.rtn:
         raise BadOption(
             "tune finds codes by --algorithm: leave --search, --importance, --fold, --tuned and --rtn to `quantize`"
         )
     tuning, trust = take_options()
     words = take_run_words()
-    schemes = check_mixture(target_bits, options, ignore_scale_bits, schemes, layout)
-
-    def build(rules: str | None, codes: str | None) -> "list[Recipe]":
-        return build_recipes(
-            schemes, layout, bits, group_size, symmetric, rules, ignore, include, ignore_dialect, quant_lm_head,
-            ragged, targets, policy, mtp, quant_nontext, decode, requantize, None, None, False, None, codes,
-        )  # fmt: skip
-
-    recipes = build(layer_config, None)
+    asked = replace(asked, schemes=check_mixture(target_bits, options, ignore_scale_bits, asked.schemes, asked.layout))
+    recipes = asked.build()
     if len(recipes) > 1:
         raise BadOption(
             "tune makes one output: give one --scheme and one --format, and pack others by quantize --tuned"
@@ -96,10 +85,10 @@ def tune(
             return run_measuring(console, source, base, damages, options or "", tuning, words.subfolder, limits, trust)
 
         write_mixture(console, source, words.subfolder, base, options, target_bits, ignore_scale_bits, path, measure)
-        layer_config = str(path)
-        recipes = build(layer_config, None)
+        asked = replace(asked, layer_config=str(path))
+        recipes = asked.build()
     if words.dry_run:
-        run_recipes(console, source, recipes, targets, before_tuning=True)
+        run_recipes(console, source, recipes, asked.targets, before_tuning=True)
         return
     folder = path_beside(source, recipes[0], SUFFIX)
     found = run_tuning(console, source, recipes[0], tuning, folder, words.subfolder, limits, trust)
@@ -122,4 +111,4 @@ def tune(
             [f"awq: nothing to scale is known in {len(found.unscaled)} blocks: {', '.join(found.unscaled[:3])}"]
         )
     taken_bytes = sum(path.stat().st_size for path in found.folder.iterdir())
-    run_recipes(console, source, build(layer_config, str(folder)), targets, taken_bytes)
+    run_recipes(console, source, replace(asked, tuned=str(folder)).build(), asked.targets, taken_bytes)

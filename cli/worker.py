@@ -11,7 +11,7 @@ from shardq.cli._exit_codes import RECIPE, SOURCE, epilog
 from shardq.cli._fold import AUTO
 from shardq.cli._gguf import gguf_options
 from shardq.cli._job import JobCommand, need_source, take_words
-from shardq.cli._options import build_recipes, recipe_options
+from shardq.cli._options import recipe_options, take_recipe_words
 from shardq.cli._progress import show_progress
 from shardq.cli._result_text import describe_result, print_result
 from shardq.cli._run import RUN, run_options, take_run_words
@@ -82,11 +82,6 @@ def _run_options(function: Any) -> Any:
 def worker(
     console: Console, source: str | None, job: Path, rank: str | None, scratch: Path | None, stale_s: float | None,
     no_wait: bool, executor: str, ray_address: str,
-    schemes: tuple[str, ...], layout: str | None, bits: int | None,
-    group_size: int | None, symmetric: bool | None, layer_config: str | None, ignore: tuple[str, ...],
-    include: tuple[str, ...], ignore_dialect: str, quant_lm_head: bool, ragged: str, targets: tuple[str, ...],
-    policy: str, mtp: str, quant_nontext: bool, decode: str, requantize: bool, search: str | None,
-    importance: str | None, fold: str | None, tuned: str | None, rtn: bool,
 ) -> None:  # fmt: skip
     """Quantize SOURCE together with other machines that see one folder, without a coordinator.
 
@@ -97,19 +92,17 @@ def worker(
     from shardq.nodes import calls
 
     wanted = need_source(source, job)
-    if fold == AUTO:
+    asked = take_recipe_words()
+    if asked.fold == AUTO:
         raise BadOption("--fold auto reads weights: let `shardq quantize` make the file first, and name it here")
-    recipes = build_recipes(
-        schemes, layout, bits, group_size, symmetric, layer_config, ignore, include, ignore_dialect, quant_lm_head,
-        ragged, targets, policy, mtp, quant_nontext, decode, requantize, search, importance, rtn, fold, tuned,
-    )  # fmt: skip
+    recipes = asked.build()
     if len(recipes) != 1:
         raise BadOption(f"{len(recipes)} outputs are asked for, a job makes one: begin a job for each")
     words = take_run_words()
     limits = words.limits(console)
     begun = calls.begin_job(
         job, wanted, recipes[0], subfolder=words.subfolder, limits=limits, push_to=words.push_to,
-        private=words.private, branch=words.branch, targets=targets, stale_s=stale_s, words=take_words(),
+        private=words.private, branch=words.branch, targets=asked.targets, stale_s=stale_s, words=take_words(),
     )  # fmt: skip
     with show_progress(console) as report:
         if click.get_current_context().meta.get(PUBLISHES):

@@ -24,7 +24,7 @@ from shardq.files.safetensors import (
 )
 from shardq.formats import STORAGE
 from shardq.shared_scales import find_global_scales
-from shardq.sources.base import Source, SourceFile
+from shardq.sources.base import REMOTE_READERS, Source, SourceFile, read_each
 from shardq.weight_set import Index, choose_weights, is_computed, parse_index
 
 CONFIG_NAME: Final = "config.json"
@@ -33,7 +33,6 @@ _NO_CONFIG: Final = "No config.json: roles of tensors are judged by their names 
 _PARAMS: Final = "params.json"  # Mistral's own
 _FIRST_READ_BYTES: Final = 256 * 1024  # most headers fit, so that one request does
 _NEAR_BYTES: Final = 4096  # between small tensors that are read together: less than a request costs
-_REMOTE_READERS: Final = 8
 _MOST_SCATTERED: Final = 256  # requests for numbers that are only compared
 _MAX_JSON_FILE_BYTES: Final = 1 << 29
 
@@ -104,7 +103,7 @@ def _peek(source: Source, wanted: Iterable[TensorRef]) -> dict[str, bytes]:
         return {}
     from concurrent.futures import ThreadPoolExecutor  # a folder of plain weights needs no threads
 
-    with ThreadPoolExecutor(_REMOTE_READERS if source.remote else 1) as pool:
+    with ThreadPoolExecutor(REMOTE_READERS if source.remote else 1) as pool:
         contents = pool.map(lambda run: source.read(run[0].shard, run[0].begin, run[-1].end), runs)
         return {
             t.name: content[t.begin - run[0].begin : t.end - run[0].begin]
@@ -139,16 +138,7 @@ def read_headers(source: Source, shards: Sequence[SourceFile]) -> dict[str, Head
 
     Raises CorruptShard, UnknownDtype, SourceUnreadable, HubAccess, HubTransfer.
     """
-    if not source.remote:
-        return {f.name: _read_header(source, f) for f in shards}
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(_REMOTE_READERS) as pool:
-        futures = [(f.name, pool.submit(_read_header, source, f)) for f in shards]
-        try:
-            return {name: future.result() for name, future in futures}
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    return read_each(source, shards, _read_header)
 
 
 def _read_header(source: Source, file: SourceFile) -> Header:

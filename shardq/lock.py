@@ -16,7 +16,6 @@ import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from shardq.errors import NotWritable, OutputLocked
@@ -73,12 +72,7 @@ class FolderLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.release()
 
     def _open_locked(self) -> int:

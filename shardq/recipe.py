@@ -37,12 +37,12 @@ class Recipe:
     preset: str  # name of the preset that the default scheme started from
     scheme: Scheme  # default scheme, after --bits, --group-size and --sym
     layout: str  # key of layouts.LAYOUTS
-    preset_rules: tuple[LayerRule, ...]  # the preset's own exceptions; a user's rule for the same module wins
-    layer_rules: tuple[LayerRule, ...]  # from --layer-config; an exact name wins over a pattern, else the first hit
-    ignore: tuple[Pattern, ...]  # modules kept in source precision
-    include: tuple[Pattern, ...]  # modules quantized although the default rule keeps them
-    quant_lm_head: bool
-    ragged: Ragged  # what to do with columns that the group size does not divide, in a layout that needs it
+    preset_rules: tuple[LayerRule, ...] = ()  # the preset's own exceptions; a user's rule for the same module wins
+    layer_rules: tuple[LayerRule, ...] = ()  # of --layer-config; an exact name wins over a pattern, else the first hit
+    ignore: tuple[Pattern, ...] = ()  # modules kept in source precision
+    include: tuple[Pattern, ...] = ()  # modules quantized although the default rule keeps them
+    quant_lm_head: bool = False
+    ragged: Ragged = "refuse"  # what to do with columns that the group size does not divide, in a layout that needs it
     split_fused: bool = False  # members of fused groups may differ: no reader that is meant runs them as one matrix
     policy: Policy = "all"  # which Linear layers of the text model are quantized
     mtp: Mtp = "keep"  # what becomes of multi-token prediction layers
@@ -243,12 +243,6 @@ def _gguf_recipe(
         preset=file_type.name,
         scheme=BLOCKS.get(file_type.base, PLAIN_WEIGHTS),
         layout=GGUF_LAYOUT,
-        preset_rules=(),
-        layer_rules=(),
-        ignore=(),
-        include=(),
-        quant_lm_head=False,
-        ragged="refuse",
         decode=decode,
         requantize=requantize,
         importance=importance,
@@ -267,12 +261,7 @@ def convert_recipe(
         preset=CONVERTED,
         scheme=PLAIN_WEIGHTS,  # until the source is known
         layout=find_layout(layout).name,
-        preset_rules=(),
-        layer_rules=(),
         ignore=tuple(parse_pattern(t, "shardq") for t in ignore),
-        include=(),
-        quant_lm_head=False,
-        ragged="refuse",
         purpose="convert",
         requantize=requantize,
         symmetric=symmetric,
@@ -288,12 +277,6 @@ def dequantize_recipe(dtype: str | None = None) -> Recipe:
         preset=PLAIN_WEIGHTS.name,
         scheme=PLAIN_WEIGHTS,
         layout=PLAIN_LAYOUT,
-        preset_rules=(),
-        layer_rules=(),
-        ignore=(),
-        include=(),
-        quant_lm_head=False,
-        ragged="refuse",
         purpose="dequantize",
         dtype=dtype.upper() if dtype else None,
     )

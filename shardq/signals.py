@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Final, Self
 
 from shardq.errors import Interrupted, Terminated
@@ -29,12 +29,7 @@ class StopFlag:
             self._before = {s: signal.signal(s, self._catch) for s in SIGNALS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._restore()
         os.close(self.ready)
         os.close(self._wake)

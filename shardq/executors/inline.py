@@ -5,7 +5,6 @@ import os
 import select
 from collections import deque
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from shardq.executors.base import JOBS_QUEUED_PER_WORKER, Handler, Job, Outcome, attempt, load_handler
@@ -63,12 +62,7 @@ class InlineExecutor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
 

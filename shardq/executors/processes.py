@@ -15,7 +15,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from multiprocessing import connection
-from types import TracebackType
 from typing import Final, Self
 
 from shardq.budget import ByteBudget
@@ -106,13 +105,8 @@ class ProcessExecutor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stop(kill_idle=exception is not None)
+    def __exit__(self, *raised: object) -> None:
+        self._stop(kill_idle=raised[0] is not None)
 
     def _stop(self, *, kill_idle: bool) -> None:
         self._closed = True

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
 from shardq.files.gguf import KeyValue, Scalar
 from shardq.files.gguf_read import GgufHeader, scan_gguf
 from shardq.files.gguf_split import COUNT, NUMBER, TENSORS, part_name
-from shardq.sources.base import Source, SourceFile
+from shardq.sources.base import Source, SourceFile, read_each
 
 ENDING: Final = ".gguf"
 NAME: Final = "general.name"
@@ -18,7 +17,6 @@ FILE_TYPE: Final = "general.file_type"
 _PART: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _FIRST_BYTES: Final = 256 << 10  # most parts but the first have headers that fit
 _MORE_BYTES: Final = 4 << 20  # of vocabularies: one request for what the parser takes in many pieces
-_REMOTE_READERS: Final = 8
 
 Headers = Mapping[str, GgufHeader]  # file -> header
 
@@ -61,12 +59,7 @@ def read_gguf_headers(source: Source, files: Sequence[SourceFile]) -> dict[str, 
 
     Raises CorruptShard, UnknownDtype, SourceUnreadable, HubAccess, HubTransfer.
     """
-    with ThreadPoolExecutor(_REMOTE_READERS if source.remote else 1) as pool:
-        futures = [(f.name, pool.submit(read_gguf_header, source, f)) for f in files]
-        try:
-            return {name: future.result() for name, future in futures}
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    return read_each(source, files, read_gguf_header)
 
 
 def read_gguf_header(source: Source, file: SourceFile) -> GgufHeader:

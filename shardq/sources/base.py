@@ -1,11 +1,14 @@
 """What every source offers. Names are relative to the chosen subfolder, with `/` between parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Final, Protocol, TypeVar
 
 from shardq.errors import BadOption, CorruptShard, SourceUnreadable
+
+REMOTE_READERS: Final = 8
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,21 @@ def find_file(files: tuple[SourceFile, ...], name: str, label: str) -> SourceFil
         if file.name == name:
             return file
     raise SourceUnreadable(f"{label} has no file {name!r}")
+
+
+def read_each(source: Source, files: Sequence[SourceFile], read: Callable[[Source, SourceFile], T]) -> dict[str, T]:
+    """What `read` makes of each of `files`, in their order; those on the network are read side by side. Raises what it
+    raises; what has not begun then is not read."""
+    if not source.remote:
+        return {f.name: read(source, f) for f in files}
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(REMOTE_READERS) as pool:
+        futures = [(f.name, pool.submit(read, source, f)) for f in files]
+        try:
+            return {name: future.result() for name, future in futures}
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def check_subfolder(subfolder: str | None) -> str | None:

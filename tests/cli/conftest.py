@@ -1,15 +1,14 @@
 """Fixtures of the command line's tests: commands run in this process, and the demo model as a folder."""
 
-import importlib.util
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fake_hub_write
 import pytest
 from click.testing import CliRunner, Result
 
@@ -78,14 +77,7 @@ def finished_folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def fake_hub() -> ModuleType:
     """tests/sources/fake_hub_write.py."""
-    for name in ("fake_hub", "fake_hub_write"):
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "sources" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # where dataclasses, and the module that builds on it, look it up
-        spec.loader.exec_module(module)
-    return module
+    return fake_hub_write
 
 
 @pytest.fixture

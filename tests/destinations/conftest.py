@@ -1,34 +1,23 @@
 """A Hub on loopback that can be written to, and a client with a token and an empty cache."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fake_hub
+import fake_hub_write
 import pytest
-
-
-def load(name: str) -> ModuleType:
-    """A module of tests/sources, under its own name."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "sources" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses, and the module that builds on it, look it up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
 def fake_base() -> ModuleType:
-    return load("fake_hub")
+    return fake_hub
 
 
 @pytest.fixture(scope="session")
-def fake(fake_base: ModuleType) -> ModuleType:
-    return load("fake_hub_write")
+def fake() -> ModuleType:
+    return fake_hub_write
 
 
 @pytest.fixture

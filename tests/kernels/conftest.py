@@ -1,6 +1,5 @@
 """Kernel sets to test and weights to test them on."""
 
-from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -8,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernel_cases import Check, Make, MakeImportance, WithoutNan
 from numpy.typing import NDArray
 
 from shardq.kernels import NAMES, KernelSet, load, sets
 
 Weights = NDArray[Any]
-MakeWeights = Callable[[int, str, int, int, str], Weights]
 
 SPECIAL = (0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf)
 EDGES = (*SPECIAL, 1e-38, -1e-38, 1e-45, 1e30, -1e30, 3e38, 65504.0, 524032.0, 1e-5, -2e-5, 6e-8, 0.5, -0.5, 1.0)
@@ -45,7 +44,7 @@ def raw(values: NDArray[np.float32], dtype: str) -> Weights:
 
 
 @pytest.fixture(scope="session")
-def make_weights() -> MakeWeights:
+def make_weights() -> Make:
     """make(seed, kind, rows, cols, dtype): raw weights of one kind.
 
     plain: like a layer. edges: the same with a few special values. ties: multiples of half a scale, so that every
@@ -74,7 +73,7 @@ def make_weights() -> MakeWeights:
 
 
 @pytest.fixture(scope="session")
-def make_importance() -> Callable[[int, str, int], NDArray[np.float32] | None]:
+def make_importance() -> MakeImportance:
     """make(seed, kind, cols): what errors in columns count. huge: over sixty powers of ten."""
 
     def make(seed: int, kind: str, cols: int) -> NDArray[np.float32] | None:
@@ -92,13 +91,13 @@ def make_importance() -> Callable[[int, str, int], NDArray[np.float32] | None]:
 
 
 @pytest.fixture(scope="session")
-def without_nan() -> Callable[[NDArray[Any]], NDArray[Any]]:
+def without_nan() -> WithoutNan:
     """The array with one NaN for all: which NaN a result is, is not specified."""
     return lambda x: np.where(np.isnan(x), x.dtype.type(np.nan), x)
 
 
 @pytest.fixture(scope="session")
-def same_bits() -> Callable[[NDArray[Any], NDArray[Any]], None]:
+def same_bits() -> Check:
     """Asserts equality of bytes, not of values: -0 is not 0 and each NaN is itself."""
 
     def check(found: NDArray[Any], expected: NDArray[Any]) -> None:

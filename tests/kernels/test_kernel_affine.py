@@ -1,22 +1,19 @@
 """Affine codes: natively as in the reference, and as the formulas of those who read them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import KINDS, Check, Make
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, KernelSet
 from shardq.kernels.contract import DECODING_RULES, ENCODING_RULES, FIGURES
 
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
 Numbers = NDArray[np.float32]
 
-KINDS = ("plain", "edges", "ties", "tiny", "wild")
 ENDS = (0.0, -0.0, 1e-45, 2.0**-127, 2.0**126, 3e38, np.inf, np.nan, 1.0, -0.5)
 
 

@@ -11,18 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import IMPORTANCES, KINDS, Check, Make, MakeImportance, WithoutNan
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, KernelSet
 from shardq.kernels.contract_blocks import BLOCK_FORMATS
 
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
-MakeImportance = Callable[[int, str, int], NDArray[np.float32] | None]
-
 HASHES = json.loads((Path(__file__).parent / "golden" / "blocks" / "hashes.json").read_text())
-KINDS = ("plain", "edges", "ties", "tiny", "wild")
-IMPORTANCES = ("none", "equal", "plain", "zeros", "all_zero", "huge")
 
 
 def run(
@@ -106,7 +101,7 @@ def hashes_of(kernels: KernelSet, data: ModuleType, name: str) -> dict[str, str]
 
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_dequantize_blocks_equals_reference(
-    kernels: KernelSet, reference: KernelSet, same_bits: Check, without_nan: Callable[[NDArray[Any]], NDArray[Any]],
+    kernels: KernelSet, reference: KernelSet, same_bits: Check, without_nan: WithoutNan,
     name: str,
 ) -> None:  # fmt: skip
     form = BLOCK_FORMATS[name]

@@ -1,34 +1,29 @@
 """Scales of an 8-bit format that move for a smaller mean error: natively as in the reference, and never a larger."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import (
+    FLOATS,
+    IMPORTANCES,
+    SPREADS,
+    Bytes,
+    Case,
+    Check,
+    Floats,
+    Make,
+    MakeImportance,
+    WithoutNan,
+    draw_cases,
+    draw_rungs,
+    make_ladder,
+)
 from numpy.typing import NDArray
 
-from shardq.kernels import DTYPES, KernelSet
-
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
-MakeImportance = Callable[[int, str, int], NDArray[np.float32] | None]
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
-
-KINDS = ("plain", "edges", "ties", "tiny", "wild")
-SPREADS = ("equal", "plain", "zeros", "all_zero", "huge")
-FLOATS = ("e0m3", "e2m1", "e2m3", "e3m2", "e4m3fn", "e5m2")
-
-
-def make_ladder(kernels: KernelSet, kind: str) -> Floats:
-    """E4M3 by its code below a global scale, or numbers that no one should pass."""
-    if kind == "wild":
-        return np.random.default_rng(5).integers(0, 0x7F800000, 256, np.uint32).view(np.float32)
-    values, one = np.empty((1, 256), np.float32), np.ones((1, 1), np.float32)
-    kernels.decode_scaled(np.arange(256, dtype=np.uint8).reshape(1, -1), "e4m3fn", one, 256, values)
-    return np.where(np.arange(256) < 127, values[0], 0).astype(np.float32) / np.float32(37000)
+from shardq.kernels import KernelSet
 
 
 def center(
@@ -60,14 +55,10 @@ def find_errors(kernels: KernelSet, w: Floats, codes: Bytes, ladder: Floats, gro
 
 
 @given(
-    seed=st.integers(0, 2**32 - 1),
-    kind=st.sampled_from(KINDS),
-    shape=st.tuples(st.integers(1, 19), st.integers(1, 300)),
-    dtype=st.sampled_from(DTYPES),
+    case=draw_cases(300, (5, 16, 32, 33, 64, 128, 200, 5000)),
     element=st.sampled_from(FLOATS),
-    group=st.sampled_from((5, 16, 32, 33, 64, 128, 200, 5000)),
     rungs=st.sampled_from(("e4m3", "wild")),
-    weights=st.sampled_from(("none", *SPREADS)),
+    weights=st.sampled_from(IMPORTANCES),
     spreads=st.sampled_from(SPREADS),
     size=st.sampled_from((0.0, 1e-3, 1.0, 1e20)),
     most=st.integers(0, 9),
@@ -79,32 +70,24 @@ def test_center_ladder_equals_reference(
     make_weights: Make,
     make_importance: MakeImportance,
     same_bits: Check,
-    without_nan: Callable[[NDArray[Any]], NDArray[Any]],
-    seed: int,
-    kind: str,
-    shape: tuple[int, int],
-    dtype: str,
+    without_nan: WithoutNan,
+    case: Case,
     element: str,
-    group: int,
     rungs: str,
     weights: str,
     spreads: str,
     size: float,
     most: int,
 ) -> None:
-    src = make_weights(seed, kind, *shape, dtype)
-    rng, groups = np.random.default_rng(seed), (shape[0], -(-shape[1] // group))
-    low = rng.integers(60, 120, groups)
-    first, last, chosen = (
-        x.clip(0, 255).astype(np.uint8)
-        for x in (low, low + rng.integers(-1, most + 1, groups), low + rng.integers(-3, 4, groups))
-    )
-    spread, importance = make_importance(seed + 1, spreads, shape[1]), make_importance(seed, weights, shape[1])
+    seed, cols = case.seed, case.shape[1]
+    src, importance = make_weights(seed, case.kind, *case.shape, case.dtype), make_importance(seed, weights, cols)
+    spread = make_importance(seed + 1, spreads, cols)
     assert spread is not None
-    how = importance, spread, make_means(seed, shape[1], size), make_ladder(kernels, rungs), (first, last, chosen)
+    ladder, codes = make_ladder(kernels, rungs), draw_rungs(case, 60, 120, most)
+    how = importance, spread, make_means(seed, cols, size), ladder, codes
     with np.errstate(all="ignore"):
-        found, losses = center(kernels, src, dtype, element, group, *how)
-        expected, expected_losses = center(reference, src, dtype, element, group, *how)
+        found, losses = center(kernels, src, case.dtype, element, case.group, *how)
+        expected, expected_losses = center(reference, src, case.dtype, element, case.group, *how)
     same_bits(found, expected)
     same_bits(without_nan(losses), without_nan(expected_losses))
 

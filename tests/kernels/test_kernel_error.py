@@ -1,20 +1,16 @@
 """Dequantization and error figures."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import Check, Make
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, KernelSet
 from shardq.kernels.contract import FIGURES
-
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
-
 
 Codes = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]  # codes, scales, zeros
 

@@ -1,6 +1,5 @@
 """The error of values that come as numbers: natively as in the reference, and as that of the codes they came from."""
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -8,14 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import Check, Make, WithoutNan
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, ELEMENTS, KernelSet
 from shardq.kernels.contract import FIGURES
 from shardq.kernels.contract_blocks import BLOCK_FORMATS
-
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
 
 KINDS = ("plain", "edges", "tiny", "wild")
 GROUPS = (1, 7, 8, 16, 31, 32, 100, 256, 5000)
@@ -54,7 +51,7 @@ def test_error_of_values_equals_reference(
     reference: KernelSet,
     make_weights: Make,
     same_bits: Check,
-    without_nan: Callable[[NDArray[Any]], NDArray[Any]],
+    without_nan: WithoutNan,
     seed: int,
     kind: str,
     values_kind: str,
@@ -82,7 +79,7 @@ def test_error_is_that_of_the_codes(
     kernels: KernelSet,
     make_weights: Make,
     same_bits: Check,
-    without_nan: Callable[[NDArray[Any]], NDArray[Any]],
+    without_nan: WithoutNan,
     seed: int,
     kind: str,
     dtype: str,

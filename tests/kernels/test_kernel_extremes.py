@@ -1,18 +1,16 @@
 """Largest magnitude and range of groups of raw weights."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import Check, Make
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, KernelSet
 
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
 Extremes = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], int, int]
 
 

@@ -1,19 +1,13 @@
 """widen and group_minmax: every 16-bit pattern, and the rules for NaN and zero."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from kernel_cases import Check, Make
 
 from shardq.kernels import DTYPES, KernelSet
-
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])

@@ -1,20 +1,16 @@
 """Kernels that do two steps in one pass, against the two steps."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import KINDS, Check, Make
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, KernelSet
 from shardq.kernels.contract import FIGURES
-
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
-KINDS = ("plain", "edges", "ties", "tiny", "wild")
 
 
 def check_both_ways(

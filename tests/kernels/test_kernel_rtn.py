@@ -1,19 +1,15 @@
 """rtn_int against the torch reference and against an independent numpy typing of the published formula."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import KINDS, Check, Make
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, KernelSet
-
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
-KINDS = ("plain", "edges", "ties", "tiny", "wild")
 
 
 def run(

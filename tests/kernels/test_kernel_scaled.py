@@ -1,6 +1,5 @@
 """Codes of symmetric elements: natively as in the reference, and as other people's casts have them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,15 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import KINDS, Check, Make
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, ELEMENTS, KernelSet
 from shardq.kernels.contract import FIGURES
 
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
-
-KINDS = ("plain", "edges", "ties", "tiny", "wild")
 GROUPS = (1, 2, 5, 8, 16, 24, 31, 32, 33, 64, 100, 128, 256, 5000)
 SCALE_KINDS = ("absmax", "powers", "ends", "any")
 BITS = {"e0m3": 4, "e2m1": 4, "e2m3": 6, "e3m2": 6, "e4m3fn": 8, "e5m2": 8}

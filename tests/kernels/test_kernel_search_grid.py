@@ -1,6 +1,5 @@
 """auto-round's search: natively as in the reference, whose sums are those of torch."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,17 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import IMPORTANCES, Case, Check, Make, MakeImportance, draw_cases
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, KernelSet
 from shardq.kernels.reference.search_grids import sums_of_torch
 
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
-MakeImportance = Callable[[int, str, int], NDArray[np.float32] | None]
-
-KINDS = ("plain", "edges", "ties", "tiny", "wild")
-IMPORTANCES = ("none", "equal", "plain", "zeros", "all_zero", "huge")
 FACTORS = np.array([8, 2, 5.5, 7, 7.94, 8.06, 9, 11, 14], np.float32)
 
 
@@ -38,12 +32,8 @@ def run(
 
 
 @given(
-    seed=st.integers(0, 2**32 - 1),
-    kind=st.sampled_from(KINDS),
-    shape=st.tuples(st.integers(1, 19), st.integers(1, 500)),
-    dtype=st.sampled_from(DTYPES),
+    case=draw_cases(500, (1, 5, 16, 20, 32, 33, 64, 100, 128, 200, 5000)),
     bits=st.integers(2, 8),
-    group=st.sampled_from((1, 5, 16, 20, 32, 33, 64, 100, 128, 200, 5000)),
     weights=st.sampled_from(IMPORTANCES),
     count=st.integers(1, 9),
 )
@@ -54,19 +44,15 @@ def test_search_grid_equals_reference(
     make_weights: Make,
     make_importance: MakeImportance,
     same_bits: Check,
-    seed: int,
-    kind: str,
-    shape: tuple[int, int],
-    dtype: str,
+    case: Case,
     bits: int,
-    group: int,
     weights: str,
     count: int,
 ) -> None:
-    src = make_weights(seed, kind, *shape, dtype)
-    how = (make_importance(seed, weights, shape[1]), FACTORS[:count] * np.float32(2 ** (bits - 4)))
+    src = make_weights(case.seed, case.kind, *case.shape, case.dtype)
+    how = (make_importance(case.seed, weights, case.shape[1]), FACTORS[:count] * np.float32(2 ** (bits - 4)))
     with np.errstate(all="ignore"):
-        found, expected = (run(k, src, dtype, bits, group, *how) for k in (kernels, reference))
+        found, expected = (run(k, src, case.dtype, bits, case.group, *how) for k in (kernels, reference))
     same_bits(found[0], expected[0])
     same_bits(found[1], expected[1])
     assert found[3] == expected[3]

@@ -1,23 +1,17 @@
 """Searches for scales of symmetric integers: natively as in the reference, and never worse than at first."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import IMPORTANCES, Case, Check, Make, MakeImportance, WithoutNan, draw_cases
 from numpy.typing import NDArray
 
-from shardq.kernels import DTYPES, KernelSet
+from shardq.kernels import KernelSet
 from shardq.kernels.contract import OBJECTIVES, SCALE_FORMATS, SIGNS
 
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
-MakeImportance = Callable[[int, str, int], NDArray[np.float32] | None]
-
-KINDS = ("plain", "edges", "ties", "tiny", "wild")
-IMPORTANCES = ("none", "equal", "plain", "zeros", "all_zero", "huge")
 FACTORS = np.geomspace(0.6, 2.0, 9).astype(np.float32)
 FACTORS[4] = 1
 
@@ -48,12 +42,8 @@ def run(
 
 
 @given(
-    seed=st.integers(0, 2**32 - 1),
-    kind=st.sampled_from(KINDS),
-    shape=st.tuples(st.integers(1, 19), st.integers(1, 500)),
-    dtype=st.sampled_from(DTYPES),
+    case=draw_cases(500, (1, 5, 16, 32, 33, 64, 100, 128, 200, 5000)),
     bits=st.integers(2, 8),
-    group=st.sampled_from((1, 5, 16, 32, 33, 64, 100, 128, 200, 5000)),
     weights=st.sampled_from(IMPORTANCES),
     objective=st.sampled_from(OBJECTIVES),
     signs=st.sampled_from(SIGNS),
@@ -69,13 +59,9 @@ def test_search_int_equals_reference(
     make_weights: Make,
     make_importance: MakeImportance,
     same_bits: Check,
-    without_nan: Callable[[NDArray[Any]], NDArray[Any]],
-    seed: int,
-    kind: str,
-    shape: tuple[int, int],
-    dtype: str,
+    without_nan: WithoutNan,
+    case: Case,
     bits: int,
-    group: int,
     weights: str,
     objective: str,
     signs: str,
@@ -84,10 +70,10 @@ def test_search_int_equals_reference(
     scale: str,
     least: float,
 ) -> None:
-    src = make_weights(seed, kind, *shape, dtype)
-    how = (make_importance(seed, weights, shape[1]), objective, FACTORS[:count], signs, sweeps, scale, least)
-    found, losses, _ = run(kernels, src, dtype, bits, group, *how)
-    expected, expected_losses, _ = run(reference, src, dtype, bits, group, *how)
+    src = make_weights(case.seed, case.kind, *case.shape, case.dtype)
+    how = (make_importance(case.seed, weights, case.shape[1]), objective, FACTORS[:count], signs, sweeps, scale, least)
+    found, losses, _ = run(kernels, src, case.dtype, bits, case.group, *how)
+    expected, expected_losses, _ = run(reference, src, case.dtype, bits, case.group, *how)
     same_bits(found, expected)
     same_bits(without_nan(losses), without_nan(expected_losses))
 

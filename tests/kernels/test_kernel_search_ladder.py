@@ -1,37 +1,31 @@
 """Searches among the scales of an 8-bit format: natively as in the reference, and as trying them all one by one."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import (
+    FLOATS,
+    IMPORTANCES,
+    Bytes,
+    Case,
+    Check,
+    Floats,
+    Make,
+    MakeImportance,
+    WithoutNan,
+    draw_cases,
+    draw_rungs,
+    make_ladder,
+)
 from numpy.typing import NDArray
 
-from shardq.kernels import DTYPES, KernelSet
+from shardq.kernels import KernelSet
 from shardq.kernels.contract import OBJECTIVES
 
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
-MakeImportance = Callable[[int, str, int], NDArray[np.float32] | None]
-
-KINDS = ("plain", "edges", "ties", "tiny", "wild")
-IMPORTANCES = ("none", "equal", "plain", "zeros", "all_zero", "huge")
-FLOATS = ("e0m3", "e2m1", "e2m3", "e3m2", "e4m3fn", "e5m2")
 LARGEST = {"e0m3": 1.75, "e2m1": 6.0, "e2m3": 7.5, "e3m2": 28.0, "e4m3fn": 448.0, "e5m2": 57344.0}
-
-
-def make_ladder(kernels: KernelSet, kind: str) -> NDArray[np.float32]:
-    """Powers of two by their exponent, e4m3 by its code below a global scale, or numbers that no one should pass."""
-    if kind == "powers":
-        return np.exp2(np.arange(-127.0, 129.0).clip(max=127)).astype(np.float32)
-    if kind == "wild":
-        return np.random.default_rng(5).integers(0, 0x7F800000, 256, np.uint32).view(np.float32)
-    values = np.empty((1, 256), np.float32)
-    one = np.ones((1, 1), np.float32)
-    kernels.decode_scaled(np.arange(256, dtype=np.uint8).reshape(1, -1), "e4m3fn", one, 256, values)
-    return np.where(np.arange(256) < 127, values[0], 0).astype(np.float32) / np.float32(37000)
 
 
 def run(
@@ -40,11 +34,11 @@ def run(
     dtype: str,
     element: str,
     group: int,
-    ladder: NDArray[np.float32],
-    codes: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]],
-    importance: NDArray[np.float32] | None = None,
+    ladder: Floats,
+    codes: tuple[Bytes, Bytes, Bytes],
+    importance: Floats | None = None,
     objective: str = "none",
-) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+) -> tuple[Bytes, NDArray[np.float64]]:
     first, last, chosen = codes[0], codes[1], codes[2].copy()
     losses = np.full((len(src), 2), -1.0)
     kernels.search_ladder(src, dtype, element, group, importance, objective, ladder, first, last, chosen, losses)
@@ -52,12 +46,8 @@ def run(
 
 
 @given(
-    seed=st.integers(0, 2**32 - 1),
-    kind=st.sampled_from(KINDS),
-    shape=st.tuples(st.integers(1, 19), st.integers(1, 400)),
-    dtype=st.sampled_from(DTYPES),
+    case=draw_cases(400, (1, 5, 16, 32, 33, 64, 100, 128, 200, 5000)),
     element=st.sampled_from(FLOATS),
-    group=st.sampled_from((1, 5, 16, 32, 33, 64, 100, 128, 200, 5000)),
     rungs=st.sampled_from(("powers", "e4m3", "wild")),
     weights=st.sampled_from(IMPORTANCES),
     objective=st.sampled_from(OBJECTIVES),
@@ -70,29 +60,22 @@ def test_search_ladder_equals_reference(
     make_weights: Make,
     make_importance: MakeImportance,
     same_bits: Check,
-    without_nan: Callable[[NDArray[Any]], NDArray[Any]],
-    seed: int,
-    kind: str,
-    shape: tuple[int, int],
-    dtype: str,
+    without_nan: WithoutNan,
+    case: Case,
     element: str,
-    group: int,
     rungs: str,
     weights: str,
     objective: str,
     most: int,
 ) -> None:
-    src = make_weights(seed, kind, *shape, dtype)
-    rng, groups = np.random.default_rng(seed), (shape[0], -(-shape[1] // group))
-    first = rng.integers(90, 130, groups)
-    codes = [first, first + rng.integers(-1, most + 1, groups), first + rng.integers(-3, 4, groups)]
-    small = tuple(x.clip(0, 255).astype(np.uint8) for x in codes)
-    ladder, importance = make_ladder(kernels, rungs), make_importance(seed, weights, shape[1])
+    src = make_weights(case.seed, case.kind, *case.shape, case.dtype)
+    importance = make_importance(case.seed, weights, case.shape[1])
+    how = make_ladder(kernels, rungs), draw_rungs(case, 90, 130, most), importance, objective
     with np.errstate(all="ignore"):
-        found = run(kernels, src, dtype, element, group, ladder, small, importance, objective)  # type: ignore[arg-type]
-        expected = run(reference, src, dtype, element, group, ladder, small, importance, objective)  # type: ignore[arg-type]
-    same_bits(found[0], expected[0])
-    same_bits(without_nan(found[1]), without_nan(expected[1]))
+        found, losses = run(kernels, src, case.dtype, element, case.group, *how)
+        expected, expected_losses = run(reference, src, case.dtype, element, case.group, *how)
+    same_bits(found, expected)
+    same_bits(without_nan(losses), without_nan(expected_losses))
 
 
 @pytest.mark.parametrize(("element", "group", "rungs"), [

@@ -1,17 +1,12 @@
 """Bit streams, transposition and the checksum."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from kernel_cases import Check
 
 from shardq.kernels import KernelSet
-
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
 
 
 @given(

@@ -1,19 +1,16 @@
 """Columns of fp16, and sums that do not depend on the order of rows."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from kernel_cases import Check
 
 from shardq.kernels import KernelSet
 from shardq.kernels.contract import FIGURES
 
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
 DOUBLES = st.floats(0.0, 1e300, allow_subnormal=True)
 SIGNED = st.floats(-1e300, 1e300, allow_subnormal=True)
 COUNTS = st.integers(0, 2**40).map(float)

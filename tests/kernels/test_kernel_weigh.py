@@ -1,20 +1,16 @@
 """What weights count where errors are weighed."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import Check, Make, MakeImportance, WithoutNan
 from numpy.typing import NDArray
 
 from shardq.kernels import DTYPES, KernelSet
 from shardq.kernels.contract import OBJECTIVES
-
-Check = Callable[[NDArray[Any], NDArray[Any]], None]
-Make = Callable[[int, str, int, int, str], NDArray[Any]]
-MakeImportance = Callable[[int, str, int], NDArray[np.float32] | None]
 
 
 def weighed(
@@ -41,7 +37,7 @@ def test_weighed_squares_equal_reference(
     make_weights: Make,
     make_importance: MakeImportance,
     same_bits: Check,
-    without_nan: Callable[[NDArray[Any]], NDArray[Any]],
+    without_nan: WithoutNan,
     seed: int,
     kind: str,
     dtype: str,

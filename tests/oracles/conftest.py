@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch_threads import one_thread as one_thread
 
 from shardq import Limits, quantize
 from shardq.sources.demo import open_demo
@@ -138,17 +140,8 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def load_beside() -> Callable[[str], ModuleType]:
-    """A function that loads a module which lies beside this file and not on any path."""
-
-    def load(name: str) -> ModuleType:
-        spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    """A function that imports a module which needs what only some environments have."""
+    return import_module
 
 
 @pytest.fixture(scope="session")

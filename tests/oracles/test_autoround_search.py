@@ -29,14 +29,6 @@ def raw(w: torch.Tensor) -> NDArray[Any]:
     return w.numpy() if w.dtype == torch.float32 else w.view(torch.int16).numpy().view(np.uint16)
 
 
-@pytest.fixture
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.oracle
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -8,7 +8,7 @@ is below 1e-4 of its mean we raise to that, so auto-round is given it raised; it
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -63,14 +63,6 @@ def importance(probed: Probed) -> dict[str, torch.Tensor]:
         floored = torch.clamp(values.double(), min=FLOOR * float(values.double().mean())).float()
         found |= dict.fromkeys(expand_name(names, "importance"), floored)
     return found
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def load_linears(folder: Path) -> dict[str, torch.Tensor]:

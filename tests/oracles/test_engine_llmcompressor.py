@@ -2,7 +2,6 @@
 llm-compressor (0.14.0.1), which reads those of gpt-oss, and those of others without transformers' conversions: what we
 write is called as what it writes, and answers like the model with the weights that we read back."""
 
-import importlib
 import json
 import os
 import re
@@ -15,11 +14,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import pytest
+import test_engine_encoded as beside
 from safetensors import safe_open
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    beside: Any = importlib.import_module("test_engine_encoded")
 encoded, source, quantized, rebuilt = beside.encoded, beside.source, beside.quantized, beside.rebuilt  # its fixtures
 
 pytestmark = [pytest.mark.oracle, pytest.mark.slow, pytest.mark.timeout(600)]

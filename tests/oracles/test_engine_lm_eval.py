@@ -1,7 +1,6 @@
 """`shardq eval --tasks` with lm-eval itself, on a task of a few lines in a file: its figures are those that the model's
 own logits give."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -31,9 +30,9 @@ metadata: {{version: 3.0}}
 def models() -> Any:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed here; `nox -s engine_lm_eval` installs it")
     pytest.importorskip("transformers", reason="lm-eval loads models with transformers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent.parent / "tune")
-        return importlib.import_module("tuned_models")
+    import tuned_models
+
+    return tuned_models
 
 
 def _write_task(folder: Path) -> list[dict[str, Any]]:

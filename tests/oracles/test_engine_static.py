@@ -1,7 +1,6 @@
 """Checkpoints with scales of activations in transformers with compressed-tensors (5.23.0, 0.20.0): what a torch model
 computes that has our dequantized weights and rounds what comes into its matrices by these scales."""
 
-import importlib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,9 +29,9 @@ def models() -> Any:
     if find_spec("compressed_tensors") is None:
         pytest.skip("compressed-tensors is not installed here; `nox -s engine_transformers` installs it")
     pytest.importorskip("transformers", reason="`nox -s engine_transformers` installs transformers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "tune")
-        return importlib.import_module("tuned_models")
+    import tuned_models
+
+    return tuned_models
 
 
 @pytest.fixture(scope="module")

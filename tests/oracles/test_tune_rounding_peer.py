@@ -5,7 +5,7 @@ NVFP4 multiplies by reciprocals there, and divides here as its readers do, so si
 Gradients of scales of fp16 are of fp16 there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Final
@@ -21,17 +21,9 @@ from shardq.tune.rounding_parts import Part
 from shardq.tune.served import fake_quantize
 from shardq.tune.steps import Moved, SignSteps
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("one_thread")]
 ROWS, COLUMNS, BLOCK = 256, 512, 128
 THRESHOLD: Final = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

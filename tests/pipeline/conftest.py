@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import signal
@@ -16,6 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fake_hub
+import fake_hub_write
+import measures as measures_of_runs
 import numpy as np
 import pytest
 
@@ -258,14 +260,7 @@ def journal_lines() -> Callable[[Path, str], int]:
 @pytest.fixture(scope="session")
 def fake_hub_module() -> ModuleType:
     """tests/sources/fake_hub.py."""
-    path = Path(__file__).parents[1] / "sources" / "fake_hub.py"
-    spec = importlib.util.spec_from_file_location("shardq_fake_hub_of_runs", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return fake_hub
 
 
 @pytest.fixture
@@ -310,6 +305,22 @@ class HubModel:
         """Of a command line that knows this Hub."""
         library = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(home / "home"), "NO_PROXY": "127.0.0.1"}
         return {**os.environ, **library, name: str(value)}
+
+    def kill_when(self, condition: Callable[[], bool], words: Sequence[str], home: Path, span_bytes: int) -> None:
+        """Run `shardq` with `words` and spans of so many bytes, and kill -9 it once the condition holds."""
+        process = Run(
+            [sys.executable, "-P", str(HERE / "short_span_cli.py"), *words],
+            env=self.environment(home, "SPAN_BYTES", span_bytes),
+            cwd=home,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert process.wait_for(condition)
+        finally:
+            process.kill()
+            process.wait()
 
     def add_fault(self, kind: str, path: str, **settings: Any) -> Any:
         """As the fake Hub's Fault."""
@@ -410,26 +421,14 @@ def known() -> list[Usual]:
 
 @pytest.fixture(scope="session")
 def measures() -> ModuleType:
-    """The module measures, which lies beside this file and not on any path."""
-    spec = importlib.util.spec_from_file_location("measures", Path(__file__).with_name("measures.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """measures.py."""
+    return measures_of_runs
 
 
 @pytest.fixture(scope="session")
 def writable_hub_module() -> ModuleType:
     """tests/sources/fake_hub_write.py."""
-    for name in ("fake_hub", "fake_hub_write"):
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "sources" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # where dataclasses, and the module that builds on it, look it up
-        spec.loader.exec_module(module)
-    return module
+    return fake_hub_write
 
 
 @pytest.fixture
@@ -471,3 +470,18 @@ def host_model(push_hub: Any, writable_hub_module: ModuleType) -> Callable[[Path
         return "org/model"
 
     return host
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """written(case): its checkpoint, not to be changed."""
+    import encoded_sources  # many tests have no use for it
+
+    folder = tmp_path_factory.mktemp("encoded")
+
+    def get(case: str) -> Path:
+        if not (folder / case).exists():
+            encoded_sources.write_source(encoded_sources.CASES[case], folder / case)
+        return folder / case
+
+    return get

@@ -1,11 +1,6 @@
 """Whole checkpoints of quantized and stacked sources in folders, their twins, and their tensors in other shards.
 
-`CASES` has them all. Modules of this kind lie on no path; a test imports them so:
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
-        sources: Any = importlib.import_module("encoded_sources")
-"""
+`CASES` has them all."""
 
 import json
 import re

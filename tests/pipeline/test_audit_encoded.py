@@ -1,26 +1,22 @@
 """Audits of outputs whose source has its weights encoded, or in stacks: they are decoded again."""
 
-import importlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import encoded_sources as sources
 import pytest
+from weight_files import flip, tensors_of
 
 import shardq
 from shardq import Audit, Limits, make_recipe
 from shardq.audit_plan import span
 from shardq.audit_statement import make_statement
 from shardq.errors import BadOption, VerifyFailed
-from shardq.files.safetensors import HeaderTensor, read_header
 from shardq.ledger import LEDGER, decode_ledger, encode_ledger
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    sources: Any = importlib.import_module("encoded_sources")
 
 CASES: Mapping[str, Any] = sources.CASES
 KEPT = r"re:.*layers\.1\.mlp.*"
@@ -43,19 +39,6 @@ each_mode = pytest.mark.parametrize("decode", ["exact", "rounded"])
 far = pytest.mark.parametrize("scheme", FAR)
 
 
-@pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """written(case): its checkpoint, not to be changed."""
-    folder = tmp_path_factory.mktemp("encoded")
-
-    def get(case: str) -> Path:
-        if not (folder / case).exists():
-            sources.write_source(CASES[case], folder / case)
-        return folder / case
-
-    return get
-
-
 def quantize(case: str, source: Path, out: Path, decode: str = "exact", scheme: str = "") -> Path:
     own, ignore = RUNS.get(case, ("W4A16G32@gptq", []))
     recipe = make_recipe(scheme or own, decode=decode, ragged="keep", ignore=ignore)
@@ -70,20 +53,6 @@ def audit_blocks(out: Path, source: Path, share: float, seed: int | None = None)
     audit = shardq.audit(out, source=source, seed=seed, max_traffic_bytes=limit_bytes)
     assert audit.traffic.total_bytes < limit_bytes
     return audit
-
-
-def tensors_of(folder: Path) -> Iterator[tuple[Path, HeaderTensor]]:
-    for path in sorted(folder.glob("*.safetensors")):
-        yield from ((path, t) for t in read_header(path).tensors)
-
-
-def flip(path: Path, at: int, bit: int) -> None:
-    """Flip one bit of a file; twice is as before."""
-    with path.open("r+b") as f:
-        f.seek(at)
-        (byte,) = f.read(1)
-        f.seek(at)
-        f.write(bytes([byte ^ 1 << bit]))
 
 
 @each_case

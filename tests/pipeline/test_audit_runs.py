@@ -6,19 +6,20 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pytest
+from weight_files import flip, tensors_of
 
 import shardq
 from shardq import Audit, Limits, make_recipe
 from shardq.audit_plan import span
 from shardq.audit_statement import make_statement
 from shardq.errors import BadOption, VerifyFailed
-from shardq.files.safetensors import HeaderTensor, TensorSpec, plan_file, read_header
+from shardq.files.safetensors import TensorSpec, plan_file, read_header
 from shardq.layouts import LAYOUTS
 
 MakeCheckpoint = Callable[..., Path]
@@ -87,15 +88,6 @@ def write_split() -> Callable[[Path], Path]:
     return write
 
 
-def flip(path: Path, at: int, bit: int) -> None:
-    """Flip one bit of a file; twice is as before."""
-    with path.open("r+b") as f:
-        f.seek(at)
-        (byte,) = f.read(1)
-        f.seek(at)
-        f.write(bytes([byte ^ 1 << bit]))
-
-
 def test_layouts_are_all_here() -> None:
     """Other packings of auto_round and gptq_v2 are what others write, under another name."""
     assert HELD.keys() == {x.name for x in LAYOUTS if ":" not in x.name} - {"gptq_v2"}
@@ -115,11 +107,6 @@ KINDS: Final = {
     "W4A16@mlx": ("biases",),
     "fake": (),
 }
-
-
-def tensors_of(out: Path) -> Iterator[tuple[Path, HeaderTensor]]:
-    for path in sorted(out.glob("*.safetensors")):
-        yield from ((path, t) for t in read_header(path).tensors)
 
 
 @each_pair

@@ -1,11 +1,11 @@
 """Codes that a source has are carried: into another layout, or as they are, and every weight decodes to what it was."""
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import encoded_sources as sources
 import numpy as np
 import pytest
 
@@ -13,10 +13,6 @@ import shardq
 from shardq import Limits, convert_recipe, make_recipe
 from shardq.errors import NotExact, NothingToQuantize
 from shardq.ledger import LEDGER, decode_ledger
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    sources: Any = importlib.import_module("encoded_sources")
 
 CASES: Mapping[str, Any] = sources.CASES
 ONE = Limits(parallel=1)

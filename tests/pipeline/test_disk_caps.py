@@ -1,8 +1,6 @@
 """--max-disk, measured: what the output folder takes on the disk at any moment, at the least cap that is accepted."""
 
-import importlib.util
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from fake_hub_write import WritableHub
 
 import shardq
 from shardq import Limits, make_recipe
@@ -32,17 +31,9 @@ MODES = [(False, False), (True, False), (False, True), (True, True)]  # stream, 
 
 
 @pytest.fixture
-def hub(fake_hub_module: ModuleType, hub: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Instead of the one that can only be read: tests/sources/fake_hub_write.py."""
-    path = Path(__file__).parents[1] / "sources" / "fake_hub_write.py"
-    spec = importlib.util.spec_from_file_location("shardq_fake_hub_to_write", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "fake_hub", fake_hub_module)  # on which it builds
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    writable = module.WritableHub()
+def hub(hub: Any) -> Iterator[Any]:
+    """Instead of the one that can only be read."""
+    writable = WritableHub()
     yield writable
     writable.close()
 

@@ -1,11 +1,11 @@
 """The sources that runs are tested with: what our readers make of each is what its twin holds, bit for bit."""
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import encoded_sources as sources
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -20,10 +20,6 @@ from shardq.headers import read_checkpoint
 from shardq.kernels import load
 from shardq.sources import open_source
 from shardq.stacks import find_stacks
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    sources: Any = importlib.import_module("encoded_sources")
 
 CASES: Mapping[str, Any] = sources.CASES
 LARGEST_BYTES = 2_500_000

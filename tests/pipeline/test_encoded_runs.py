@@ -1,12 +1,12 @@
 """Quantized and stacked sources give the bytes that their unquantized twins give, however they are stored."""
 
-import importlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import encoded_sources as sources
 import numpy as np
 import pytest
 
@@ -14,10 +14,6 @@ import shardq
 from shardq import Limits, make_recipe
 from shardq.errors import BadOption, NonFiniteWeight, UnsupportedSource
 from shardq.ledger import LEDGER, decode_ledger
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    sources: Any = importlib.import_module("encoded_sources")
 
 CASES: Mapping[str, Any] = sources.CASES
 PLACES: Mapping[str, Any] = sources.PLACES

@@ -3,26 +3,17 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
+from executor_jobs import ENTRY, LIMIT_S, finish, job
 
 from shardq.budget import ByteBudget
 from shardq.errors import CorruptShard, KernelUnavailable, TaskFailed
-from shardq.executors.base import Executor, Job, Outcome
+from shardq.executors.base import Executor
 from shardq.executors.inline import InlineExecutor
 from shardq.executors.processes import ProcessExecutor
 
-ENTRY = "executor_work:start"
-LIMIT_S = 30.0  # for anything that takes milliseconds on an idle machine
-
 Make = Callable[..., Executor]
-
-
-@pytest.fixture(autouse=True)
-def _importable_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers get the import path of their caller."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 @pytest.fixture(params=["inline", "processes"])
@@ -41,21 +32,6 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     yield build
     for executor in made:
         executor.close()
-
-
-def job(number: int, action: str, argument: object = None, cost_bytes: int = 1) -> Job:
-    return Job(number, (action, argument), cost_bytes, f"tensor {number}")
-
-
-def finish(executor: Executor) -> dict[int, Outcome]:
-    """Outcomes by job id, once nothing is left to do."""
-    outcomes: list[Outcome] = []
-    deadline_s = time.monotonic() + LIMIT_S
-    while executor.unfinished():
-        outcomes += executor.wait(1.0)
-        assert time.monotonic() < deadline_s, f"{executor.unfinished()} jobs are stuck"
-    assert len({o.job.id for o in outcomes}) == len(outcomes)
-    return {o.job.id: o for o in outcomes}
 
 
 def test_results_arrive_with_their_jobs(make: Make) -> None:

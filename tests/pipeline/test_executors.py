@@ -14,24 +14,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from executor_jobs import ENTRY, LIMIT_S, finish, job
 
 from shardq.budget import ByteBudget
 from shardq.errors import KernelUnavailable, ShardqError, TaskFailed
-from shardq.executors.base import Executor, Job, Outcome
+from shardq.executors.base import Outcome
 from shardq.executors.processes import ProcessExecutor
 from shardq.executors.worker_process import cause_of_death
 
 HERE = Path(__file__).parent
-ENTRY = "executor_work:start"
-LIMIT_S = 30.0  # for anything that takes milliseconds on an idle machine
 
 Pool = Callable[..., ProcessExecutor]
-
-
-@pytest.fixture(autouse=True)
-def _importable_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers get the import path of their caller."""
-    monkeypatch.syspath_prepend(str(HERE))
 
 
 @pytest.fixture
@@ -47,21 +40,6 @@ def pool() -> Iterator[Pool]:
     yield build
     for executor in made:
         executor.close()
-
-
-def job(number: int, action: str, argument: object = None, cost_bytes: int = 1) -> Job:
-    return Job(number, (action, argument), cost_bytes, f"tensor {number}")
-
-
-def finish(executor: Executor) -> dict[int, Outcome]:
-    """Outcomes by job id, once nothing is left to do."""
-    outcomes: list[Outcome] = []
-    deadline_s = time.monotonic() + LIMIT_S
-    while executor.unfinished():
-        outcomes += executor.wait(1.0)
-        assert time.monotonic() < deadline_s, f"{executor.unfinished()} jobs are stuck"
-    assert len({o.job.id for o in outcomes}) == len(outcomes)
-    return {o.job.id: o for o in outcomes}
 
 
 def test_spawn_serves_where_there_is_no_fork_server(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

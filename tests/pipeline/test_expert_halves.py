@@ -1,11 +1,11 @@
 """Experts of gpt-oss, whose rows of gate and up take turns: layouts that GPTQModel reads have the halves that it makes
 of them, all others every other row."""
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import encoded_sources as sources
 import numpy as np
 import pytest
 
@@ -14,10 +14,6 @@ from shardq import Limits, make_recipe
 from shardq.errors import BadOption, BadTuned, UnsupportedSource
 from shardq.recipe import convert_recipe, dequantize_recipe
 from shardq.tuned import TunedCodes
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    sources: Any = importlib.import_module("encoded_sources")
 
 ONE = Limits(parallel=1)
 EXPERT = "model.layers.0.mlp.experts.1"

@@ -1,6 +1,5 @@
 """GGUF files of shards that come from a Hub (on loopback), fetched or streamed, and of files that go there."""
 
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +25,8 @@ from shardq.worker import Worker
 
 pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
 pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    made: Any = importlib.import_module("gguf_sources")
-    streams: Any = importlib.import_module("encoded_streams")
+import encoded_streams as streams
+import gguf_sources as made
 
 PARTS = (None, 64 << 10)  # one file, and several
 TARGET = "me/quantized"

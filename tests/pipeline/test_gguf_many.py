@@ -1,7 +1,6 @@
 """GGUF files beside others from one read: each output has the bytes of a run alone, however the run is stopped. And
 what memory and disk that takes."""
 
-import importlib
 import shutil
 import subprocess
 import sys
@@ -24,9 +23,7 @@ from shardq.tasks import SLAB_BYTES
 
 pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
 pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    made: Any = importlib.import_module("gguf_sources")
+import gguf_sources as made
 
 ONE, EATING = Limits(parallel=1), Limits(parallel=1, delete_source=True)
 STREAMS = pytest.mark.skipif(sys.platform != "linux", reason="memory without a name is there on Linux only")

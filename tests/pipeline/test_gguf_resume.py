@@ -1,6 +1,5 @@
 """GGUF files of many source shards, from folders: shards are settled one by one, and may be gone when a run goes on."""
 
-import importlib
 import json
 import os
 import random
@@ -23,9 +22,7 @@ from shardq.worker import Worker
 
 pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
 pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    made: Any = importlib.import_module("gguf_sources")
+import gguf_sources as made
 
 PARTS = (None, 64 << 10)  # one file, and several
 LIMIT_S = 60.0

@@ -1,19 +1,14 @@
 """Four workers of one job, eight of them killed: the output is that of one machine, and each file appears once."""
 
-import importlib
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import job_workers as processes
 import pytest
 
 import shardq
 from shardq import Limits
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    processes: Any = importlib.import_module("job_workers")
 
 KILLS = 8
 PART_BYTES = 24 << 10
@@ -58,9 +53,8 @@ def test_parts_of_gguf(tmp_path: Path, contents: Contents) -> None:
     """Every part needs several shards, and some tensors go into two parts."""
     pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
     pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
-        made: Any = importlib.import_module("gguf_sources")
+    import gguf_sources as made
+
     source, recipe = made.write("latent", tmp_path), made.recipe("latent", PART_BYTES)
     shardq.quantize(source, recipe, output_dir=tmp_path / "alone", limits=ONE)
     plan = shardq.plan(source, recipe)

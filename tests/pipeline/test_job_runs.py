@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import job_workers as processes
 import pytest
 from click.testing import CliRunner
 
@@ -29,10 +30,6 @@ from shardq.errors import (
 from shardq.lane import Lane
 from shardq.nodes import calls, ending, maker, records
 from shardq.nodes.job import Job
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    processes: Any = importlib.import_module("job_workers")
 
 ONE = Limits(parallel=1)
 FILES = 3

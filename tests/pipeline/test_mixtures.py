@@ -1,11 +1,10 @@
 """Mixtures for a size: chosen from scores of sampled rows, written as a layer config, and quantized."""
 
-import importlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import encoded_sources as sources
 import pytest
 
 import shardq
@@ -14,10 +13,6 @@ from shardq.errors import BadOption, FusedGroupSplit
 from shardq.fused import fused_groups
 from shardq.mixing import mix
 from shardq.sources import open_source
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    sources: Any = importlib.import_module("encoded_sources")
 
 ONE = Limits(parallel=1)
 OPTIONS = "W2A16G32,W4A16,W8A16"

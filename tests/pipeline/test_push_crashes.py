@@ -1,7 +1,6 @@
 """Killed at any moment, a run that uploads is finished by the same command: exactly one commit, the one that a run
 without a kill makes, and nothing that the journal calls uploaded is sent again."""
 
-import importlib
 import itertools
 import json
 import os
@@ -197,9 +196,8 @@ def test_kill_of_a_run_that_makes_parts_of_a_gguf_file(
     """Of which most are sent before the last shard comes."""
     pytest.importorskip("gguf", reason="names of GGUF tensors come from the package gguf")
     pytest.importorskip("tokenizers", reason="vocabularies are read with the package tokenizers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
-        made: Any = importlib.import_module("gguf_sources")
+    import gguf_sources as made
+
     source, recipe = host_model(made.write("rotary", tmp_path / "source")), made.recipe("rotary", 64 << 10)
     shardq.quantize(source, recipe, output_dir=tmp_path / "undisturbed", limits=ONE)
     words = ("--scheme", "gguf:q4_k_m", "--tokenizer-pre", recipe.gguf.tokenizer_pre, "--split-max-size", "65536B")

@@ -1,14 +1,12 @@
 """Range mode with quantized sources: codes come in pieces of memory, and what stands beside them in another place is
 borrowed. The output is that of a local run, however often it is stopped on the way."""
 
-import importlib
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import encoded_streams as streams
 import pytest
 from stopped_runs import stop_after
 
@@ -20,14 +18,7 @@ from shardq.errors import ChecksumMismatch
 from shardq.run import Order, quantize_all
 from shardq.traffic import count_requests, lent_bytes
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    streams: Any = importlib.import_module("encoded_streams")
-    sources: Any = importlib.import_module("encoded_sources")
-
-HERE = Path(__file__).parent
 KINDS = (*streams.FLOATS, *streams.INTEGERS, *streams.EXPERTS)
-LIMIT_S = 60.0  # for anything that takes a second on an idle machine
 MakeModel = Callable[[Path], Any]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory without a name is there on Linux only")
 
@@ -200,22 +191,11 @@ def test_killed_run_goes_on(
     words = ["quantize", model.repo, "-o", str(out), "--parallel", "2", "--stream"]
     shard = model.shards[-1]
     model.add_fault("trickle", model.store(shard), at=5_000, rate_bytes_s=3_000.0, skip=3)
-    process = subprocess.Popen(
-        [sys.executable, "-P", str(HERE / "short_span_cli.py"), *words],
-        env=model.environment(tmp_path, "SPAN_BYTES", short_spans),
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline_s = time.monotonic() + LIMIT_S
-        while not (model.hub.faults[0].times == 0 and any(p.is_file() for p in (work / "lent").rglob("*"))):
-            assert process.poll() is None
-            assert time.monotonic() < deadline_s, "nothing happens"
-            time.sleep(0.005)
-    finally:
-        process.kill()
-        process.wait()
+
+    def has_lent() -> bool:
+        return model.hub.faults[0].times == 0 and any(p.is_file() for p in (work / "lent").rglob("*"))
+
+    model.kill_when(has_lent, words, tmp_path, short_spans)
     assert {p.name for p in out.iterdir()} == {".shardq"}
     model.hub.faults.clear()
     strays = [work / "lent" / "old" / "file", work / "src" / f"{shard}.0123.part"]  # nobody has counted their disk

@@ -1,6 +1,5 @@
 """Range mode with quantized sources under caps of disk and memory, measured."""
 
-import importlib
 import json
 import re
 import subprocess
@@ -13,7 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import encoded_models as models
+import encoded_sources as sources
+import encoded_streams as streams
 import pytest
+from encoded_kinds import ROWS
 
 import shardq
 from shardq import Limits
@@ -25,11 +28,6 @@ from shardq.reports import describe_needs
 from shardq.spans import largest_span_bytes
 from shardq.traffic import lent_bytes
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    streams: Any = importlib.import_module("encoded_streams")
-    sources: Any = importlib.import_module("encoded_sources")
-
 MakeModel = Callable[[Path], Any]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory without a name is there on Linux only")
 
@@ -37,8 +35,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory without 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of some MB, with a scale for each 16 weights, so that blocks and records are small against them."""
-    models = importlib.import_module("encoded_models")
-    kind = next(k for k in importlib.import_module("encoded_kinds").ROWS if k.id == "nvfp4_ct")
+    kind = next(k for k in ROWS if k.id == "nvfp4_ct")
     layers = range(4)
     case = replace(
         streams.CASES["nvfp4_ct"],

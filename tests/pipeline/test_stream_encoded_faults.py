@@ -1,6 +1,5 @@
 """Wrong bytes in range mode with quantized sources: nothing made of bytes that were not verified is kept."""
 
-import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import encoded_streams as streams
 import pytest
 
 import shardq
@@ -19,11 +19,6 @@ from shardq.loans import Digest, Loan
 from shardq.pipeline import Pipeline
 from shardq.streamer import Passed
 from shardq.traffic import lent_bytes
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    streams: Any = importlib.import_module("encoded_streams")
-    sources: Any = importlib.import_module("encoded_sources")
 
 MakeModel = Callable[[Path], Any]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory without a name is there on Linux only")

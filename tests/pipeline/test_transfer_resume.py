@@ -29,8 +29,8 @@ def check_nothing_loads(out: Path) -> None:
     assert {p.name for p in out.iterdir()} == {".shardq"}
 
 
-def command(program: str, model: Any, out: Path, mode: str) -> list[str]:
-    words = [sys.executable, "-P", str(HERE / program), "quantize", model.repo, "-o", str(out), "--parallel", "1"]
+def words_of(model: Any, out: Path, mode: str) -> list[str]:
+    words = ["quantize", model.repo, "-o", str(out), "--parallel", "1"]
     return [*words, "--stream"] if mode == "stream" else words
 
 
@@ -57,22 +57,7 @@ def test_killed_in_a_download_and_run_again(
         return journal_lines(out, "sealed") == 2 and begun
 
     others = model.hub.connections()
-    process = subprocess.Popen(
-        command("short_span_cli.py", model, out, first),
-        env=model.environment(tmp_path, "SPAN_BYTES", short_spans),
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline_s = time.monotonic() + LIMIT_S
-        while not in_the_middle():
-            assert process.poll() is None
-            assert time.monotonic() < deadline_s, "nothing happens"
-            time.sleep(0.005)
-    finally:
-        process.kill()
-        process.wait()
+    model.kill_when(in_the_middle, words_of(model, out, first), tmp_path, short_spans)
     check_nothing_loads(out)
     here = part_bytes()
     model.hub.faults.clear()
@@ -219,7 +204,7 @@ def test_limit_of_file_size(
 ) -> None:
     out = tmp_path / "out"
     done = subprocess.run(
-        command("limited_cli.py", model, out, mode),
+        [sys.executable, "-P", str(HERE / "limited_cli.py"), *words_of(model, out, mode)],
         env=model.environment(tmp_path, "FILE_LIMIT_BYTES", 400_000),
         cwd=tmp_path,
         check=False,

@@ -1,23 +1,19 @@
 """`verify` of outputs whose source has its weights encoded, or in stacks."""
 
-import importlib
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import encoded_sources as sources
 import pytest
+from weight_files import flip, tensors_of
 
 import shardq
 from shardq import Limits, make_recipe
-from shardq.files.safetensors import HeaderTensor, read_header
 from shardq.ledger import LEDGER, decode_ledger, encode_ledger
 from shardq.recipe import convert_recipe, dequantize_recipe
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    sources: Any = importlib.import_module("encoded_sources")
 
 CASES: Mapping[str, Any] = sources.CASES
 MODES = ("exact", "rounded")
@@ -36,19 +32,6 @@ each_run = pytest.mark.parametrize("case", RUNS)
 each_mode = pytest.mark.parametrize("decode", MODES)
 
 
-@pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """written(case): its checkpoint, not to be changed."""
-    folder = tmp_path_factory.mktemp("encoded")
-
-    def get(case: str) -> Path:
-        if not (folder / case).exists():
-            sources.write_source(CASES[case], folder / case)
-        return folder / case
-
-    return get
-
-
 def quantize(case: str, source: Path, out: Path, decode: str = "exact") -> Path:
     scheme, options = RUNS.get(case, ("W4A16", {}))
     recipe = make_recipe(scheme, decode=decode, ragged="keep", **options)
@@ -58,20 +41,6 @@ def quantize(case: str, source: Path, out: Path, decode: str = "exact") -> Path:
 
 def read_ledger(out: Path) -> dict[str, Any]:
     return decode_ledger((out / LEDGER).read_bytes())
-
-
-def tensors_of(out: Path) -> Iterator[tuple[Path, HeaderTensor]]:
-    for path in sorted(out.glob("*.safetensors")):
-        yield from ((path, t) for t in read_header(path).tensors)
-
-
-def flip(path: Path, at: int, bit: int) -> None:
-    """Flip one bit of a file; twice is as before."""
-    with path.open("r+b") as f:
-        f.seek(at)
-        (byte,) = f.read(1)
-        f.seek(at)
-        f.write(bytes([byte ^ 1 << bit]))
 
 
 def problems_of(out: Path, source: Path) -> tuple[str, ...]:

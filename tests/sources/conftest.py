@@ -3,13 +3,12 @@
 After each test: no request to the storage origin carried a token.
 """
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fake_hub
 import pytest
 
 from shardq.sources.demo import open_demo
@@ -21,14 +20,7 @@ REPO = "acme/demo"
 
 @pytest.fixture(scope="session")
 def fake_hub_module() -> ModuleType:
-    path = Path(__file__).with_name("fake_hub.py")
-    spec = importlib.util.spec_from_file_location("shardq_fake_hub", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return fake_hub
 
 
 @pytest.fixture

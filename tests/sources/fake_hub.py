@@ -11,16 +11,17 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_test_token"
 PAGE = 4  # entries of a tree listing per page
 STEP_BYTES = 1 << 20  # sent at a time
 TRICKLE_S = 0.02
+FaultT = TypeVar("FaultT", bound=Any)  # Fault, or what else has `times` and `skip`
 
 
 @dataclass
@@ -414,9 +415,13 @@ class FakeHub:
             return [s for s in self.log if s.method == method and re.search(pattern, s.path)]
 
     def take_fault(self, path: str, method: str = "GET") -> Fault | None:
+        return self.take_first(self.faults, lambda f: re.search(f.path, path) and re.search(f.method, method))
+
+    def take_first(self, faults: Iterable[FaultT], hits: Callable[[FaultT], object]) -> FaultT | None:
+        """The first that hits the request and is to happen: not yet often enough, and not with one of those to skip."""
         with self.lock:
-            for fault in self.faults:
-                if fault.times > 0 and re.search(fault.path, path) and re.search(fault.method, method):
+            for fault in faults:
+                if fault.times > 0 and hits(fault):
                     if fault.skip > 0:
                         fault.skip -= 1
                         continue

@@ -1,7 +1,4 @@
-"""The fake Hub with the routes that write: repos, branches, storage of large files, commits, and scripted faults.
-
-A conftest loads this file by path, after it has put fake_hub.py into sys.modules as "fake_hub".
-"""
+"""The fake Hub with the routes that write: repos, branches, storage of large files, commits, and scripted faults."""
 
 import base64
 import hashlib
@@ -67,15 +64,7 @@ class WritableHub(FakeHub):
         super().__init__()
 
     def take_write_fault(self, method: str, path: str) -> WriteFault | None:
-        with self.lock:
-            for fault in self.write_faults:
-                if fault.times > 0 and fault.method in ("", method) and re.search(fault.path, path):
-                    if fault.skip > 0:
-                        fault.skip -= 1
-                        continue
-                    fault.times -= 1
-                    return fault
-        return None
+        return self.take_first(self.write_faults, lambda f: f.method in ("", method) and re.search(f.path, path))
 
     def add_repo(self, name: str, private: bool = False) -> Repo:
         """A new repo, with the one file that a new repo has."""

@@ -21,9 +21,9 @@ def run(*words: str | Path) -> Result:
 
 def models() -> Any:
     pytest.importorskip("transformers", reason="transformers builds the models: pip install shardq[tune]")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
-        return importlib.import_module("tuned_models")
+    import tuned_models
+
+    return tuned_models
 
 
 @pytest.mark.parametrize("command", [["stats", "demo"], ["eval", "demo", "--text", __file__]])

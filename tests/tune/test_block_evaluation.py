@@ -1,7 +1,5 @@
 """Perplexity and divergence of models that go through their blocks one by one, in every layout that is decoded."""
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,12 @@ from shardq.sources import open_source
 
 pytest.importorskip("transformers", reason="transformers builds the models: pip install shardq[tune]")
 
+import tuned_models as models
+
 from shardq.tune.evaluation import cut_windows
 from shardq.tune.tokenizing import open_tokenizer
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WINDOWS, SEQLEN = 3, 20
 TEXT = " ".join(str(i * i % 89) for i in range(200))
@@ -34,15 +32,6 @@ LAYOUTS = {
     "mlx": "W4A16",
     "fp8": "FP8_BLOCK",
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums run in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @torch.no_grad()

@@ -1,9 +1,6 @@
 """What is read of shards for a block: every byte once, in few ranges, also from the Hub."""
 
 import hashlib
-import importlib
-import importlib.util
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fake_hub
 import pytest
 import torch
 
@@ -28,6 +26,8 @@ from shardq.sources.hub_errors import RetryPolicy
 
 pytest.importorskip("transformers", reason="transformers builds the models: pip install shardq[tune]")
 
+import tuned_models as models
+
 from shardq.tune import passes, reading, waiting
 from shardq.tune.blocks import BlockModel
 from shardq.tune.disk import ID_BYTES, OTHER_BYTES, codes_bytes
@@ -36,23 +36,11 @@ from shardq.tune.options import build_options
 from shardq.tune.reading import BlockReader
 from shardq.tune.subjects import find_subjects
 
-TESTS = Path(__file__).parents[1]
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(TESTS / "tune")
-    models: Any = importlib.import_module("tuned_models")
-
 
 @pytest.fixture
 def fake() -> ModuleType:
     """The fake Hub of the tests of sources."""
-    path = TESTS / "sources" / "fake_hub.py"
-    spec = importlib.util.spec_from_file_location("shardq_fake_hub", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return fake_hub
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Statistics are sums over what really comes into each matrix, in files that shardq and llama.cpp read."""
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,26 +27,17 @@ from shardq.weights import find_weights
 
 pytest.importorskip("transformers", reason="transformers builds the models: pip install shardq[tune]")
 
+import tuned_models as models
+
 from shardq.tune.blocks import BlockModel
 from shardq.tune.data import Samples
 from shardq.tune.imatrix_file import write_imatrix
 from shardq.tune.inputs import Experts, is_stacks
 from shardq.tune.stats import Statistics, collect, write_importance
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SAMPLES, TOKENS = 2, 24
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums run in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def gather(folder: Path, experts: Experts = "all") -> Statistics:

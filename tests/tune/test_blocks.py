@@ -1,9 +1,7 @@
 """Models that are made block by block compute what transformers computes with the whole of them, to the bit."""
 
-import importlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +17,18 @@ from shardq.sources import open_source
 
 pytest.importorskip("transformers", reason="transformers builds the models: pip install shardq[tune]")
 
+import encoded_sources as sources
+import tuned_models as models
+
 from shardq.tune.activations import Batch, Call, Own, join_calls
 from shardq.tune.blocks import BlockModel
 
-TESTS = Path(__file__).parents[1]
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(TESTS / "tune")
-    patch.syspath_prepend(TESTS / "pipeline")
-    models: Any = importlib.import_module("tuned_models")
-    sources: Any = importlib.import_module("encoded_sources")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 COMPUTED = [name for name in models.MODELS if name != "gemma3n"]
 DENSE = sorted(
     {min(case.kinds): case.id for case in sources.CASES.values() if case.config["model_type"] == "llama"}.values()
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums run in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", COMPUTED)

@@ -1,6 +1,5 @@
 """AWQ: what scaling does to a block, what the search finds, and an output with replaced norms."""
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 import shardq
 from shardq.errors import BadOption
@@ -35,20 +36,13 @@ from shardq.tune.subjects import Subject, find_subjects
 from shardq.tune.work import Changes, Work
 from shardq.tuned import load_tuned, read_tuned
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DATA = DataOptions("random", nsamples=4, seqlen=16, seed=1)
 LEARNING = SignRoundOptions(iters=4, batch_size=2)
 NAMES = ("llama", "qwen3_moe", "gemma3", "deepseek_v3")
 SHORT = AwqOptions(awq_n_grid=6)
 NORM_OF_MLP = {"llama": "post_attention_layernorm", "qwen3_moe": "", "gemma3": "pre_feedforward_layernorm"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

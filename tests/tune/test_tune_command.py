@@ -1,6 +1,5 @@
 """`shardq tune`: from a folder to an output that passes its checks, and words that are refused before."""
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -11,12 +10,10 @@ from click.testing import CliRunner
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
+import tuned_models as models
+
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BudgetTooSmall
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
 
 WORDS = (
     "--scheme", "W4A16", "--group-size", "32", "--format", "gptq", "--algorithm", "gptq", "--dataset", "random",

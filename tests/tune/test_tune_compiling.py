@@ -1,9 +1,7 @@
 """Compiled rounding: numbers of torch's own operations, bit by bit, from functions that were compiled as a whole."""
 
-import importlib
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -77,9 +75,8 @@ def test_a_model_gets_the_codes_of_single_operations(
     pytest.importorskip("transformers", reason="block mode needs transformers")
     torch.set_num_threads(threads)
     monkeypatch.setattr(rounding_parts, "TILE_WEIGHTS", 1 << 10)  # a matrix has several, which threads share
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
-        models: Any = importlib.import_module("tuned_models")
+    import tuned_models as models
+
     folder = models.make_model("llama", tmp_path / "llama")
     for name, compiled in (("eager", False), ("compiled", True)):
         options = TuneOptions(

@@ -1,6 +1,5 @@
 """A tuning that dies at any moment: the same command ends with the same bytes, and nothing else is left behind."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -13,15 +12,14 @@ import pytest
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
+import tuned_models as models
+
 import shardq
 from shardq.errors import TaskFailed
 from shardq.lock import FolderLock
 from shardq.tune.driver import LOCK
 
 HERE: Final = Path(__file__).parent
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(HERE)
-    models: Any = importlib.import_module("tuned_models")
 
 LIMIT_S: Final = 240.0
 KILLED: Final = -9

@@ -1,7 +1,6 @@
 """Where blocks are computed. There is no GPU here: a pretended one refuses what CUDA would refuse, and the codes are
 those of the CPU."""
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,9 @@ import torch
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
+import pretended_device as pretended
+import tuned_models as models
+
 from shardq.errors import BadOption
 from shardq.recipe import make_recipe
 from shardq.sources import open_source
@@ -21,21 +23,13 @@ from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions, build_options
 from shardq.tune.settings import AwqOptions, ComputeOptions, SignRoundOptions
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
-    pretended: Any = importlib.import_module("pretended_device")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SAMPLES, TOKENS, WIDTH = 4, 12, 64
 META = torch.device("meta")
 FEW, SCALES = SignRoundOptions(iters=3, batch_size=2), AwqOptions()
 EXPERTS = {"qwen3_moe": 8, "gpt_oss": 4}
 CUT = {"qwen3_moe": (64, 32), "gpt_oss": (96, 64)}  # their second matrices
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
 """Models tuned block by block: nearer to themselves than the nearest codes, and the same files after a stop."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 import shardq
 from shardq.errors import BadOption, RecipeChanged
@@ -23,18 +23,11 @@ from shardq.tune.settings import SignRoundOptions
 from shardq.tune.work import Work
 from shardq.tuned import load_tuned
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DATA = DataOptions("random", nsamples=6, seqlen=16, seed=1)
 LEARNING = SignRoundOptions(iters=8, batch_size=3)
 NAMES = ("llama", "qwen3_moe", "qwen3_vl")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

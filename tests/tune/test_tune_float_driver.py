@@ -1,14 +1,14 @@
 """Whole models whose small floats are learned: nearer to themselves as they are served, and packed to the end."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq.cli.group import commands
 from shardq.recipe import Recipe, make_recipe
@@ -17,16 +17,9 @@ from shardq.tune.driver import Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.settings import SignRoundOptions
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DATA = DataOptions("random", nsamples=6, seqlen=16, seed=1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

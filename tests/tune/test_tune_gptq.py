@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from shardq.errors import BadOption, NonFiniteWeight
@@ -17,6 +16,8 @@ from shardq.tune import gptq
 from shardq.tune.gptq import Compensated, quantize_gptq
 from shardq.tune.hessians import factor_hessian
 from shardq.tune.settings import Scales
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROWS, COLUMNS = 24, 200  # groups of 64 have a short last one
 Matrix = NDArray[np.float32]
@@ -30,14 +31,6 @@ SCHEMES: dict[str, Scheme] = {
     "mxfp4": parse_name("MXFP4"),
     "nvfp4": parse_name("NVFP4"),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_weight(seed: int = 0) -> Matrix:

@@ -1,6 +1,5 @@
 """The head, tuned with what comes into it: nearer to its logits than the nearest codes, tied or not; and stops."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ import pytest
 import torch
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq.kernels import load
 from shardq.plans import make_plan
@@ -27,18 +28,11 @@ from shardq.tune.subjects import find_subjects
 from shardq.tune.work import Work
 from shardq.tuned import load_tuned
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DATA = DataOptions("random", nsamples=8, seqlen=16, seed=1)
 LEARNING = SignRoundOptions(iters=20, batch_size=3)
 HEAD = "lm_head.weight"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """What --max-disk counts is what a tuning writes, and what will not fit is refused before a weight is read."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,8 @@ import pytest
 import torch
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq.errors import BudgetTooSmall
 from shardq.plans import make_plan
@@ -22,17 +23,10 @@ from shardq.tune.result import TuneResult
 from shardq.tune.settings import SignRoundOptions
 from shardq.tune.subjects import find_subjects
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SAMPLES, TOKENS = 6, 16
 ONE_SAMPLE = TOKENS * 64 * 4
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

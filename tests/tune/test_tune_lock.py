@@ -1,13 +1,13 @@
 """Two tunings into one folder: the second is told who works there, and a dead one's lock is taken over."""
 
-import importlib
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq.errors import OutputLocked
 from shardq.lock import FolderLock
@@ -16,10 +16,6 @@ from shardq.sources import open_source
 from shardq.tune.driver import LOCK, Place, tune_blocks
 from shardq.tune.options import DataOptions, TuneOptions
 from shardq.tune.result import TuneResult
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
 
 OPTIONS = TuneOptions(algorithm="rtn", data=DataOptions("random", nsamples=2, seqlen=8))
 

@@ -1,7 +1,6 @@
 """How much memory tuning takes beside what it computes with: at most four blocks as the checkpoint has them, and the
 activations of a batch. Measured in a process of its own, which has tuned another model before."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import pytest
 import torch
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq.kernels import load
 from shardq.recipe import make_recipe
@@ -28,10 +29,6 @@ from shardq.tune.places import Place as MatrixPlace
 from shardq.tune.reading import BlockReader
 from shardq.tune.subjects import Subject
 from shardq.tune.work import put_codes, quantize_alone
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
 
 HIDDEN: Final = 1024
 INNER: Final = 2816

@@ -1,6 +1,5 @@
 """Blocks that are tuned together: one loss behind the last, files for each, and the same bytes after kill -9."""
 
-import importlib
 import json
 import os
 import signal
@@ -13,6 +12,8 @@ import pytest
 import torch
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq.errors import BadOption
 from shardq.plans import make_plan
@@ -29,9 +30,7 @@ from shardq.tune.settings import SignRoundOptions
 from shardq.tune.subjects import find_subjects
 from shardq.tune.work import Work, put_codes
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DATA = DataOptions("random", nsamples=6, seqlen=12, seed=1)
 KILLED_AT = """
@@ -50,11 +49,6 @@ def dying(work, *more):
 passes.tune_block = dying
 tune(sys.argv[1], sys.argv[2], int(sys.argv[3]))
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """Norms and biases learned beside rounding: what is written of them is what the loss saw, through to the output."""
 
-import importlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,15 +10,13 @@ from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
 
+import tuned_models as models
+
 from shardq.cli.group import commands
 from shardq.tune.awq_sites import Plain
 from shardq.tune.norms_biases import FreeUnit
 from shardq.tune.rounding import Learned
 from shardq.tuned import load_tuned
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
 
 
 def _unit(weight: torch.Tensor, v: torch.Tensor, stored: torch.dtype = torch.float32) -> FreeUnit:

@@ -1,6 +1,5 @@
 """Damage by gradients, block by block: the gradients of the whole model, figures in a file, and mixtures by them."""
 
-import importlib
 import json
 import os
 import weakref
@@ -16,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq import quantize
 from shardq.cli import _tuning
@@ -40,19 +41,12 @@ from shardq.tune.sensitivity import Measuring, damages_of, label_loss, measure_d
 from shardq.tune.spool import Spool, Spooling, Taken, plan_spool
 from shardq.tune.subjects import find_subjects
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 OPTIONS = "W2A16G32,W4A16G32,W8A16G32"
 DATA = DataOptions("random", nsamples=4, seqlen=16, seed=1)
 MEASURING = Measuring(OPTIONS, DATA)
 NAMES = {"llama": 3 * 7, "qwen3_moe": 3 * (4 + 8 * 3), "gpt_oss": 3 * (4 + 4 * 3)}  # and matrices that get codes
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

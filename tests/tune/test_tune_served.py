@@ -1,11 +1,8 @@
 """Inputs of matrices as servers quantize them: the numbers of round-to-nearest, for the modules that a scheme names."""
 
-import importlib
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,16 +18,10 @@ from shardq.schemes import ACTIVATIONS, ALL_TOKENS, Activation, Exponent, Scheme
 from shardq.tune.served import fake_quantize, serving
 from shardq.tune.subjects import Place, Subject
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENS, COLUMNS = 12, 256
 GROUPS = "group_size", "calibrated"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _inputs() -> Tensor:
@@ -120,12 +111,11 @@ def test_only_matrices_of_such_schemes_are_changed_and_only_inside() -> None:
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
 def test_experts_in_stacks_get_both_inputs_quantized(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="block mode needs transformers")
+    import tuned_models as models
+
     from shardq.sources import open_source
     from shardq.tune.blocks import BlockModel
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
-        models: Any = importlib.import_module("tuned_models")
     folder = models.make_model(name, tmp_path / name)
     ids = models.some_ids()
     with BlockModel.open(open_source(str(folder)), dtype=torch.float32) as model, model.block(0) as block:

@@ -1,7 +1,6 @@
 """Hidden states in files, as they are and compressed: the same codes, bit for bit, and no more disk than was said."""
 
 import errno
-import importlib
 import json
 import os
 import shutil
@@ -16,6 +15,8 @@ import torch
 from click.testing import CliRunner
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq.api import quantize
 from shardq.cli import _statistics
@@ -38,19 +39,12 @@ from shardq.tune.settings import AwqOptions, ComputeOptions, SignRoundOptions
 from shardq.tune.spool import Spool, Spooling, Taken, plan_spool
 from shardq.tune.subjects import find_subjects
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SAMPLES, TOKENS, WIDTH = 6, 128, 64
 ONE_SAMPLE = TOKENS * WIDTH * 4
 FILES: tuple[SpoolAs, ...] = ("plain", "zstd")
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Experts that a checkpoint stores as stacks, turned or with gate and up in alternate rows: tuned codes reach the main
 job in the form of each of its matrices."""
 
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import encoded_sources as sources
+import tuned_models as models
 
 import shardq
 from shardq.kernels import load
@@ -30,20 +32,11 @@ from shardq.tune.result import TuneResult
 from shardq.tune.settings import SignRoundOptions
 from shardq.tune.subjects import find_subjects
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
-    patch.syspath_prepend(Path(__file__).parents[1] / "pipeline")
-    sources: Any = importlib.import_module("encoded_sources")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DATA = DataOptions("random", nsamples=8, seqlen=16, seed=1)
 LEARNING = SignRoundOptions(iters=20, batch_size=8)
 EXPERTS = {"gpt_oss": 3 * 4 * 3, "llama4": 2 * 4 * 3, "qwen3_vl_moe": 3 * 4 * 3}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Scales of activations that a checkpoint has: those of a whole model in torch, equal where servers fuse, the same
 after a stop, and in the output under the names that readers know."""
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="block mode needs transformers")
+
+import tuned_models as models
 
 from shardq.cli.group import commands
 from shardq.errors import BadOption, BadTuned, UnsupportedSource
@@ -40,20 +41,13 @@ from shardq.tune.subjects import check_left, find_subjects
 from shardq.tune.work import Work
 from shardq.tuned import TunedRef, load_tuned, read_tuned
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    models: Any = importlib.import_module("tuned_models")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DATA = DataOptions("random", nsamples=4, seqlen=16, seed=1)
 FEW = DataOptions("random", nsamples=1, seqlen=2, seed=1)
 NAMES = ("llama", "qwen3_moe")
 LAST = 2
 Kept = dict[str, float]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

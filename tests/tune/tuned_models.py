@@ -1,11 +1,4 @@
-"""Tiny random models of transformers, as folders, and their own logits.
-
-Modules of this kind lie on no path; a test that has made sure of transformers imports it so:
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
-        models: Any = importlib.import_module("tuned_models")
-"""
+"""Tiny random models of transformers, as folders, and their own logits: for tests that are sure of transformers."""
 
 import json
 import math
