@@ -13,7 +13,7 @@ from shardq.importance import load_importance, match
 from shardq.importance_files import Provenance, write_importance
 from shardq.layouts import find_layout
 from shardq.schemes import parse_scheme
-from shardq.scoring import POWER, Candidate, Subject, score_all
+from shardq.scoring import BETWEEN, Candidate, Subject, score_all, weigh_shares
 from shardq.search import default_search
 from shardq.sources import open_source
 from shardq.weights import find_weights
@@ -47,7 +47,7 @@ def score(tmp_path: Path) -> Score:
 def test_equal_importance_is_none_but_for_the_search(score: Score) -> None:
     kept, rounded = score()
     assert kept == 0
-    assert 0.05**POWER < rounded < 1
+    assert 0.05**BETWEEN < rounded < 1
     assert 0 < score(np.ones(COLUMNS, np.float32))[1] < rounded
 
 
@@ -60,3 +60,19 @@ def test_a_massive_column_does_not_hide_the_others(score: Score) -> None:
 
 def test_sensitivity_multiplies(score: Score) -> None:
     assert score(sensitivity=3.0)[1] == pytest.approx(3 * score()[1])
+
+
+def test_harm_grows_with_the_square_of_a_share_and_less_between_matrices() -> None:
+    """Of one matrix 4 times the error does 16 times the harm; of another that always has 4 times the error, 8 times."""
+    shares = np.array([0.0, 0.16, 0.04, 0.01])
+    one, other = weigh_shares(shares), weigh_shares(4 * shares)
+    assert one[0] == other[0] == 0
+    assert one[1:] == pytest.approx([16 * 0.04**1.5, 0.04**1.5, 0.04**1.5 / 16])
+    assert other == pytest.approx(8 * one)
+
+
+def test_shares_that_are_no_numbers_leave_the_others_alone() -> None:
+    assert weigh_shares(np.zeros(2)).tolist() == [0, 0]
+    with_inf = weigh_shares(np.array([np.inf, 0.04, np.nan]))
+    assert with_inf[1] == weigh_shares(np.array([0.04]))[0] == pytest.approx(0.008)
+    assert not np.isfinite(with_inf[[0, 2]]).any()
