@@ -39,7 +39,7 @@ MLX: Final = ("--format", "mlx", "--target", "mlx", "--ignore", "model.embed_tok
 CASES: Final[Mapping[str, Case]] = {
     "fused 3.5": Case(3.5, AUTO_ROUND, INTEGERS, ("W3A16G64", "W3A16G32"), 0.8),
     "single 3.5": Case(3.5, (*AUTO_ROUND, *SINGLE), INTEGERS, ("W3A16G64", "W3A16G32"), 0.8),
-    "MLX 3.5": Case(3.5, MLX, INTEGERS, ("W3A16G64",), 0.8),
+    "MLX 3.5": Case(3.5, MLX, (*INTEGERS, "W3A16"), ("W3A16G64",), 0.8),  # groups of 128 where these divide columns
     "fused 4.5": Case(4.5, AUTO_ROUND, INTEGERS, ("W4A16G64", "W4A16G32")),
     "MLX 4.5": Case(4.5, MLX, INTEGERS, ("W4A16G64",)),
     "MX 5": Case(5.0, AUTO_ROUND, ("MXFP4", "MXFP8"), ("MXFP4", "MXFP8")),
