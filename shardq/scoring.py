@@ -4,10 +4,9 @@ The harm is the share of the output's energy that the error takes: sum(e * (w - 
 importance of the column and once with 1, whichever is larger: by importance alone a few columns with massive inputs,
 which a search spares, would hide what becomes of the others. A share, because every matrix feeds the next: a small
 v_proj does as much damage as a large up_proj that is hurt alike (reference quality.md, 5.4). Squared, because twice
-the error of a matrix does more than twice the damage: a few of them at 2 bits ruin a model. But by the root of its
-typical share less, as matrices that are harder to quantize than others matter less than their shares say
-(bench/README.md). Times what experience says of the module (sensitivity.py). Rows of giants are sampled, evenly;
-nothing is written.
+the error of a matrix does more than twice the damage: a few of them at 2 bits ruin a model. Between matrices a little
+less, as those that are harder to quantize than others matter less than their shares say (bench/README.md). Times what
+experience says of the module (sensitivity.py). Rows of giants are sampled, evenly; nothing is written.
 """
 
 import math
@@ -38,7 +37,7 @@ SAMPLED_WEIGHTS: Final = 1 << 21  # of a matrix; a smaller one is scored whole
 WINDOWS: Final = 8  # that a sample comes from
 ROWS: Final = 128  # a window is a multiple: no scale that rows share is cut
 GROWTH: Final = 2.0  # power of a share, of one matrix under its candidates
-BETWEEN: Final = 1.5  # power of shares, of one matrix beside others
+BETWEEN: Final = 1.9  # power of shares, of one matrix beside others
 KEPT: Final = 0.0  # the harm of what is not quantized
 
 
@@ -107,7 +106,7 @@ def _score(s: Subject, source: Source, rounded: bool, kernels: KernelSet) -> lis
 
 
 def weigh_shares(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What shares of the energy, [candidates] of one matrix, say of harm: s^2 / sqrt(t), with t the typical one, the
+    """What shares of the energy, [candidates] of one matrix, say of harm: s^2 / t^(1/10), with t the typical one, the
     geometric mean of those that are finite and above 0. All 0: 0; NaN and infinity stay what they are, or NaN."""
     hurt = shares[(shares > 0) & np.isfinite(shares)]
     typical = math.exp(float(np.log(hurt).mean())) if len(hurt) else 1.0

@@ -63,16 +63,16 @@ def test_sensitivity_multiplies(score: Score) -> None:
 
 
 def test_harm_grows_with_the_square_of_a_share_and_less_between_matrices() -> None:
-    """Of one matrix 4 times the error does 16 times the harm; of another that always has 4 times the error, 8 times."""
-    shares = np.array([0.0, 0.16, 0.04, 0.01])
-    one, other = weigh_shares(shares), weigh_shares(4 * shares)
+    """Of one matrix 16 times the error does 256 times the harm; of another that always has as much more, 194 times."""
+    shares = np.array([0.0, 0.32, 0.02, 0.02 / 16])
+    one, other = weigh_shares(shares), weigh_shares(16 * shares)
     assert one[0] == other[0] == 0
-    assert one[1:] == pytest.approx([16 * 0.04**1.5, 0.04**1.5, 0.04**1.5 / 16])
-    assert other == pytest.approx(8 * one)
+    assert one[1:] == pytest.approx([256 * 0.02**BETWEEN, 0.02**BETWEEN, 0.02**BETWEEN / 256])
+    assert other == pytest.approx(16**1.9 * one)
 
 
 def test_shares_that_are_no_numbers_leave_the_others_alone() -> None:
     assert weigh_shares(np.zeros(2)).tolist() == [0, 0]
     with_inf = weigh_shares(np.array([np.inf, 0.04, np.nan]))
-    assert with_inf[1] == weigh_shares(np.array([0.04]))[0] == pytest.approx(0.008)
+    assert with_inf[1] == weigh_shares(np.array([0.04]))[0] == pytest.approx(0.04**BETWEEN)
     assert not np.isfinite(with_inf[[0, 2]]).any()
