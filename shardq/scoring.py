@@ -106,8 +106,9 @@ def _score(s: Subject, source: Source, rounded: bool, kernels: KernelSet) -> lis
 
 
 def weigh_shares(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What shares of the energy, [candidates] of one matrix, say of harm: s^2 / t^(1/10), with t the typical one, the
-    geometric mean of those that are finite and above 0. All 0: 0; NaN and infinity stay what they are, or NaN."""
+    """What shares of the energy, [candidates] of one matrix, say of harm: s^GROWTH * t^(BETWEEN - GROWTH), with t the
+    typical one, the geometric mean of those that are finite and above 0. All 0: 0; NaN and infinity stay what they are,
+    or NaN."""
     hurt = shares[(shares > 0) & np.isfinite(shares)]
     typical = math.exp(float(np.log(hurt).mean())) if len(hurt) else 1.0
     harms: NDArray[np.float64] = shares**GROWTH * typical ** (BETWEEN - GROWTH)
