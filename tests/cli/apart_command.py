@@ -28,8 +28,8 @@ def work(_console: Console, deed: str) -> list[int]:
     if deed == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if deed in ("wait", "compute"):
-        if deed == "compute":  # as native code does, which looks at no signal before it ends
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if deed == "compute":  # as native code does, which looks at no signal before it ends; a mask is one thread's
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with contextlib.suppress(Exception):
             try:
                 print("waiting", flush=True)
